@@ -1,0 +1,37 @@
+"""What an image network looks at while it trains, and whether the answer can be trusted.
+
+The names below are loaded when they are first used, so that `import fg_lightning` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fg_lightning.callbacks import FullGradMonitor as FullGradMonitor
+    from fg_lightning.fullgrad import FullGrad as FullGrad
+    from fg_lightning.fullgrad import FullGradients as FullGradients
+    from fg_lightning.fullgrad import SimpleFullGrad as SimpleFullGrad
+    from fg_lightning.fullgrad import full_gradients as full_gradients
+
+_HOMES = {
+    "FullGrad": "fg_lightning.fullgrad",
+    "FullGradMonitor": "fg_lightning.callbacks",
+    "FullGradients": "fg_lightning.fullgrad",
+    "SimpleFullGrad": "fg_lightning.fullgrad",
+    "full_gradients": "fg_lightning.fullgrad",
+}
+
+__all__ = list(_HOMES)
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fg_lightning' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,7 @@
+"""The full-gradient representation (Srinivas & Fleuret, NeurIPS 2019): the decomposition and the maps drawn from it."""
+
+from fg_lightning.fullgrad.decomposition import FullGradients, full_gradients
+from fg_lightning.fullgrad.saliency import FullGrad, SimpleFullGrad
+from fg_lightning.fullgrad.tape import Term
+
+__all__ = ["FullGrad", "FullGradients", "SimpleFullGrad", "Term", "full_gradients"]

@@ -1,0 +1,512 @@
+"""The bias of every operation: one table of small rules, one general fallback.
+
+The bias of an operation y = h(z) is the constant part of its linearisation at z, b = h(z) - J_h(z) z, taken over those of its
+operands that depend on the input (Srinivas & Fleuret 2019, eq. 3 and its extension to implicit biases). A rule is a function of
+one `Call` that returns the biases of its outputs. Adding one is a line in `RULES`; an operation that is not there goes through
+`linearise`, which is right for any differentiable operation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from fg_lightning.fullgrad.call import Call, map_tensors, tensors_in
+
+Kind = Literal["explicit", "implicit"]
+
+
+class Bias(NamedTuple):
+    """A bias of one output of an operation, broadcastable to it; computed when its gradient comes where that saves memory."""
+
+    kind: Kind
+    value: Tensor | Callable[[], Tensor]
+    output: int = 0
+
+
+class NotDifferentiable(RuntimeError):
+    """An operation whose Jacobian product cannot be had, so that its bias is unknown."""
+
+
+Rule = Callable[[Call], list[Bias]]
+
+
+def reads_operands(rule: Rule) -> Rule:
+    """Mark a rule that looks at operands after the operation ran: an in-place operation keeps a copy for it."""
+    rule.reads_operands = True  # type: ignore[attr-defined]
+    return rule
+
+
+# --- linear and homogeneous operations: Euler's theorem, J z = d y, so b = (1 - d) y ---------------------------------------------
+
+
+def no_bias(call: Call) -> list[Bias]:
+    """Linear, or homogeneous of degree 1: J z = y."""
+    return []
+
+
+def homogeneous(degree: Callable[[Call], float | Tensor | None]) -> Rule:
+    """Homogeneous of some degree d in its dependent operands together, b = (1 - d) y; None where it is not homogeneous."""
+
+    def rule(call: Call) -> list[Bias]:
+        d = degree(call)
+        if d is None:
+            return linearise(call)
+        if isinstance(d, (int, float)) and d == 1:
+            return []
+        results = [call.result(i) for i in range(len(call.outputs))]
+        return [Bias("implicit", partial(torch.mul, y, 1 - d), i) for i, y in enumerate(results)]
+
+    return rule
+
+
+def _of_degree(d: float) -> Rule:
+    return homogeneous(lambda call: d)
+
+
+@reads_operands
+def _multiply(call: Call) -> list[Bias]:
+    """x * y with both dependent has b = -x y; made again from the factors, which the backward pass keeps anyway."""
+    a, b = call.args[:2]
+    if not (call.depends(a) and call.depends(b)):
+        return []
+    a, b = call.value(a), call.value(b)
+    return [Bias("implicit", lambda: -a * b)]
+
+
+def _quotient_degree(call: Call) -> float | None:
+    if call.argument(2, "rounding_mode") is not None:
+        return None
+    return float(call.depends(call.args[0])) - float(call.depends(call.argument(1, "other")))
+
+
+def _power_degree(call: Call) -> float | Tensor | None:
+    base, exponent = call.args[0], call.argument(1, "exponent")
+    return None if call.depends(exponent) or not call.depends(base) else exponent
+
+
+def _extremum_degree(call: Call) -> float | None:
+    """Maximum and minimum are homogeneous unless one of two operands is a constant."""
+    other = call.argument(1, "other")
+    return None if isinstance(other, Tensor) and not (call.depends(call.args[0]) and call.depends(other)) else 1
+
+
+def _count_dependent(call: Call) -> float:
+    """The degree of a product of several operands, such as einsum's."""
+    return float(len(call.dependent))
+
+
+def _bilinear_plus(*, addend: tuple[int, str] | None, factors: tuple[tuple[int, str], tuple[int, str]]) -> Rule:
+    """factor_1 * factor_2 + addend, with `*` any bilinear product: convolution, linear, matrix products."""
+
+    def rule(call: Call) -> list[Bias]:
+        degree = sum(call.depends(call.argument(*factor)) for factor in factors)
+        added = None if addend is None else call.argument(*addend)
+        biases = []
+        if added is not None:
+            shift = _as_added(call, added)
+            if not call.depends(added):
+                biases.append(Bias("explicit", shift))
+        if degree != 1:
+            y = call.result()
+            product = y if added is None else y - call.value(shift)
+            biases.append(Bias("implicit" if degree else "explicit", lambda: (1 - degree) * product))
+        return biases
+
+    return rule
+
+
+def _as_added(call: Call, addend: Tensor) -> Tensor:
+    """The addend as the operation adds it: along the channels for a convolution, times beta for a matrix product."""
+    if call.name.startswith("conv"):
+        return _per_channel(addend, call.outputs[0])
+    beta = call.kwargs.get("beta", 1)
+    return addend if beta == 1 else beta * addend
+
+
+def _per_channel(vector: Tensor, output: Tensor) -> Tensor:
+    """[C] as [C, 1, ...], to be added to [N, C, *S]."""
+    return vector.reshape(-1, *(1,) * (output.ndim - 2))
+
+
+# --- affine operations: the bias is the operation at zero ------------------------------------------------------------------------
+
+
+def _finite(constant: Tensor) -> Tensor:
+    """An infinite constant masks something out: its gradient is exactly zero, and so is its term."""
+    return constant.nan_to_num(nan=math.nan, posinf=0.0, neginf=0.0)
+
+
+def _sum_of(first_sign: int, second_sign: int, *, alpha_on: int) -> Rule:
+    """A constant added to, or subtracted from, what depends on the input; `alpha` scales the operand at `alpha_on`."""
+
+    def rule(call: Call) -> list[Bias]:
+        operands = call.args[0], call.argument(1, "other")
+        constants = [i for i in (0, 1) if not call.depends(operands[i])]
+        if not constants:
+            return []
+        (i,) = constants
+        scale = (first_sign, second_sign)[i] * (call.kwargs.get("alpha", 1) if i == alpha_on else 1)
+        y = call.outputs[0]
+        return [Bias("explicit", _finite(scale * torch.as_tensor(operands[i], device=y.device).to(y.dtype)))]
+
+    return reads_operands(rule)
+
+
+@reads_operands
+def affine(call: Call) -> list[Bias]:
+    """Affine in its dependent operands together: b is the operation at zero."""
+    if call.kwargs.get("reduce") is not None:  # scatter(..., reduce="multiply")
+        return linearise(call)
+    constants = [t for t in tensors_in((call.args, call.kwargs)) if not call.depends(t)]
+    if not constants and call.name in ("cat", "stack", "hstack", "vstack"):
+        return []
+    return [Bias("explicit", _finite(call.at_zero()))]
+
+
+@reads_operands
+def _padding(call: Call) -> list[Bias]:
+    """Padding is linear unless it fills in a constant other than zero."""
+    if call.name == "pad" and call.argument(2, "mode", "constant") != "constant":
+        return []
+    fill = call.argument(2, "value", 0) if call.name == "constant_pad_nd" else call.argument(3, "value", 0)
+    return affine(call) if fill else []
+
+
+def _normalised_by_running_statistics(call: Call, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
+    """Batch norm in evaluation at zero: beta - gamma mu / sqrt(var + eps), per channel."""
+    scale = torch.rsqrt(var + eps)
+    offset = -mean * (scale if weight is None else scale * weight)
+    return _per_channel(offset if bias is None else offset + bias, call.outputs[0]).to(call.outputs[0].dtype)
+
+
+# --- normalisation by the input's own statistics ---------------------------------------------------------------------------------
+
+
+def _normalised(call: Call, statistics_of: Callable[[Tensor], Tensor], bias: Tensor | None, eps: float) -> list[Bias]:
+    """gamma (z - mean) / sqrt(var + eps) + beta: of degree 0 but for beta and eps, so J z = eps / (var + eps) (y - beta).
+
+    `statistics_of` gives the variance (or mean square) of the values in its own groups, broadcastable to the output.
+    """
+    z, y = call.value(call.args[0]), call.result()
+    shift = 0.0 if bias is None else bias
+
+    def implicit() -> Tensor:
+        variance = statistics_of(z)
+        return (y - shift) * (variance / (variance + eps))
+
+    biases = [Bias("implicit", implicit)]
+    return biases if bias is None else [Bias("explicit", bias), *biases]
+
+
+def _constant_affine(rule: Rule, *operands: tuple[int, str]) -> Rule:
+    """The rule where the named operands (weights, statistics) are constants, the general fallback elsewhere."""
+
+    def guarded(call: Call) -> list[Bias]:
+        return linearise(call) if any(call.depends(call.argument(*operand)) for operand in operands) else rule(call)
+
+    return reads_operands(guarded)
+
+
+def _batch_norm(call: Call) -> list[Bias]:
+    weight, bias, mean, var = (call.argument(*operand) for operand in _NORM_OPERANDS)
+    own_statistics, eps = call.args[5], call.args[7]  # torch's batch_norm and instance_norm take all by position
+    if not own_statistics:
+        return [Bias("explicit", _normalised_by_running_statistics(call, weight, bias, mean, var, eps))]
+    shape = call.outputs[0]
+    bias = None if bias is None else _per_channel(bias, shape)
+    axes = [0, *range(2, shape.ndim)] if call.name == "batch_norm" else list(range(2, shape.ndim))
+    return _normalised(call, lambda z: z.var(axes, correction=0, keepdim=True), bias, eps)
+
+
+def _layer_norm(call: Call) -> list[Bias]:
+    axes = tuple(range(-len(call.argument(1, "normalized_shape")), 0))
+    eps = call.argument(4, "eps", 1e-5)
+    return _normalised(call, lambda z: z.var(axes, correction=0, keepdim=True), call.argument(3, "bias"), eps)
+
+
+def _rms_norm(call: Call) -> list[Bias]:
+    axes = tuple(range(-len(call.argument(1, "normalized_shape")), 0))
+    eps = call.argument(3, "eps")
+    eps = torch.finfo(call.outputs[0].dtype).eps if eps is None else eps
+    return _normalised(call, lambda z: z.square().mean(axes, keepdim=True), None, eps)
+
+
+def _group_norm(call: Call) -> list[Bias]:
+    groups, bias = call.argument(1, "num_groups"), call.argument(3, "bias")
+    eps = call.argument(4, "eps", 1e-5)
+
+    def variance(z: Tensor) -> Tensor:
+        per_group = z.reshape(z.shape[0], groups, -1).var(-1, correction=0, keepdim=True)
+        per_channel = per_group.expand(-1, -1, z.shape[1] // groups).reshape(z.shape[0], z.shape[1])
+        return per_channel.reshape(*z.shape[:2], *(1,) * (z.ndim - 2))
+
+    return _normalised(call, variance, None if bias is None else _per_channel(bias, call.outputs[0]), eps)
+
+
+# --- non-linearities: b = y - h'(z) z --------------------------------------------------------------------------------------------
+
+
+def pointwise(bias: Callable[[Tensor], Tensor]) -> Rule:
+    """A non-linearity given by its implicit bias as a function of its operand."""
+
+    def rule(call: Call) -> list[Bias]:
+        z = call.value(call.args[0])
+        return [Bias("implicit", lambda: bias(z))]
+
+    return reads_operands(rule)
+
+
+@reads_operands
+def elementwise(call: Call) -> list[Bias]:
+    """Any elementwise function of one dependent operand: one elementwise derivative, b = y - h'(z) z."""
+    if len(call.dependent) != 1 or not call.depends(call.args[0]) or call.args[0].is_complex():
+        return linearise(call)
+    (z, *rest), kwargs = call.at_values()
+    repeat, in_place = call.repeat, call.in_place
+
+    def implicit() -> Tensor:
+        with torch.enable_grad():
+            operand = (z.clone() if in_place else z.detach()).requires_grad_()
+            y = repeat((operand.clone() if in_place else operand, *rest), kwargs)
+            (slope_times_z,) = torch.autograd.grad(y, operand, z.detach())
+        return y.detach() - slope_times_z
+
+    return [Bias("implicit", implicit)]
+
+
+def _saturation(low: float, high: float) -> Callable[[Tensor], Tensor]:
+    """The implicit bias of clamping to [low, high]: the bound where it holds, nothing between."""
+
+    def bias(z: Tensor) -> Tensor:
+        return torch.where(z <= low, low, torch.where(z >= high, high, 0.0)).to(z.dtype)
+
+    return bias
+
+
+def _hardtanh(call: Call) -> list[Bias]:
+    z = call.value(call.args[0])
+    bias = _saturation(call.argument(1, "min_val", -1.0), call.argument(2, "max_val", 1.0))
+    return [Bias("implicit", lambda: bias(z))]
+
+
+def _sigmoid_bias(z: Tensor) -> Tensor:
+    y = torch.sigmoid(z)
+    return y - y * (1 - y) * z
+
+
+def _tanh_bias(z: Tensor) -> Tensor:
+    y = torch.tanh(z)
+    return y - (1 - y * y) * z
+
+
+def _silu_bias(z: Tensor) -> Tensor:
+    gate = torch.sigmoid(z)
+    return -z * z * gate * (1 - gate)
+
+
+def _gelu(call: Call) -> list[Bias]:
+    if call.argument(1, "approximate", "none") != "none":
+        return elementwise(call)
+    z = call.value(call.args[0])
+    return [Bias("implicit", lambda: z * z * torch.exp(-0.5 * z * z) * (-1 / math.sqrt(2 * math.pi)))]
+
+
+def _hardswish_bias(z: Tensor) -> Tensor:
+    return torch.where(z.abs() < 3, z * z / -6, torch.zeros((), dtype=z.dtype, device=z.device))
+
+
+def _softmax(call: Call) -> list[Bias]:
+    """J z = y (z - <y, z>), so b = y (1 - z + <y, z>); what a mask of -inf took out has y = 0 and no bias."""
+    z, y, dim = call.value(call.args[0]), call.result(), call.argument(1, "dim")
+
+    def implicit() -> Tensor:
+        yz = torch.where(y > 0, y * z, 0.0)
+        return y - yz + y * yz.sum(dim, keepdim=True)
+
+    return [Bias("implicit", implicit)]
+
+
+def _log_softmax(call: Call) -> list[Bias]:
+    """J z = z - <p, z>, so b = y - z + <p, z> with p = exp(y)."""
+    z, y, dim = call.value(call.args[0]), call.result(), call.argument(1, "dim")
+    return [Bias("implicit", lambda: y - z + (y.exp() * z).sum(dim, keepdim=True))]
+
+
+def _attention(call: Call) -> list[Bias]:
+    """y = A v with A = softmax(S + mask), S = scale q k^T, as one operation.
+
+    S is of degree d, the number of q and k that depend on the input, so J z = [v depends] y + d ((A * S) v - r y),
+    with r the row sums of A * S.
+    """
+    q, k, v = (call.argument(i, name) for i, name in enumerate(("query", "key", "value")))
+    mask, causal = call.argument(3, "attn_mask"), call.argument(5, "is_causal", False)
+    if call.depends(mask) or call.argument(4, "dropout_p", 0.0) or call.kwargs.get("enable_gqa"):
+        return linearise(call)
+    degree, linear_in_v = call.depends(q) + call.depends(k), call.depends(v)
+    scale = call.kwargs.get("scale") or 1 / math.sqrt(q.shape[-1])
+    q, k, v, y = call.value(q), call.value(k), call.value(v), call.result()
+
+    def implicit() -> Tensor:
+        scores = scale * q @ k.mT
+        masked = scores
+        if causal:
+            masked = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -math.inf)
+        elif mask is not None:
+            masked = scores.masked_fill(~mask, -math.inf) if mask.dtype is torch.bool else scores + mask
+        weighted = masked.softmax(-1) * scores
+        return (1 - linear_in_v) * y - degree * (weighted @ v - weighted.sum(-1, keepdim=True) * y)
+
+    return [Bias("implicit", implicit)]
+
+
+# --- anything else: b = y - J z --------------------------------------------------------------------------------------------------
+
+
+@reads_operands
+def linearise(call: Call) -> list[Bias]:
+    """y - J z by a Jacobian-vector product: right for any differentiable operation, at the price of running it again.
+
+    Raises:
+        NotDifferentiable: where neither forward mode nor two reverse passes can differentiate the operation.
+    """
+    try:
+        tangents = _forward_mode(call)
+    except (RuntimeError, NotImplementedError):  # torch has no forward-mode formula for this operation
+        try:
+            tangents = _double_reverse_mode(call)
+        except (RuntimeError, NotImplementedError) as error:
+            raise NotDifferentiable(str(error)) from error
+    return [Bias("implicit", y.detach() - tangent, i) for i, (y, tangent) in enumerate(zip(call.outputs, tangents, strict=True))]
+
+
+def _differentiable(result: Any, like: list[Tensor]) -> list[Tensor]:
+    """The outputs that correspond to the call's own, which are those that can carry a gradient."""
+    outputs = [t for t in tensors_in(result) if t.is_floating_point() or t.is_complex()]
+    if len(outputs) != len(like):
+        raise NotImplementedError("the operation has floating-point outputs without a gradient")
+    return outputs
+
+
+def _forward_mode(call: Call) -> list[Tensor]:
+    with forward_ad.dual_level(), torch.no_grad():
+
+        def dual(t: Tensor) -> Tensor:
+            value = call.value(t)
+            if not call.depends(t):
+                return value
+            return forward_ad.make_dual(value.clone() if call.in_place else value, value.clone())
+
+        result = call.repeat(*map_tensors(dual, (call.args, call.kwargs)))
+        tangents = [forward_ad.unpack_dual(t).tangent for t in _differentiable(result, call.outputs)]
+        return [torch.zeros_like(y) if t is None else t.clone() for t, y in zip(tangents, call.outputs, strict=True)]
+
+
+def _double_reverse_mode(call: Call) -> list[Tensor]:
+    """J z as the derivative of v -> J^T v, which is linear in v, along z."""
+    operands: list[Tensor] = []
+
+    def leaf(t: Tensor) -> Tensor:
+        value = call.value(t)
+        if not call.depends(t):
+            return value
+        operands.append(value.clone().requires_grad_())
+        return operands[-1].view_as(operands[-1])
+
+    with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
+        outputs = _differentiable(call.repeat(*map_tensors(leaf, (call.args, call.kwargs))), call.outputs)
+        probes = [torch.zeros_like(y, requires_grad=True) for y in outputs]
+        pulled = torch.autograd.grad(outputs, operands, probes, create_graph=True, allow_unused=True)
+        reached = [(p, z.detach()) for p, z in zip(pulled, operands, strict=True) if p is not None and p.requires_grad]
+        if not reached:
+            raise NotImplementedError("the operation's backward pass is not differentiable")
+        tangents = torch.autograd.grad([p for p, _ in reached], probes, [z for _, z in reached], allow_unused=True)
+    return [torch.zeros_like(y) if t is None else t for t, y in zip(tangents, outputs, strict=True)]
+
+
+# --- the table -------------------------------------------------------------------------------------------------------------------
+
+_CONVOLUTION = _bilinear_plus(factors=((0, "input"), (1, "weight")), addend=(2, "bias"))
+_PRODUCT = _bilinear_plus(factors=((0, "input"), (1, "other")), addend=None)
+_PRODUCT_PLUS = _bilinear_plus(factors=((1, ""), (2, "")), addend=(0, "input"))
+_NORM_OPERANDS = ((1, "weight"), (2, "bias"), (3, "running_mean"), (4, "running_var"))
+
+_ROWS: tuple[tuple[Rule, str], ...] = (
+    # moving values around
+    (no_bias, "view reshape flatten unflatten ravel squeeze unsqueeze permute transpose movedim moveaxis t T mT H mH adjoint"),
+    (no_bias, "expand expand_as view_as reshape_as repeat tile repeat_interleave narrow select split split_with_sizes chunk"),
+    (no_bias, "tensor_split unbind getitem index_select gather take take_along_dim diagonal diag tril triu flip fliplr flipud"),
+    (no_bias, "roll rot90 unfold im2col col2im as_strided pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle"),
+    (no_bias, "clone contiguous to type float double half bfloat16 type_as cpu cuda alias view_as_real view_as_complex real imag"),
+    (no_bias, "conj conj_physical resolve_conj resolve_neg positive requires_grad atleast_1d atleast_2d atleast_3d"),
+    # sums and means, averages over a window, interpolation between pixels
+    (no_bias, "sum mean nansum cumsum trace neg negative avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d"),
+    (no_bias, "adaptive_avg_pool3d upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d"),
+    (
+        no_bias,
+        "upsample_bicubic2d upsample_trilinear3d fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_fftn fft_ifftn fft_fft fft_ifft",
+    ),
+    (
+        no_bias,
+        "upsample_bilinear2d_aa upsample_bicubic2d_aa upsample_nearest_exact2d fft_rfft fft_irfft fft_fftshift fft_ifftshift",
+    ),
+    # dropout multiplies by a mask (and does nothing in evaluation)
+    (no_bias, "dropout feature_dropout native_dropout"),
+    # homogeneous of degree 1: piecewise linear through zero, extrema, norms
+    (no_bias, "relu leaky_relu rrelu abs absolute max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d"),
+    (no_bias, "adaptive_max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices fractional_max_pool2d"),
+    (no_bias, "fractional_max_pool3d max_unpool1d max_unpool2d max_unpool3d amax amin aminmax sort topk kthvalue median cummax"),
+    (no_bias, "cummin mode std norm vector_norm linalg_vector_norm linalg_norm matrix_norm linalg_matrix_norm"),
+    (homogeneous(_extremum_degree), "max min maximum minimum fmax fmin"),
+    # products, quotients and powers of what depends on the input
+    (_multiply, "mul"),
+    (homogeneous(_quotient_degree), "div"),
+    (homogeneous(_power_degree), "pow"),
+    (homogeneous(_count_dependent), "einsum prelu dot inner outer"),
+    (_of_degree(2), "square var"),
+    (_of_degree(0.5), "sqrt"),
+    (_of_degree(-0.5), "rsqrt"),
+    (_of_degree(-1), "reciprocal"),
+    (_of_degree(0), "sign sgn floor ceil round trunc heaviside"),
+    # products with a weight, plus a bias
+    (_CONVOLUTION, "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear"),
+    (_PRODUCT, "matmul mm bmm mv"),
+    (_PRODUCT_PLUS, "addmm baddbmm addbmm addmv"),
+    # affine: the constant that is added, filled in or put beside
+    (_sum_of(1, 1, alpha_on=1), "add"),
+    (_sum_of(1, -1, alpha_on=1), "sub"),
+    (_sum_of(-1, 1, alpha_on=0), "rsub"),
+    (affine, "cat stack hstack vstack where masked_fill masked_scatter setitem copy index_put index_copy index_fill index_add"),
+    (affine, "scatter scatter_add slice_scatter select_scatter fill zero"),
+    (_padding, "pad constant_pad_nd"),
+    # sampling at given places
+    (_constant_affine(no_bias, (1, "grid")), "grid_sampler grid_sampler_2d grid_sampler_3d roi_align roi_pool ps_roi_align"),
+    # normalisation
+    (_constant_affine(_batch_norm, *_NORM_OPERANDS), "batch_norm instance_norm"),
+    (_constant_affine(_layer_norm, (2, "weight"), (3, "bias")), "layer_norm"),
+    (_constant_affine(_rms_norm, (2, "weight")), "rms_norm"),
+    (_constant_affine(_group_norm, (2, "weight"), (3, "bias")), "group_norm"),
+    # non-linearities in closed form
+    (reads_operands(_hardtanh), "hardtanh"),
+    (pointwise(_saturation(0.0, 6.0)), "relu6"),
+    (pointwise(_sigmoid_bias), "sigmoid"),
+    (pointwise(_tanh_bias), "tanh"),
+    (pointwise(_silu_bias), "silu"),
+    (pointwise(_hardswish_bias), "hardswish"),
+    (reads_operands(_gelu), "gelu"),
+    (reads_operands(_softmax), "softmax"),
+    (reads_operands(_log_softmax), "log_softmax"),
+    (_attention, "scaled_dot_product_attention"),
+    # non-linearities by their derivative
+    (elementwise, "elu celu selu mish softplus log_sigmoid hardsigmoid hardshrink softshrink threshold clamp clamp_min"),
+    (elementwise, "clamp_max exp exp2 expm1 log log2 log10 log1p erf erfc sin cos tan asin acos atan sinh cosh asinh atanh logit"),
+    (elementwise, "sinc digamma lgamma xlogy nan_to_num"),
+)
+
+RULES: dict[str, Rule] = {name: rule for rule, names in _ROWS for name in names.split()}

@@ -1,0 +1,138 @@
+"""One call of a torch operation, as the tape meets it: its name, its operands, and which of them depend on the input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_REFLECTED = {"__radd__": "add", "__rmul__": "mul", "__rsub__": "rsub"}
+_IN_PLACE_DUNDERS = {"__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__", "__ipow__", "__setitem__"}
+_ALIASES = {
+    "subtract": "sub",
+    "multiply": "mul",
+    "divide": "div",
+    "truediv": "div",
+    "true_divide": "div",
+    "concat": "cat",
+    "concatenate": "cat",
+    "clip": "clamp",
+    "_softmax": "softmax",
+    "special_expit": "sigmoid",
+    "swapaxes": "transpose",
+    "swapdims": "transpose",
+}
+
+
+@cache
+def operation_name(function: Callable[..., Any]) -> str:
+    """The name under which the tables know an operation: `add` for `+`, `torch.add`, `Tensor.add_` and `+=` alike."""
+    name = getattr(function, "__name__", repr(function))
+    if name in ("__get__", "__set__"):  # a property of the tensor, such as x.T
+        name = getattr(function.__self__, "__name__", name)  # type: ignore[attr-defined]
+    if name in _REFLECTED:
+        return _REFLECTED[name]
+    if name in _IN_PLACE_DUNDERS and name != "__setitem__":
+        name = name.replace("__i", "__", 1)
+    core = name.split(".")[0].strip("_")  # an OpOverload is called "relu.default"
+    return _ALIASES.get(core, core)
+
+
+@cache
+def works_in_place(function: Callable[..., Any]) -> bool:
+    """Whether an operation overwrites its first operand, by torch's naming convention."""
+    name = getattr(function, "__name__", "").split(".")[0]
+    return name in _IN_PLACE_DUNDERS or (name.endswith("_") and not name.endswith("__"))
+
+
+def tensors_in(tree: Any) -> Iterator[Tensor]:
+    """Every tensor in nested tuples, lists, dictionaries and dataclass-like mappings, in order."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, (tuple, list)):
+        for item in tree:
+            yield from tensors_in(item)
+    elif isinstance(tree, dict):
+        for item in tree.values():
+            yield from tensors_in(item)
+
+
+def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
+    """The same nested structure with `function` applied to every tensor in it."""
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, (tuple, list)):
+        items = [map_tensors(function, item) for item in tree]
+        return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
+    if isinstance(tree, dict):
+        return {key: map_tensors(function, item) for key, item in tree.items()}
+    return tree
+
+
+def _repeat(function: Callable[..., Any], in_place: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """An operation once more, on other operands; an in-place one overwrites `args[0]`."""
+    result = function(*args, **kwargs)
+    return args[0] if in_place else result
+
+
+class Call:
+    """An operation with its operands.
+
+    A tensor that depends on the input is told by `requires_grad`, since the model runs on detached parameters.
+    Rules read operands through this class, so that the tape knows which values they hold on to. `repeat(args, kwargs)` runs the
+    operation once more, on other operands.
+    """
+
+    def __init__(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.function = function
+        self.name = operation_name(function)
+        self.args = args
+        self.kwargs = kwargs
+        self.dependent = [t for t in tensors_in((args, kwargs)) if t.requires_grad]
+        self.in_place = works_in_place(function)
+        # What is computed later must not hold on to the call, whose outputs would hold it: hence a function of its own.
+        self.repeat = partial(_repeat, function, self.in_place)
+        self.outputs: list[Tensor] = []
+        self.held: list[Tensor] = []
+        # After an in-place operation requires_grad says what the operand has become, not what it was.
+        self._dependent_ids = {id(t) for t in self.dependent}
+        self._overwritten: Tensor | None = None
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """An argument by its position or its name."""
+        return self.args[position] if position < len(self.args) else self.kwargs.get(name, default)
+
+    def depends(self, operand: Any) -> bool:
+        """Whether an operand, or any tensor in it, depends on the input."""
+        return any(id(t) in self._dependent_ids for t in tensors_in(operand))
+
+    def keep_overwritten(self) -> None:
+        """Copy the operand that an in-place operation is about to overwrite, so that `value` still finds it."""
+        self._overwritten = self.args[0].detach().clone()
+
+    def value(self, tensor: Tensor) -> Tensor:
+        """The values of an operand as the operation read them, cut off from the graph."""
+        if self._overwritten is not None and tensor is self.args[0]:
+            return self._overwritten
+        detached = tensor.detach()
+        self.held.append(detached)
+        return detached
+
+    def result(self, index: int = 0) -> Tensor:
+        """The values of an output, cut off from the graph."""
+        return self.value(self.outputs[index])
+
+    def at_values(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments and keyword arguments with every tensor as `value` gives it."""
+        return map_tensors(self.value, (self.args, self.kwargs))
+
+    def at_zero(self) -> Any:
+        """The operation's result with zeros in place of its dependent operands."""
+
+        def zeroed(t: Tensor) -> Tensor:
+            return torch.zeros_like(t) if self.depends(t) else self.value(t)
+
+        return self.repeat(*map_tensors(zeroed, (self.args, self.kwargs)))

@@ -1,0 +1,193 @@
+"""full_gradients: a network's output as the exact sum of what its input and each of its biases contribute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from fg_lightning.fullgrad.tape import Recording, SamplesMixed, Term, record
+from fg_lightning.fullgrad.target import Selection, Target
+
+
+@dataclass(frozen=True)
+class FullGradients:
+    """The full-gradients of a batch, term by term (Srinivas & Fleuret 2019, proposition 1 with implicit biases).
+
+    `output = input_term + sum of bias_terms + sum of implicit_terms + residual`, for every sample.
+
+    Attributes:
+        output: the explained output, [N].
+        target: the classes explained, [N]; None where the output was selected by a function or there is one per sample.
+        input_gradient: the output's gradient at the input, [N, C, *S].
+        input_term: the inner product of input-gradient and input, [N].
+        bias_terms: explicit biases (those of weights and constants) by qualified module name in forward order, [N] each.
+        implicit_terms: implicit biases (those of non-linearities), likewise.
+        unaccounted: operations that could not be linearised, so that their biases are missing from the sum.
+    """
+
+    output: Float[Tensor, " n"]
+    target: Int[Tensor, "n *d"] | None
+    input_gradient: Float[Tensor, "n c *s"]
+    input_term: Float[Tensor, " n"]
+    bias_terms: dict[str, Float[Tensor, " n"]]
+    implicit_terms: dict[str, Float[Tensor, " n"]]
+    unaccounted: tuple[str, ...] = ()
+
+    @property
+    def residual(self) -> Float[Tensor, " n"]:
+        """What the terms leave unexplained, signed: output - input term - all bias terms, [N]."""
+        return self.output - self.input_term - _total(self.bias_terms, self.output) - _total(self.implicit_terms, self.output)
+
+    @property
+    def completeness_error(self) -> Float[Tensor, " n"]:
+        """|residual| / |output|, [N]: zero up to rounding."""
+        return self.residual.abs() / self.output.abs().clamp_min(torch.finfo(self.output.dtype).tiny)
+
+
+def _total(terms: dict[str, Tensor], like: Tensor) -> Tensor:
+    return torch.stack(list(terms.values())).sum(0) if terms else torch.zeros_like(like)
+
+
+def full_gradients(
+    model: nn.Module,
+    images: Float[Tensor, "n c *s"],
+    target: Target = None,
+    *,
+    additional_forward_args: Any = None,
+    autocast: bool = False,
+) -> FullGradients:
+    """Decomposes a model's output, exactly, into what the input and every bias contribute.
+
+    The model runs in evaluation mode and is left as it was: flags, gradients, hooks, buffers and random state.
+
+    Args:
+        model: any network of differentiable operations.
+        images: [N, C, *S] with one, two or three spatial dimensions, floating-point, as the model takes them.
+        target: the class to explain: one for all samples, one for each ([N] as list or tensor), a tuple of indices for a dense
+            output; None for the predicted class; or a function from the model's output to [N].
+        additional_forward_args: what the model's forward takes after the images, one value or a tuple; constants.
+        autocast: keep an active autocast; by default everything runs in the parameters' own precision, half precision in float32.
+
+    Returns:
+        The terms; see `FullGradients`.
+
+    Raises:
+        TypeError: if the images are not floating-point or the target is of no known kind.
+        ValueError: if shapes or targets do not fit, the output is not finite, does not depend on the images, or mixes samples.
+    """
+    check_images(model, images)
+
+    def decompose(images: Tensor, target: Target) -> FullGradients:
+        selection = Selection(target, len(images))
+        terms: dict[int, Tensor] = {}
+
+        def visit(term: Term, bias: Tensor, gradient: Tensor) -> None:
+            product = gradient * bias if not gradient.is_complex() else (gradient.conj() * bias).real
+            terms[id(term)] = term.layout.per_sample(product, len(images))
+
+        arguments = as_tuple(additional_forward_args)
+        recording = record(model, images, selection, visit, additional_forward_args=arguments, autocast=autocast)
+        return _summed(recording, terms, selection.target)
+
+    return one_by_one_if_mixed(decompose, images, target, _joined, lambda result: result.output)
+
+
+def _summed(recording: Recording, terms: dict[int, Tensor], target: Tensor | None) -> FullGradients:
+    by_kind: dict[str, dict[str, Tensor]] = {"explicit": {}, "implicit": {}}
+    for term in recording.terms:
+        value = terms.get(id(term), torch.zeros_like(recording.output))
+        sums = by_kind[term.kind]
+        sums[term.module] = sums[term.module] + value if term.module in sums else value
+    return FullGradients(
+        output=recording.output,
+        target=target,
+        input_gradient=recording.input_gradient,
+        input_term=(recording.input_gradient * recording.images).flatten(1).sum(1),
+        bias_terms=by_kind["explicit"],
+        implicit_terms=by_kind["implicit"],
+        unaccounted=tuple(dict.fromkeys(recording.unaccounted)),
+    )
+
+
+def _joined(parts: list[FullGradients]) -> FullGradients:
+    """Results of single samples as the result of a batch."""
+
+    def join(values: list[Any]) -> Any:
+        if isinstance(values[0], Tensor):
+            return torch.cat(values)
+        if isinstance(values[0], dict):
+            return {name: torch.cat([value[name] for value in values]) for name in values[0]}
+        return values[0]
+
+    return FullGradients(**{f.name: join([getattr(part, f.name) for part in parts]) for f in fields(FullGradients)})
+
+
+# --- what every entry to the decomposition shares --------------------------------------------------------------------------------
+
+Result = TypeVar("Result")
+
+
+def check_images(model: nn.Module, images: Tensor) -> None:
+    """
+    Raises:
+        TypeError: if the model is no module or the images are no floating-point tensor.
+        ValueError: if the images have no batch dimension or there are none.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a tensor [N, C, H, W], not {type(images).__name__}")
+    if not images.is_floating_point():
+        raise TypeError(
+            f"images must be floating-point, not {images.dtype}: convert them as in training, e.g. images.float() / 255"
+        )
+    if not 3 <= images.ndim <= 5:
+        raise ValueError(
+            f"images must be [N, C, *S] with 1 to 3 spatial dimensions, but have shape {tuple(images.shape)}; "
+            "a single image needs a batch dimension, images[None]"
+        )
+    if not len(images):
+        raise ValueError("images must hold at least one image, but the batch is empty")
+
+
+def as_tuple(arguments: Any) -> tuple[Any, ...]:
+    """Captum's convention for additional forward arguments: None, one value, or a tuple."""
+    return () if arguments is None else arguments if isinstance(arguments, tuple) else (arguments,)
+
+
+def one_by_one_if_mixed(
+    run: Callable[[Tensor, Target], Result],
+    images: Tensor,
+    target: Target,
+    join: Callable[[list[Result]], Result],
+    output_of: Callable[[Result], Tensor],
+) -> Result:
+    """Runs on the batch; where its samples cannot be told apart, on each alone, if the model gives each the same output alone.
+
+    Raises:
+        ValueError: if the model's output for a sample depends on the others, naming the operation.
+    """
+    try:
+        return run(images, target)
+    except SamplesMixed as mixed:
+        parts = [run(images[i : i + 1], _of_sample(target, i)) for i in range(len(images))]
+        alone = torch.cat([output_of(part) for part in parts])
+        tolerance = 1e-3 if alone.dtype == torch.float32 else 1e-6
+        if not torch.allclose(alone, mixed.output.to(alone.dtype), rtol=tolerance, atol=tolerance):
+            raise ValueError(
+                f"the model mixes the samples of a batch, first in {mixed.operation}: its output for an image depends on the other "
+                "images (batch statistics in evaluation?). Pass one image at a time to explain it alone."
+            ) from mixed
+        return join(parts)
+
+
+def _of_sample(target: Target, i: int) -> Target:
+    """The target of one sample of the batch."""
+    if isinstance(target, Tensor) and target.numel() > 1:
+        return target[i : i + 1]
+    return [target[i]] if isinstance(target, list) else target

@@ -1,0 +1,138 @@
+"""FullGrad and SimpleFullGrad: saliency maps from the full-gradients."""
+
+from __future__ import annotations
+
+from typing import Any, Union
+
+import torch
+from captum.attr import Attribution
+from captum.log import log_usage
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fg_lightning.fullgrad.decomposition import as_tuple, check_images, one_by_one_if_mixed
+from fg_lightning.fullgrad.postprocess import Psi, find_psi, upsample
+from fg_lightning.fullgrad.tape import Recording, Term, record
+from fg_lightning.fullgrad.target import Selection, Target
+
+
+class FullGrad(Attribution):
+    """FullGrad (Srinivas & Fleuret 2019, eq. 5): psi of the input's term plus psi of every bias term that lies on the image plane.
+
+        map(x) = psi(grad_x f * x) + sum over operations of psi(grad_y f * b)
+
+    A `captum.attr.Attribution`: what takes one of Captum's (NoiseTunnel, sensitivity, infidelity) takes this. The model is left as
+    it was: flags, gradients, hooks and random state.
+
+    Args:
+        model: any network of differentiable operations.
+        psi: post-processing: "absolute" (the paper's), "positive", "signed" (whose maps may be negative), or a function from a term
+            [N, C, *S] to a plane [N, *S], which is then upsampled.
+        implicit: whether the implicit biases of non-linearities count, as they must for the terms to be complete.
+        autocast: keep an active autocast; by default everything runs in the parameters' own precision.
+
+    Raises:
+        TypeError: if the model is no module.
+        ValueError: if there is no psi of that name.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 10))
+        >>> FullGrad(model).attribute(torch.rand(2, 1, 8, 8), target=3).shape
+        torch.Size([2, 1, 8, 8])
+    """
+
+    def __init__(
+        self, model: nn.Module, *, psi: Union[str, Psi] = "absolute", implicit: bool = True, autocast: bool = False
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+        super().__init__(model)
+        self.model = model
+        self.psi = find_psi(psi)
+        self.implicit = implicit
+        self.autocast = autocast
+
+    @log_usage()
+    def attribute(  # type: ignore[override]
+        self, inputs: Float[Tensor, "n c *s"], target: Target = None, additional_forward_args: Any = None
+    ) -> Float[Tensor, "n 1 *s"]:
+        """The saliency maps of a batch.
+
+        Args:
+            inputs: images [N, C, *S] with one, two or three spatial dimensions, floating-point, as the model takes them.
+            target: the class to explain: one for all samples, one for each ([N] as list or tensor), a tuple of indices for a dense
+                output; None for the predicted class; or a function from the model's output to [N].
+            additional_forward_args: what the model's forward takes after the images, one value or a tuple.
+
+        Returns:
+            Maps [N, 1, *S], at least 0 (but for psi="signed"), in units of psi: a sum of terms each rescaled to [0, 1].
+
+        Raises:
+            TypeError: if the images are not floating-point or the target is of no known kind.
+            ValueError: if shapes or targets do not fit, the output is not finite, does not depend on the images, or mixes samples.
+        """
+        check_images(self.model, inputs)
+
+        def draw(images: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+            canvas = _Canvas(images)
+            recording = record(
+                self.model,
+                images,
+                Selection(target, len(images)),
+                lambda term, bias, gradient: self._visit(canvas, term, bias, gradient),
+                additional_forward_args=as_tuple(additional_forward_args),
+                autocast=self.autocast,
+            )
+            canvas.add(self.psi(self._input_term(recording)))
+            return canvas.drawn().to(recording.images.dtype), recording.output
+
+        maps, _ = one_by_one_if_mixed(
+            draw, inputs, target, lambda parts: (torch.cat([p[0] for p in parts]), parts[0][1]), lambda part: part[1]
+        )
+        return maps
+
+    def _visit(self, canvas: _Canvas, term: Term, bias: Tensor, gradient: Tensor) -> None:
+        if term.kind == "implicit" and not self.implicit:
+            return
+        if term.layout.on_plane(canvas.axes):
+            product = (gradient.conj() * bias).real if gradient.is_complex() else gradient * bias
+            canvas.add(self.psi(term.layout.to_plane(product, canvas.n, canvas.axes)))
+
+    def _input_term(self, recording: Recording) -> Tensor:
+        return recording.input_gradient * recording.images
+
+
+class SimpleFullGrad(FullGrad):
+    """FullGrad without biases: psi of the gradients alone, at the input and wherever an explicit bias is added.
+
+        map(x) = psi(grad_x f * x) + sum over operations with an explicit bias of psi(grad_y f)
+
+    After the authors' `simple_fullgrad.py`: cheaper to read where biases are small, but not complete.
+    """
+
+    def _visit(self, canvas: _Canvas, term: Term, bias: Tensor, gradient: Tensor) -> None:
+        if term.kind == "explicit" and term.layout.on_plane(canvas.axes):
+            gradient = gradient.abs() if gradient.is_complex() else gradient
+            canvas.add(self.psi(term.layout.to_plane(gradient, canvas.n, canvas.axes)))
+
+
+class _Canvas:
+    """The map in the making: planes of one size are summed as they come and upsampled once."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.n = len(images)
+        self.size = tuple(images.shape[2:])
+        self.axes = len(self.size)
+        self._planes: dict[torch.Size, Tensor] = {}
+
+    def add(self, planes: Tensor) -> None:
+        """
+        Args:
+            planes: [N, *S'], at any resolution.
+        """
+        drawn = self._planes.get(planes.shape)
+        self._planes[planes.shape] = planes if drawn is None else drawn + planes
+
+    def drawn(self) -> Tensor:
+        """[N, 1, *S]"""
+        return torch.stack([upsample(planes, self.size) for planes in self._planes.values()]).sum(0)

@@ -1,0 +1,353 @@
+"""Runs one forward pass of a model, meets every operation, and hands each bias with its gradient to a visitor.
+
+The model runs on detached parameters, so that `requires_grad` says exactly what depends on the input, the backward pass goes to
+the input alone, and nothing of the model is touched. A `TorchFunctionMode` sees every call, whether it comes from a module, from
+torch.nn.functional or from an operator.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+
+from fg_lightning.fullgrad.biases import RULES, Bias, Kind, NotDifferentiable, linearise
+from fg_lightning.fullgrad.call import Call, map_tensors, tensors_in
+from fg_lightning.fullgrad.layout import Layout, follow
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """Which bias it is: the module in whose forward the operation ran (qualified name), the operation, and how its output lies."""
+
+    module: str
+    operation: str
+    kind: Kind
+    layout: Layout
+
+
+Visitor = Callable[[Term, Tensor, Tensor], None]
+"""Called with (term, bias, gradient) during the backward pass; the bias is broadcastable to the gradient, the output's shape."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """What one run found, its biases and their gradients apart, which went to the visitor.
+
+    Attributes:
+        images: the input as the model saw it, [N, C, *S].
+        output: the explained output, [N].
+        input_gradient: its gradient at the input, [N, C, *S].
+        terms: the biases that were met, in forward order; one whose output leads nowhere was met but never visited.
+        unaccounted: operations whose bias could not be computed.
+    """
+
+    images: Tensor
+    output: Tensor
+    input_gradient: Tensor
+    terms: list[Term]
+    unaccounted: list[str]
+
+
+class SamplesMixed(RuntimeError):
+    """Behind some operation the samples of the batch could not be told apart.
+
+    Attributes:
+        operation: that operation and its module.
+        output: the explained output of the whole batch, [N].
+    """
+
+    def __init__(self, operation: str, output: Tensor) -> None:
+        super().__init__(operation)
+        self.operation = operation
+        self.output = output
+
+
+class _Deferred:
+    """A bias that is computed when its gradient comes, or before one of the values it is computed from is overwritten."""
+
+    def __init__(self, value: Tensor | Callable[[], Tensor]) -> None:
+        self._value = value
+
+    def compute(self) -> None:
+        if not isinstance(self._value, Tensor):
+            self._value = self._value()
+
+    def take(self) -> Tensor:
+        """The bias, let go of here: a gradient comes once."""
+        self.compute()
+        value, self._value = self._value, _TAKEN
+        assert isinstance(value, Tensor)
+        return value
+
+
+_TAKEN = torch.empty(0)
+
+
+@cache
+def _opened(function: FunctionType) -> FunctionType:
+    """A function of torch written in Python with its check for overrides taken out, so that the calls inside it are met instead."""
+
+    def no_override(*_: Any) -> bool:
+        return False
+
+    scope = dict(function.__globals__)
+    for name in ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"):
+        if name in scope:
+            scope[name] = no_override
+    body = FunctionType(function.__code__, scope, function.__name__, function.__defaults__, function.__closure__)
+    body.__kwdefaults__ = function.__kwdefaults__
+    return body
+
+
+class Tape(TorchFunctionMode):
+    """Meets every torch call inside it and hooks the outputs that have a bias.
+
+    Attributes:
+        terms: the biases met, in forward order.
+        unaccounted: operations whose bias could not be computed.
+        mixed_by: the first operation behind which the samples could not be told apart, None if they always could.
+    """
+
+    def __init__(self, images: Tensor, visitor: Visitor, modules: dict[int, str]) -> None:
+        super().__init__()
+        self.n = images.shape[0]
+        self.terms: list[Term] = []
+        self.unaccounted: list[str] = []
+        self.mixed_by: str | None = None
+        self._visitor = visitor
+        self._names = modules
+        self._running: list[str] = [""]
+        self._opening: set[FunctionType] = set()
+        self._readers: dict[int, list[_Deferred]] = defaultdict(list)
+        self._mark(images, Layout.of_images(images))
+
+    # --- which module is running
+
+    @contextmanager
+    def following_modules(self) -> Iterator[None]:
+        """Know by hooks on all modules which of the model's is running; none of them is on the model."""
+
+        def enter(module: nn.Module, args: Any) -> None:
+            self._running.append(self._names.get(id(module), self._running[-1]))
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            self._running.pop()
+
+        handles = register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    # --- meeting an operation
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function is torch._C._set_grad_enabled:
+            return None  # a backbone frozen by torch.no_grad() counts like any other
+        args, kwargs = _without_stray_leaves(args, kwargs)
+        call = Call(function, args, kwargs)
+        if not call.dependent:
+            return function(*args, **kwargs)
+        if isinstance(function, FunctionType) and function not in self._opening:
+            self._opening.add(function)
+            try:
+                with self:
+                    return _opened(function)(*args, **kwargs)
+            finally:
+                self._opening.discard(function)
+        return self._record(call)
+
+    def _record(self, call: Call) -> Any:
+        rule = RULES.get(call.name, linearise)
+        if call.in_place:
+            for deferred in self._readers.pop(_storage(call.args[0]), ()):
+                deferred.compute()
+            if getattr(rule, "reads_operands", False):
+                call.keep_overwritten()
+        for operand in call.dependent:
+            if not hasattr(operand, "_fg_layout"):
+                self._report(f"something that torch did not show, before {call.name}")
+                self._mark(operand, None)
+        result = call.function(*call.args, **call.kwargs)
+        outputs = [call.args[0]] if call.in_place else list(tensors_in(result))
+        call.outputs = [t for t in outputs if t.requires_grad]
+        for index, output in enumerate(call.outputs):
+            self._mark(output, follow(call, _layout_of, index, self.n), call.name)
+            base = output._base
+            if base is not None and not hasattr(base, "_fg_layout"):
+                self._mark(base, None, call.name)  # a constant that was written to through a view
+        if not call.outputs:
+            return result
+        try:
+            biases = rule(call)
+        except NotDifferentiable:
+            self._report(call.name)
+            biases = []
+        for bias in biases:
+            self._await(call, bias)
+        return result
+
+    def _mark(self, tensor: Tensor, layout: Layout | None, operation: str = "") -> None:
+        if layout is None:
+            if self.n > 1 and self.mixed_by is None:
+                self.mixed_by = f"{operation or 'an operation'} in {self._running[-1] or 'the model itself'}"
+            layout = Layout.unknown(tensor.shape) if self.n == 1 else None
+        tensor._fg_layout = layout  # type: ignore[attr-defined]
+
+    def _report(self, operation: str) -> None:
+        self.unaccounted.append(f"{operation} in {self._running[-1] or 'the model itself'}")
+
+    def _await(self, call: Call, bias: Bias) -> None:
+        """Hook the output, so that the visitor gets the bias when the gradient comes."""
+        output = call.outputs[bias.output]
+        layout = _layout_of(output)
+        if layout is None:
+            return  # the samples are mixed already: this run counts for nothing
+        deferred = _Deferred(bias.value)
+        if not isinstance(bias.value, Tensor):
+            for held in call.held:
+                self._readers[_storage(held)].append(deferred)
+        term = Term(self._running[-1], call.name, bias.kind, layout)
+        self.terms.append(term)
+        visitor = self._visitor
+        if call.in_place and output._is_view():
+            base, places = _base_and_places(output)
+            base.register_hook(lambda gradient: visitor(term, deferred.take(), places(gradient)))
+        else:
+            output.register_hook(lambda gradient: visitor(term, deferred.take(), gradient))
+
+
+def _layout_of(tensor: Tensor) -> Layout | None:
+    return getattr(tensor, "_fg_layout", None)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _without_stray_leaves(args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Parameters that the model keeps outside its registered ones (an LSTM's flat weights) are constants, too."""
+    if any(t.requires_grad and t.is_leaf for t in tensors_in((args, kwargs))):
+        return map_tensors(lambda t: t.detach() if t.requires_grad and t.is_leaf else t, (args, kwargs))
+    return args, kwargs
+
+
+def _base_and_places(view: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The tensor that a view was written through to, and how to read the view's places off the gradient at it.
+
+    What comes after may use either of the two, and both uses meet in the base's gradient only.
+    """
+    base = view._base
+    assert base is not None
+    shape, strides, offset = view.shape, view.stride(), view.storage_offset() - base.storage_offset()
+    base_shape, base_strides = base.shape, base.stride()
+
+    def places(gradient: Tensor) -> Tensor:
+        if gradient.stride() != base_strides:
+            gradient = torch.empty_strided(base_shape, base_strides, dtype=gradient.dtype, device=gradient.device).copy_(gradient)
+        return gradient.as_strided(shape, strides, gradient.storage_offset() + offset)
+
+    return base, places
+
+
+# --- one run ---------------------------------------------------------------------------------------------------------------------
+
+
+def record(
+    model: nn.Module,
+    images: Tensor,
+    select: Callable[[Any], Tensor],
+    visitor: Visitor,
+    *,
+    additional_forward_args: tuple[Any, ...] = (),
+    autocast: bool = False,
+) -> Recording:
+    """One forward and one backward pass of `model`, in evaluation mode, with every bias handed to `visitor`.
+
+    The model, its buffers, the images and the random state are left as they were, also when it raises.
+
+    Args:
+        model: any module.
+        images: [N, C, *S], floating-point.
+        select: from the model's output to the numbers to explain, [N].
+        visitor: called in the backward pass, last operation first.
+        additional_forward_args: what the model's forward takes after the images; constants.
+        autocast: keep the autocast that is active around the call; otherwise everything runs in the parameters' own precision.
+
+    Raises:
+        SamplesMixed: where the samples of a batch of several cannot be told apart.
+        ValueError: if the selected output does not depend on the images.
+    """
+    with ExitStack() as stack:
+        enter = stack.enter_context
+        enter(torch.inference_mode(False))
+        enter(torch.enable_grad())
+        enter(torch.random.fork_rng(devices=[images.device.index] if images.device.type == "cuda" else []))
+        enter(_evaluation(model))
+        enter(_eager())
+        if not autocast:
+            enter(torch.autocast(images.device.type, enabled=False))
+        leaf = _lifted(images).requires_grad_()
+        tape = Tape(x := leaf.clone(), visitor, {id(module): name for name, module in model.named_modules()})
+        with tape.following_modules(), tape:
+            inputs = (x, *map_tensors(_lifted, additional_forward_args))
+            output = select(torch.func.functional_call(model, _constants(model), inputs))
+        if not output.requires_grad:
+            raise ValueError(
+                "the model's output does not depend on the images, so there is nothing to decompose; "
+                "does its forward detach them, use torch.inference_mode(), or return a class index?"
+            )
+        if tape.mixed_by and tape.n > 1:
+            raise SamplesMixed(tape.mixed_by, output.detach())
+        (gradient,) = torch.autograd.grad(output.sum(), leaf)
+    return Recording(leaf.detach(), output.detach(), gradient, tape.terms, tape.unaccounted)
+
+
+def _lifted(tensor: Tensor) -> Tensor:
+    """A tensor cut off from any graph, half precision lifted to float32, usable by autograd; a copy only where it has to be."""
+    tensor = tensor.detach()
+    if tensor.dtype in (torch.float16, torch.bfloat16):
+        return tensor.float()
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+def _constants(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters as constants, and copies of the buffers, which the model may write to."""
+    parameters = {name: _lifted(parameter) for name, parameter in model.named_parameters()}
+    return parameters | {name: _lifted(buffer).clone() for name, buffer in model.named_buffers()}
+
+
+@contextmanager
+def _evaluation(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode set flag by flag, since `eval()` may be overridden to do more, and undone flag by flag."""
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in flags:
+            module.training = False
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+@contextmanager
+def _eager() -> Iterator[None]:
+    """Compiled modules and functions run as they are written; nothing to do where torch has compiled nothing."""
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield

@@ -1,0 +1,123 @@
+"""Which number of a model's output is explained, for every sample."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Union
+
+import torch
+from torch import Tensor
+
+Target = Union[None, int, Sequence[Any], Tensor, Callable[[Any], Tensor]]
+"""As in Captum: a class for all samples, one for each, a tuple of indices for dense outputs; None for the predicted class; or a
+function from the model's output to [N]."""
+
+
+class Selection:
+    """Picks the explained number out of a model's output, [N].
+
+    Attributes:
+        target: the classes that were explained, [N] (or [N, d] for tuples of d indices); None where there was no choice.
+    """
+
+    def __init__(self, target: Target, n: int) -> None:
+        self._requested = target
+        self._n = n
+        self.target: Tensor | None = None
+
+    def __call__(self, output: Any) -> Tensor:
+        """From a model's output to [N].
+
+        Raises:
+            TypeError: if there is no tensor in the output or the target is of no known kind.
+            ValueError: if the output is not a batch of N, or the target does not fit it.
+        """
+        if callable(self._requested) and not isinstance(self._requested, Tensor):
+            return self._checked(self._requested(output))
+        scores = main_output(output)
+        if scores.ndim == 0 or scores.shape[0] != self._n:
+            raise ValueError(
+                f"the model's output has shape {tuple(scores.shape)} for {self._n} images, expected [{self._n}, ...]; "
+                "images must have a batch dimension, [N, C, H, W] (add one with images[None])"
+            )
+        if scores.ndim == 1:
+            return self._checked(scores)
+        indices = self._indices(scores)
+        self.target = indices.squeeze(1)
+        strides = torch.tensor([math.prod(scores.shape[i + 1 :]) for i in range(1, scores.ndim)], device=scores.device)
+        places = (indices * strides).sum(1, keepdim=True)
+        return self._checked(scores.flatten(1).gather(1, places).squeeze(1))
+
+    def _indices(self, scores: Tensor) -> Tensor:
+        """The requested indices, [N, d], d the number of dimensions behind the batch."""
+        depth = scores.ndim - 1
+        if self._requested is None:
+            if depth > 1:
+                raise ValueError(
+                    f"the model's output is dense, of shape {tuple(scores.shape)}, and has no single predicted class; "
+                    f"pass target as a tuple of {depth} indices or as a function from the output to [N]"
+                )
+            return scores.detach().argmax(1, keepdim=True)
+        indices = self._requested_indices().to(scores.device)
+        if indices.shape != (self._n, depth):
+            given = f"{indices.shape[0]} targets of {indices.shape[1]} indices"
+            raise ValueError(
+                f"target gives {given}, but the output of shape {tuple(scores.shape)} takes {depth} "
+                f"{'index' if depth == 1 else 'indices'} for each of {self._n} samples"
+            )
+        sizes = torch.tensor(scores.shape[1:], device=scores.device)
+        if bool(((indices < 0) | (indices >= sizes)).any()):
+            raise ValueError(
+                f"target {indices.squeeze(1).tolist()} is out of range: the output has shape {tuple(scores.shape)}, "
+                f"so indices go from 0 to {', '.join(str(size - 1) for size in scores.shape[1:])}"
+            )
+        return indices
+
+    def _requested_indices(self) -> Tensor:
+        requested = self._requested
+        if isinstance(requested, Tensor):
+            if requested.is_floating_point() or requested.dtype is torch.bool:
+                raise TypeError(f"target must hold class indices, integers, but is a tensor of {requested.dtype}")
+            requested = requested.detach().long()
+            return requested.expand(self._n)[:, None] if requested.numel() == 1 else requested.reshape(len(requested), -1)
+        if isinstance(requested, int):
+            return torch.full((self._n, 1), requested)
+        if isinstance(requested, tuple):
+            return torch.tensor([requested] * self._n)
+        if isinstance(requested, Sequence) and not isinstance(requested, str):
+            try:
+                return torch.tensor([item if isinstance(item, (tuple, list)) else (item,) for item in requested]).long()
+            except (TypeError, ValueError) as error:
+                raise TypeError(f"target must be a list of integers, or of tuples of them, not {requested!r}") from error
+        raise TypeError(f"target must be None, an int, a list, a tuple, a tensor or a function, not {type(requested).__name__}")
+
+    def _checked(self, selected: Any) -> Tensor:
+        if not isinstance(selected, Tensor) or selected.shape != (self._n,):
+            got = f"shape {tuple(selected.shape)}" if isinstance(selected, Tensor) else type(selected).__name__
+            raise ValueError(f"the explained output must be one number for each of {self._n} samples, a tensor [N], but is {got}")
+        if not bool(torch.isfinite(selected).all()):
+            bad = (~torch.isfinite(selected)).nonzero().flatten().tolist()
+            raise ValueError(f"the model's output is not finite for samples {bad}; a map of it would mean nothing")
+        return selected
+
+
+def main_output(output: Any) -> Tensor:
+    """The scores in what a model returns: a tensor, the `logits` or `out` of a mapping or dataclass, the first of a tuple.
+
+    Raises:
+        TypeError: if there is no tensor there.
+    """
+    if isinstance(output, Tensor):
+        return output
+    for name in ("logits", "out"):
+        value = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+        if isinstance(value, Tensor):
+            return value
+    items = list(output.values()) if isinstance(output, Mapping) else output
+    if isinstance(items, (tuple, list)) and items:
+        return main_output(items[0])
+    raise TypeError(
+        f"found no scores in the model's output of type {type(output).__name__}; "
+        "pass target as a function from the output to a tensor [N]"
+    )
