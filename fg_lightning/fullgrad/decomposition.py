@@ -83,38 +83,48 @@ def full_gradients(
     check_images(model, images)
 
     def decompose(images: Tensor, target: Target) -> FullGradients:
-        selection = Selection(target, len(images))
-        terms: dict[int, Tensor] = {}
-
-        def visit(term: Term, bias: Tensor, gradient: Tensor) -> None:
-            product = gradient * bias if not gradient.is_complex() else (gradient.conj() * bias).real
-            terms[id(term)] = term.layout.per_sample(product, len(images))
-
+        selection, sums = Selection(target, len(images)), TermSums(len(images))
         arguments = as_tuple(additional_forward_args)
-        recording = record(model, images, selection, visit, additional_forward_args=arguments, autocast=autocast)
-        return _summed(recording, terms, selection.target)
+        recording = record(model, images, selection, sums.visit, additional_forward_args=arguments, autocast=autocast)
+        return sums.collected(recording, selection.target)
 
-    return one_by_one_if_mixed(decompose, images, target, _joined, lambda result: result.output)
-
-
-def _summed(recording: Recording, terms: dict[int, Tensor], target: Tensor | None) -> FullGradients:
-    by_kind: dict[str, dict[str, Tensor]] = {"explicit": {}, "implicit": {}}
-    for term in recording.terms:
-        value = terms.get(id(term), torch.zeros_like(recording.output))
-        sums = by_kind[term.kind]
-        sums[term.module] = sums[term.module] + value if term.module in sums else value
-    return FullGradients(
-        output=recording.output,
-        target=target,
-        input_gradient=recording.input_gradient,
-        input_term=(recording.input_gradient * recording.images).flatten(1).sum(1),
-        bias_terms=by_kind["explicit"],
-        implicit_terms=by_kind["implicit"],
-        unaccounted=tuple(dict.fromkeys(recording.unaccounted)),
-    )
+    return one_by_one_if_mixed(decompose, images, target, joined, lambda result: result.output)
 
 
-def _joined(parts: list[FullGradients]) -> FullGradients:
+class TermSums:
+    """A visitor of the tape that sums every term to one number a sample."""
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+        self._sums: dict[int, Tensor] = {}
+
+    def visit(self, term: Term, bias: Tensor, gradient: Tensor) -> None:
+        self._sums[id(term)] = term.layout.per_sample(real_product(gradient, bias), self._n)
+
+    def collected(self, recording: Recording, target: Tensor | None) -> FullGradients:
+        """The terms of a run in forward order, by module; a bias whose output leads nowhere counts nothing."""
+        by_kind: dict[str, dict[str, Tensor]] = {"explicit": {}, "implicit": {}}
+        for term in recording.terms:
+            value = self._sums.get(id(term), torch.zeros_like(recording.output))
+            sums = by_kind[term.kind]
+            sums[term.module] = sums[term.module] + value if term.module in sums else value
+        return FullGradients(
+            output=recording.output,
+            target=target,
+            input_gradient=recording.input_gradient,
+            input_term=(recording.input_gradient * recording.images).flatten(1).sum(1),
+            bias_terms=by_kind["explicit"],
+            implicit_terms=by_kind["implicit"],
+            unaccounted=tuple(dict.fromkeys(recording.unaccounted)),
+        )
+
+
+def real_product(gradient: Tensor, bias: Tensor) -> Tensor:
+    """Entry by entry what a bias contributes; torch's gradient at a complex tensor is the conjugate of what multiplies it."""
+    return (gradient.conj() * bias).real if gradient.is_complex() else gradient * bias
+
+
+def joined(parts: list[FullGradients]) -> FullGradients:
     """Results of single samples as the result of a batch."""
 
     def join(values: list[Any]) -> Any:

@@ -10,9 +10,17 @@ from captum.log import log_usage
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fg_lightning.fullgrad.decomposition import as_tuple, check_images, one_by_one_if_mixed
+from fg_lightning.fullgrad.decomposition import (
+    FullGradients,
+    TermSums,
+    as_tuple,
+    check_images,
+    joined,
+    one_by_one_if_mixed,
+    real_product,
+)
 from fg_lightning.fullgrad.postprocess import Psi, find_psi, upsample
-from fg_lightning.fullgrad.tape import Recording, Term, record
+from fg_lightning.fullgrad.tape import Term, record
 from fg_lightning.fullgrad.target import Selection, Target
 
 
@@ -71,35 +79,53 @@ class FullGrad(Attribution):
             TypeError: if the images are not floating-point or the target is of no known kind.
             ValueError: if shapes or targets do not fit, the output is not finite, does not depend on the images, or mixes samples.
         """
-        check_images(self.model, inputs)
-
-        def draw(images: Tensor, target: Target) -> tuple[Tensor, Tensor]:
-            canvas = _Canvas(images)
-            recording = record(
-                self.model,
-                images,
-                Selection(target, len(images)),
-                lambda term, bias, gradient: self._visit(canvas, term, bias, gradient),
-                additional_forward_args=as_tuple(additional_forward_args),
-                autocast=self.autocast,
-            )
-            canvas.add(self.psi(self._input_term(recording)))
-            return canvas.drawn().to(recording.images.dtype), recording.output
-
-        maps, _ = one_by_one_if_mixed(
-            draw, inputs, target, lambda parts: (torch.cat([p[0] for p in parts]), parts[0][1]), lambda part: part[1]
-        )
+        maps, _ = self._drawn(inputs, target, additional_forward_args, with_terms=False)
         return maps
 
-    def _visit(self, canvas: _Canvas, term: Term, bias: Tensor, gradient: Tensor) -> None:
-        if term.kind == "implicit" and not self.implicit:
-            return
-        if term.layout.on_plane(canvas.axes):
-            product = (gradient.conj() * bias).real if gradient.is_complex() else gradient * bias
-            canvas.add(self.psi(term.layout.to_plane(product, canvas.n, canvas.axes)))
+    def attribute_with_terms(
+        self, inputs: Float[Tensor, "n c *s"], target: Target = None, additional_forward_args: Any = None
+    ) -> tuple[Float[Tensor, "n 1 *s"], FullGradients]:
+        """The maps of `attribute` and the numbers of `full_gradients`, from one forward and one backward pass.
 
-    def _input_term(self, recording: Recording) -> Tensor:
-        return recording.input_gradient * recording.images
+        Takes and raises what `attribute` does.
+        """
+        maps, terms = self._drawn(inputs, target, additional_forward_args, with_terms=True)
+        assert isinstance(terms, FullGradients)
+        return maps, terms
+
+    def _drawn(
+        self, inputs: Tensor, target: Target, additional_forward_args: Any, *, with_terms: bool
+    ) -> tuple[Tensor, FullGradients | Tensor]:
+        """Maps, and the terms or else the explained output alone."""
+        check_images(self.model, inputs)
+        arguments = as_tuple(additional_forward_args)
+
+        def draw(images: Tensor, target: Target) -> tuple[Tensor, FullGradients | Tensor]:
+            selection, canvas, sums = Selection(target, len(images)), _Canvas(images), TermSums(len(images))
+
+            def visit(term: Term, bias: Tensor, gradient: Tensor) -> None:
+                if with_terms:
+                    sums.visit(term, bias, gradient)
+                if term.layout.on_plane(canvas.axes):
+                    self._draw_term(canvas, term, bias, gradient)
+
+            recording = record(self.model, images, selection, visit, additional_forward_args=arguments, autocast=self.autocast)
+            canvas.add(self.psi(recording.input_gradient * recording.images))
+            terms = sums.collected(recording, selection.target) if with_terms else recording.output
+            return canvas.drawn(), terms
+
+        def join(parts: list[tuple[Tensor, FullGradients | Tensor]]) -> tuple[Tensor, FullGradients | Tensor]:
+            maps, terms = zip(*parts, strict=True)
+            return torch.cat(maps), joined(list(terms)) if with_terms else torch.cat(terms)
+
+        def output_of(part: tuple[Tensor, FullGradients | Tensor]) -> Tensor:
+            return part[1].output if isinstance(part[1], FullGradients) else part[1]
+
+        return one_by_one_if_mixed(draw, inputs, target, join, output_of)
+
+    def _draw_term(self, canvas: _Canvas, term: Term, bias: Tensor, gradient: Tensor) -> None:
+        if term.kind == "explicit" or self.implicit:
+            canvas.add(self.psi(term.layout.to_plane(real_product(gradient, bias), canvas.n, canvas.axes)))
 
 
 class SimpleFullGrad(FullGrad):
@@ -110,8 +136,8 @@ class SimpleFullGrad(FullGrad):
     After the authors' `simple_fullgrad.py`: cheaper to read where biases are small, but not complete.
     """
 
-    def _visit(self, canvas: _Canvas, term: Term, bias: Tensor, gradient: Tensor) -> None:
-        if term.kind == "explicit" and term.layout.on_plane(canvas.axes):
+    def _draw_term(self, canvas: _Canvas, term: Term, bias: Tensor, gradient: Tensor) -> None:
+        if term.kind == "explicit":
             gradient = gradient.abs() if gradient.is_complex() else gradient
             canvas.add(self.psi(term.layout.to_plane(gradient, canvas.n, canvas.axes)))
 

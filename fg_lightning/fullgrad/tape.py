@@ -23,7 +23,8 @@ from torch.overrides import TorchFunctionMode
 
 from fg_lightning.fullgrad.biases import RULES, Bias, Kind, NotDifferentiable, linearise
 from fg_lightning.fullgrad.call import Call, map_tensors, tensors_in
-from fg_lightning.fullgrad.layout import Layout, follow
+from fg_lightning.fullgrad.layout import Layout
+from fg_lightning.fullgrad.movement import follow
 
 
 @dataclass(frozen=True, slots=True)
