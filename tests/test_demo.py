@@ -1,0 +1,75 @@
+"""fg-lightning demo as a person runs it, in a process of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from matplotlib.image import imread
+from offline_wandb import history
+
+from fg_lightning.demo.data import DigitsDataModule
+from fg_lightning.demo.run import _is_logged_in
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    command = [str(Path(sys.executable).with_name("fg-lightning")), "demo", "--max_epochs", "2", "--output", "out"]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")} | {
+        "NETRC": str(folder / "none"),
+        "COLUMNS": "100",
+    }
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    return folder, result.stdout
+
+
+def test_it_prints_what_came_out_and_where_it_lies(demo):
+    _, printed = demo
+    lines = {line[:20].strip(): line[20:].strip() for line in printed.splitlines()}
+    assert float(lines["test accuracy"].rstrip("%")) > 90  # two epochs; five reach more than 95
+    assert float(lines["completeness error"]) < 1e-4  # float32
+    assert imread(lines["film strip"]).shape[0] > 8 * 112
+    assert Path(lines["W&B run"]).is_dir()
+    assert "wandb sync" in printed
+
+
+def test_the_wandb_run_holds_a_look_per_epoch(demo):
+    looks = [row for row in history(demo[0] / "out") if "fullgrad/saliency" in row]
+    assert [row["trainer/global_step"] for row in looks] == [0, 63, 126]
+
+
+def test_everything_lies_below_the_output_folder(demo):
+    assert [path.name for path in demo[0].iterdir()] == ["out"]
+
+
+def test_help_is_complete():
+    command = [str(Path(sys.executable).with_name("fg-lightning")), "demo", "--help"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for option in ("--max_epochs", "--output", "--seed"):
+        assert option in printed
+
+
+def test_the_split_is_fixed_and_disjoint():
+    first, second = DigitsDataModule(), DigitsDataModule()
+    first.setup("fit")
+    second.setup("fit")
+    parts = [set(part.indices) for part in (first.train, first.val, first.test)]
+    assert [len(part) for part in parts] == [4000, 500, 500]
+    assert len(set.union(*parts)) == 5000
+    assert first.test.indices == second.test.indices
+
+
+def test_a_person_counts_as_logged_in_with_a_key_in_the_environment_or_netrc(monkeypatch, tmp_path):
+    for name in ("WANDB_API_KEY", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert not _is_logged_in()
+    (tmp_path / "netrc").write_text("machine api.wandb.ai\n  login user\n  password secret\n")
+    assert _is_logged_in()
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    assert not _is_logged_in()
+    monkeypatch.setenv("WANDB_API_KEY", "secret")
+    assert _is_logged_in()

@@ -1,0 +1,22 @@
+"""What `import fg_lightning` promises."""
+
+import subprocess
+import sys
+
+import pytest
+
+import fg_lightning
+
+
+@pytest.mark.parametrize("module", ["wandb", "ray", "matplotlib", "captum", "torch", "lightning"])
+def test_import_loads_nothing_heavy(module):
+    code = f"import sys, fg_lightning; print({module!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+
+
+def test_public_names_are_there():
+    for name in fg_lightning.__all__:
+        assert getattr(fg_lightning, name).__name__ == name
+    assert set(fg_lightning.__all__) <= set(dir(fg_lightning))
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        fg_lightning.nothing  # noqa: B018
