@@ -33,6 +33,7 @@ def test_configurations_run_and_spell_out_the_defaults(path, tmp_path, monkeypat
         DigitsDataModule,
         args=["fit", f"--config={path}", *options],
         save_config_callback=None,
+        seed_everything_default=False,
     )
     (monitor,) = (c for c in cli.trainer.callbacks if isinstance(c, FullGradMonitor))
     assert len(monitor.history.looks) == 2
