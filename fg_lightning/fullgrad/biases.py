@@ -421,13 +421,21 @@ def _double_reverse_mode(call: Call) -> list[Tensor]:
 
     with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
         outputs = _differentiable(call.repeat(*map_tensors(leaf, (call.args, call.kwargs))), call.outputs)
-        probes = [torch.zeros_like(y, requires_grad=True) for y in outputs]
+        probes = [_anything_like(y).requires_grad_() for y in outputs]
         pulled = torch.autograd.grad(outputs, operands, probes, create_graph=True, allow_unused=True)
-        reached = [(p, z.detach()) for p, z in zip(pulled, operands, strict=True) if p is not None and p.requires_grad]
-        if not reached:
-            raise NotImplementedError("the operation's backward pass is not differentiable")
-        tangents = torch.autograd.grad([p for p, _ in reached], probes, [z for _, z in reached], allow_unused=True)
+        linked = [(p, z.detach()) for p, z in zip(pulled, operands, strict=True) if p is not None and p.requires_grad]
+        tangents: tuple[Tensor | None, ...] = (None,) * len(outputs)
+        if linked:
+            tangents = torch.autograd.grad([p for p, _ in linked], probes, [z for _, z in linked], allow_unused=True)
+    cut_off = [p for p in pulled if p is not None and (not p.requires_grad or all(t is None for t in tangents))]
+    if any(bool(p.any()) for p in cut_off):
+        raise NotImplementedError("the operation's backward pass is not differentiable")
     return [torch.zeros_like(y) if t is None else t for t, y in zip(tangents, outputs, strict=True)]
+
+
+def _anything_like(tensor: Tensor) -> Tensor:
+    """A vector that no Jacobian but zero is likely to take to zero, without drawing random numbers."""
+    return torch.linspace(1, 2, tensor.numel(), dtype=torch.float64).cos().reshape(tensor.shape).to(tensor)
 
 
 # --- the table -------------------------------------------------------------------------------------------------------------------

@@ -86,13 +86,15 @@ class Call:
     operation once more, on other operands.
     """
 
-    def __init__(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None = None
+    ) -> None:
         self.function = function
-        self.name = operation_name(function)
+        self.name = operation_name(function) if name is None else name
         self.args = args
         self.kwargs = kwargs
         self.dependent = [t for t in tensors_in((args, kwargs)) if t.requires_grad]
-        self.in_place = works_in_place(function)
+        self.in_place = name is None and works_in_place(function)
         # What is computed later must not hold on to the call, whose outputs would hold it: hence a function of its own.
         self.repeat = partial(_repeat, function, self.in_place)
         self.outputs: list[Tensor] = []

@@ -9,17 +9,23 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from types import FunctionType
 from typing import Any
+from unittest.mock import patch
 
 import torch
+import torch._functorch.apis as functorch_apis
+import torch._functorch.eager_transforms as eager_transforms
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import FunctionMeta
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode
+from torch.utils.checkpoint import CheckpointFunction
 
 from fg_lightning.fullgrad.biases import RULES, Bias, Kind, NotDifferentiable, linearise
 from fg_lightning.fullgrad.call import Call, map_tensors, tensors_in
@@ -95,6 +101,16 @@ class _Deferred:
 _TAKEN = torch.empty(0)
 
 
+@dataclass(frozen=True, slots=True)
+class _Hidden:
+    """A custom autograd function that was run, to be recorded once something uses its outputs."""
+
+    function: Any
+    inputs: tuple[Any, ...]
+    outputs: list[Tensor]
+    module: str
+
+
 @cache
 def _opened(function: FunctionType) -> FunctionType:
     """A function of torch written in Python with its check for overrides taken out, so that the calls inside it are met instead."""
@@ -120,13 +136,16 @@ class Tape(TorchFunctionMode):
         mixed_by: the first operation behind which the samples could not be told apart, None if they always could.
     """
 
-    def __init__(self, images: Tensor, visitor: Visitor, modules: dict[int, str]) -> None:
+    def __init__(
+        self, images: Tensor, visitor: Visitor, modules: dict[int, str], readings: Mapping[str, Callable[..., Any]] | None = None
+    ) -> None:
         super().__init__()
         self.n = images.shape[0]
         self.terms: list[Term] = []
         self.unaccounted: list[str] = []
         self.mixed_by: str | None = None
         self._visitor = visitor
+        self._readings = readings or {}
         self._names = modules
         self._running: list[str] = [""]
         self._opening: set[FunctionType] = set()
@@ -160,8 +179,11 @@ class Tape(TorchFunctionMode):
             return None  # a backbone frozen by torch.no_grad() counts like any other
         args, kwargs = _without_stray_leaves(args, kwargs)
         call = Call(function, args, kwargs)
-        if not call.dependent:
+        if not call.dependent or call.name in _QUESTIONS:
             return function(*args, **kwargs)
+        if call.name in self._readings:
+            with self:
+                return self._readings[call.name](*args, **kwargs)
         if isinstance(function, FunctionType) and function not in self._opening:
             self._opening.add(function)
             try:
@@ -171,35 +193,101 @@ class Tape(TorchFunctionMode):
                 self._opening.discard(function)
         return self._record(call)
 
+    @contextmanager
+    def meeting_what_torch_hides(self) -> Iterator[None]:
+        """Meet custom autograd functions, vmap and torch.func.grad, which no function mode sees, as operations of their own.
+
+        A checkpointed part is run as if it were not: what it would save is what the tape keeps.
+        """
+
+        def unchecked(run: Callable[..., Any], _preserve_rng_state: bool, *inputs: Any) -> Any:
+            return run(*inputs)
+
+        def transform(function: Callable[..., Any]) -> Callable[..., Any]:
+            name = function.__name__.removesuffix("_impl")
+            return lambda *args, **kwargs: self._meet(function, args, kwargs, name)
+
+        def attribute(cls: Any, name: str) -> Any:
+            value = type.__getattribute__(cls, name)
+            # Autograd looks up the forward of a function whenever it applies it, however `apply` was come by.
+            return partial(self._run_custom_function, cls, value) if name == "forward" and self._is_watching() else value
+
+        with ExitStack() as stack:
+            stack.enter_context(patch.object(CheckpointFunction, "apply", unchecked))
+            stack.enter_context(patch.object(functorch_apis, "vmap_impl", transform(vars(functorch_apis)["vmap_impl"])))
+            stack.enter_context(patch.object(eager_transforms, "grad_impl", transform(eager_transforms.grad_impl)))
+            stack.enter_context(patch.object(FunctionMeta, "__getattribute__", attribute))
+            yield
+
+    def _is_watching(self) -> bool:
+        """Whether calls here and now are met: not in another thread, nor inside an operation that is met as a whole."""
+        return _get_current_function_mode() is self
+
+    def _run_custom_function(self, cls: Any, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The forward of an autograd function; its outputs get their history after it, so that their biases must wait."""
+        with torch._C.DisableTorchFunction():
+            result = forward(*args, **kwargs)
+        inputs = args if cls.setup_context is not Function.setup_context else args[1:]
+        hidden = _Hidden(cls, inputs, list(tensors_in(result)), self._running[-1])
+        for output in hidden.outputs:
+            output._fg_hidden = hidden  # type: ignore[attr-defined]
+        return result
+
+    def _uncover(self, hidden: _Hidden) -> None:
+        """Record a custom function, now that its outputs know where they come from."""
+        call = Call(hidden.function.apply, hidden.inputs, {}, hidden.function.__name__)
+        self._running.append(hidden.module)
+        self._add(call, hidden.outputs)
+        self._running.pop()
+        for output in hidden.outputs:
+            del output._fg_hidden  # type: ignore[attr-defined]
+
+    def _meet(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Any:
+        if not self._is_watching():
+            return function(*args, **kwargs)
+        args, kwargs = _without_stray_leaves(args, kwargs)
+        with torch._C.DisableTorchFunction():
+            call = Call(function, args, kwargs, name)
+            return self._record(call) if call.dependent else function(*args, **kwargs)
+
     def _record(self, call: Call) -> Any:
-        rule = RULES.get(call.name, linearise)
+        """Run an operation and hook its outputs."""
         if call.in_place:
             for deferred in self._readers.pop(_storage(call.args[0]), ()):
                 deferred.compute()
-            if getattr(rule, "reads_operands", False):
+            if getattr(RULES.get(call.name, linearise), "reads_operands", False):
                 call.keep_overwritten()
         for operand in call.dependent:
-            if not hasattr(operand, "_fg_layout"):
-                self._report(f"something that torch did not show, before {call.name}")
-                self._mark(operand, None)
+            self._recognise(operand, call)
         result = call.function(*call.args, **call.kwargs)
-        outputs = [call.args[0]] if call.in_place else list(tensors_in(result))
+        self._add(call, [call.args[0]] if call.in_place else tensors_in(result))
+        return result
+
+    def _recognise(self, operand: Tensor, call: Call) -> None:
+        if hasattr(operand, "_fg_hidden"):
+            self._uncover(operand._fg_hidden)
+        elif not hasattr(operand, "_fg_layout"):
+            made_by = "a view" if operand.grad_fn is None else operand.grad_fn.name()
+            self._report(f"{made_by}, which torch did not show, before {call.name}")
+            self._mark(operand, None)
+
+    def _add(self, call: Call, outputs: Iterable[Tensor]) -> None:
+        """Follow the samples and places into the outputs of a call that was run, and hook those that have a bias."""
         call.outputs = [t for t in outputs if t.requires_grad]
         for index, output in enumerate(call.outputs):
             self._mark(output, follow(call, _layout_of, index, self.n), call.name)
             base = output._base
-            if base is not None and not hasattr(base, "_fg_layout"):
+            if call.in_place and base is not None and not hasattr(base, "_fg_layout"):
                 self._mark(base, None, call.name)  # a constant that was written to through a view
         if not call.outputs:
-            return result
+            return
         try:
-            biases = rule(call)
+            biases = RULES.get(call.name, linearise)(call)
         except NotDifferentiable:
             self._report(call.name)
-            biases = []
+            return
         for bias in biases:
             self._await(call, bias)
-        return result
 
     def _mark(self, tensor: Tensor, layout: Layout | None, operation: str = "") -> None:
         if layout is None:
@@ -229,6 +317,10 @@ class Tape(TorchFunctionMode):
             base.register_hook(lambda gradient: visitor(term, deferred.take(), places(gradient)))
         else:
             output.register_hook(lambda gradient: visitor(term, deferred.take(), gradient))
+
+
+_QUESTIONS = frozenset({"shape", "size", "dim", "ndim", "numel", "device", "dtype", "stride", "is_contiguous", "requires_grad"})
+"""What a model asks of a tensor without computing anything."""
 
 
 def _layout_of(tensor: Tensor) -> Layout | None:
@@ -303,7 +395,7 @@ def record(
             enter(torch.autocast(images.device.type, enabled=False))
         leaf = _lifted(images).requires_grad_()
         tape = Tape(x := leaf.clone(), visitor, {id(module): name for name, module in model.named_modules()})
-        with tape.following_modules(), tape:
+        with tape.following_modules(), tape.meeting_what_torch_hides(), tape:
             inputs = (x, *map_tensors(_lifted, additional_forward_args))
             output = select(torch.func.functional_call(model, _constants(model), inputs))
         if not output.requires_grad:
