@@ -9,6 +9,7 @@ one `Call` that returns the biases of its outputs. Adding one is a line in `RULE
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -63,11 +64,16 @@ def homogeneous(degree: Callable[[Call], float | Tensor | None]) -> Rule:
         results = [call.result(i) for i in range(len(call.outputs))]
         return [Bias("implicit", partial(torch.mul, y, 1 - d), i) for i, y in enumerate(results)]
 
-    return rule
+    return reads_operands(rule)
 
 
 def _of_degree(d: float) -> Rule:
-    return homogeneous(lambda call: d)
+    """Homogeneous of a fixed degree, so that only the output is read."""
+
+    def rule(call: Call) -> list[Bias]:
+        return [Bias("implicit", partial(torch.mul, call.result(i), 1 - d), i) for i in range(len(call.outputs))]
+
+    return rule
 
 
 @reads_operands
@@ -95,6 +101,15 @@ def _extremum_degree(call: Call) -> float | None:
     """Maximum and minimum are homogeneous unless one of two operands is a constant."""
     other = call.argument(1, "other")
     return None if isinstance(other, Tensor) and not (call.depends(call.args[0]) and call.depends(other)) else 1
+
+
+def _norm_degree(call: Call) -> float:
+    """The norm of order 0 counts, every other one measures."""
+    return 0 if call.argument(1, "ord", 2) == 0 else 1
+
+
+def _prelu_degree(call: Call) -> float | None:
+    return None if call.depends(call.argument(1, "weight")) else 1
 
 
 def _count_dependent(call: Call) -> float:
@@ -125,7 +140,7 @@ def _bilinear_plus(*, addend: tuple[int, str] | None, factors: tuple[tuple[int, 
 def _as_added(call: Call, addend: Tensor) -> Tensor:
     """The addend as the operation adds it: along the channels for a convolution, times beta for a matrix product."""
     if call.name.startswith("conv"):
-        return _per_channel(addend, call.outputs[0])
+        return addend.reshape(-1, *(1,) * (call.argument(1, "weight").ndim - 2))  # the image may have no batch dimension
     beta = call.kwargs.get("beta", 1)
     return addend if beta == 1 else beta * addend
 
@@ -154,7 +169,9 @@ def _sum_of(first_sign: int, second_sign: int, *, alpha_on: int) -> Rule:
         (i,) = constants
         scale = (first_sign, second_sign)[i] * (call.kwargs.get("alpha", 1) if i == alpha_on else 1)
         y = call.outputs[0]
-        return [Bias("explicit", _finite(scale * torch.as_tensor(operands[i], device=y.device).to(y.dtype)))]
+        operand = operands[i]
+        constant = call.value(operand).to(y.dtype) if isinstance(operand, Tensor) else torch.tensor(operand, dtype=y.dtype)
+        return [Bias("explicit", _finite(scale * constant.to(y.device)))]
 
     return reads_operands(rule)
 
@@ -285,7 +302,7 @@ def _saturation(low: float, high: float) -> Callable[[Tensor], Tensor]:
     """The implicit bias of clamping to [low, high]: the bound where it holds, nothing between."""
 
     def bias(z: Tensor) -> Tensor:
-        return torch.where(z <= low, low, torch.where(z >= high, high, 0.0)).to(z.dtype)
+        return z.clamp(low, high).masked_fill_((z > low) & (z < high), 0)
 
     return bias
 
@@ -336,7 +353,13 @@ def _softmax(call: Call) -> list[Bias]:
 def _log_softmax(call: Call) -> list[Bias]:
     """J z = z - <p, z>, so b = y - z + <p, z> with p = exp(y)."""
     z, y, dim = call.value(call.args[0]), call.result(), call.argument(1, "dim")
-    return [Bias("implicit", lambda: y - z + (y.exp() * z).sum(dim, keepdim=True))]
+
+    def implicit() -> Tensor:
+        masked = z == -math.inf
+        finite = z.masked_fill(masked, 0)
+        return (y.masked_fill(masked, 0) - finite) + (y.exp() * finite).sum(dim, keepdim=True)
+
+    return [Bias("implicit", implicit)]
 
 
 def _attention(call: Call) -> list[Bias]:
@@ -347,21 +370,23 @@ def _attention(call: Call) -> list[Bias]:
     """
     q, k, v = (call.argument(i, name) for i, name in enumerate(("query", "key", "value")))
     mask, causal = call.argument(3, "attn_mask"), call.argument(5, "is_causal", False)
-    if call.depends(mask) or call.argument(4, "dropout_p", 0.0) or call.kwargs.get("enable_gqa"):
+    if call.depends(mask) or call.argument(4, "dropout_p", 0.0):
         return linearise(call)
     degree, linear_in_v = call.depends(q) + call.depends(k), call.depends(v)
     scale = call.kwargs.get("scale") or 1 / math.sqrt(q.shape[-1])
     q, k, v, y = call.value(q), call.value(k), call.value(v), call.result()
+    shared_by = q.shape[-3] // k.shape[-3] if call.kwargs.get("enable_gqa") else 1
 
     def implicit() -> Tensor:
-        scores = scale * q @ k.mT
+        keys, values = (t if shared_by == 1 else t.repeat_interleave(shared_by, -3) for t in (k, v))
+        scores = scale * q @ keys.mT
         masked = scores
         if causal:
             masked = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -math.inf)
         elif mask is not None:
             masked = scores.masked_fill(~mask, -math.inf) if mask.dtype is torch.bool else scores + mask
         weighted = masked.softmax(-1) * scores
-        return (1 - linear_in_v) * y - degree * (weighted @ v - weighted.sum(-1, keepdim=True) * y)
+        return (1 - linear_in_v) * y - degree * (weighted @ values - weighted.sum(-1, keepdim=True) * y)
 
     return [Bias("implicit", implicit)]
 
@@ -386,16 +411,15 @@ def linearise(call: Call) -> list[Bias]:
     return [Bias("implicit", y.detach() - tangent, i) for i, (y, tangent) in enumerate(zip(call.outputs, tangents, strict=True))]
 
 
-def _differentiable(result: Any, like: list[Tensor]) -> list[Tensor]:
-    """The outputs that correspond to the call's own, which are those that can carry a gradient."""
-    outputs = [t for t in tensors_in(result) if t.is_floating_point() or t.is_complex()]
-    if len(outputs) != len(like):
-        raise NotImplementedError("the operation has floating-point outputs without a gradient")
-    return outputs
+def _dependent_outputs(call: Call, result: Any) -> list[Tensor]:
+    """Those in the result of a repeated call that correspond to the call's own outputs."""
+    tensors = list(tensors_in(result))
+    return [tensors[i] for i in call.places]
 
 
 def _forward_mode(call: Call) -> list[Tensor]:
-    with forward_ad.dual_level(), torch.no_grad():
+    with forward_ad.dual_level(), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own, of the scripting behind its forward-mode formulas
 
         def dual(t: Tensor) -> Tensor:
             value = call.value(t)
@@ -404,7 +428,7 @@ def _forward_mode(call: Call) -> list[Tensor]:
             return forward_ad.make_dual(value.clone() if call.in_place else value, value.clone())
 
         result = call.repeat(*map_tensors(dual, (call.args, call.kwargs)))
-        tangents = [forward_ad.unpack_dual(t).tangent for t in _differentiable(result, call.outputs)]
+        tangents = [forward_ad.unpack_dual(t).tangent for t in _dependent_outputs(call, result)]
         return [torch.zeros_like(y) if t is None else t.clone() for t, y in zip(tangents, call.outputs, strict=True)]
 
 
@@ -417,10 +441,10 @@ def _double_reverse_mode(call: Call) -> list[Tensor]:
         if not call.depends(t):
             return value
         operands.append(value.clone().requires_grad_())
-        return operands[-1].view_as(operands[-1])
+        return operands[-1].clone() if call.in_place else operands[-1]
 
     with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
-        outputs = _differentiable(call.repeat(*map_tensors(leaf, (call.args, call.kwargs))), call.outputs)
+        outputs = _dependent_outputs(call, call.repeat(*map_tensors(leaf, (call.args, call.kwargs))))
         probes = [_anything_like(y).requires_grad_() for y in outputs]
         pulled = torch.autograd.grad(outputs, operands, probes, create_graph=True, allow_unused=True)
         linked = [(p, z.detach()) for p, z in zip(pulled, operands, strict=True) if p is not None and p.requires_grad]
@@ -448,11 +472,11 @@ _NORM_OPERANDS = ((1, "weight"), (2, "bias"), (3, "running_mean"), (4, "running_
 _ROWS: tuple[tuple[Rule, str], ...] = (
     # moving values around
     (no_bias, "view reshape flatten unflatten ravel squeeze unsqueeze permute transpose movedim moveaxis t T mT H mH adjoint"),
-    (no_bias, "expand expand_as view_as reshape_as repeat tile repeat_interleave narrow select split split_with_sizes chunk"),
+    (no_bias, "expand expand_as broadcast_tensors view_as reshape_as repeat tile repeat_interleave narrow select split chunk"),
     (no_bias, "tensor_split unbind getitem index_select gather take take_along_dim diagonal diag tril triu flip fliplr flipud"),
-    (no_bias, "roll rot90 unfold im2col col2im as_strided pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle"),
+    (no_bias, "split_with_sizes roll rot90 unfold im2col col2im as_strided pixel_shuffle pixel_unshuffle channel_shuffle"),
     (no_bias, "clone contiguous to type float double half bfloat16 type_as cpu cuda alias view_as_real view_as_complex real imag"),
-    (no_bias, "conj conj_physical resolve_conj resolve_neg positive requires_grad atleast_1d atleast_2d atleast_3d"),
+    (no_bias, "conj conj_physical resolve_conj resolve_neg positive atleast_1d atleast_2d atleast_3d"),
     # sums and means, averages over a window, interpolation between pixels
     (no_bias, "sum mean nansum cumsum trace neg negative avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d"),
     (no_bias, "adaptive_avg_pool3d upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d"),
@@ -469,19 +493,21 @@ _ROWS: tuple[tuple[Rule, str], ...] = (
     # homogeneous of degree 1: piecewise linear through zero, extrema, norms
     (no_bias, "relu leaky_relu rrelu abs absolute max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d"),
     (no_bias, "adaptive_max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices fractional_max_pool2d"),
-    (no_bias, "fractional_max_pool3d max_unpool1d max_unpool2d max_unpool3d amax amin aminmax sort topk kthvalue median cummax"),
-    (no_bias, "cummin mode std norm vector_norm linalg_vector_norm linalg_norm matrix_norm linalg_matrix_norm"),
+    (no_bias, "fractional_max_pool3d max_unpool2d max_unpool3d amax amin aminmax sort topk kthvalue median cummax"),
+    (no_bias, "cummin mode std linalg_norm linalg_matrix_norm"),
+    (homogeneous(_norm_degree), "linalg_vector_norm"),
     (homogeneous(_extremum_degree), "max min maximum minimum fmax fmin"),
     # products, quotients and powers of what depends on the input
     (_multiply, "mul"),
     (homogeneous(_quotient_degree), "div"),
     (homogeneous(_power_degree), "pow"),
-    (homogeneous(_count_dependent), "einsum prelu dot inner outer"),
+    (homogeneous(_prelu_degree), "prelu"),
+    (homogeneous(_count_dependent), "einsum dot inner outer"),
     (_of_degree(2), "square var"),
     (_of_degree(0.5), "sqrt"),
     (_of_degree(-0.5), "rsqrt"),
     (_of_degree(-1), "reciprocal"),
-    (_of_degree(0), "sign sgn floor ceil round trunc heaviside"),
+    (_of_degree(0), "sign sgn floor ceil round trunc"),
     # products with a weight, plus a bias
     (_CONVOLUTION, "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear"),
     (_PRODUCT, "matmul mm bmm mv"),

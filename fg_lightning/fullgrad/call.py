@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from functools import cache, partial
 from typing import Any
 
@@ -72,10 +73,31 @@ def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
     return tree
 
 
-def _repeat(function: Callable[..., Any], in_place: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+RandomState = tuple[Tensor, list[tuple[int, Tensor]]]
+"""Of the CPU's generator and, by device, of CUDA's."""
+
+
+def _repeat(
+    function: Callable[..., Any], in_place: bool, state: RandomState | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
     """An operation once more, on other operands; an in-place one overwrites `args[0]`."""
-    result = function(*args, **kwargs)
+    with ExitStack() as stack:
+        if state is not None:
+            cpu, devices = state
+            stack.enter_context(torch.random.fork_rng(devices=[device for device, _ in devices]))
+            torch.set_rng_state(cpu)
+            for device, of_device in devices:
+                torch.cuda.set_rng_state(of_device, device)
+        result = function(*args, **kwargs)
     return args[0] if in_place else result
+
+
+def _operands_by_position(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """`torch.mul(input=x, other=y)` as `torch.mul(x, y)`, so that rules find operands in one place."""
+    for position, name in enumerate(("input", "other")):
+        if name in kwargs and len(args) == position:
+            args, kwargs = (*args, kwargs[name]), {key: value for key, value in kwargs.items() if key != name}
+    return args, kwargs
 
 
 class Call:
@@ -83,7 +105,12 @@ class Call:
 
     A tensor that depends on the input is told by `requires_grad`, since the model runs on detached parameters.
     Rules read operands through this class, so that the tape knows which values they hold on to. `repeat(args, kwargs)` runs the
-    operation once more, on other operands.
+    operation once more, on other operands, drawing the random numbers it drew if `keep_random_state` was called before.
+
+    Attributes:
+        outputs: the outputs that depend on the input, once the operation was run.
+        places: which of all the tensors in its result they are.
+        held: detached values that rules hold on to.
     """
 
     def __init__(
@@ -91,13 +118,15 @@ class Call:
     ) -> None:
         self.function = function
         self.name = operation_name(function) if name is None else name
+        args, kwargs = _operands_by_position(args, kwargs)
         self.args = args
         self.kwargs = kwargs
         self.dependent = [t for t in tensors_in((args, kwargs)) if t.requires_grad]
         self.in_place = name is None and works_in_place(function)
         # What is computed later must not hold on to the call, whose outputs would hold it: hence a function of its own.
-        self.repeat = partial(_repeat, function, self.in_place)
+        self.repeat = partial(_repeat, function, self.in_place, None)
         self.outputs: list[Tensor] = []
+        self.places: list[int] = []
         self.held: list[Tensor] = []
         # After an in-place operation requires_grad says what the operand has become, not what it was.
         self._dependent_ids = {id(t) for t in self.dependent}
@@ -111,6 +140,12 @@ class Call:
         """Whether an operand, or any tensor in it, depends on the input."""
         return any(id(t) in self._dependent_ids for t in tensors_in(operand))
 
+    def keep_random_state(self) -> None:
+        """Let `repeat` draw the numbers that the operation is about to draw."""
+        devices = [t.device.index for t in self.dependent[:1] if t.device.type == "cuda"]
+        state = torch.get_rng_state(), [(device, torch.cuda.get_rng_state(device)) for device in devices]
+        self.repeat = partial(_repeat, self.function, self.in_place, state)
+
     def keep_overwritten(self) -> None:
         """Copy the operand that an in-place operation is about to overwrite, so that `value` still finds it."""
         self._overwritten = self.args[0].detach().clone()
@@ -119,13 +154,22 @@ class Call:
         """The values of an operand as the operation read them, cut off from the graph."""
         if self._overwritten is not None and tensor is self.args[0]:
             return self._overwritten
+        return self._hold(tensor)
+
+    def result(self, index: int = 0) -> Tensor:
+        """The values of an output, cut off from the graph."""
+        return self._hold(self.outputs[index])
+
+    def _hold(self, tensor: Tensor) -> Tensor:
         detached = tensor.detach()
         self.held.append(detached)
         return detached
 
-    def result(self, index: int = 0) -> Tensor:
-        """The values of an output, cut off from the graph."""
-        return self.value(self.outputs[index])
+    def has_run(self, outputs: Iterable[Tensor]) -> None:
+        """Take note of the outputs: all the tensors in the operation's result, or the one that it overwrote."""
+        outputs = list(outputs)
+        self.places = [i for i, t in enumerate(outputs) if t.requires_grad]
+        self.outputs = [outputs[i] for i in self.places]
 
     def at_values(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Arguments and keyword arguments with every tensor as `value` gives it."""

@@ -82,13 +82,13 @@ def full_gradients(
     """
     check_images(model, images)
 
-    def decompose(images: Tensor, target: Target) -> FullGradients:
+    def decompose(images: Tensor, target: Target, arguments: tuple[Any, ...]) -> FullGradients:
         selection, sums = Selection(target, len(images)), TermSums(len(images))
-        arguments = as_tuple(additional_forward_args)
         recording = record(model, images, selection, sums.visit, additional_forward_args=arguments, autocast=autocast)
         return sums.collected(recording, selection.target)
 
-    return one_by_one_if_mixed(decompose, images, target, joined, lambda result: result.output)
+    arguments = as_tuple(additional_forward_args)
+    return one_by_one_if_mixed(decompose, images, target, arguments, joined, lambda result: result.output)
 
 
 class TermSums:
@@ -171,9 +171,10 @@ def as_tuple(arguments: Any) -> tuple[Any, ...]:
 
 
 def one_by_one_if_mixed(
-    run: Callable[[Tensor, Target], Result],
+    run: Callable[[Tensor, Target, tuple[Any, ...]], Result],
     images: Tensor,
     target: Target,
+    arguments: tuple[Any, ...],
     join: Callable[[list[Result]], Result],
     output_of: Callable[[Result], Tensor],
 ) -> Result:
@@ -183,17 +184,27 @@ def one_by_one_if_mixed(
         ValueError: if the model's output for a sample depends on the others, naming the operation.
     """
     try:
-        return run(images, target)
+        return run(images, target, arguments)
     except SamplesMixed as mixed:
-        parts = [run(images[i : i + 1], _of_sample(target, i)) for i in range(len(images))]
+        n = len(images)
+        refusal = ValueError(
+            f"the model mixes the samples of a batch, first in {mixed.operation}: its output for an image depends on the other "
+            "images (batch statistics in evaluation?). Pass one image at a time to explain it alone."
+        )
+        try:
+            parts = [run(images[i : i + 1], _of_sample(target, i), _rows(arguments, i, n)) for i in range(n)]
+        except Exception as error:
+            raise refusal from error  # it cannot even be run on one image
         alone = torch.cat([output_of(part) for part in parts])
         tolerance = 1e-3 if alone.dtype == torch.float32 else 1e-6
         if not torch.allclose(alone, mixed.output.to(alone.dtype), rtol=tolerance, atol=tolerance):
-            raise ValueError(
-                f"the model mixes the samples of a batch, first in {mixed.operation}: its output for an image depends on the other "
-                "images (batch statistics in evaluation?). Pass one image at a time to explain it alone."
-            ) from mixed
+            raise refusal from mixed
         return join(parts)
+
+
+def _rows(arguments: tuple[Any, ...], i: int, n: int) -> tuple[Any, ...]:
+    """The part of the additional arguments that goes with sample i: of tensors with a row for each, that row."""
+    return tuple(a[i : i + 1] if isinstance(a, Tensor) and a.ndim and len(a) == n else a for a in arguments)
 
 
 def _of_sample(target: Target, i: int) -> Target:

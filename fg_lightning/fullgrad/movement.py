@@ -106,12 +106,13 @@ def _linear(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     return Layout((*layout.dims[:-1], plain(output.shape[-1])))
 
 
-def _along(position: int, name: str = "dim", *, keeps_order: bool = True) -> Mover:
+def _along(position: int, name: str = "dim", *, default: Any = None, keeps_order: bool = True) -> Mover:
     """Operations along one dimension or several: softmax, cumsum; where they change the order of its entries it lies nowhere."""
 
     def mover(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
         layout = _first(call, layout_of)
-        along = _dimensions(call.argument(position, name), len(layout.dims))
+        given = call.args[position:] if name == "dims" and len(call.args) > position + 1 else call.argument(position, name, default)
+        along = _dimensions(given, len(layout.dims))
         moved = _resized(layout, output.shape)
         if moved is None or any(layout.dims[d].has(SAMPLE) for d in along):
             return None
@@ -170,13 +171,19 @@ def _scaled_dot_product(call: Call, layout_of: LayoutOf, output: Tensor) -> Layo
 def _einsum(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     """Each letter of the result from the first operand that has it; a letter summed over must not carry samples."""
     equation, operands = call.args[0], call.args[1] if isinstance(call.args[1], (tuple, list)) else call.args[1:]
-    if not isinstance(equation, str) or "..." in equation:
+    if not isinstance(equation, str):
         return None
     inputs, arrow, result = equation.replace(" ", "").partition("->")
     if not arrow:
-        result = "".join(sorted(c for c in set(inputs) - {","} if inputs.count(c) == 1))
+        result = "..." * ("..." in inputs) + "".join(sorted(c for c in set(inputs) - set(",.") if inputs.count(c) == 1))
+    terms = inputs.split(",")
+    counts = [t.ndim - len(term.replace("...", "")) for term, t in zip(terms, operands, strict=True)]
+    unused = [chr(code) for code in range(ord("A"), ord("z")) if chr(code).isalpha() and chr(code) not in equation]
+    dots = "".join(unused[: max(counts)])  # the dimensions behind "...", aligned at the last
+    terms = [term.replace("...", dots[len(dots) - count :]) for term, count in zip(terms, counts, strict=True)]
+    result = result.replace("...", dots)
     dims: dict[str, Dim] = {}
-    for letters, operand in zip(inputs.split(","), operands, strict=True):
+    for letters, operand in zip(terms, operands, strict=True):
         layout = layout_of(operand) if call.depends(operand) else None
         for letter, dim in zip(letters, layout.dims if layout else (), strict=False):
             if dim.has(SAMPLE) and (letter not in result or dims.get(letter, dim) != dim):
@@ -394,8 +401,10 @@ _ROWS: tuple[tuple[Mover, str], ...] = (
     (_over_last(lambda call: 2), "fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 tril triu"),
     (_linear, "linear"),
     (_along(1), "softmax log_softmax cumsum cumprod cummax cummin glu logcumsumexp"),
-    (_along(1, keeps_order=False), "sort index_select gather take_along_dim"),
-    (_along(2, keeps_order=False), "topk"),
+    (_along(1, keeps_order=False), "index_select gather"),
+    (_along(1, default=-1, keeps_order=False), "sort"),
+    (_along(2, keeps_order=False), "take_along_dim"),
+    (_along(2, default=-1, keeps_order=False), "topk"),
     (_along(2, "dims", keeps_order=False), "roll"),
     (_along(1, "dims", keeps_order=False), "flip"),
     (_reduction, "sum mean amax amin max min prod std var logsumexp nansum median mode kthvalue norm linalg_vector_norm"),

@@ -64,11 +64,12 @@ def upsample(planes: Float[Tensor, "n *s"], size: tuple[int, ...]) -> Float[Tens
 
 
 def _rescaled_sum(magnitude: Float[Tensor, "n c *s"]) -> Float[Tensor, "n *s"]:
-    """The channel sum of (m - min) / (max - min + epsilon), without a rescaled copy of the term."""
+    """The channel sum of (m - min) / (max - min + epsilon), divided after the sum."""
     everywhere = tuple(range(1, magnitude.ndim))
     low, high = magnitude.amin(everywhere), magnitude.amax(everywhere)
-    channels = magnitude.shape[1]
-    return (magnitude.sum(1) - _as_plane(channels * low, magnitude)) / _as_plane(high - low + EPSILON, magnitude)
+    # The minimum goes before the sum: a nearly constant term would drown in the rounding of its sum.
+    above = (magnitude - _as_plane(low, magnitude).unsqueeze(1)).sum(1)
+    return above / _as_plane(high - low + EPSILON, magnitude)
 
 
 def _as_plane(numbers: Float[Tensor, " n"], like: Tensor) -> Tensor:

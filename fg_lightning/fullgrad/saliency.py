@@ -79,8 +79,9 @@ class FullGrad(Attribution):
             TypeError: if the images are not floating-point or the target is of no known kind.
             ValueError: if shapes or targets do not fit, the output is not finite, does not depend on the images, or mixes samples.
         """
-        maps, _ = self._drawn(inputs, target, additional_forward_args, with_terms=False)
-        return maps
+        images = inputs[0] if isinstance(inputs, tuple) and len(inputs) == 1 else inputs  # as some of Captum's tools pass them
+        maps, _ = self._drawn(images, target, additional_forward_args, with_terms=False)
+        return (maps,) if isinstance(inputs, tuple) else maps
 
     def attribute_with_terms(
         self, inputs: Float[Tensor, "n c *s"], target: Target = None, additional_forward_args: Any = None
@@ -98,9 +99,8 @@ class FullGrad(Attribution):
     ) -> tuple[Tensor, FullGradients | Tensor]:
         """Maps, and the terms or else the explained output alone."""
         check_images(self.model, inputs)
-        arguments = as_tuple(additional_forward_args)
 
-        def draw(images: Tensor, target: Target) -> tuple[Tensor, FullGradients | Tensor]:
+        def draw(images: Tensor, target: Target, arguments: tuple[Any, ...]) -> tuple[Tensor, FullGradients | Tensor]:
             selection, canvas, sums = Selection(target, len(images)), _Canvas(images), TermSums(len(images))
 
             def visit(term: Term, bias: Tensor, gradient: Tensor) -> None:
@@ -121,7 +121,7 @@ class FullGrad(Attribution):
         def output_of(part: tuple[Tensor, FullGradients | Tensor]) -> Tensor:
             return part[1].output if isinstance(part[1], FullGradients) else part[1]
 
-        return one_by_one_if_mixed(draw, inputs, target, join, output_of)
+        return one_by_one_if_mixed(draw, inputs, target, as_tuple(additional_forward_args), join, output_of)
 
     def _draw_term(self, canvas: _Canvas, term: Term, bias: Tensor, gradient: Tensor) -> None:
         if term.kind == "explicit" or self.implicit:

@@ -86,16 +86,14 @@ class _Deferred:
     def __init__(self, value: Tensor | Callable[[], Tensor]) -> None:
         self._value = value
 
-    def compute(self) -> None:
-        if not isinstance(self._value, Tensor):
-            self._value = self._value()
+    def secure(self) -> None:
+        """Have the bias before what it is computed from, or is itself a view of, is overwritten."""
+        self._value = self._value.clone() if isinstance(self._value, Tensor) else self._value()
 
     def take(self) -> Tensor:
         """The bias, let go of here: a gradient comes once."""
-        self.compute()
         value, self._value = self._value, _TAKEN
-        assert isinstance(value, Tensor)
-        return value
+        return value if isinstance(value, Tensor) else value()
 
 
 _TAKEN = torch.empty(0)
@@ -179,6 +177,9 @@ class Tape(TorchFunctionMode):
             return None  # a backbone frozen by torch.no_grad() counts like any other
         args, kwargs = _without_stray_leaves(args, kwargs)
         call = Call(function, args, kwargs)
+        if call.in_place:
+            for deferred in self._readers.pop(_storage(call.args[0]), ()):
+                deferred.secure()
         if not call.dependent or call.name in _QUESTIONS:
             return function(*args, **kwargs)
         if call.name in self._readings:
@@ -252,11 +253,11 @@ class Tape(TorchFunctionMode):
 
     def _record(self, call: Call) -> Any:
         """Run an operation and hook its outputs."""
-        if call.in_place:
-            for deferred in self._readers.pop(_storage(call.args[0]), ()):
-                deferred.compute()
-            if getattr(RULES.get(call.name, linearise), "reads_operands", False):
-                call.keep_overwritten()
+        rule = RULES.get(call.name, linearise)
+        if call.in_place and getattr(rule, "reads_operands", False):
+            call.keep_overwritten()
+        if rule is linearise or call.name in _RANDOM:
+            call.keep_random_state()
         for operand in call.dependent:
             self._recognise(operand, call)
         result = call.function(*call.args, **call.kwargs)
@@ -273,7 +274,7 @@ class Tape(TorchFunctionMode):
 
     def _add(self, call: Call, outputs: Iterable[Tensor]) -> None:
         """Follow the samples and places into the outputs of a call that was run, and hook those that have a bias."""
-        call.outputs = [t for t in outputs if t.requires_grad]
+        call.has_run(outputs)
         for index, output in enumerate(call.outputs):
             self._mark(output, follow(call, _layout_of, index, self.n), call.name)
             base = output._base
@@ -306,18 +307,20 @@ class Tape(TorchFunctionMode):
         if layout is None:
             return  # the samples are mixed already: this run counts for nothing
         deferred = _Deferred(bias.value)
-        if not isinstance(bias.value, Tensor):
-            for held in call.held:
-                self._readers[_storage(held)].append(deferred)
+        for read in (bias.value,) if isinstance(bias.value, Tensor) else call.held:
+            self._readers[_storage(read)].append(deferred)
         term = Term(self._running[-1], call.name, bias.kind, layout)
         self.terms.append(term)
         visitor = self._visitor
-        if call.in_place and output._is_view():
+        if output._is_view():
             base, places = _base_and_places(output)
             base.register_hook(lambda gradient: visitor(term, deferred.take(), places(gradient)))
         else:
             output.register_hook(lambda gradient: visitor(term, deferred.take(), gradient))
 
+
+_RANDOM = frozenset({"alpha_dropout", "feature_alpha_dropout", "scaled_dot_product_attention"})
+"""Operations whose rule may have to run them again, on the same random numbers."""
 
 _QUESTIONS = frozenset({"shape", "size", "dim", "ndim", "numel", "device", "dtype", "stride", "is_contiguous", "requires_grad"})
 """What a model asks of a tensor without computing anything."""
@@ -397,7 +400,7 @@ def record(
         tape = Tape(x := leaf.clone(), visitor, {id(module): name for name, module in model.named_modules()})
         with tape.following_modules(), tape.meeting_what_torch_hides(), tape:
             inputs = (x, *map_tensors(_lifted, additional_forward_args))
-            output = select(torch.func.functional_call(model, _constants(model), inputs))
+            output = select(_called(model, inputs))
         if not output.requires_grad:
             raise ValueError(
                 "the model's output does not depend on the images, so there is nothing to decompose; "
@@ -405,8 +408,26 @@ def record(
             )
         if tape.mixed_by and tape.n > 1:
             raise SamplesMixed(tape.mixed_by, output.detach())
-        (gradient,) = torch.autograd.grad(output.sum(), leaf)
+        (gradient,) = torch.autograd.grad(output.sum(), leaf, materialize_grads=True)
     return Recording(leaf.detach(), output.detach(), gradient, tape.terms, tape.unaccounted)
+
+
+def _called(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
+    """The model's output, its parameters held constant.
+
+    Raises:
+        ValueError: if a planar network fails on what may be a single image.
+    """
+    try:
+        return torch.func.functional_call(model, _constants(model), inputs)
+    except (RuntimeError, ValueError, IndexError) as error:
+        shape = tuple(inputs[0].shape)
+        if len(shape) == 3 and any(isinstance(m, (nn.Conv2d, nn.BatchNorm2d)) for m in model.modules()):
+            raise ValueError(
+                f"the model failed on images of shape {shape}, read as [N, C, L]; "
+                f"a single image needs a batch dimension, images[None] ({error})"
+            ) from error
+        raise
 
 
 def _lifted(tensor: Tensor) -> Tensor:

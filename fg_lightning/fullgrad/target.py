@@ -83,13 +83,15 @@ class Selection:
             return requested.expand(self._n)[:, None] if requested.numel() == 1 else requested.reshape(len(requested), -1)
         if isinstance(requested, int):
             return torch.full((self._n, 1), requested)
-        if isinstance(requested, tuple):
-            return torch.tensor([requested] * self._n)
         if isinstance(requested, Sequence) and not isinstance(requested, str):
+            rows = [requested] * self._n if isinstance(requested, tuple) else requested
             try:
-                return torch.tensor([item if isinstance(item, (tuple, list)) else (item,) for item in requested]).long()
-            except (TypeError, ValueError) as error:
-                raise TypeError(f"target must be a list of integers, or of tuples of them, not {requested!r}") from error
+                indices = torch.tensor([row if isinstance(row, (tuple, list)) else (row,) for row in rows])
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise TypeError(f"target must be integers, one or a tuple for each sample, not {requested!r}") from error
+            if indices.is_floating_point() or indices.dtype is torch.bool:
+                raise TypeError(f"target must be integers, one or a tuple for each sample, not {requested!r}")
+            return indices
         raise TypeError(f"target must be None, an int, a list, a tuple, a tensor or a function, not {type(requested).__name__}")
 
     def _checked(self, selected: Any) -> Tensor:

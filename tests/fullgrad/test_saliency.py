@@ -1,0 +1,227 @@
+"""FullGrad maps, against the paper's formula written out with hooks on modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from captum.attr import NoiseTunnel
+from captum.metrics import sensitivity_max
+from torch import Tensor, nn
+
+from fg_lightning import FullGrad, SimpleFullGrad
+
+MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+class Residual(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.norm(self.conv(x)))
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """Biases and statistics as a trained net has them, and not at their zeros and ones."""
+    generator = torch.Generator().manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.running_mean.normal_(generator=generator)
+            module.running_var.uniform_(0.5, 2, generator=generator)
+            nn.init.uniform_(module.weight, 0.5, 1.5, generator=generator)
+        if getattr(module, "bias", None) is not None:
+            nn.init.normal_(module.bias, generator=generator)
+    return model.eval()
+
+
+NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "convolutions": (
+        lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 5)),
+        (2, 8, 8),
+    ),
+    "batch norm and pooling": (
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 4, 3, bias=False),
+            nn.BatchNorm2d(4),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+            nn.Conv2d(4, 6, 2),
+            nn.BatchNorm2d(6),
+            nn.ReLU(inplace=True),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(6, 5),
+        ),
+        (2, 10, 8),
+    ),
+    "residual": (
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 4, 3, stride=2), Residual(4), nn.AvgPool2d(2), Residual(4), nn.Flatten(), nn.Linear(16, 5)
+        ),
+        (2, 9, 9),
+    ),
+    "a signal": (
+        lambda: nn.Sequential(nn.Conv1d(2, 4, 3), nn.BatchNorm1d(4), nn.ReLU(), nn.MaxPool1d(2), nn.Flatten(), nn.Linear(12, 5)),
+        (2, 8),
+    ),
+    "a volume": (
+        lambda: nn.Sequential(
+            nn.Conv3d(1, 3, 2), nn.BatchNorm3d(3), nn.ReLU(), nn.AvgPool3d(2), nn.Flatten(), nn.Linear(3 * 2 * 2 * 1, 5)
+        ),
+        (1, 5, 5, 4),
+    ),
+}
+
+
+def net(name: str) -> tuple[nn.Module, Tensor]:
+    build, shape = NETS[name]
+    torch.manual_seed(0)
+    return randomised(build()), torch.randn(3, *shape)
+
+
+def psi(term: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Rescaled to [0, 1] by sample, every channel upsampled, and summed."""
+    magnitude = term.abs().flatten(1)
+    low, high = magnitude.min(1, keepdim=True).values, magnitude.max(1, keepdim=True).values
+    rescaled = ((magnitude - low) / (high - low + 1e-6)).reshape(term.shape)
+    return F.interpolate(rescaled, size, mode=MODES[len(size)], align_corners=True).sum(1, keepdim=True)
+
+
+def bias_of(module: nn.Module, y: Tensor) -> Tensor | None:
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        bias = module.bias - module.running_mean * module.weight / torch.sqrt(module.running_var + module.eps)
+    elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        bias = module.bias
+    else:
+        return None
+    return None if bias is None else bias.detach().reshape(1, -1, *(1,) * (y.ndim - 2)).expand_as(y)
+
+
+def by_hooks(model: nn.Module, x: Tensor, target: list[int], simple: bool = False) -> Tensor:
+    outputs: list[tuple[nn.Module, Tensor]] = []
+
+    def keep(module: nn.Module, args: Any, y: Tensor) -> Tensor:
+        if bias_of(module, y) is None:
+            return y
+        outputs.append((module, y))
+        return y.clone()  # an in-place ReLU would overwrite what was kept
+
+    handles = [module.register_forward_hook(keep) for module in model.modules()]
+    x = x.clone().requires_grad_()
+    score = model(x)[torch.arange(len(x)), target].sum()
+    for handle in handles:
+        handle.remove()
+    gradients = torch.autograd.grad(score, [x, *(y for _, y in outputs)])
+    size = tuple(x.shape[2:])
+    drawn = psi(gradients[0] * x.detach(), size)
+    for (module, y), gradient in zip(outputs, gradients[1:], strict=True):
+        drawn = drawn + psi(gradient if simple else gradient * bias_of(module, y), size)
+    return drawn
+
+
+def assert_same_map(drawn: Tensor, expected: Tensor) -> None:
+    # float32: the rescaling divides by ranges, in another order of sums
+    assert (drawn - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_fullgrad_is_the_papers_formula_on_relu_nets(name: str) -> None:
+    model, x = net(name)
+    drawn = FullGrad(model).attribute(x, target=[0, 3, 1])
+    assert drawn.shape == (3, 1, *x.shape[2:])
+    assert_same_map(drawn, by_hooks(model, x, [0, 3, 1]))
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_simple_fullgrad_takes_gradients_without_biases(name: str) -> None:
+    model, x = net(name)
+    assert_same_map(SimpleFullGrad(model).attribute(x, target=[0, 3, 1]), by_hooks(model, x, [0, 3, 1], simple=True))
+
+
+def smooth_net() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.SiLU(), nn.Conv2d(4, 4, 3), nn.GELU(), nn.Flatten())
+    return randomised(nn.Sequential(*model, nn.Linear(64, 5))), torch.randn(3, 2, 8, 8)
+
+
+METHODS = {
+    "FullGrad": FullGrad,
+    "SimpleFullGrad": SimpleFullGrad,
+    "positive": lambda model: FullGrad(model, psi="positive"),
+    "without implicit": lambda model: FullGrad(model, implicit=False),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", [*NETS, "smooth"])
+def test_maps_of_a_batch_are_those_of_its_images_alone_and_at_least_zero(name: str, method: str) -> None:
+    model, x = smooth_net() if name == "smooth" else net(name)
+    attribution = METHODS[method](model)
+    together = attribution.attribute(x, target=2)
+    alone = torch.cat([attribution.attribute(x[i : i + 1], target=2) for i in range(len(x))])
+    assert_same_map(together, alone)
+    assert together.min() >= 0
+    assert not together.requires_grad
+
+
+def test_implicit_terms_are_drawn_unless_left_out() -> None:
+    model, x = smooth_net()
+    with_implicit, without = (FullGrad(model, implicit=implicit).attribute(x, target=2) for implicit in (True, False))
+    # every implicit term adds at least 0, and some of them more than float32 rounding of a map of size ten
+    assert (with_implicit - without).min() >= -1e-4
+    assert (with_implicit - without).max() > 0.1
+
+
+def test_implicit_terms_make_no_difference_to_a_relu_net() -> None:
+    model, x = net("residual")
+    assert torch.equal(FullGrad(model).attribute(x, target=2), FullGrad(model, implicit=False).attribute(x, target=2))
+
+
+def test_signed_maps_take_both_signs() -> None:
+    model, x = net("convolutions")
+    drawn = FullGrad(model, psi="signed").attribute(x, target=2)
+    assert drawn.min() < 0 < drawn.max()
+
+
+def test_no_target_is_the_predicted_class() -> None:
+    model, x = net("residual")
+    assert torch.equal(FullGrad(model).attribute(x), FullGrad(model).attribute(x, target=model(x).argmax(1)))
+
+
+def test_a_map_and_its_terms_come_from_one_pass() -> None:
+    model, x = net("residual")
+    maps, terms = FullGrad(model).attribute_with_terms(x, target=2)
+    assert torch.equal(maps, FullGrad(model).attribute(x, target=2))
+    assert terms.completeness_error.max() < 1e-4  # float32
+
+
+def test_a_scaled_image_half_precision_model_has_a_float32_map() -> None:
+    model, x = net("convolutions")
+    assert FullGrad(model.half()).attribute(x.half(), target=2).dtype is torch.float32
+
+
+def test_works_in_captums_noise_tunnel() -> None:
+    model, x = net("convolutions")
+    torch.manual_seed(0)
+    drawn = NoiseTunnel(FullGrad(model)).attribute(x, nt_samples=4, nt_samples_batch_size=2, stdevs=0.1, target=[0, 3, 1])
+    assert drawn.shape == (3, 1, 8, 8)
+    assert drawn.min() >= 0
+    quiet = NoiseTunnel(FullGrad(model)).attribute(x, nt_samples=2, stdevs=0.0, target=[0, 3, 1])
+    assert_same_map(quiet, FullGrad(model).attribute(x, target=[0, 3, 1]))
+
+
+def test_works_in_captums_sensitivity() -> None:
+    model, x = net("convolutions")
+    torch.manual_seed(0)
+    sensitivity = sensitivity_max(
+        FullGrad(model).attribute, x, perturb_radius=0.02, n_perturb_samples=2, target=torch.tensor([0, 3, 1])
+    )
+    assert sensitivity.shape == (3,)
+    assert (sensitivity > 0).all()
+    assert sensitivity.isfinite().all()
