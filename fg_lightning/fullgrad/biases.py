@@ -401,6 +401,7 @@ def linearise(call: Call) -> list[Bias]:
     Raises:
         NotDifferentiable: where neither forward mode nor two reverse passes can differentiate the operation.
     """
+    call.linearised = True
     try:
         tangents = _forward_mode(call)
     except (RuntimeError, NotImplementedError):  # torch has no forward-mode formula for this operation

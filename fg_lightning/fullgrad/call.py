@@ -111,6 +111,7 @@ class Call:
         outputs: the outputs that depend on the input, once the operation was run.
         places: which of all the tensors in its result they are.
         held: detached values that rules hold on to.
+        linearised: whether its bias came from the general fallback.
     """
 
     def __init__(
@@ -128,6 +129,7 @@ class Call:
         self.outputs: list[Tensor] = []
         self.places: list[int] = []
         self.held: list[Tensor] = []
+        self.linearised = False
         # After an in-place operation requires_grad says what the operand has become, not what it was.
         self._dependent_ids = {id(t) for t in self.dependent}
         self._overwritten: Tensor | None = None

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from fg_lightning.fullgrad.readings import Reading
 from fg_lightning.fullgrad.tape import Recording, SamplesMixed, Term, record
 from fg_lightning.fullgrad.target import Selection, Target
 
@@ -28,6 +29,7 @@ class FullGradients:
         bias_terms: explicit biases (those of weights and constants) by qualified module name in forward order, [N] each.
         implicit_terms: implicit biases (those of non-linearities), likewise.
         unaccounted: operations that could not be linearised, so that their biases are missing from the sum.
+        linearised: operations without a rule, whose bias came from the general fallback.
     """
 
     output: Float[Tensor, " n"]
@@ -37,6 +39,7 @@ class FullGradients:
     bias_terms: dict[str, Float[Tensor, " n"]]
     implicit_terms: dict[str, Float[Tensor, " n"]]
     unaccounted: tuple[str, ...] = ()
+    linearised: tuple[str, ...] = ()
 
     @property
     def residual(self) -> Float[Tensor, " n"]:
@@ -59,6 +62,7 @@ def full_gradients(
     target: Target = None,
     *,
     additional_forward_args: Any = None,
+    reading: Reading = "exact",
     autocast: bool = False,
 ) -> FullGradients:
     """Decomposes a model's output, exactly, into what the input and every bias contribute.
@@ -71,6 +75,8 @@ def full_gradients(
         target: the class to explain: one for all samples, one for each ([N] as list or tensor), a tuple of indices for a dense
             output; None for the predicted class; or a function from the model's output to [N].
         additional_forward_args: what the model's forward takes after the images, one value or a tuple; constants.
+        reading: "exact", or "locally_affine" to hold the statistics of norms, attention weights and the gates of GELU and SiLU
+            constant, so that transformers are complete with explicit biases alone (LibraGrad, Mehri et al. 2025).
         autocast: keep an active autocast; by default everything runs in the parameters' own precision, half precision in float32.
 
     Returns:
@@ -84,7 +90,8 @@ def full_gradients(
 
     def decompose(images: Tensor, target: Target, arguments: tuple[Any, ...]) -> FullGradients:
         selection, sums = Selection(target, len(images)), TermSums(len(images))
-        recording = record(model, images, selection, sums.visit, additional_forward_args=arguments, autocast=autocast)
+        options: dict[str, Any] = {"additional_forward_args": arguments, "reading": reading, "autocast": autocast}
+        recording = record(model, images, selection, sums.visit, **options)
         return sums.collected(recording, selection.target)
 
     arguments = as_tuple(additional_forward_args)
@@ -116,6 +123,7 @@ class TermSums:
             bias_terms=by_kind["explicit"],
             implicit_terms=by_kind["implicit"],
             unaccounted=tuple(dict.fromkeys(recording.unaccounted)),
+            linearised=tuple(dict.fromkeys(recording.linearised)),
         )
 
 

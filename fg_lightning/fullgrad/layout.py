@@ -21,11 +21,15 @@ SAMPLE = 0  # the axis of the samples; 1, 2, 3 are the spatial axes of the input
 
 @dataclass(frozen=True, slots=True)
 class Factor:
-    """A run of `size` positions, `step` apart, along an axis: the samples', a spatial one, tokens, or None for any other."""
+    """A run of `size` positions, `step` apart, along an axis: the samples', a spatial one, tokens, or None for any other.
+
+    `shift` says how far the whole axis was rolled, as shifted windows do.
+    """
 
     axis: int | Tokens | None
     size: int
     step: int = 1
+    shift: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +57,7 @@ class Dim:
         return all(f.axis is None for f in self.factors)
 
     def spans_an_axis(self) -> bool:
-        """Whether this is the whole of one spatial axis and nothing else, so that it may be resampled."""
+        """Whether this is the whole of one spatial axis and nothing else, so that it may be resampled or rolled."""
         return len(self.factors) == 1 and self.factors[0].axis in (1, 2, 3) and self.factors[0].step == 1
 
 
@@ -122,7 +126,12 @@ class Layout:
         for axis in (SAMPLE, None, *range(1, axes + 1)):
             order += sorted((i for i, f in enumerate(factors) if f.axis == axis), key=lambda i: -factors[i].step)
         sizes = [math.prod(f.size for f in factors if f.axis == axis) for axis in range(1, axes + 1)]
-        return tensor.permute(order).reshape(n, -1, *sizes)
+        plane = tensor.permute(order).reshape(n, -1, *sizes)
+        for axis in range(1, axes + 1):
+            shift = next((f.shift for f in factors if f.axis == axis), 0)
+            if shift:
+                plane = plane.roll(-shift, axis + 1)
+        return plane
 
 
 def _places(factor: Factor) -> tuple[Factor, ...]:

@@ -67,7 +67,7 @@ def _resized(layout: Layout, shape: torch.Size) -> Layout | None:
 def _resampled(dim: Dim, size: int) -> Dim:
     if dim.size == size:
         return dim
-    return Dim((Factor(dim.factors[0].axis, size),)) if dim.spans_an_axis() else plain(size)
+    return Dim((Factor(dim.factors[0].axis, size),)) if dim.spans_an_axis() and not dim.factors[0].shift else plain(size)
 
 
 def _over_windows(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
@@ -121,6 +121,34 @@ def _along(position: int, name: str = "dim", *, default: Any = None, keeps_order
         return Layout(tuple(plain(dim.size) if i in along else dim for i, dim in enumerate(moved.dims)))
 
     return mover
+
+
+def _rolled(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+    """roll: a whole spatial axis remembers how far, anything else loses its places."""
+    shifts, along = call.argument(1, "shifts"), call.argument(2, "dims")
+    dims = list(_first(call, layout_of).dims)
+    if along is None or along == ():
+        return None
+    shifts, along = (x if isinstance(x, (tuple, list)) else (x,) for x in (shifts, along))
+    for shift, d in zip(shifts, along, strict=True):
+        if dims[d].has(SAMPLE):
+            return None
+        factor = dims[d].factors[0]
+        whole = dims[d].spans_an_axis()
+        dims[d] = Dim((replace(factor, shift=(factor.shift + shift) % factor.size),)) if whole else plain(dims[d].size)
+    return Layout(tuple(dims))
+
+
+def _recurrent(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+    """LSTM, GRU and RNN over [N, L, C] or [L, N, C]: the sequence, then hidden states [layers, N, C']."""
+    layout = layout_of(call.args[0])
+    packed = isinstance(call.args[2], Tensor)
+    if packed or layout is None or len(layout.dims) != 3 or any(call.depends(arg) for arg in call.args[1:]):
+        return None
+    if output is call.outputs[0]:
+        return Layout((*layout.dims[:2], plain(output.shape[-1])))
+    samples = layout.dims[0 if call.args[-1] else 1]
+    return Layout((plain(output.shape[0]), samples, plain(output.shape[-1])))
 
 
 def _dimensions(along: Any, ndim: int) -> list[int]:
@@ -190,7 +218,14 @@ def _einsum(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
                 return None
             if letter not in dims or dims[letter].is_plain():
                 dims[letter] = dim
-    return Layout(tuple(dims.get(letter, plain(size)) for letter, size in zip(result, output.shape, strict=True)))
+    placed: list[Dim] = []
+    seen: set[tuple[Any, int]] = set()
+    for letter, size in zip(result, output.shape, strict=True):
+        dim = dims.get(letter, plain(size))
+        places = {(f.axis, f.step) for f in dim.factors if f.axis not in (None, SAMPLE)}
+        placed.append(plain(size) if places & seen and not dim.has(SAMPLE) else dim)  # an attention map lies where its queries lie
+        seen |= places
+    return Layout(tuple(placed))
 
 
 def _side_by_side(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
@@ -232,7 +267,7 @@ def _stacked(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
 
 def _regrouped(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     """view, reshape, flatten, unflatten: the factors stay in order and are dealt out to the new dimensions."""
-    queue = [f for dim in _first(call, layout_of).dims for f in dim.factors]
+    queue = _merged([f for dim in _first(call, layout_of).dims for f in dim.factors])
     dims = []
     for size in output.shape:
         dim = _dealt(queue, size)
@@ -240,6 +275,19 @@ def _regrouped(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None
             return None
         dims.append(dim)
     return Layout(tuple(dims))  # factors of size 1 may be left over: [N, C, 1, 1] -> [N, C] has no plane any more
+
+
+def _merged(factors: list[Factor]) -> list[Factor]:
+    """Neighbours that are one run of an axis as one factor, such as a window's place and the places in it."""
+    merged: list[Factor] = []
+    for factor in factors:
+        last = merged[-1] if merged else None
+        continues = last is not None and last.axis == factor.axis and last.shift == factor.shift
+        if last is not None and continues and (factor.axis is None or last.step == factor.size * factor.step):
+            merged[-1] = replace(factor, size=last.size * factor.size)
+        else:
+            merged.append(factor)
+    return merged
 
 
 def _dealt(queue: list[Factor], size: int) -> Dim | None:
@@ -256,11 +304,9 @@ def _dealt(queue: list[Factor], size: int) -> Dim | None:
             need //= head.size
         elif head.size % need == 0 and not isinstance(head.axis, Tokens):
             inner = head.size // need
-            taken.append(Factor(head.axis, need, head.step * inner))
-            queue[0] = Factor(head.axis, inner, head.step)
+            taken.append(replace(head, size=need, step=head.step * inner))
+            queue[0] = replace(head, size=inner)
             need = 1
-        elif head.axis is None and len(queue) > 1 and queue[1].axis is None:
-            queue[:2] = [Factor(None, head.size * queue[1].size)]
         else:
             return None
     return Dim(tuple(taken)) if need == 1 else None
@@ -405,7 +451,8 @@ _ROWS: tuple[tuple[Mover, str], ...] = (
     (_along(1, default=-1, keeps_order=False), "sort"),
     (_along(2, keeps_order=False), "take_along_dim"),
     (_along(2, default=-1, keeps_order=False), "topk"),
-    (_along(2, "dims", keeps_order=False), "roll"),
+    (_rolled, "roll"),
+    (_recurrent, "lstm gru rnn_tanh rnn_relu"),
     (_along(1, "dims", keeps_order=False), "flip"),
     (_reduction, "sum mean amax amin max min prod std var logsumexp nansum median mode kthvalue norm linalg_vector_norm"),
     (_matrix_product, "matmul mm bmm baddbmm addmm"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Union
 
 import torch
@@ -20,8 +21,12 @@ from fg_lightning.fullgrad.decomposition import (
     real_product,
 )
 from fg_lightning.fullgrad.postprocess import Psi, find_psi, upsample
+from fg_lightning.fullgrad.readings import Reading, operations_of
 from fg_lightning.fullgrad.tape import Term, record
 from fg_lightning.fullgrad.target import Selection, Target
+
+UserLayout = Callable[[Term, Tensor], Union[Tensor, None]]
+"""(term, its values in the shape of the operation's output) -> [N, C, *S] at any resolution, or None."""
 
 
 class FullGrad(Attribution):
@@ -37,6 +42,10 @@ class FullGrad(Attribution):
         psi: post-processing: "absolute" (the paper's), "positive", "signed" (whose maps may be negative), or a function from a term
             [N, C, *S] to a plane [N, *S], which is then upsampled.
         implicit: whether the implicit biases of non-linearities count, as they must for the terms to be complete.
+        reading: "exact", or "locally_affine" to hold the statistics of norms, attention weights and the gates of GELU and SiLU
+            constant (LibraGrad, Mehri et al. 2025): the choice for transformers, whose plain maps are noisy.
+        layout: tells how a term lies on the image plane where the package does not know: a function of the term (module, operation)
+            and its tensor that returns the tensor as [N, C, *S], at any resolution, or None to leave it to the package.
         autocast: keep an active autocast; by default everything runs in the parameters' own precision.
 
     Raises:
@@ -50,7 +59,14 @@ class FullGrad(Attribution):
     """
 
     def __init__(
-        self, model: nn.Module, *, psi: Union[str, Psi] = "absolute", implicit: bool = True, autocast: bool = False
+        self,
+        model: nn.Module,
+        *,
+        psi: Union[str, Psi] = "absolute",
+        implicit: bool = True,
+        reading: Reading = "exact",
+        layout: UserLayout | None = None,
+        autocast: bool = False,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
@@ -58,6 +74,9 @@ class FullGrad(Attribution):
         self.model = model
         self.psi = find_psi(psi)
         self.implicit = implicit
+        operations_of(reading)  # raises where there is none
+        self.reading = reading
+        self.layout = layout
         self.autocast = autocast
 
     @log_usage()
@@ -106,10 +125,10 @@ class FullGrad(Attribution):
             def visit(term: Term, bias: Tensor, gradient: Tensor) -> None:
                 if with_terms:
                     sums.visit(term, bias, gradient)
-                if term.layout.on_plane(canvas.axes):
-                    self._draw_term(canvas, term, bias, gradient)
+                self._draw(canvas, term, bias, gradient)
 
-            recording = record(self.model, images, selection, visit, additional_forward_args=arguments, autocast=self.autocast)
+            options: dict[str, Any] = {"reading": self.reading, "autocast": self.autocast}
+            recording = record(self.model, images, selection, visit, additional_forward_args=arguments, **options)
             canvas.add(self.psi(recording.input_gradient * recording.images))
             terms = sums.collected(recording, selection.target) if with_terms else recording.output
             return canvas.drawn(), terms
@@ -123,9 +142,21 @@ class FullGrad(Attribution):
 
         return one_by_one_if_mixed(draw, inputs, target, as_tuple(additional_forward_args), join, output_of)
 
-    def _draw_term(self, canvas: _Canvas, term: Term, bias: Tensor, gradient: Tensor) -> None:
-        if term.kind == "explicit" or self.implicit:
-            canvas.add(self.psi(term.layout.to_plane(real_product(gradient, bias), canvas.n, canvas.axes)))
+    def _draw(self, canvas: _Canvas, term: Term, bias: Tensor, gradient: Tensor) -> None:
+        if self._counts(term) and (self.layout is not None or term.layout.on_plane(canvas.axes)):
+            values = self._values(bias, gradient)
+            placed = None if self.layout is None else self.layout(term, values)
+            if placed is not None:
+                canvas.add(self.psi(placed))
+            elif term.layout.on_plane(canvas.axes):
+                canvas.add(self.psi(term.layout.to_plane(values, canvas.n, canvas.axes)))
+
+    def _counts(self, term: Term) -> bool:
+        return term.kind == "explicit" or self.implicit
+
+    def _values(self, bias: Tensor, gradient: Tensor) -> Tensor:
+        """What of a term is drawn, in the shape of the operation's output."""
+        return real_product(gradient, bias)
 
 
 class SimpleFullGrad(FullGrad):
@@ -136,10 +167,11 @@ class SimpleFullGrad(FullGrad):
     After the authors' `simple_fullgrad.py`: cheaper to read where biases are small, but not complete.
     """
 
-    def _draw_term(self, canvas: _Canvas, term: Term, bias: Tensor, gradient: Tensor) -> None:
-        if term.kind == "explicit":
-            gradient = gradient.abs() if gradient.is_complex() else gradient
-            canvas.add(self.psi(term.layout.to_plane(gradient, canvas.n, canvas.axes)))
+    def _counts(self, term: Term) -> bool:
+        return term.kind == "explicit"
+
+    def _values(self, bias: Tensor, gradient: Tensor) -> Tensor:
+        return gradient.abs() if gradient.is_complex() else gradient
 
 
 class _Canvas:

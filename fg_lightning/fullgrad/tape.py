@@ -31,6 +31,7 @@ from fg_lightning.fullgrad.biases import RULES, Bias, Kind, NotDifferentiable, l
 from fg_lightning.fullgrad.call import Call, map_tensors, tensors_in
 from fg_lightning.fullgrad.layout import Layout
 from fg_lightning.fullgrad.movement import follow
+from fg_lightning.fullgrad.readings import Reading, operations_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ class Recording:
         input_gradient: its gradient at the input, [N, C, *S].
         terms: the biases that were met, in forward order; one whose output leads nowhere was met but never visited.
         unaccounted: operations whose bias could not be computed.
+        linearised: operations whose bias came from the general fallback.
     """
 
     images: Tensor
@@ -64,6 +66,7 @@ class Recording:
     input_gradient: Tensor
     terms: list[Term]
     unaccounted: list[str]
+    linearised: list[str]
 
 
 class SamplesMixed(RuntimeError):
@@ -131,6 +134,7 @@ class Tape(TorchFunctionMode):
     Attributes:
         terms: the biases met, in forward order.
         unaccounted: operations whose bias could not be computed.
+        linearised: operations whose bias came from the general fallback.
         mixed_by: the first operation behind which the samples could not be told apart, None if they always could.
     """
 
@@ -141,6 +145,7 @@ class Tape(TorchFunctionMode):
         self.n = images.shape[0]
         self.terms: list[Term] = []
         self.unaccounted: list[str] = []
+        self.linearised: list[str] = []
         self.mixed_by: str | None = None
         self._visitor = visitor
         self._readings = readings or {}
@@ -182,9 +187,6 @@ class Tape(TorchFunctionMode):
                 deferred.secure()
         if not call.dependent or call.name in _QUESTIONS:
             return function(*args, **kwargs)
-        if call.name in self._readings:
-            with self:
-                return self._readings[call.name](*args, **kwargs)
         if isinstance(function, FunctionType) and function not in self._opening:
             self._opening.add(function)
             try:
@@ -192,6 +194,11 @@ class Tape(TorchFunctionMode):
                     return _opened(function)(*args, **kwargs)
             finally:
                 self._opening.discard(function)
+        if call.name in self._readings:
+            with self:
+                result = self._readings[call.name](*call.args, **call.kwargs)
+                if result is not NotImplemented:
+                    return args[0].copy_(result) if call.in_place else result
         return self._record(call)
 
     @contextmanager
@@ -269,7 +276,7 @@ class Tape(TorchFunctionMode):
             self._uncover(operand._fg_hidden)
         elif not hasattr(operand, "_fg_layout"):
             made_by = "a view" if operand.grad_fn is None else operand.grad_fn.name()
-            self._report(f"{made_by}, which torch did not show, before {call.name}")
+            self.unaccounted.append(self._placed(f"{made_by}, which torch did not show, before {call.name}"))
             self._mark(operand, None)
 
     def _add(self, call: Call, outputs: Iterable[Tensor]) -> None:
@@ -285,20 +292,22 @@ class Tape(TorchFunctionMode):
         try:
             biases = RULES.get(call.name, linearise)(call)
         except NotDifferentiable:
-            self._report(call.name)
+            self.unaccounted.append(self._placed(call.name))
             return
+        if call.linearised:
+            self.linearised.append(self._placed(call.name))
         for bias in biases:
             self._await(call, bias)
 
     def _mark(self, tensor: Tensor, layout: Layout | None, operation: str = "") -> None:
         if layout is None:
             if self.n > 1 and self.mixed_by is None:
-                self.mixed_by = f"{operation or 'an operation'} in {self._running[-1] or 'the model itself'}"
+                self.mixed_by = self._placed(operation or "an operation")
             layout = Layout.unknown(tensor.shape) if self.n == 1 else None
         tensor._fg_layout = layout  # type: ignore[attr-defined]
 
-    def _report(self, operation: str) -> None:
-        self.unaccounted.append(f"{operation} in {self._running[-1] or 'the model itself'}")
+    def _placed(self, operation: str) -> str:
+        return f"{operation} in {self._running[-1] or 'the model itself'}"
 
     def _await(self, call: Call, bias: Bias) -> None:
         """Hook the output, so that the visitor gets the bias when the gradient comes."""
@@ -369,6 +378,7 @@ def record(
     visitor: Visitor,
     *,
     additional_forward_args: tuple[Any, ...] = (),
+    reading: Reading = "exact",
     autocast: bool = False,
 ) -> Recording:
     """One forward and one backward pass of `model`, in evaluation mode, with every bias handed to `visitor`.
@@ -381,6 +391,7 @@ def record(
         select: from the model's output to the numbers to explain, [N].
         visitor: called in the backward pass, last operation first.
         additional_forward_args: what the model's forward takes after the images; constants.
+        reading: which function is decomposed, see readings.py.
         autocast: keep the autocast that is active around the call; otherwise everything runs in the parameters' own precision.
 
     Raises:
@@ -397,7 +408,8 @@ def record(
         if not autocast:
             enter(torch.autocast(images.device.type, enabled=False))
         leaf = _lifted(images).requires_grad_()
-        tape = Tape(x := leaf.clone(), visitor, {id(module): name for name, module in model.named_modules()})
+        names = {id(module): name for name, module in model.named_modules()}
+        tape = Tape(x := leaf.clone(), visitor, names, operations_of(reading))
         with tape.following_modules(), tape.meeting_what_torch_hides(), tape:
             inputs = (x, *map_tensors(_lifted, additional_forward_args))
             output = select(_called(model, inputs))
@@ -409,7 +421,7 @@ def record(
         if tape.mixed_by and tape.n > 1:
             raise SamplesMixed(tape.mixed_by, output.detach())
         (gradient,) = torch.autograd.grad(output.sum(), leaf, materialize_grads=True)
-    return Recording(leaf.detach(), output.detach(), gradient, tape.terms, tape.unaccounted)
+    return Recording(leaf.detach(), output.detach(), gradient, tape.terms, tape.unaccounted, tape.linearised)
 
 
 def _called(model: nn.Module, inputs: tuple[Any, ...]) -> Any:

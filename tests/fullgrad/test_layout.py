@@ -264,6 +264,10 @@ ON_PLANE: dict[str, Callable[[Tensor], Tensor]] = {
     "einsum": lambda x: torch.einsum("nchw->wnhc", x),
     "unflatten": lambda x: x.flatten(2).unflatten(2, (H, W)),
     "squeeze": lambda x: x.mean(1, keepdim=True).squeeze(1),
+    "rolled": lambda x: x.roll((1, -2), (3, 2)),
+    "rolled there and back": lambda x: windows_reversed(windows(x.roll((1, -2), (3, 2))), len(x)).roll((-1, 2), (3, 2)),
+    "windows of rolled rows": lambda x: windows(x.roll((1, -2), (3, 2))),
+    "windows of other sizes": lambda x: windows_reversed(windows(x), len(x)).view(len(x), C, 2, H // 2, W).transpose(2, 3),
 }
 
 
@@ -292,7 +296,7 @@ OFF_PLANE: dict[str, Callable[[Tensor], Tensor]] = {
     "one row": lambda x: x[:, :, 2],
     "linear over tokens": lambda x: F.linear(x.flatten(2), const(5, H * W).float()),
     "rows turned around": lambda x: x.flip(2),
-    "rolled": lambda x: x.roll(1, 3),
+    "channels and columns rolled into one": lambda x: x.transpose(2, 3).flatten(2).roll(1, 2),
     "flat": lambda x: F.linear(x.flatten(1), const(5, C * H * W).float()),
     "pooled and squeezed": lambda x: x.mean((2, 3)),
 }

@@ -1,0 +1,111 @@
+"""Which function is decomposed: the network itself, or its locally affine reading.
+
+A network of layer norms, attention and smooth gates is complete with implicit biases, but these carry much of the output. The
+locally affine reading holds constant what only steers the signal: the statistics of a norm, the weights of attention, the gates of
+GELU, SiLU and their like (after LibraGrad, Mehri et al., CVPR 2025). The output is the same number, the gradient another, and for
+networks of these parts the explicit biases alone make the terms complete.
+
+Each entry of the table is run instead of the operation it is named after, under the tape, which meets the operations inside; one
+that returns NotImplemented leaves the operation as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Reading = Literal["exact", "locally_affine"]
+
+
+def operations_of(reading: Reading) -> Mapping[str, Callable[..., Any]]:
+    """The operations that a reading replaces, by name.
+
+    Raises:
+        ValueError: if there is no reading of that name.
+    """
+    if reading not in _READINGS:
+        raise ValueError(f"reading must be one of {', '.join(_READINGS)}, not {reading!r}")
+    return _READINGS[reading]
+
+
+def _gated(gate: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
+    """z times a gate held constant."""
+
+    def operation(z: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return z * gate(z.detach())
+
+    return operation
+
+
+def _gelu(z: Tensor, *, approximate: str = "none") -> Tensor:
+    fixed = z.detach()
+    if approximate == "tanh":
+        return z * (0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (fixed + 0.044715 * fixed**3))))
+    return z * (0.5 * (1 + torch.erf(fixed / math.sqrt(2))))
+
+
+def _scaled_shifted(normed: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    if weight is not None:
+        normed = normed * weight
+    return normed if bias is None else normed + bias
+
+
+def _layer_norm(
+    z: Tensor, normalized_shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5, *_: Any
+) -> Tensor:
+    axes = tuple(range(-len(normalized_shape), 0))
+    scale = torch.rsqrt(z.detach().var(axes, correction=0, keepdim=True) + eps)
+    return _scaled_shifted((z - z.mean(axes, keepdim=True)) * scale, weight, bias)
+
+
+def _rms_norm(z: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+    axes = tuple(range(-len(normalized_shape), 0))
+    eps = torch.finfo(z.dtype).eps if eps is None else eps
+    return _scaled_shifted(z * torch.rsqrt(z.detach().square().mean(axes, keepdim=True) + eps), weight, None)
+
+
+def _group_norm(
+    z: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5, *_: Any
+) -> Tensor:
+    grouped = z.unflatten(1, (num_groups, -1))
+    axes = tuple(range(2, grouped.ndim))
+    scale = torch.rsqrt(grouped.detach().var(axes, correction=0, keepdim=True) + eps)
+    normed = ((grouped - grouped.mean(axes, keepdim=True)) * scale).flatten(1, 2)
+    channels = (-1, *(1,) * (z.ndim - 2))
+    return _scaled_shifted(normed, *(None if t is None else t.reshape(channels) for t in (weight, bias)))
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
+    """The attention weights applied to an identity, so that torch's own rules for masks, scales and groups hold."""
+    identity = torch.eye(key.shape[-2], dtype=value.dtype, device=value.device).expand(*key.shape[:-1], key.shape[-2])
+    weights = F.scaled_dot_product_attention(query.detach(), key.detach(), identity, attn_mask, *args, **kwargs)
+    if kwargs.get("enable_gqa"):
+        value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
+    return weights @ value
+
+
+def _softmax(z: Tensor, dim: int, *args: Any, **kwargs: Any) -> Any:
+    """Attention weights written out: a softmax over the last of three dimensions or more. Any other one is the network's output."""
+    is_attention = z.ndim >= 3 and dim % z.ndim == z.ndim - 1
+    return torch.softmax(z.detach(), dim, *args, **kwargs) if is_attention else NotImplemented
+
+
+_READINGS: dict[str, dict[str, Callable[..., Any]]] = {
+    "exact": {},
+    "locally_affine": {
+        "layer_norm": _layer_norm,
+        "rms_norm": _rms_norm,
+        "group_norm": _group_norm,
+        "scaled_dot_product_attention": _attention,
+        "softmax": _softmax,
+        "gelu": _gelu,
+        "silu": _gated(torch.sigmoid),
+        "mish": _gated(lambda z: torch.tanh(F.softplus(z))),
+        "hardswish": _gated(lambda z: F.hardsigmoid(z)),
+    },
+}
