@@ -3,7 +3,8 @@
 A row a model: the worst completeness error over all samples of batches of 1, 2, 3 and 5 in float64, and of a batch of 3 in float32,
 what the sum of the terms' magnitudes is to the output's (a large one explains a large float32 error), the time of a batch of 3
 against that of its input gradient, the operations that took the general fallback, and what could not be accounted for. All weights
-and statistics of norms and all biases are random.
+and statistics of norms and all biases are random. The table is written as CSV and as Markdown beside it; started again
+on the same output, it goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -164,6 +165,19 @@ def _time_ratio(model: nn.Module, images: Tensor) -> float:
     return timed(lambda: full_gradients(model, images, target_of)) / timed(input_gradient)
 
 
+def _rows_in(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def _as_table(rows: list[dict[str, str]]) -> str:
+    """Markdown, a row a model."""
+    lines = [" | ".join(Row._fields), " | ".join("---" for _ in Row._fields), *(" | ".join(row.values()) for row in rows)]
+    return "\n".join(f"| {line} |" for line in lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="families or names that contain one of these, comma-separated")
@@ -173,10 +187,13 @@ def main() -> None:
     wanted = [c for c in candidates() if any(word in c.name + " " + c.family for word in options.only.split(","))]
     if not wanted:
         sys.exit(f"no model matches --only {options.only!r}")
+    done = {row["model"] for row in _rows_in(options.output)}
+    wanted = [candidate for candidate in wanted if candidate.name not in done]
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    with options.output.open("w", newline="") as file:
+    with options.output.open("a", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(Row._fields)
+        if not done:
+            writer.writerow(Row._fields)
         for candidate in track(wanted, "models"):
             row = measured(candidate)
             shown = [f"{value:.1e}" if isinstance(value, float) else value for value in row]
@@ -187,6 +204,7 @@ def main() -> None:
                 f"{row.model:28s} {row.error_float64:8.1e} {row.error_float32:8.1e}  {row.linearised} {row.unaccounted}", flush=True
             )
             gc.collect()
+    options.output.with_suffix(".md").write_text(_as_table(_rows_in(options.output)))
 
 
 if __name__ == "__main__":

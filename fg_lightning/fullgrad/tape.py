@@ -245,6 +245,8 @@ class Tape(TorchFunctionMode):
         """Record a custom function, now that its outputs know where they come from."""
         call = Call(hidden.function.apply, hidden.inputs, {}, hidden.function.__name__)
         self._running.append(hidden.module)
+        for operand in call.dependent:
+            self._recognise(operand, call)
         self._add(call, hidden.outputs)
         self._running.pop()
         for output in hidden.outputs:

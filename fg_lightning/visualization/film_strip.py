@@ -42,7 +42,8 @@ def film_strip(
     height, width = rows[0][0].shape[:2]
 
     dpi = 100
-    margin_left, margin_top = (90 if row_names else 12), 32
+    lines = max(title.count("\n") for title, _ in looks) + 1
+    margin_left, margin_top = (90 if row_names else 12), 16 + 16 * lines
     size = ((canvas.shape[1] + margin_left + 12) / dpi, (canvas.shape[0] + margin_top + 12) / dpi)
     figure = Figure(figsize=size, dpi=dpi, facecolor="white")
     box = (margin_left / dpi / size[0], 12 / dpi / size[1], canvas.shape[1] / dpi / size[0], canvas.shape[0] / dpi / size[1])

@@ -1,0 +1,185 @@
+"""What no function mode sees, or what hides operations inside: all of it counts, exactly."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
+
+from fg_lightning import full_gradients
+
+# Rounding of a few hundred operations in float64.
+EXACT = 1e-11
+
+
+class Swish(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * torch.sigmoid(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        s = torch.sigmoid(x)
+        return gradient * (s + x * s * (1 - s))
+
+
+class SwishWithContextApart(torch.autograd.Function):
+    @staticmethod
+    def forward(x):
+        return x * torch.sigmoid(x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    backward = Swish.backward
+
+
+class TwoOutputs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**2, x**3
+
+    @staticmethod
+    def backward(ctx, first, second):
+        (x,) = ctx.saved_tensors
+        return 2 * x * first + 3 * x**2 * second
+
+
+class OnlyOnce(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**2 + 1
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        return 2 * ctx.saved_tensors[0] * gradient
+
+
+class StandardisedConv(nn.Conv2d):
+    def forward(self, x):
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(x, weight / weight.std((1, 2, 3), keepdim=True), self.bias, padding=1)
+
+
+class Recurrent(nn.Module):
+    """Rows read as a sequence by an LSTM with the batch first, then by a GRU with the batch second."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(24, 8, batch_first=True, bidirectional=True)
+        self.gru = nn.GRU(16, 24)
+
+    def forward(self, x):
+        hidden = self.lstm(x.transpose(1, 2).flatten(2))[0]
+        sequence, last = self.gru(hidden.transpose(0, 1))
+        return sequence.transpose(0, 1) + last.transpose(0, 1)
+
+
+def transformer(**options):
+    return nn.Sequential(nn.Flatten(2), nn.TransformerEncoderLayer(36, 4, 48, batch_first=True, **options))
+
+
+swish = Swish.apply  # bound where the class is defined, as torch's documentation suggests
+
+HIDING: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
+    "custom function": lambda: lambda x: Swish.apply(x),
+    "custom function, bound early": lambda: swish,
+    "custom function with its context apart": lambda: SwishWithContextApart.apply,
+    "custom function with two outputs": lambda: lambda x: torch.cat(TwoOutputs.apply(x), 1),
+    "custom function twice": lambda: lambda x: swish(swish(x)),
+    "checkpoint, reentrant": lambda: lambda x: checkpoint(lambda y: F.gelu(y + 1), x, use_reentrant=True),
+    "checkpoint": lambda: lambda x: checkpoint(lambda y: F.gelu(y + 1), x, use_reentrant=False),
+    "vmap": lambda: torch.vmap(lambda y: F.silu(y) @ y.mT),
+    "vmap over weights": lambda: lambda x: torch.vmap(torch.mul, (None, 0), 1)(x, torch.arange(3.0).double()).flatten(1, 2).exp(),
+    "torch.func.grad": lambda: torch.func.grad(lambda y: (y**3).sum()),
+    "compiled function": lambda: torch.compile(lambda x: F.silu(x) * 2),
+    "spectral norm": lambda: parametrizations.spectral_norm(nn.Conv2d(4, 4, 3)),
+    "weight norm": lambda: parametrizations.weight_norm(nn.Conv2d(4, 4, 3)),
+    "weight-standardised convolution": lambda: StandardisedConv(4, 4, 3),
+    "LSTM and GRU": Recurrent,
+    "attention": lambda: transformer(),
+    "attention, norm first": lambda: transformer(norm_first=True, activation="gelu"),
+}
+
+
+class Around(nn.Module):
+    """A convolution, what is tried, and a linear head."""
+
+    def __init__(self, inner: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.inner = inner
+        self.head = nn.LazyLinear(5)
+
+    def forward(self, images):
+        return self.head(self.inner(self.conv(images)).flatten(1))
+
+
+def around(inner: Callable[[Tensor], Tensor]) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    model, images = Around(inner).double().eval(), torch.randn(3, 3, 8, 8, dtype=torch.float64)
+    with torch.compiler.set_stance("force_eager"):
+        model(images)  # lets the head know its size
+    return model, images
+
+
+@pytest.mark.filterwarnings("ignore:.*None of the inputs have requires_grad=True")  # checkpoint, in the plain call
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of torch's own compiler
+@pytest.mark.parametrize("name", HIDING)
+def test_terms_are_complete_and_per_sample(name):
+    model, images = around(HIDING[name]())
+    terms = full_gradients(model, images, target=1)
+    with torch.compiler.set_stance("force_eager"):  # as the compiled function is written
+        assert torch.allclose(terms.output, model(images)[:, 1], rtol=EXACT)
+    assert not terms.unaccounted
+    assert terms.completeness_error.max() < EXACT
+    for i in range(len(images)):
+        alone = full_gradients(model, images[i : i + 1], target=1)
+        for kind in ("bias_terms", "implicit_terms"):
+            for module, value in getattr(alone, kind).items():
+                assert getattr(terms, kind)[module][i] == pytest.approx(value.item(), rel=1e-9, abs=EXACT)
+
+
+def test_a_custom_function_is_named_after_its_module_and_its_class():
+    class Activation(nn.Module):
+        def forward(self, x):
+            return swish(x)
+
+    model, images = around(Activation())
+    terms = full_gradients(model, images)
+    assert list(terms.implicit_terms) == ["inner"]
+    assert terms.linearised == ("Swish in inner",)
+
+
+def test_what_cannot_be_differentiated_twice_is_named_and_the_error_shows_it():
+    model, images = around(OnlyOnce.apply)
+    terms = full_gradients(model, images)
+    assert terms.unaccounted == ("OnlyOnce in the model itself",)
+    assert terms.completeness_error.min() > 1e-3
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit.script itself
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_what_torch_does_not_show_is_named_and_the_error_shows_it():
+    scripted = torch.jit.script(nn.Sequential(nn.Conv2d(4, 4, 3), nn.SiLU())).double()
+    model, images = around(scripted)
+    terms = full_gradients(model, images)
+    assert "which torch did not show" in terms.unaccounted[0]
+    assert terms.completeness_error.min() > 1e-3
+
+
+def test_autograd_functions_are_left_as_they_were():
+    attribute = vars(torch.autograd.function.FunctionMeta).get("__getattribute__")
+    model, images = around(swish)
+    full_gradients(model, images)
+    assert vars(torch.autograd.function.FunctionMeta).get("__getattribute__") is attribute
+    assert not hasattr(Swish.apply(images), "_fg_hidden")
