@@ -91,6 +91,13 @@ class Layout:
         """How many samples can be told apart; more than there are where an operation paired them."""
         return math.prod(f.size for dim in self.dims for f in dim.factors if f.axis == SAMPLE)
 
+    def of_one_sample(self) -> Layout | None:
+        """The layout of a slice that holds one sample, where the first dimension is the samples and nothing else."""
+        factors = self.dims[0].factors if self.dims else ()
+        if len(factors) != 1 or factors[0].axis != SAMPLE or factors[0].size != self.samples:
+            return None
+        return Layout((Dim((Factor(SAMPLE, 1),)), *self.dims[1:]))
+
     def per_sample(self, tensor: Tensor, n: int) -> Tensor:
         """Sums a tensor of this layout over everything but the samples: [N]."""
         if n == 1:

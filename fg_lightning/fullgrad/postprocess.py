@@ -64,11 +64,11 @@ def upsample(planes: Float[Tensor, "n *s"], size: tuple[int, ...]) -> Float[Tens
 
 
 def _rescaled_sum(magnitude: Float[Tensor, "n c *s"]) -> Float[Tensor, "n *s"]:
-    """The channel sum of (m - min) / (max - min + epsilon), divided after the sum."""
+    """The channel sum of (m - min) / (max - min + epsilon), divided after the sum; overwrites m."""
     everywhere = tuple(range(1, magnitude.ndim))
     low, high = magnitude.amin(everywhere), magnitude.amax(everywhere)
     # The minimum goes before the sum: a nearly constant term would drown in the rounding of its sum.
-    above = (magnitude - _as_plane(low, magnitude).unsqueeze(1)).sum(1)
+    above = magnitude.sub_(_as_plane(low, magnitude).unsqueeze(1)).sum(1)
     return above / _as_plane(high - low + EPSILON, magnitude)
 
 

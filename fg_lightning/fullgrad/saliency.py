@@ -20,6 +20,7 @@ from fg_lightning.fullgrad.decomposition import (
     one_by_one_if_mixed,
     real_product,
 )
+from fg_lightning.fullgrad.layout import Layout
 from fg_lightning.fullgrad.postprocess import Psi, find_psi, upsample
 from fg_lightning.fullgrad.readings import Reading, operations_of
 from fg_lightning.fullgrad.tape import Term, record
@@ -144,12 +145,23 @@ class FullGrad(Attribution):
 
     def _draw(self, canvas: _Canvas, term: Term, bias: Tensor, gradient: Tensor) -> None:
         if self._counts(term) and (self.layout is not None or term.layout.on_plane(canvas.axes)):
-            values = self._values(bias, gradient)
-            placed = None if self.layout is None else self.layout(term, values)
+            placed = None if self.layout is None else self.layout(term, self._values(bias, gradient))
             if placed is not None:
                 canvas.add(self.psi(placed))
             elif term.layout.on_plane(canvas.axes):
-                canvas.add(self.psi(term.layout.to_plane(values, canvas.n, canvas.axes)))
+                canvas.add(self._reduced(term.layout, bias, gradient, canvas))
+
+    def _reduced(self, layout: Layout, bias: Tensor, gradient: Tensor, canvas: _Canvas) -> Tensor:
+        """psi of a term. On a CPU sample by sample, which stays in its caches: psi passes over a term several times."""
+        single = layout.of_one_sample() if gradient.device.type == "cpu" else None
+        if single is None or canvas.n == 1:
+            return self.psi(layout.to_plane(self._values(bias, gradient), canvas.n, canvas.axes))
+        per_sample = bias.ndim == gradient.ndim and len(bias) == canvas.n
+        planes = []
+        for i in range(canvas.n):
+            values = self._values(bias[i : i + 1] if per_sample else bias, gradient[i : i + 1])
+            planes.append(self.psi(single.to_plane(values, 1, canvas.axes)))
+        return torch.cat(planes)
 
     def _counts(self, term: Term) -> bool:
         return term.kind == "explicit" or self.implicit
