@@ -57,10 +57,8 @@ def candidates() -> Iterator[Candidate]:
         build = lambda name=name: torchvision.models.get_model(name, weights=None, weights_backbone=None)  # noqa: E731
         yield Candidate(name, "torchvision segmentation", build, (3, 64, 64))
     for name in torchvision.models.list_models(module=torchvision.models.video):
-        side = 224 if name.startswith("mvit") else 64
-        yield Candidate(
-            name, "torchvision video", lambda name=name: _torchvision(name), (3, 14 if name == "s3d" else 16, side, side)
-        )
+        shape = (3, 16, 224, 224) if name == "s3d" else (3, 8, 64, 64)
+        yield Candidate(name, "torchvision video", lambda name=name: _torchvision(name), shape)
     for name in ("vit", "swin", "convnext", "deit", "beit"):
         yield Candidate(name, "Hugging Face", lambda name=name: _hugging_face(name), (3, 32, 32))
 
@@ -69,6 +67,8 @@ def _torchvision(name: str) -> nn.Module:
     options: dict[str, Any] = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     if name.startswith("vit"):
         options["image_size"] = _smallest_input(name)[-1]
+    if name.startswith("mvit"):
+        options |= {"spatial_size": (64, 64), "temporal_size": 8}
     return torchvision.models.get_model(name, weights=None, **options)
 
 

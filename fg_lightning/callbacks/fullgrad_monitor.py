@@ -19,7 +19,10 @@ from fg_lightning.callbacks.look import Look, numbers_of
 from fg_lightning.callbacks.probe import NoProbe, Probe, probe_of_loader, reads_by_index, training_loader, validation_loader
 from fg_lightning.fullgrad import FullGrad
 from fg_lightning.fullgrad.postprocess import Psi, find_psi
+from fg_lightning.fullgrad.target import TargetError
 from fg_lightning.visualization import overlay
+
+SHARDING_STRATEGIES = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
 
 
 class FullGradMonitor(Callback):
@@ -37,8 +40,11 @@ class FullGradMonitor(Callback):
     Numbers, maps and a film strip (a row per image, a column per look) also go to `fullgrad/` in the run's folder; where no logger
     takes images, the overlays do, too.
 
-    Training is not disturbed: weights come out bit for bit as without the monitor. What goes wrong in a look is warned of once,
-    and training goes on.
+    Training is not disturbed: weights come out bit for bit as without the monitor, unless the data set keeps random state of its
+    own. What goes wrong in a look is warned of once, and training goes on.
+
+    The module is called on the images alone, as its forward takes them: what a validation step does to a batch first is not seen.
+    Where labels are no classes of the output, the classes predicted by the untrained network are explained.
 
     Args:
         every_n_epochs: look after every so many epochs.
@@ -72,9 +78,10 @@ class FullGradMonitor(Callback):
         self.num_samples = num_samples
         self.psi = find_psi(psi)
         self.strict = strict
-        self._given = None if probe is None else Probe.of_batch(probe, len(probe if isinstance(probe, Tensor) else probe[0]))
+        self._given = None if probe is None else Probe.given(probe)
         self._history: History | None = None
-        self._warned: set[str] = set()
+        self._is_sharded = False
+        self._warned: set[tuple[str, int]] = set()
 
     @property
     def history(self) -> History | None:
@@ -86,13 +93,14 @@ class FullGradMonitor(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == TrainerFn.FITTING:
             self._history = None
+            self._is_sharded = False
             self._warned = set()
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Data that can only be streamed is taken as it comes by, in the sanity check or else after the first epoch."""
-        if self._lacks_probe(trainer) and not reads_by_index(validation_loader(trainer)):
+        if self._given is None and self._lacks_probe(trainer) and not reads_by_index(validation_loader(trainer)):
             with self._undisturbed():
                 self._begin(trainer, Probe.of_batch(batch, self.num_samples))
 
@@ -115,16 +123,21 @@ class FullGradMonitor(Callback):
                 self._look(trainer, pl_module, epoch)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        with self._undisturbed():
-            if self._history is not None:
-                self._history.draw_strip()
+        self._draw_strip()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """What was seen up to a crash or Ctrl-C is worth a strip, too."""
+        self._draw_strip()
 
     # --- the probe
 
     def _lacks_probe(self, trainer: Trainer) -> bool:
-        return self._history is None and trainer.state.fn == TrainerFn.FITTING and trainer.is_global_zero
+        return self._history is None and trainer.state.fn == TrainerFn.FITTING and trainer.is_global_zero and not self._is_sharded
 
     def _take_probe(self, trainer: Trainer, module: LightningModule) -> None:
+        if type(trainer.strategy).__name__ in SHARDING_STRATEGIES:
+            self._is_sharded = True
+            raise NotImplementedError(f"{type(trainer.strategy).__name__} spreads the weights, and one process cannot look alone")
         loader = validation_loader(trainer)
         if self._given is not None:
             self._begin(trainer, self._given)
@@ -136,16 +149,30 @@ class FullGradMonitor(Callback):
             self._begin(trainer, probe_of_loader(loader, self.num_samples, trainer, module))
 
     def _begin(self, trainer: Trainer, probe: Probe) -> None:
-        self._history = History(folder_of(trainer), probe.to(torch.device("cpu")))
+        self._history = History(
+            None if getattr(trainer, "fast_dev_run", False) else folder_of(trainer), probe.to(torch.device("cpu"))
+        )
 
     # --- a look
+
+    def _draw_strip(self) -> None:
+        with self._undisturbed():
+            if self._history is not None:
+                self._history.draw_strip()
 
     def _look(self, trainer: Trainer, module: LightningModule, epoch: int) -> None:
         history = self._history
         if history is None:
             return
         probe = history.probe.to(module.device)
-        maps, terms = FullGrad(module, psi=self.psi).attribute_with_terms(probe.images, probe.labels)
+        method = FullGrad(module, psi=self.psi)
+        try:
+            maps, terms = method.attribute_with_terms(probe.images, probe.labels)
+        except TargetError as error:
+            # A single logit, an ignored label, integers that are no classes. The same classes again make a strip comparable.
+            self._complain(error, "so the predicted classes of the first look are explained")
+            maps, terms = method.attribute_with_terms(probe.images)
+            history.probe = Probe(history.probe.images, None if terms.target is None else terms.target.cpu())
         maps = maps.float().cpu()
         numbers = numbers_of(terms, maps, history.latest_maps)
         look = Look(epoch, trainer.global_step, maps, None if terms.target is None else terms.target.cpu(), numbers)
@@ -175,11 +202,15 @@ class FullGradMonitor(Callback):
             except Exception as error:
                 self._complain(error)
 
-    def _complain(self, error: Exception) -> None:
-        """Raise under `strict`, else warn, once for each reason."""
+    def _complain(self, error: Exception, consequence: str = "training goes on") -> None:
+        """Raise under `strict`, else warn, once for each kind of fault and place where it was raised."""
         if self.strict:
             raise error
-        reason = f"{type(error).__name__}: {error}"
+        place = error.__traceback__
+        while place is not None and place.tb_next is not None:
+            place = place.tb_next
+        reason = (type(error).__name__, 0 if place is None else place.tb_lineno)
         if reason not in self._warned:
             self._warned.add(reason)
-            warnings.warn(f"FullGradMonitor: {reason} (training goes on; FullGradMonitor(strict=True) raises)", stacklevel=2)
+            explained = f"{type(error).__name__}: {error}"
+            warnings.warn(f"FullGradMonitor: {explained} ({consequence}; FullGradMonitor(strict=True) raises)", stacklevel=2)

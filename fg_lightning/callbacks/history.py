@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -31,18 +32,18 @@ class History:
     """Looks in order, with their numbers in `history.csv` and their maps in `maps/`, below one folder.
 
     Args:
-        folder: made when the first look comes.
+        folder: made when the first look comes; None to write nothing.
         probe: the images looked at.
     """
 
-    def __init__(self, folder: Path, probe: Probe) -> None:
+    def __init__(self, folder: Path | None, probe: Probe) -> None:
         self.folder = folder
         self.probe = probe
         self.looks: list[Look] = []
 
     @property
-    def strip_path(self) -> Path:
-        return self.folder / "film_strip.png"
+    def strip_path(self) -> Path | None:
+        return None if self.folder is None else self.folder / "film_strip.png"
 
     @property
     def latest_maps(self) -> Tensor | None:
@@ -50,6 +51,9 @@ class History:
 
     def add(self, look: Look) -> None:
         """Keeps a look: its maps as float16 [N, 1, *S], its numbers as a row."""
+        self.looks.append(look)
+        if self.folder is None:
+            return
         maps = self.folder / "maps"
         maps.mkdir(parents=True, exist_ok=True)
         np.save(maps / f"epoch_{look.epoch:04d}.npy", look.maps.half().numpy())
@@ -60,17 +64,18 @@ class History:
             if is_new:
                 writer.writerow(["epoch", "step", *KEYS])
             writer.writerow([look.epoch, look.step, *(look.numbers.get(f"fullgrad/{key}", "") for key in KEYS)])
-        self.looks.append(look)
 
     def add_overlays(self, look: Look, overlays: Sequence[RGB]) -> None:
         """Keeps the overlays of a look side by side as one PNG, for runs without a logger that takes images."""
+        if self.folder is None:
+            return
         folder = self.folder / "saliency"
         folder.mkdir(parents=True, exist_ok=True)
         imsave(folder / f"epoch_{look.epoch:04d}.png", np.concatenate(overlays, axis=1))
 
     def draw_strip(self) -> None:
         """Draws the film strip, a row per image and a column per look, where the images are planar."""
-        if not self.looks or self.probe.images.ndim != 4:
+        if self.strip_path is None or not self.looks or self.probe.images.ndim != 4:
             return
         labels = self.probe.labels
         figure = film_strip(
@@ -82,13 +87,17 @@ class History:
 
 
 def folder_of(trainer: Trainer) -> Path:
-    """Where the findings of a run go: `fullgrad/` in the logger's folder for it, or in a new version of the default root."""
+    """Where the findings of a run go: `fullgrad/` in the logger's folder, or below the default root; never where some lie."""
     logger = trainer.logger
-    if logger is None:
-        root = Path(trainer.default_root_dir) / "fullgrad"
-        taken = [int(p.name.removeprefix("version_")) for p in root.glob("version_*") if p.name[8:].isdigit()]
-        return root / f"version_{max(taken, default=-1) + 1}"
     own = getattr(logger, "log_dir", None)
     if own is not None:
-        return Path(own) / "fullgrad"
-    return Path(logger.save_dir or trainer.default_root_dir) / "fullgrad" / str(logger.version or "version_0")
+        folder = Path(own) / "fullgrad"
+    elif logger is not None and logger.version is not None:
+        folder = Path(logger.save_dir or trainer.default_root_dir) / "fullgrad" / str(logger.version)
+    else:
+        folder = Path(trainer.default_root_dir) / "fullgrad" / "version_0"
+    stem = folder.name.removesuffix("_0")
+    taken = count(1)
+    while folder.exists():
+        folder = folder.with_name(f"{stem}_{next(taken)}")
+    return folder

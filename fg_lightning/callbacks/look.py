@@ -42,7 +42,7 @@ def numbers_of(terms: FullGradients, maps: Tensor, previous: Tensor | None) -> d
     Returns:
         The completeness error, its mean and maximum over the probe; the shares of the output that the input, the explicit and the
         implicit biases explain, which add up to 1 but for that error; and the drift, the mean cosine distance (0 to 1 for maps
-        that are nowhere negative) to the maps before.
+        that are nowhere negative) to the maps before. What is not defined, such as shares of an output that is zero, is left out.
     """
     numbers = {
         "fullgrad/completeness_error": terms.completeness_error.mean(),
@@ -53,7 +53,7 @@ def numbers_of(terms: FullGradients, maps: Tensor, previous: Tensor | None) -> d
     }
     if previous is not None:
         numbers["fullgrad/drift"] = 1 - F.cosine_similarity(maps.flatten(1), previous.flatten(1)).mean()
-    return {key: float(value) for key, value in numbers.items()}
+    return {key: float(value) for key, value in numbers.items() if not value.isnan()}
 
 
 def _share(terms: FullGradients, kind: list[Tensor]) -> Tensor:

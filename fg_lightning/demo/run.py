@@ -7,6 +7,7 @@ import os
 import warnings
 from pathlib import Path
 
+from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import WandbLogger
@@ -17,7 +18,7 @@ from fg_lightning.demo.data import DigitsDataModule
 from fg_lightning.demo.model import DigitClassifier
 
 
-def demo(max_epochs: int = 5, output: Path = Path("fg_demo"), seed: int = 0) -> None:
+def demo(max_epochs: PositiveInt = 5, output: Path = Path("fg_demo"), seed: int = 0) -> None:
     """Train a small residual network on 5,000 real MNIST digits and watch what it looks at.
 
     Leaves a Weights & Biases run (offline, unless you are logged in or have set WANDB_MODE) and a film strip.
@@ -36,7 +37,7 @@ def demo(max_epochs: int = 5, output: Path = Path("fg_demo"), seed: int = 0) -> 
 
     seed_everything(seed, verbose=False)
     logger = WandbLogger(project="fg-lightning-demo", save_dir=output, offline=not ("WANDB_MODE" in os.environ or _is_logged_in()))
-    monitor = FullGradMonitor()
+    monitor = FullGradMonitor(strict=True)
     trainer = Trainer(
         max_epochs=max_epochs,
         logger=logger,

@@ -233,7 +233,8 @@ def _constant_affine(rule: Rule, *operands: tuple[int, str]) -> Rule:
 
 def _batch_norm(call: Call) -> list[Bias]:
     weight, bias, mean, var = (call.argument(*operand) for operand in _NORM_OPERANDS)
-    own_statistics, eps = call.args[5], call.args[7]  # torch's batch_norm and instance_norm take all by position
+    own_statistics = call.argument(5, "training" if call.name == "batch_norm" else "use_input_stats")
+    eps = call.argument(7, "eps")
     if not own_statistics:
         return [Bias("explicit", _normalised_by_running_statistics(call, weight, bias, mean, var, eps))]
     shape = call.outputs[0]
@@ -402,11 +403,12 @@ def linearise(call: Call) -> list[Bias]:
         NotDifferentiable: where neither forward mode nor two reverse passes can differentiate the operation.
     """
     call.linearised = True
+    first, second = (_double_reverse_mode, _forward_mode) if call.is_custom else (_forward_mode, _double_reverse_mode)
     try:
-        tangents = _forward_mode(call)
-    except (RuntimeError, NotImplementedError):  # torch has no forward-mode formula for this operation
+        tangents = first(call)
+    except (RuntimeError, NotImplementedError):  # torch has no formula for this operation in this mode
         try:
-            tangents = _double_reverse_mode(call)
+            tangents = second(call)
         except (RuntimeError, NotImplementedError) as error:
             raise NotDifferentiable(str(error)) from error
     return [Bias("implicit", y.detach() - tangent, i) for i, (y, tangent) in enumerate(zip(call.outputs, tangents, strict=True))]

@@ -112,6 +112,7 @@ class Call:
         places: which of all the tensors in its result they are.
         held: detached values that rules hold on to.
         linearised: whether its bias came from the general fallback.
+        is_custom: whether it is an autograd function somebody wrote, whose own backward says what its Jacobian is.
     """
 
     def __init__(
@@ -123,13 +124,14 @@ class Call:
         self.args = args
         self.kwargs = kwargs
         self.dependent = [t for t in tensors_in((args, kwargs)) if t.requires_grad]
-        self.in_place = name is None and works_in_place(function)
+        self.in_place = name is None and bool(args) and isinstance(args[0], Tensor) and works_in_place(function)
         # What is computed later must not hold on to the call, whose outputs would hold it: hence a function of its own.
         self.repeat = partial(_repeat, function, self.in_place, None)
         self.outputs: list[Tensor] = []
         self.places: list[int] = []
         self.held: list[Tensor] = []
         self.linearised = False
+        self.is_custom = False
         # After an in-place operation requires_grad says what the operand has become, not what it was.
         self._dependent_ids = {id(t) for t in self.dependent}
         self._overwritten: Tensor | None = None

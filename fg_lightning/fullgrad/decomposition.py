@@ -138,9 +138,13 @@ def joined(parts: list[FullGradients]) -> FullGradients:
     def join(values: list[Any]) -> Any:
         if isinstance(values[0], Tensor):
             return torch.cat(values)
-        if isinstance(values[0], dict):
-            return {name: torch.cat([value[name] for value in values]) for name in values[0]}
-        return values[0]
+        if values[0] is None:
+            return None
+        names = dict.fromkeys(name for value in values for name in value)  # a sample may be routed past a module
+        if isinstance(values[0], tuple):
+            return tuple(names)
+        zero = torch.zeros_like(parts[0].output)
+        return {name: torch.cat([value.get(name, zero) for value in values]) for name in names}
 
     return FullGradients(**{f.name: join([getattr(part, f.name) for part in parts]) for f in fields(FullGradients)})
 
@@ -158,6 +162,12 @@ def check_images(model: nn.Module, images: Tensor) -> None:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError("the operations of a TorchScript model cannot be seen; pass the model that it was made from")
+    if any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):
+        raise ValueError("the model has lazy modules that do not know their sizes yet; run it once on a batch of images")
+    if isinstance(images, Tensor) and images.is_complex():
+        raise TypeError("images must be real; pass real and imaginary part as channels (torch.view_as_real)")
     if not isinstance(images, Tensor):
         raise TypeError(f"images must be a tensor [N, C, H, W], not {type(images).__name__}")
     if not images.is_floating_point():

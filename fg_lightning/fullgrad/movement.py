@@ -83,7 +83,7 @@ def _over_windows(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | N
 def _per_sample_and_channel(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     """Normalisation of [N, C, *S] within each sample or by constants."""
     layout = _first(call, layout_of)
-    mixes = call.name == "batch_norm" and call.args[5]
+    mixes = call.name == "batch_norm" and call.argument(5, "training")
     return None if mixes or any(dim.has(SAMPLE) for dim in layout.dims[1:]) else layout
 
 
@@ -294,7 +294,7 @@ def _dealt(queue: list[Factor], size: int) -> Dim | None:
     """Takes factors that make up `size` from the front of the queue, splitting the last one where it has to."""
     taken: list[Factor] = []
     need = size
-    while queue:
+    while queue and size:
         head = queue[0]
         if need == 1 and (taken or head.size > 1):
             break
@@ -309,7 +309,7 @@ def _dealt(queue: list[Factor], size: int) -> Dim | None:
             need = 1
         else:
             return None
-    return Dim(tuple(taken)) if need == 1 else None
+    return Dim(tuple(taken)) if need == 1 else plain(0) if size == 0 else None
 
 
 class _Strided:
@@ -379,13 +379,24 @@ def _picks_one_each(index: tuple[Any, ...], layout: Layout) -> bool:
 def _assigned(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     """x[index] = value: the places are those of x; a value that depends on the input must go to all samples alike."""
     target, index, value = call.args[:3]
-    if not call.depends(target):
-        return _broadcast(call, layout_of, output)
-    layout = layout_of(target)
+    layout = layout_of(target if call.depends(target) else value)
     index = index if isinstance(index, tuple) else (index,)
     if layout is None or not call.depends(value):
         return layout
+    if not call.depends(target):
+        if len(layout.dims) != output.ndim:
+            return None
+        layout = Layout(tuple(d if d.size == size else plain(size) for d, size in zip(layout.dims, output.shape, strict=True)))
     return layout if all(_is_full_slice(index[i]) for i, dim in enumerate(layout.dims[: len(index)]) if dim.has(SAMPLE)) else None
+
+
+def _repeated(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+    """repeat, tile: what is not repeated stays where it was, such as all places when a grey image is given three channels."""
+    dims = _first(call, layout_of).dims
+    new = output.ndim - len(dims)
+    return Layout(
+        tuple(dims[i - new] if i >= new and dims[i - new].size == size else plain(size) for i, size in enumerate(output.shape))
+    )
 
 
 def _rows_only(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
@@ -460,6 +471,7 @@ _ROWS: tuple[tuple[Mover, str], ...] = (
     (_einsum, "einsum"),
     (_assigned, "setitem"),
     (_rows_only, "im2col col2im"),
+    (_repeated, "repeat tile"),
     (_side_by_side, "cat"),
     (_stacked, "stack"),
     (_regrouped, "view reshape flatten unflatten ravel view_as reshape_as"),

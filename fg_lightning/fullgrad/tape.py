@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
+from threading import get_ident
 from types import FunctionType
 from typing import Any
 from unittest.mock import patch
@@ -161,11 +162,15 @@ class Tape(TorchFunctionMode):
     def following_modules(self) -> Iterator[None]:
         """Know by hooks on all modules which of the model's is running; none of them is on the model."""
 
+        thread = get_ident()  # the hooks are called for the modules of all threads
+
         def enter(module: nn.Module, args: Any) -> None:
-            self._running.append(self._names.get(id(module), self._running[-1]))
+            if get_ident() == thread:
+                self._running.append(self._names.get(id(module), self._running[-1]))
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
-            self._running.pop()
+            if get_ident() == thread:
+                self._running.pop()
 
         handles = register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)
         try:
@@ -234,7 +239,9 @@ class Tape(TorchFunctionMode):
     def _run_custom_function(self, cls: Any, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The forward of an autograd function; its outputs get their history after it, so that their biases must wait."""
         with torch._C.DisableTorchFunction():
-            result = forward(*args, **kwargs)
+            # An input that is returned as it is (a gradient hook, a straight-through estimator) must be told from itself.
+            given = {id(t) for t in tensors_in(args)}
+            result = map_tensors(lambda t: t.view_as(t) if id(t) in given else t, forward(*args, **kwargs))
         inputs = args if cls.setup_context is not Function.setup_context else args[1:]
         hidden = _Hidden(cls, inputs, list(tensors_in(result)), self._running[-1])
         for output in hidden.outputs:
@@ -244,13 +251,14 @@ class Tape(TorchFunctionMode):
     def _uncover(self, hidden: _Hidden) -> None:
         """Record a custom function, now that its outputs know where they come from."""
         call = Call(hidden.function.apply, hidden.inputs, {}, hidden.function.__name__)
+        call.is_custom = True
         self._running.append(hidden.module)
+        for output in hidden.outputs:
+            del output._fg_hidden  # type: ignore[attr-defined]
         for operand in call.dependent:
             self._recognise(operand, call)
         self._add(call, hidden.outputs)
         self._running.pop()
-        for output in hidden.outputs:
-            del output._fg_hidden  # type: ignore[attr-defined]
 
     def _meet(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Any:
         if not self._is_watching():
@@ -409,7 +417,8 @@ def record(
         enter(_eager())
         if not autocast:
             enter(torch.autocast(images.device.type, enabled=False))
-        leaf = _lifted(images).requires_grad_()
+        model = model.module if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)) else model
+        leaf = _as_the_model_takes(images, model).requires_grad_()
         names = {id(module): name for name, module in model.named_modules()}
         tape = Tape(x := leaf.clone(), visitor, names, operations_of(reading))
         with tape.following_modules(), tape.meeting_what_torch_hides(), tape:
@@ -442,6 +451,13 @@ def _called(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
                 f"a single image needs a batch dimension, images[None] ({error})"
             ) from error
         raise
+
+
+def _as_the_model_takes(images: Tensor, model: nn.Module) -> Tensor:
+    """The images in the precision that the parameters will have."""
+    images = _lifted(images)
+    precision = next((_lifted(p[:0] if p.ndim else p).dtype for p in model.parameters() if p.is_floating_point()), images.dtype)
+    return images.to(precision)
 
 
 def _lifted(tensor: Tensor) -> Tensor:

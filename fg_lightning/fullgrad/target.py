@@ -6,12 +6,17 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Union
 
+import numpy as np
 import torch
 from torch import Tensor
 
 Target = Union[None, int, Sequence[Any], Tensor, Callable[[Any], Tensor]]
 """As in Captum: a class for all samples, one for each, a tuple of indices for dense outputs; None for the predicted class; or a
 function from the model's output to [N]."""
+
+
+class TargetError(ValueError):
+    """A target that does not fit the model's output."""
 
 
 class Selection:
@@ -31,7 +36,8 @@ class Selection:
 
         Raises:
             TypeError: if there is no tensor in the output or the target is of no known kind.
-            ValueError: if the output is not a batch of N, or the target does not fit it.
+            TargetError: if the target does not fit the output.
+            ValueError: if the output is not a batch of N, or not finite.
         """
         if callable(self._requested) and not isinstance(self._requested, Tensor):
             return self._checked(self._requested(output))
@@ -42,6 +48,10 @@ class Selection:
                 "images must have a batch dimension, [N, C, H, W] (add one with images[None])"
             )
         if scores.ndim == 1:
+            if self._requested is not None and bool(self._requested_indices().any()):
+                raise TargetError(
+                    "the model's output is one number for each image, [N], so there is no target to choose; pass None"
+                )
             return self._checked(scores)
         indices = self._indices(scores)
         self.target = indices.squeeze(1)
@@ -54,7 +64,7 @@ class Selection:
         depth = scores.ndim - 1
         if self._requested is None:
             if depth > 1:
-                raise ValueError(
+                raise TargetError(
                     f"the model's output is dense, of shape {tuple(scores.shape)}, and has no single predicted class; "
                     f"pass target as a tuple of {depth} indices or as a function from the output to [N]"
                 )
@@ -62,13 +72,13 @@ class Selection:
         indices = self._requested_indices().to(scores.device)
         if indices.shape != (self._n, depth):
             given = f"{indices.shape[0]} targets of {indices.shape[1]} indices"
-            raise ValueError(
+            raise TargetError(
                 f"target gives {given}, but the output of shape {tuple(scores.shape)} takes {depth} "
                 f"{'index' if depth == 1 else 'indices'} for each of {self._n} samples"
             )
         sizes = torch.tensor(scores.shape[1:], device=scores.device)
         if bool(((indices < 0) | (indices >= sizes)).any()):
-            raise ValueError(
+            raise TargetError(
                 f"target {indices.squeeze(1).tolist()} is out of range: the output has shape {tuple(scores.shape)}, "
                 f"so indices go from 0 to {', '.join(str(size - 1) for size in scores.shape[1:])}"
             )
@@ -76,12 +86,14 @@ class Selection:
 
     def _requested_indices(self) -> Tensor:
         requested = self._requested
+        if isinstance(requested, (np.ndarray, np.generic)):
+            requested = torch.as_tensor(requested)
         if isinstance(requested, Tensor):
             if requested.is_floating_point() or requested.dtype is torch.bool:
                 raise TypeError(f"target must hold class indices, integers, but is a tensor of {requested.dtype}")
             requested = requested.detach().long()
             return requested.expand(self._n)[:, None] if requested.numel() == 1 else requested.reshape(len(requested), -1)
-        if isinstance(requested, int):
+        if isinstance(requested, int) and not isinstance(requested, bool):
             return torch.full((self._n, 1), requested)
         if isinstance(requested, Sequence) and not isinstance(requested, str):
             rows = [requested] * self._n if isinstance(requested, tuple) else requested

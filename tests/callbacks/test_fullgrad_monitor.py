@@ -8,11 +8,12 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from matplotlib.image import imread
 from networks import Classifier, images_and_labels, loader, trainer
 from offline_wandb import history, media_folder
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, TensorDataset
 
 from fg_lightning import FullGrad, FullGradMonitor, full_gradients
 
@@ -86,7 +87,7 @@ def test_csv_maps_strip_and_png_where_there_is_no_logger(tmp_path):
     assert imread(folder / "saliency" / "epoch_0002.png").shape[:2] == (112, 4 * 112)
     assert imread(folder / "film_strip.png").shape[0] > 4 * 112
     fit(tmp_path, FullGradMonitor(num_samples=4))
-    assert (tmp_path / "fullgrad" / "version_1" / "history.csv").exists()
+    assert len(rows(tmp_path / "fullgrad" / "version_1")) == 3
 
 
 def test_a_logger_without_images_gets_the_numbers_and_the_images_go_to_disk(tmp_path):
@@ -248,6 +249,33 @@ def test_streamed_validation_data_is_taken_as_it_comes_by(tmp_path, sanity_steps
     assert torch.equal(monitor.history.probe.images, images_and_labels(16, 2)[0][:4])
 
 
+def test_fields_called_image_and_label_go_before_others_that_fit(tmp_path):
+    def collate(samples):
+        images, labels = (torch.stack(column) for column in zip(*samples, strict=True))
+        return {"index": torch.arange(len(labels)), "mask": torch.zeros_like(images), "image": images, "label": labels}
+
+    monitor = FullGradMonitor(num_samples=4, strict=True)
+    fit(tmp_path, monitor, Blind(), val=with_batches_of(collate), max_epochs=1)
+    images, labels = images_and_labels(16, seed=2)
+    assert torch.equal(monitor.history.probe.images, images[[0, 5, 10, 15]])
+    assert torch.equal(monitor.history.probe.labels, labels[[0, 5, 10, 15]])
+
+
+def test_whole_batches_from_a_batch_sampler_are_taken_as_they_come_by(tmp_path):
+    dataset = TensorDataset(*images_and_labels(16, seed=2))
+    val = DataLoader(dataset, batch_size=None, sampler=BatchSampler(SequentialSampler(dataset), 8, drop_last=False))
+    monitor = FullGradMonitor(num_samples=4, strict=True)
+    fit(tmp_path, monitor, val=val, max_epochs=1)
+    assert torch.equal(monitor.history.probe.images, images_and_labels(16, seed=2)[0][:4])
+
+
+def test_images_given_by_the_user_go_before_a_stream(tmp_path):
+    images, labels = images_and_labels(3, seed=9)
+    monitor = FullGradMonitor(probe=(images, labels), strict=True)
+    fit(tmp_path, monitor, val=DataLoader(Stream(seed=2), 8), max_epochs=1)
+    assert torch.equal(monitor.history.probe.images, images)
+
+
 def test_images_given_by_the_user_are_looked_at(tmp_path):
     images, labels = images_and_labels(3, seed=9)
     monitor = FullGradMonitor(probe=(images, labels), strict=True)
@@ -267,6 +295,110 @@ def test_without_validation_data_it_looks_at_training_data_and_says_so(tmp_path)
     assert [look.epoch for look in monitor.history.looks] == [0, 1, 2]
     with pytest.raises(ValueError, match="no validation data"):
         trainer(tmp_path, FullGradMonitor(strict=True)).fit(Classifier(), loader(seed=1))
+
+
+# --- labels that are no classes of the output
+
+
+class Binary(Classifier):
+    """One logit, trained on labels 0 and 1."""
+
+    def forward(self, images):
+        return super().forward(images)[:, :1]
+
+    def training_step(self, batch, batch_idx):
+        return F.binary_cross_entropy_with_logits(self(batch[0]).squeeze(1), (batch[1] > 0).float())
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+
+@pytest.mark.parametrize(("module", "label"), [(Binary, 1), (Classifier, -100), (Classifier, 255)])
+def test_the_first_predictions_are_explained_where_labels_are_no_classes(tmp_path, module, label):
+    images, _ = images_and_labels(4, seed=9)
+    monitor = FullGradMonitor(probe=(images, torch.full((4,), label)))
+    with pytest.warns(UserWarning, match="out of range.*predicted classes of the first look") as caught:
+        fit(tmp_path, monitor, module())
+    assert sum("FullGradMonitor" in str(w.message) for w in caught) == 1
+    targets = [look.targets for look in monitor.history.looks]
+    assert len(targets) == 3
+    assert all(torch.equal(target, targets[0]) for target in targets)
+    with pytest.raises(ValueError, match="out of range"):
+        fit(tmp_path, FullGradMonitor(probe=(images, torch.full((4,), label)), strict=True), module())
+
+
+# --- how runs differ
+
+
+@pytest.mark.parametrize("options", [{"precision": "64-true"}, {"precision": "bf16-true"}, {"limit_val_batches": 0}], ids=str)
+@pytest.mark.filterwarnings("ignore:FullGradMonitor. NoProbe. there is no validation data")
+def test_it_looks_in_any_precision_and_without_validation(tmp_path, options):
+    monitor = FullGradMonitor(num_samples=2)
+    fit(tmp_path, monitor, **options)
+    assert [look.epoch for look in monitor.history.looks] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "nest", [lambda val: [val, loader(4)], lambda val: {"first": val, "second": loader(4)}], ids=["list", "dict"]
+)
+def test_of_several_validation_loaders_the_first_is_looked_at(tmp_path, nest):
+    class Several(Classifier):
+        def validation_step(self, batch, batch_idx, dataloader_idx=0):
+            pass
+
+    monitor = FullGradMonitor(num_samples=4, strict=True)
+    fit(tmp_path, monitor, Several(), val=nest(loader(16, seed=2)), max_epochs=1)
+    assert torch.equal(monitor.history.probe.images, images_and_labels(16, seed=2)[0][[0, 5, 10, 15]])
+
+
+def test_a_second_fit_with_the_same_logger_begins_a_new_history(tmp_path):
+    monitor, logger = FullGradMonitor(num_samples=2), CSVLogger(tmp_path, name="run")
+    for _ in range(2):
+        fit(tmp_path, monitor, logger=logger, max_epochs=1)
+    folders = sorted(path.parent.name for path in tmp_path.rglob("history.csv"))
+    assert folders == ["fullgrad", "fullgrad_1"]
+    assert [len(rows(tmp_path / "run" / "version_0" / name)) for name in folders] == [2, 2]
+
+
+def test_a_fast_dev_run_writes_nothing(tmp_path):
+    monitor = FullGradMonitor(num_samples=2, strict=True)
+    fit(tmp_path, monitor, fast_dev_run=True)
+    assert len(monitor.history.looks) == 2
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_an_interrupted_run_keeps_its_film_strip(tmp_path):
+    class Interrupted(pl.Callback):
+        def on_train_epoch_start(self, trainer, module):
+            if trainer.current_epoch == 1:
+                raise ZeroDivisionError
+
+    monitor = FullGradMonitor(num_samples=2)
+    with pytest.raises(ZeroDivisionError):
+        trainer(tmp_path, monitor, Interrupted()).fit(Classifier(), loader(seed=1), loader(16))
+    assert monitor.history.strip_path.exists()
+    assert [look.epoch for look in monitor.history.looks] == [0, 1]
+
+
+def test_weights_spread_over_processes_are_not_looked_at(tmp_path):
+    class FSDPStrategy(pl.strategies.SingleDeviceStrategy):
+        """Called as Lightning's, which needs a GPU."""
+
+    monitor = FullGradMonitor()
+    with pytest.warns(UserWarning, match="FSDPStrategy spreads the weights") as caught:
+        fit(tmp_path, monitor, strategy=FSDPStrategy("cpu"))
+    assert sum("FullGradMonitor" in str(w.message) for w in caught) == 1
+    assert monitor.history is None
+
+
+def test_an_untrained_head_of_zeros_has_no_shares(tmp_path):
+    module = Classifier()
+    torch.nn.init.zeros_(module.head[2].weight)
+    torch.nn.init.zeros_(module.head[2].bias)
+    monitor = FullGradMonitor(num_samples=2, strict=True)
+    fit(tmp_path, monitor, module, max_epochs=1)
+    assert "fullgrad/input_share" not in monitor.history.looks[0].numbers
+    assert "fullgrad/input_share" in monitor.history.looks[1].numbers
 
 
 # --- what goes wrong is said once, and training goes on
@@ -327,7 +459,11 @@ def test_a_fault_warns_once_and_training_goes_on(tmp_path, module, val, reason):
         ({"every_n_epochs": 0}, "every_n_epochs must be at least 1"),
         ({"num_samples": 0}, "num_samples must be at least 1"),
         ({"psi": "squared"}, "psi must be one of absolute, positive, signed"),
-        ({"probe": torch.zeros(3)}, "found no images"),
+        ({"probe": torch.zeros(3)}, "probe must be images"),
+        ({"probe": torch.zeros(2, 1, 8, 8, dtype=torch.uint8)}, "probe must be images"),
+        ({"probe": []}, "probe must be images"),
+        ({"probe": (torch.zeros(2, 1, 8, 8), torch.zeros(3).long())}, "labels must be a tensor of 2 integers"),
+        ({"probe": (torch.zeros(2, 1, 8, 8), torch.zeros(2))}, "labels must be a tensor of 2 integers"),
     ],
 )
 def test_bad_arguments_are_refused_at_once(arguments, reason):

@@ -64,6 +64,31 @@ class OnlyOnce(torch.autograd.Function):
         return 2 * ctx.saved_tensors[0] * gradient
 
 
+class ReversedGradient(torch.autograd.Function):
+    """Returns its input as it is."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return -gradient
+
+
+class Hooked(nn.Module):
+    """Backward hooks wrap a module's inputs and outputs in a custom function that returns them."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Conv2d(4, 4, 1), nn.SiLU())
+        self.inner.register_full_backward_hook(lambda *_: None)
+        self.inner[1].register_full_backward_pre_hook(lambda *_: None)
+
+    def forward(self, x):
+        return self.inner(x)
+
+
 class StandardisedConv(nn.Conv2d):
     def forward(self, x):
         weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
@@ -96,6 +121,8 @@ HIDING: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
     "custom function with its context apart": lambda: SwishWithContextApart.apply,
     "custom function with two outputs": lambda: lambda x: torch.cat(TwoOutputs.apply(x), 1),
     "custom function twice": lambda: lambda x: swish(swish(x)),
+    "custom function that returns its input": lambda: ReversedGradient.apply,
+    "module with backward hooks": Hooked,
     "checkpoint, reentrant": lambda: lambda x: checkpoint(lambda y: F.gelu(y + 1), x, use_reentrant=True),
     "checkpoint": lambda: lambda x: checkpoint(lambda y: F.gelu(y + 1), x, use_reentrant=False),
     "vmap": lambda: torch.vmap(lambda y: F.silu(y) @ y.mT),
@@ -183,3 +210,43 @@ def test_autograd_functions_are_left_as_they_were():
     full_gradients(model, images)
     assert vars(torch.autograd.function.FunctionMeta).get("__getattribute__") is attribute
     assert not hasattr(Swish.apply(images), "_fg_hidden")
+
+
+def test_samples_that_are_routed_differently_keep_all_their_terms():
+    class Mixture(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate, self.experts = nn.Linear(12, 2), nn.ModuleList([nn.Linear(12, 3), nn.Linear(12, 3)])
+
+        def forward(self, images):
+            y = images.flatten(1)
+            chosen = self.gate(y).argmax(1)
+            output = y.new_zeros(len(y), 3)
+            for number, expert in enumerate(self.experts):
+                rows = (chosen == number).nonzero().squeeze(1)
+                if len(rows):
+                    output[rows] = expert(y[rows])
+            return output
+
+    torch.manual_seed(0)
+    model, images = Mixture().double(), torch.randn(6, 3, 2, 2, dtype=torch.float64)
+    chosen = model.gate(images.flatten(1)).argmax(1)
+    assert len(set(chosen.tolist())) == 2
+    terms = full_gradients(model, images, target=0)
+    assert terms.completeness_error.max() < EXACT
+    for number in (0, 1):
+        assert torch.equal(terms.bias_terms[f"experts.{number}"] != 0, chosen == number)
+
+
+def test_a_wrapped_model_is_unwrapped_and_a_scripted_or_lazy_one_refused():
+    model, images = around(swish)
+    assert torch.equal(full_gradients(nn.DataParallel(model), images, 1).input_term, full_gradients(model, images, 1).input_term)
+    with pytest.raises(ValueError, match="lazy modules"):
+        full_gradients(nn.Sequential(nn.Flatten(), nn.LazyLinear(2)), images)
+
+
+def test_images_are_taken_in_the_precision_of_the_parameters():
+    model, images = around(swish)
+    terms = full_gradients(model, images.float(), 1)
+    assert terms.output.dtype == torch.float64
+    assert full_gradients(model.bfloat16(), images, 1).output.dtype == torch.float32
