@@ -18,11 +18,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 import torchvision
 from rich.progress import track
 from torch import Tensor, nn
+from torchvision.models.video import mvit
 
 from fg_lightning import FullGradients, full_gradients
 from fg_lightning.fullgrad.target import main_output
@@ -67,9 +69,10 @@ def _torchvision(name: str) -> nn.Module:
     options: dict[str, Any] = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     if name.startswith("vit"):
         options["image_size"] = _smallest_input(name)[-1]
-    if name.startswith("mvit"):
-        options |= {"spatial_size": (64, 64), "temporal_size": 8}
-    return torchvision.models.get_model(name, weights=None, **options)
+    # The builders of MViT fix a size that takes minutes.
+    build, smaller = mvit._mvit, {"spatial_size": (64, 64), "temporal_size": 8}
+    with patch.object(mvit, "_mvit", lambda **chosen: build(**chosen | smaller)):
+        return torchvision.models.get_model(name, weights=None, **options)
 
 
 def _smallest_input(name: str) -> tuple[int, ...]:

@@ -331,7 +331,8 @@ class Tape(TorchFunctionMode):
         term = Term(self._running[-1], call.name, bias.kind, layout)
         self.terms.append(term)
         visitor = self._visitor
-        if output._is_view():
+        # A view of a tensor that nobody else sees is hooked there: overwritten later, it would get a history of its own.
+        if output._is_view() and (call.in_place or not hasattr(output._base, "_fg_layout")):
             base, places = _base_and_places(output)
             base.register_hook(lambda gradient: visitor(term, deferred.take(), places(gradient)))
         else:
