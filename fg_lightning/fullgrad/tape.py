@@ -26,6 +26,7 @@ from torch.autograd import Function
 from torch.autograd.function import FunctionMeta
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
+from torch.utils import checkpoint as checkpoints
 from torch.utils.checkpoint import CheckpointFunction
 
 from fg_lightning.fullgrad.biases import RULES, Bias, Kind, NotDifferentiable, linearise
@@ -216,6 +217,9 @@ class Tape(TorchFunctionMode):
         def unchecked(run: Callable[..., Any], _preserve_rng_state: bool, *inputs: Any) -> Any:
             return run(*inputs)
 
+        def around(*_: Any, **__: Any) -> Iterator[None]:
+            yield  # a checkpoint that neither drops nor recomputes anything around its function
+
         def transform(function: Callable[..., Any]) -> Callable[..., Any]:
             name = function.__name__.removesuffix("_impl")
             return lambda *args, **kwargs: self._meet(function, args, kwargs, name)
@@ -227,6 +231,9 @@ class Tape(TorchFunctionMode):
 
         with ExitStack() as stack:
             stack.enter_context(patch.object(CheckpointFunction, "apply", unchecked))
+            for generator in ("_checkpoint_without_reentrant_generator", "_checkpoint_without_reentrant_generator_impl"):
+                if hasattr(checkpoints, generator):  # its name depends on torch's version
+                    stack.enter_context(patch.object(checkpoints, generator, around))
             stack.enter_context(patch.object(functorch_apis, "vmap_impl", transform(vars(functorch_apis)["vmap_impl"])))
             stack.enter_context(patch.object(eager_transforms, "grad_impl", transform(eager_transforms.grad_impl)))
             stack.enter_context(patch.object(FunctionMeta, "__getattribute__", attribute))
