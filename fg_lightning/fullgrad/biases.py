@@ -9,40 +9,14 @@ one `Call` that returns the biases of its outputs. Adding one is a line in `RULE
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from fg_lightning.fullgrad.call import Call, map_tensors, tensors_in
-
-Kind = Literal["explicit", "implicit"]
-
-
-class Bias(NamedTuple):
-    """A bias of one output of an operation, broadcastable to it; computed when its gradient comes where that saves memory."""
-
-    kind: Kind
-    value: Tensor | Callable[[], Tensor]
-    output: int = 0
-
-
-class NotDifferentiable(RuntimeError):
-    """An operation whose Jacobian product cannot be had, so that its bias is unknown."""
-
-
-Rule = Callable[[Call], list[Bias]]
-
-
-def reads_operands(rule: Rule) -> Rule:
-    """Mark a rule that looks at operands after the operation ran: an in-place operation keeps a copy for it."""
-    rule.reads_operands = True  # type: ignore[attr-defined]
-    return rule
-
+from fg_lightning.fullgrad.call import Call, tensors_in
+from fg_lightning.fullgrad.linearisation import Bias, Rule, linearise, reads_operands
 
 # --- linear and homogeneous operations: Euler's theorem, J z = d y, so b = (1 - d) y ---------------------------------------------
 
@@ -390,79 +364,6 @@ def _attention(call: Call) -> list[Bias]:
         return (1 - linear_in_v) * y - degree * (weighted @ values - weighted.sum(-1, keepdim=True) * y)
 
     return [Bias("implicit", implicit)]
-
-
-# --- anything else: b = y - J z --------------------------------------------------------------------------------------------------
-
-
-@reads_operands
-def linearise(call: Call) -> list[Bias]:
-    """y - J z by a Jacobian-vector product: right for any differentiable operation, at the price of running it again.
-
-    Raises:
-        NotDifferentiable: where neither forward mode nor two reverse passes can differentiate the operation.
-    """
-    call.linearised = True
-    first, second = (_double_reverse_mode, _forward_mode) if call.is_custom else (_forward_mode, _double_reverse_mode)
-    try:
-        tangents = first(call)
-    except (RuntimeError, NotImplementedError):  # torch has no formula for this operation in this mode
-        try:
-            tangents = second(call)
-        except (RuntimeError, NotImplementedError) as error:
-            raise NotDifferentiable(str(error)) from error
-    return [Bias("implicit", y.detach() - tangent, i) for i, (y, tangent) in enumerate(zip(call.outputs, tangents, strict=True))]
-
-
-def _dependent_outputs(call: Call, result: Any) -> list[Tensor]:
-    """Those in the result of a repeated call that correspond to the call's own outputs."""
-    tensors = list(tensors_in(result))
-    return [tensors[i] for i in call.places]
-
-
-def _forward_mode(call: Call) -> list[Tensor]:
-    with forward_ad.dual_level(), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch's own, of the scripting behind its forward-mode formulas
-
-        def dual(t: Tensor) -> Tensor:
-            value = call.value(t)
-            if not call.depends(t):
-                return value
-            return forward_ad.make_dual(value.clone() if call.in_place else value, value.clone())
-
-        result = call.repeat(*map_tensors(dual, (call.args, call.kwargs)))
-        tangents = [forward_ad.unpack_dual(t).tangent for t in _dependent_outputs(call, result)]
-        return [torch.zeros_like(y) if t is None else t.clone() for t, y in zip(tangents, call.outputs, strict=True)]
-
-
-def _double_reverse_mode(call: Call) -> list[Tensor]:
-    """J z as the derivative of v -> J^T v, which is linear in v, along z."""
-    operands: list[Tensor] = []
-
-    def leaf(t: Tensor) -> Tensor:
-        value = call.value(t)
-        if not call.depends(t):
-            return value
-        operands.append(value.clone().requires_grad_())
-        return operands[-1].clone() if call.in_place else operands[-1]
-
-    with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
-        outputs = _dependent_outputs(call, call.repeat(*map_tensors(leaf, (call.args, call.kwargs))))
-        probes = [_anything_like(y).requires_grad_() for y in outputs]
-        pulled = torch.autograd.grad(outputs, operands, probes, create_graph=True, allow_unused=True)
-        linked = [(p, z.detach()) for p, z in zip(pulled, operands, strict=True) if p is not None and p.requires_grad]
-        tangents: tuple[Tensor | None, ...] = (None,) * len(outputs)
-        if linked:
-            tangents = torch.autograd.grad([p for p, _ in linked], probes, [z for _, z in linked], allow_unused=True)
-    cut_off = [p for p in pulled if p is not None and (not p.requires_grad or all(t is None for t in tangents))]
-    if any(bool(p.any()) for p in cut_off):
-        raise NotImplementedError("the operation's backward pass is not differentiable")
-    return [torch.zeros_like(y) if t is None else t for t, y in zip(tangents, outputs, strict=True)]
-
-
-def _anything_like(tensor: Tensor) -> Tensor:
-    """A vector that no Jacobian but zero is likely to take to zero, without drawing random numbers."""
-    return torch.linspace(1, 2, tensor.numel(), dtype=torch.float64).cos().reshape(tensor.shape).to(tensor)
 
 
 # --- the table -------------------------------------------------------------------------------------------------------------------

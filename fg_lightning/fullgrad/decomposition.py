@@ -11,7 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from fg_lightning.fullgrad.readings import Reading
-from fg_lightning.fullgrad.tape import Recording, SamplesMixed, Term, record
+from fg_lightning.fullgrad.record import Recording, SamplesMixed, record
+from fg_lightning.fullgrad.tape import Term
 from fg_lightning.fullgrad.target import Selection, Target
 
 

@@ -23,7 +23,8 @@ from fg_lightning.fullgrad.decomposition import (
 from fg_lightning.fullgrad.layout import Layout
 from fg_lightning.fullgrad.postprocess import Psi, find_psi, upsample
 from fg_lightning.fullgrad.readings import Reading, operations_of
-from fg_lightning.fullgrad.tape import Term, record
+from fg_lightning.fullgrad.record import record
+from fg_lightning.fullgrad.tape import Term
 from fg_lightning.fullgrad.target import Selection, Target
 
 UserLayout = Callable[[Term, Tensor], Union[Tensor, None]]

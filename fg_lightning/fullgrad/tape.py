@@ -1,13 +1,11 @@
-"""Runs one forward pass of a model, meets every operation, and hands each bias with its gradient to a visitor.
+"""Meets every operation of a forward pass and hooks its output, so that each bias and its gradient reach a visitor.
 
-The model runs on detached parameters, so that `requires_grad` says exactly what depends on the input, the backward pass goes to
-the input alone, and nothing of the model is touched. A `TorchFunctionMode` sees every call, whether it comes from a module, from
-torch.nn.functional or from an operator.
+The model runs on detached parameters (see record.py), so that `requires_grad` says exactly what depends on the input. A
+`TorchFunctionMode` sees every call, whether it comes from a module, from torch.nn.functional or from an operator.
 """
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -29,11 +27,11 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode
 from torch.utils import checkpoint as checkpoints
 from torch.utils.checkpoint import CheckpointFunction
 
-from fg_lightning.fullgrad.biases import RULES, Bias, Kind, NotDifferentiable, linearise
+from fg_lightning.fullgrad.biases import RULES
 from fg_lightning.fullgrad.call import Call, map_tensors, tensors_in
 from fg_lightning.fullgrad.layout import Layout
+from fg_lightning.fullgrad.linearisation import Bias, Kind, NotDifferentiable, linearise
 from fg_lightning.fullgrad.movement import follow
-from fg_lightning.fullgrad.readings import Reading, operations_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,41 +46,6 @@ class Term:
 
 Visitor = Callable[[Term, Tensor, Tensor], None]
 """Called with (term, bias, gradient) during the backward pass; the bias is broadcastable to the gradient, the output's shape."""
-
-
-@dataclass(frozen=True, slots=True)
-class Recording:
-    """What one run found, its biases and their gradients apart, which went to the visitor.
-
-    Attributes:
-        images: the input as the model saw it, [N, C, *S].
-        output: the explained output, [N].
-        input_gradient: its gradient at the input, [N, C, *S].
-        terms: the biases that were met, in forward order; one whose output leads nowhere was met but never visited.
-        unaccounted: operations whose bias could not be computed.
-        linearised: operations whose bias came from the general fallback.
-    """
-
-    images: Tensor
-    output: Tensor
-    input_gradient: Tensor
-    terms: list[Term]
-    unaccounted: list[str]
-    linearised: list[str]
-
-
-class SamplesMixed(RuntimeError):
-    """Behind some operation the samples of the batch could not be told apart.
-
-    Attributes:
-        operation: that operation and its module.
-        output: the explained output of the whole batch, [N].
-    """
-
-    def __init__(self, operation: str, output: Tensor) -> None:
-        super().__init__(operation)
-        self.operation = operation
-        self.output = output
 
 
 class _Deferred:
@@ -384,122 +347,3 @@ def _base_and_places(view: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         return gradient.as_strided(shape, strides, gradient.storage_offset() + offset)
 
     return base, places
-
-
-# --- one run ---------------------------------------------------------------------------------------------------------------------
-
-
-def record(
-    model: nn.Module,
-    images: Tensor,
-    select: Callable[[Any], Tensor],
-    visitor: Visitor,
-    *,
-    additional_forward_args: tuple[Any, ...] = (),
-    reading: Reading = "exact",
-    autocast: bool = False,
-) -> Recording:
-    """One forward and one backward pass of `model`, in evaluation mode, with every bias handed to `visitor`.
-
-    The model, its buffers, the images and the random state are left as they were, also when it raises.
-
-    Args:
-        model: any module.
-        images: [N, C, *S], floating-point.
-        select: from the model's output to the numbers to explain, [N].
-        visitor: called in the backward pass, last operation first.
-        additional_forward_args: what the model's forward takes after the images; constants.
-        reading: which function is decomposed, see readings.py.
-        autocast: keep the autocast that is active around the call; otherwise everything runs in the parameters' own precision.
-
-    Raises:
-        SamplesMixed: where the samples of a batch of several cannot be told apart.
-        ValueError: if the selected output does not depend on the images.
-    """
-    with ExitStack() as stack:
-        enter = stack.enter_context
-        enter(torch.inference_mode(False))
-        enter(torch.enable_grad())
-        enter(torch.random.fork_rng(devices=[images.device.index] if images.device.type == "cuda" else []))
-        enter(_evaluation(model))
-        enter(_eager())
-        if not autocast:
-            enter(torch.autocast(images.device.type, enabled=False))
-        model = model.module if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)) else model
-        leaf = _as_the_model_takes(images, model).requires_grad_()
-        names = {id(module): name for name, module in model.named_modules()}
-        tape = Tape(x := leaf.clone(), visitor, names, operations_of(reading))
-        with tape.following_modules(), tape.meeting_what_torch_hides(), tape:
-            inputs = (x, *map_tensors(_lifted, additional_forward_args))
-            output = select(_called(model, inputs))
-        if not output.requires_grad:
-            raise ValueError(
-                "the model's output does not depend on the images, so there is nothing to decompose; "
-                "does its forward detach them, use torch.inference_mode(), or return a class index?"
-            )
-        if tape.mixed_by and tape.n > 1:
-            raise SamplesMixed(tape.mixed_by, output.detach())
-        (gradient,) = torch.autograd.grad(output.sum(), leaf, materialize_grads=True)
-    return Recording(leaf.detach(), output.detach(), gradient, tape.terms, tape.unaccounted, tape.linearised)
-
-
-def _called(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
-    """The model's output, its parameters held constant.
-
-    Raises:
-        ValueError: if a planar network fails on what may be a single image.
-    """
-    try:
-        return torch.func.functional_call(model, _constants(model), inputs)
-    except (RuntimeError, ValueError, IndexError) as error:
-        shape = tuple(inputs[0].shape)
-        if len(shape) == 3 and any(isinstance(m, (nn.Conv2d, nn.BatchNorm2d)) for m in model.modules()):
-            raise ValueError(
-                f"the model failed on images of shape {shape}, read as [N, C, L]; "
-                f"a single image needs a batch dimension, images[None] ({error})"
-            ) from error
-        raise
-
-
-def _as_the_model_takes(images: Tensor, model: nn.Module) -> Tensor:
-    """The images in the precision that the parameters will have."""
-    images = _lifted(images)
-    precision = next((_lifted(p[:0] if p.ndim else p).dtype for p in model.parameters() if p.is_floating_point()), images.dtype)
-    return images.to(precision)
-
-
-def _lifted(tensor: Tensor) -> Tensor:
-    """A tensor cut off from any graph, half precision lifted to float32, usable by autograd; a copy only where it has to be."""
-    tensor = tensor.detach()
-    if tensor.dtype in (torch.float16, torch.bfloat16):
-        return tensor.float()
-    return tensor.clone() if tensor.is_inference() else tensor
-
-
-def _constants(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters as constants, and copies of the buffers, which the model may write to."""
-    parameters = {name: _lifted(parameter) for name, parameter in model.named_parameters()}
-    return parameters | {name: _lifted(buffer).clone() for name, buffer in model.named_buffers()}
-
-
-@contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode set flag by flag, since `eval()` may be overridden to do more, and undone flag by flag."""
-    flags = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in flags:
-            module.training = False
-        yield
-    finally:
-        for module, training in flags:
-            module.training = training
-
-
-@contextmanager
-def _eager() -> Iterator[None]:
-    """Compiled modules and functions run as they are written; nothing to do where torch has compiled nothing."""
-    if "torch._dynamo" not in sys.modules:
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield

@@ -17,8 +17,10 @@ from torch.nn.modules import activation, padding, pooling
 from torchvision import ops
 
 from fg_lightning.fullgrad import tape
-from fg_lightning.fullgrad.biases import RULES, NotDifferentiable, _double_reverse_mode, _forward_mode, linearise
+from fg_lightning.fullgrad.biases import RULES
 from fg_lightning.fullgrad.call import Call, tensors_in
+from fg_lightning.fullgrad.linearisation import NotDifferentiable, _double_reverse_mode, _forward_mode, linearise
+from fg_lightning.fullgrad.record import record
 
 # torch itself says so when forward-mode differentiation is first used.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")
@@ -106,7 +108,7 @@ def sum_of_biases(case: Case) -> Tensor:
     def visit(term: Any, bias: Tensor, gradient: Tensor) -> None:
         total.add_((gradient.conj() * bias).real.sum() if gradient.is_complex() else (gradient * bias).sum())
 
-    recording = tape.record(Operation(case), values_of(case), lambda output: output, visit)
+    recording = record(Operation(case), values_of(case), lambda output: output, visit)
     assert not recording.unaccounted
     return total
 
