@@ -180,10 +180,11 @@ def _as_table(rows: list[dict[str, str]]) -> str:
     lines = [" | ".join(Row._fields), " | ".join("---" for _ in Row._fields), *(" | ".join(row.values()) for row in rows)]
     table = "\n".join(f"| {line} |" for line in lines)
     worst = {name: max(float(row[name]) for row in rows) for name in ("error_float64", "error_float32")}
+    versions = f"torch {torch.__version__} and torchvision {torchvision.__version__}"
     return (
-        "# The zoo\n\nMade by `python benchmarks/zoo.py` with "
-        f"torch {torch.__version__} and torchvision {torchvision.__version__} on the CPU; the script says what each column is.\nOf {len(rows)} models the worst completeness error is "
-        f"{worst['error_float64']:.1e} in float64 and {worst['error_float32']:.1e} in float32.\n\n{table}\n"
+        f"# The zoo\n\nMade by `python benchmarks/zoo.py` with {versions} on the CPU; the script says what each column is.\n"
+        f"Of {len(rows)} models the worst completeness error is {worst['error_float64']:.1e} in float64 "
+        f"and {worst['error_float32']:.1e} in float32.\n\n{table}\n"
     )
 
 
