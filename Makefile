@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test slow lint clean
+.PHONY: demo test slow shapes lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/fg-lightning demo
@@ -13,6 +13,11 @@ test: $(INSTALLED)
 
 slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
+
+# The types and shapes in the signatures, checked in every call; but for the tests that pass what the signatures rule out.
+shapes: $(INSTALLED)
+	$(BIN)/python -m pytest --jaxtyping-packages=fg_lightning,typechecker.checked -k "not refused" \
+		tests/callbacks tests/fullgrad/test_saliency.py tests/fullgrad/test_postprocess.py tests/fullgrad/test_readings.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

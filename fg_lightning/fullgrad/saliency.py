@@ -31,6 +31,9 @@ UserLayout = Callable[[Term, Tensor], Union[Tensor, None]]
 """(term, its values in the shape of the operation's output) -> [N, C, *S] at any resolution, or None."""
 
 
+OneOrTuple = Union[Tensor, tuple[Tensor]]
+
+
 class FullGrad(Attribution):
     """FullGrad (Srinivas & Fleuret 2019, eq. 5): psi of the input's term plus psi of every bias term that lies on the image plane.
 
@@ -83,24 +86,26 @@ class FullGrad(Attribution):
 
     @log_usage()
     def attribute(  # type: ignore[override]
-        self, inputs: Float[Tensor, "n c *s"], target: Target = None, additional_forward_args: Any = None
-    ) -> Float[Tensor, "n 1 *s"]:
+        self, inputs: OneOrTuple, target: Target = None, additional_forward_args: Any = None
+    ) -> OneOrTuple:
         """The saliency maps of a batch.
 
         Args:
-            inputs: images [N, C, *S] with one, two or three spatial dimensions, floating-point, as the model takes them.
+            inputs: images [N, C, *S] with one, two or three spatial dimensions, floating-point, as the model takes them; or a tuple
+                of that one tensor, as some of Captum's tools pass it.
             target: the class to explain: one for all samples, one for each ([N] as list or tensor), a tuple of indices for a dense
                 output; None for the predicted class; or a function from the model's output to [N].
             additional_forward_args: what the model's forward takes after the images, one value or a tuple.
 
         Returns:
-            Maps [N, 1, *S], at least 0 (but for psi="signed"), in units of psi: a sum of terms each rescaled to [0, 1].
+            Maps [N, 1, *S], at least 0 (but for psi="signed"), in units of psi: a sum of terms each rescaled to [0, 1]. A tuple of
+            them for a tuple.
 
         Raises:
             TypeError: if the images are not floating-point or the target is of no known kind.
             ValueError: if shapes or targets do not fit, the output is not finite, does not depend on the images, or mixes samples.
         """
-        images = inputs[0] if isinstance(inputs, tuple) and len(inputs) == 1 else inputs  # as some of Captum's tools pass them
+        images = inputs[0] if isinstance(inputs, tuple) and len(inputs) == 1 else inputs
         maps, _ = self._drawn(images, target, additional_forward_args, with_terms=False)
         return (maps,) if isinstance(inputs, tuple) else maps
 
