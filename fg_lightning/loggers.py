@@ -1,11 +1,11 @@
-"""One way to log numbers and images together, whatever Lightning logger is there."""
+"""One way to log numbers and images together: images to Weights & Biases, numbers to any Lightning logger."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 
 from fg_lightning.visualization.overlay import RGB
 
@@ -33,9 +33,4 @@ def log(logger: Logger, numbers: dict[str, float], images: Mapping[str, Sequence
         logger.log_metrics({**numbers, **media}, step=step)
         return True
     logger.log_metrics(numbers, step=step)
-    if isinstance(logger, TensorBoardLogger):
-        for key, pictures in images.items():
-            for i, picture in enumerate(pictures):
-                logger.experiment.add_image(f"{key}/{i}", picture, step, dataformats="HWC")
-        return True
     return False

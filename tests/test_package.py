@@ -1,5 +1,7 @@
 """What `import fg_lightning` promises."""
 
+import doctest
+import importlib
 import subprocess
 import sys
 
@@ -12,6 +14,13 @@ import fg_lightning
 def test_import_loads_nothing_heavy(module):
     code = f"import sys, fg_lightning; print({module!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("name", ["fullgrad.saliency", "callbacks.fullgrad_monitor"])
+def test_examples_in_docstrings_do_what_they_show(name):
+    results = doctest.testmod(importlib.import_module(f"fg_lightning.{name}"))
+    assert results.attempted
+    assert not results.failed
 
 
 def test_public_names_are_there():

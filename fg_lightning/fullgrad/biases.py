@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fg_lightning.fullgrad.call import Call, tensors_in
-from fg_lightning.fullgrad.linearisation import Bias, Rule, linearise, reads_operands
+from fg_lightning.fullgrad.linearisation import Bias, Rule, linearise, reads_overwritten
 
 # --- linear and homogeneous operations: Euler's theorem, J z = d y, so b = (1 - d) y ---------------------------------------------
 
@@ -38,7 +38,7 @@ def homogeneous(degree: Callable[[Call], float | Tensor | None]) -> Rule:
         results = [call.result(i) for i in range(len(call.outputs))]
         return [Bias("implicit", partial(torch.mul, y, 1 - d), i) for i, y in enumerate(results)]
 
-    return reads_operands(rule)
+    return reads_overwritten(lambda call: degree(call) is None)(rule)
 
 
 def _of_degree(d: float) -> Rule:
@@ -50,7 +50,7 @@ def _of_degree(d: float) -> Rule:
     return rule
 
 
-@reads_operands
+@reads_overwritten(lambda call: all(call.depends(factor) for factor in call.args[:2]))
 def _multiply(call: Call) -> list[Bias]:
     """x * y with both dependent has b = -x y; made again from the factors, which the backward pass keeps anyway."""
     a, b = call.args[:2]
@@ -132,6 +132,15 @@ def _finite(constant: Tensor) -> Tensor:
     return constant.nan_to_num(nan=math.nan, posinf=0.0, neginf=0.0)
 
 
+def _overwrites_a_constant(call: Call) -> bool:
+    return not call.depends(call.args[0])
+
+
+def _combines(call: Call) -> bool:
+    """scatter(..., reduce="multiply") is not affine."""
+    return call.kwargs.get("reduce") is not None
+
+
 def _sum_of(first_sign: int, second_sign: int, *, alpha_on: int) -> Rule:
     """A constant added to, or subtracted from, what depends on the input; `alpha` scales the operand at `alpha_on`."""
 
@@ -147,13 +156,13 @@ def _sum_of(first_sign: int, second_sign: int, *, alpha_on: int) -> Rule:
         constant = call.value(operand).to(y.dtype) if isinstance(operand, Tensor) else torch.tensor(operand, dtype=y.dtype)
         return [Bias("explicit", _finite(scale * constant.to(y.device)))]
 
-    return reads_operands(rule)
+    return reads_overwritten(_overwrites_a_constant)(rule)
 
 
-@reads_operands
+@reads_overwritten(lambda call: _overwrites_a_constant(call) or _combines(call))
 def affine(call: Call) -> list[Bias]:
     """Affine in its dependent operands together: b is the operation at zero."""
-    if call.kwargs.get("reduce") is not None:  # scatter(..., reduce="multiply")
+    if _combines(call):
         return linearise(call)
     constants = [t for t in tensors_in((call.args, call.kwargs)) if not call.depends(t)]
     if not constants and call.name in ("cat", "stack", "hstack", "vstack"):
@@ -161,7 +170,6 @@ def affine(call: Call) -> list[Bias]:
     return [Bias("explicit", _finite(call.at_zero()))]
 
 
-@reads_operands
 def _padding(call: Call) -> list[Bias]:
     """Padding is linear unless it fills in a constant other than zero."""
     if call.name == "pad" and call.argument(2, "mode", "constant") != "constant":
@@ -202,7 +210,7 @@ def _constant_affine(rule: Rule, *operands: tuple[int, str]) -> Rule:
     def guarded(call: Call) -> list[Bias]:
         return linearise(call) if any(call.depends(call.argument(*operand)) for operand in operands) else rule(call)
 
-    return reads_operands(guarded)
+    return guarded
 
 
 def _batch_norm(call: Call) -> list[Bias]:
@@ -252,10 +260,10 @@ def pointwise(bias: Callable[[Tensor], Tensor]) -> Rule:
         z = call.value(call.args[0])
         return [Bias("implicit", lambda: bias(z))]
 
-    return reads_operands(rule)
+    return reads_overwritten()(rule)
 
 
-@reads_operands
+@reads_overwritten()
 def elementwise(call: Call) -> list[Bias]:
     """Any elementwise function of one dependent operand: one elementwise derivative, b = y - h'(z) z."""
     if len(call.dependent) != 1 or not call.depends(call.args[0]) or call.args[0].is_complex():
@@ -431,15 +439,15 @@ _ROWS: tuple[tuple[Rule, str], ...] = (
     (_constant_affine(_rms_norm, (2, "weight")), "rms_norm"),
     (_constant_affine(_group_norm, (2, "weight"), (3, "bias")), "group_norm"),
     # non-linearities in closed form
-    (reads_operands(_hardtanh), "hardtanh"),
+    (reads_overwritten()(_hardtanh), "hardtanh"),
     (pointwise(_saturation(0.0, 6.0)), "relu6"),
     (pointwise(_sigmoid_bias), "sigmoid"),
     (pointwise(_tanh_bias), "tanh"),
     (pointwise(_silu_bias), "silu"),
     (pointwise(_hardswish_bias), "hardswish"),
-    (reads_operands(_gelu), "gelu"),
-    (reads_operands(_softmax), "softmax"),
-    (reads_operands(_log_softmax), "log_softmax"),
+    (reads_overwritten()(_gelu), "gelu"),
+    (_softmax, "softmax"),
+    (_log_softmax, "log_softmax"),
     (_attention, "scaled_dot_product_attention"),
     # non-linearities by their derivative
     (elementwise, "elu celu selu mish softplus log_sigmoid hardsigmoid hardshrink softshrink threshold clamp clamp_min"),

@@ -50,7 +50,7 @@ def works_in_place(function: Callable[..., Any]) -> bool:
 
 
 def tensors_in(tree: Any) -> Iterator[Tensor]:
-    """Every tensor in nested tuples, lists, dictionaries and dataclass-like mappings, in order."""
+    """Every tensor in nested tuples, lists and dictionaries, in order."""
     if isinstance(tree, Tensor):
         yield tree
     elif isinstance(tree, (tuple, list)):

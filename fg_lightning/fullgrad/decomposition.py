@@ -206,18 +206,18 @@ def one_by_one_if_mixed(
         return run(images, target, arguments)
     except SamplesMixed as mixed:
         n = len(images)
-        refusal = ValueError(
-            f"the model mixes the samples of a batch, first in {mixed.operation}: its output for an image depends on the other "
-            "images (batch statistics in evaluation?). Pass one image at a time to explain it alone."
-        )
+        mixes = f"the model mixes the samples of a batch, first in {mixed.operation}: "
         try:
             parts = [run(images[i : i + 1], _of_sample(target, i), _rows(arguments, i, n)) for i in range(n)]
         except Exception as error:
-            raise refusal from error  # it cannot even be run on one image
+            raise ValueError(f"{mixes}it (or the target function) cannot be run on one image alone ({error})") from error
         alone = torch.cat([output_of(part) for part in parts])
         tolerance = 1e-3 if alone.dtype == torch.float32 else 1e-6
         if not torch.allclose(alone, mixed.output.to(alone.dtype), rtol=tolerance, atol=tolerance):
-            raise refusal from mixed
+            raise ValueError(
+                f"{mixes}its output for an image depends on the other images (batch statistics in evaluation?). "
+                "Pass one image at a time to explain it alone."
+            ) from mixed
         return join(parts)
 
 

@@ -30,13 +30,20 @@ class NotDifferentiable(RuntimeError):
 Rule = Callable[[Call], list[Bias]]
 
 
-def reads_operands(rule: Rule) -> Rule:
-    """Mark a rule that looks at operands after the operation ran: an in-place operation keeps a copy for it."""
-    rule.reads_operands = True  # type: ignore[attr-defined]
-    return rule
+def reads_overwritten(when: Callable[[Call], bool] = lambda call: True) -> Callable[[Rule], Rule]:
+    """Mark a rule that looks, in the calls that `when` picks, at the operand that an in-place operation overwrites.
+
+    A copy of it is kept for such calls alone: `x += y` and `x *= 2` need none.
+    """
+
+    def marked(rule: Rule) -> Rule:
+        rule.reads_overwritten = when  # type: ignore[attr-defined]
+        return rule
+
+    return marked
 
 
-@reads_operands
+@reads_overwritten()
 def linearise(call: Call) -> list[Bias]:
     """y - J z by a Jacobian-vector product: right for any differentiable operation, at the price of running it again.
 

@@ -405,30 +405,8 @@ def _rows_only(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None
 
 
 _STRIDED = frozenset(
-    [
-        "permute",
-        "transpose",
-        "movedim",
-        "moveaxis",
-        "t",
-        "T",
-        "mT",
-        "H",
-        "mH",
-        "adjoint",
-        "unsqueeze",
-        "squeeze",
-        "select",
-        "narrow",
-        "chunk",
-        "split",
-        "split_with_sizes",
-        "tensor_split",
-        "unbind",
-        "getitem",
-        "expand",
-        "expand_as",
-    ]
+    "permute transpose movedim moveaxis t T mT H mH adjoint unsqueeze squeeze select narrow chunk split split_with_sizes "
+    "tensor_split unbind getitem expand expand_as".split()
 )
 
 _ROWS: tuple[tuple[Mover, str], ...] = (
@@ -438,20 +416,14 @@ _ROWS: tuple[tuple[Mover, str], ...] = (
     (_broadcast, "relu leaky_relu rrelu prelu elu celu selu mish softplus log_sigmoid silu gelu hardtanh relu6 hardsigmoid"),
     (_broadcast, "hardswish hardshrink softshrink threshold clamp clamp_min clamp_max nan_to_num dropout feature_dropout"),
     (_broadcast, "alpha_dropout feature_alpha_dropout clone contiguous to type float double half bfloat16 type_as cpu cuda alias"),
-    (_broadcast, "conj conj_physical resolve_conj resolve_neg zero fill real imag native_dropout requires_grad"),
+    (_broadcast, "conj conj_physical resolve_conj resolve_neg zero fill real imag native_dropout"),
     (_over_windows, "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d avg_pool1d avg_pool2d avg_pool3d"),
     (_over_windows, "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d max_pool1d max_pool2d max_pool3d"),
     (_over_windows, "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d fractional_max_pool2d fractional_max_pool3d"),
-    (
-        _over_windows,
-        "max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices max_unpool1d max_unpool2d max_unpool3d",
-    ),
+    (_over_windows, "max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices max_unpool2d max_unpool3d"),
     (_over_windows, "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d"),
-    (
-        _over_windows,
-        "upsample_bicubic2d upsample_trilinear3d upsample_bilinear2d_aa upsample_bicubic2d_aa upsample_nearest_exact2d",
-    ),
-    (_over_windows, "pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle grid_sampler"),
+    (_over_windows, "upsample_bicubic2d upsample_trilinear3d upsample_bilinear2d_aa upsample_bicubic2d_aa"),
+    (_over_windows, "upsample_nearest_exact2d pixel_shuffle pixel_unshuffle channel_shuffle grid_sampler"),
     (_per_sample_and_channel, "batch_norm instance_norm group_norm"),
     (_over_last(lambda call: len(call.argument(1, "normalized_shape"))), "layer_norm rms_norm"),
     (_over_last(lambda call: len(call.argument(1, "pad")) // 2), "pad constant_pad_nd"),
@@ -465,7 +437,7 @@ _ROWS: tuple[tuple[Mover, str], ...] = (
     (_rolled, "roll"),
     (_recurrent, "lstm gru rnn_tanh rnn_relu"),
     (_along(1, "dims", keeps_order=False), "flip"),
-    (_reduction, "sum mean amax amin max min prod std var logsumexp nansum median mode kthvalue norm linalg_vector_norm"),
+    (_reduction, "sum mean amax amin max min prod std var logsumexp nansum median mode kthvalue linalg_vector_norm"),
     (_matrix_product, "matmul mm bmm baddbmm addmm"),
     (_scaled_dot_product, "scaled_dot_product_attention"),
     (_einsum, "einsum"),

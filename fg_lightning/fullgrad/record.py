@@ -19,6 +19,8 @@ from fg_lightning.fullgrad.call import map_tensors
 from fg_lightning.fullgrad.readings import Reading, operations_of
 from fg_lightning.fullgrad.tape import Tape, Term, Visitor
 
+HALF = (torch.float16, torch.bfloat16)
+
 
 @dataclass(frozen=True, slots=True)
 class Recording:
@@ -129,15 +131,14 @@ def _called(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
 
 def _as_the_model_takes(images: Tensor, model: nn.Module) -> Tensor:
     """The images in the precision that the parameters will have."""
-    images = _lifted(images)
-    precision = next((_lifted(p[:0] if p.ndim else p).dtype for p in model.parameters() if p.is_floating_point()), images.dtype)
-    return images.to(precision)
+    precision = next((p.dtype for p in model.parameters() if p.is_floating_point()), images.dtype)
+    return _lifted(images).to(torch.float32 if precision in HALF else precision)
 
 
 def _lifted(tensor: Tensor) -> Tensor:
     """A tensor cut off from any graph, half precision lifted to float32, usable by autograd; a copy only where it has to be."""
     tensor = tensor.detach()
-    if tensor.dtype in (torch.float16, torch.bfloat16):
+    if tensor.dtype in HALF:
         return tensor.float()
     return tensor.clone() if tensor.is_inference() else tensor
 

@@ -30,7 +30,6 @@ from fg_lightning.fullgrad.target import Selection, Target
 UserLayout = Callable[[Term, Tensor], Union[Tensor, None]]
 """(term, its values in the shape of the operation's output) -> [N, C, *S] at any resolution, or None."""
 
-
 OneOrTuple = Union[Tensor, tuple[Tensor]]
 
 
@@ -48,7 +47,7 @@ class FullGrad(Attribution):
             [N, C, *S] to a plane [N, *S], which is then upsampled.
         implicit: whether the implicit biases of non-linearities count, as they must for the terms to be complete.
         reading: "exact", or "locally_affine" to hold the statistics of norms, attention weights and the gates of GELU and SiLU
-            constant (LibraGrad, Mehri et al. 2025): the choice for transformers, whose plain maps are noisy.
+            constant (LibraGrad, Mehri et al. 2025), so that transformers are complete with explicit biases alone.
         layout: tells how a term lies on the image plane where the package does not know: a function of the term (module, operation)
             and its tensor that returns the tensor as [N, C, *S], at any resolution, or None to leave it to the package.
         autocast: keep an active autocast; by default everything runs in the parameters' own precision.

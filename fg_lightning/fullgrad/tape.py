@@ -241,7 +241,7 @@ class Tape(TorchFunctionMode):
     def _record(self, call: Call) -> Any:
         """Run an operation and hook its outputs."""
         rule = RULES.get(call.name, linearise)
-        if call.in_place and getattr(rule, "reads_operands", False):
+        if call.in_place and getattr(rule, "reads_overwritten", _never)(call):
             call.keep_overwritten()
         if rule is linearise or call.name in _RANDOM:
             call.keep_random_state()
@@ -307,6 +307,10 @@ class Tape(TorchFunctionMode):
             base.register_hook(lambda gradient: visitor(term, deferred.take(), places(gradient)))
         else:
             output.register_hook(lambda gradient: visitor(term, deferred.take(), gradient))
+
+
+def _never(call: Call) -> bool:
+    return False
 
 
 _RANDOM = frozenset({"alpha_dropout", "feature_alpha_dropout", "scaled_dot_product_attention"})

@@ -472,45 +472,6 @@ def test_what_is_detached_is_a_constant() -> None:
     torch.testing.assert_close(result.bias_terms[""], 3 * x[:, 0, 0, 0], rtol=1e-14, atol=0)  # float64 rounding
 
 
-class Cube(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return 3 * ctx.saved_tensors[0] ** 2 * gradient
-
-
-class OpaqueCube(Cube):
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return 3 * ctx.saved_tensors[0] ** 2 * gradient
-
-
-class Custom(nn.Module):
-    def __init__(self, function: type[torch.autograd.Function]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function.apply(x).exp().flatten(1)
-
-
-@pytest.mark.parametrize("function", [Cube, OpaqueCube])
-def test_a_custom_function_counts_or_is_reported(function: type[torch.autograd.Function]) -> None:
-    x = images(2)
-    result = full_gradients(Custom(function), x, target=0)
-    if result.unaccounted:
-        y = x[:, 0, 0, 0] ** 3
-        # the bias of the cube is y - 3 y, times the exponential's slope; float64 rounding
-        torch.testing.assert_close(result.residual, -2 * y * y.exp(), rtol=1e-10, atol=1e-12)
-    else:
-        assert result.completeness_error.max() < 1e-10  # float64 rounding
-
-
 # --- bad input -------------------------------------------------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fg_lightning import FullGrad, SimpleFullGrad, full_gradients
+from fg_lightning.fullgrad.call import Call
 
 CALLS = 300
 
@@ -265,3 +266,22 @@ def test_a_model_moves_between_calls_without_a_trace(method: type[FullGrad]) -> 
     model.eval()
     assert not torch.equal(attribution.attribute(x, target=1), first)
     assert torch.equal(attribution.attribute(x, target=1), method(model).attribute(x, target=1))
+
+
+def test_in_place_operations_keep_copies_only_where_a_rule_reads_what_they_overwrite(monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: list[str] = []
+    keep = Call.keep_overwritten
+    monkeypatch.setattr(Call, "keep_overwritten", lambda call: (copied.append(call.name), keep(call))[1])
+
+    class InPlace(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = x * 2
+            y += x
+            y *= 3
+            y[:, 0] = 1.0
+            y.mul_(x).sigmoid_()
+            return y.flatten(1)
+
+    x = torch.rand(2, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert full_gradients(InPlace(), x, 4).completeness_error.max() < 1e-12  # float64 rounding
+    assert copied == ["mul", "sigmoid"]  # the product of two that depend on the input, and the non-linearity
