@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fg_lightning.fullgrad import FullGrad as FullGrad
     from fg_lightning.fullgrad import FullGradients as FullGradients
     from fg_lightning.fullgrad import SimpleFullGrad as SimpleFullGrad
+    from fg_lightning.fullgrad import SmoothFullGrad as SmoothFullGrad
     from fg_lightning.fullgrad import full_gradients as full_gradients
 
 _HOMES = {
@@ -20,6 +21,7 @@ _HOMES = {
     "FullGradMonitor": "fg_lightning.callbacks",
     "FullGradients": "fg_lightning.fullgrad",
     "SimpleFullGrad": "fg_lightning.fullgrad",
+    "SmoothFullGrad": "fg_lightning.fullgrad",
     "full_gradients": "fg_lightning.fullgrad",
 }
 

@@ -2,6 +2,7 @@
 
 from fg_lightning.fullgrad.decomposition import FullGradients, full_gradients
 from fg_lightning.fullgrad.saliency import FullGrad, SimpleFullGrad
+from fg_lightning.fullgrad.smooth import SmoothFullGrad
 from fg_lightning.fullgrad.tape import Term
 
-__all__ = ["FullGrad", "FullGradients", "SimpleFullGrad", "Term", "full_gradients"]
+__all__ = ["FullGrad", "FullGradients", "SimpleFullGrad", "SmoothFullGrad", "Term", "full_gradients"]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fg_lightning.fullgrad.call import Call, tensors_in
-from fg_lightning.fullgrad.linearisation import Bias, Rule, linearise, reads_overwritten
+from fg_lightning.fullgrad.linearisation import Bias, Pointwise, Rule, linearise, reads_overwritten
 
 # --- linear and homogeneous operations: Euler's theorem, J z = d y, so b = (1 - d) y ---------------------------------------------
 
@@ -35,8 +35,7 @@ def homogeneous(degree: Callable[[Call], float | Tensor | None]) -> Rule:
             return linearise(call)
         if isinstance(d, (int, float)) and d == 1:
             return []
-        results = [call.result(i) for i in range(len(call.outputs))]
-        return [Bias("implicit", partial(torch.mul, y, 1 - d), i) for i, y in enumerate(results)]
+        return _multiples_of_the_outputs(call, 1 - d)
 
     return reads_overwritten(lambda call: degree(call) is None)(rule)
 
@@ -45,9 +44,17 @@ def _of_degree(d: float) -> Rule:
     """Homogeneous of a fixed degree, so that only the output is read."""
 
     def rule(call: Call) -> list[Bias]:
-        return [Bias("implicit", partial(torch.mul, call.result(i), 1 - d), i) for i in range(len(call.outputs))]
+        return _multiples_of_the_outputs(call, 1 - d)
 
     return rule
+
+
+def _multiples_of_the_outputs(call: Call, multiple: float | Tensor) -> list[Bias]:
+    if isinstance(multiple, Tensor):
+        values = [Pointwise(torch.mul, (call.result(i), multiple)) for i in range(len(call.outputs))]
+    else:
+        values = [Pointwise(partial(torch.mul, other=multiple), (call.result(i),)) for i in range(len(call.outputs))]
+    return [Bias("implicit", value, i) for i, value in enumerate(values)]
 
 
 @reads_overwritten(lambda call: all(call.depends(factor) for factor in call.args[:2]))
@@ -57,7 +64,11 @@ def _multiply(call: Call) -> list[Bias]:
     if not (call.depends(a) and call.depends(b)):
         return []
     a, b = call.value(a), call.value(b)
-    return [Bias("implicit", lambda: -a * b)]
+    return [Bias("implicit", Pointwise(_minus_product, (a, b)))]
+
+
+def _minus_product(a: Tensor, b: Tensor) -> Tensor:
+    return torch.mul(a, b).neg_()
 
 
 def _quotient_degree(call: Call) -> float | None:
@@ -179,10 +190,10 @@ def _padding(call: Call) -> list[Bias]:
 
 
 def _normalised_by_running_statistics(call: Call, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
-    """Batch norm in evaluation at zero: beta - gamma mu / sqrt(var + eps), per channel."""
-    scale = torch.rsqrt(var + eps)
-    offset = -mean * (scale if weight is None else scale * weight)
-    return _per_channel(offset if bias is None else offset + bias, call.outputs[0]).to(call.outputs[0].dtype)
+    """Batch norm in evaluation of a single zero: beta - gamma mu / sqrt(var + eps), per channel."""
+    zero = torch.zeros_like(mean).unsqueeze(0)
+    at_zero = torch.batch_norm(zero, weight, bias, mean, var, False, 0.0, eps, False)
+    return _per_channel(at_zero, call.outputs[0]).to(call.outputs[0].dtype)
 
 
 # --- normalisation by the input's own statistics ---------------------------------------------------------------------------------
@@ -198,7 +209,7 @@ def _normalised(call: Call, statistics_of: Callable[[Tensor], Tensor], bias: Ten
 
     def implicit() -> Tensor:
         variance = statistics_of(z)
-        return (y - shift) * (variance / (variance + eps))
+        return (y - shift).mul_(variance / (variance + eps))
 
     biases = [Bias("implicit", implicit)]
     return biases if bias is None else [Bias("explicit", bias), *biases]
@@ -226,9 +237,17 @@ def _batch_norm(call: Call) -> list[Bias]:
 
 
 def _layer_norm(call: Call) -> list[Bias]:
-    axes = tuple(range(-len(call.argument(1, "normalized_shape")), 0))
+    """From the operand alone, which the backward pass keeps anyway: var / (var + eps) = 1 - eps rstd^2."""
+    shape, weight, bias = (call.argument(i, name) for i, name in ((1, "normalized_shape"), (2, "weight"), (3, "bias")))
     eps = call.argument(4, "eps", 1e-5)
-    return _normalised(call, lambda z: z.var(axes, correction=0, keepdim=True), call.argument(3, "bias"), eps)
+    z = call.value(call.args[0])
+
+    def implicit() -> Tensor:
+        normed, _, rstd = torch.native_layer_norm(z, shape, weight, None, eps)
+        return normed.mul_(1 - eps * rstd * rstd)
+
+    biases = [Bias("implicit", implicit)]
+    return biases if bias is None else [Bias("explicit", bias), *biases]
 
 
 def _rms_norm(call: Call) -> list[Bias]:
@@ -257,8 +276,16 @@ def pointwise(bias: Callable[[Tensor], Tensor]) -> Rule:
     """A non-linearity given by its implicit bias as a function of its operand."""
 
     def rule(call: Call) -> list[Bias]:
-        z = call.value(call.args[0])
-        return [Bias("implicit", lambda: bias(z))]
+        return [Bias("implicit", Pointwise(bias, (call.value(call.args[0]),)))]
+
+    return reads_overwritten()(rule)
+
+
+def pointwise_with_output(bias: Callable[[Tensor, Tensor], Tensor]) -> Rule:
+    """A non-linearity given by its implicit bias as a function of its operand and its output."""
+
+    def rule(call: Call) -> list[Bias]:
+        return [Bias("implicit", Pointwise(bias, (call.value(call.args[0]), call.result())))]
 
     return reads_overwritten()(rule)
 
@@ -271,51 +298,58 @@ def elementwise(call: Call) -> list[Bias]:
     (z, *rest), kwargs = call.at_values()
     repeat, in_place = call.repeat, call.in_place
 
-    def implicit() -> Tensor:
+    def implicit(z: Tensor) -> Tensor:
         with torch.enable_grad():
             operand = (z.clone() if in_place else z.detach()).requires_grad_()
             y = repeat((operand.clone() if in_place else operand, *rest), kwargs)
             (slope_times_z,) = torch.autograd.grad(y, operand, z.detach())
         return y.detach() - slope_times_z
 
-    return [Bias("implicit", implicit)]
+    alone = not tensors_in((rest, kwargs))
+    return [Bias("implicit", Pointwise(implicit, (z,)) if alone else partial(implicit, z))]
 
 
-def _saturation(low: float, high: float) -> Callable[[Tensor], Tensor]:
-    """The implicit bias of clamping to [low, high]: the bound where it holds, nothing between."""
+def _saturation(y: Tensor, low: float, high: float) -> Tensor:
+    """The implicit bias of clamping to [low, high]: the output where it is a bound, nothing between."""
+    between = torch.ops.aten.hardtanh_backward  # (g, z, low, high): g where z lies between, 0 elsewhere
+    if low == 0:
+        just_below = high * (1 - torch.finfo(y.dtype).eps / 2)  # the next number of y's precision
+        return between(torch.tensor(float(high), dtype=y.dtype), y, just_below, math.inf)
+    return y - between(y, y, low, high)
 
-    def bias(z: Tensor) -> Tensor:
-        return z.clamp(low, high).sub_(torch.ops.aten.hardtanh_backward(z, z, low, high))  # which is z between the bounds
 
-    return bias
+def _relu6(call: Call) -> list[Bias]:
+    return [Bias("implicit", Pointwise(partial(_saturation, low=0.0, high=6.0), (call.result(),)))]
 
 
 def _hardtanh(call: Call) -> list[Bias]:
-    z = call.value(call.args[0])
-    bias = _saturation(call.argument(1, "min_val", -1.0), call.argument(2, "max_val", 1.0))
-    return [Bias("implicit", lambda: bias(z))]
+    low, high = call.argument(1, "min_val", -1.0), call.argument(2, "max_val", 1.0)
+    return [Bias("implicit", Pointwise(partial(_saturation, low=low, high=high), (call.result(),)))]
 
 
-def _sigmoid_bias(z: Tensor) -> Tensor:
-    y = torch.sigmoid(z)
+def _sigmoid_bias(z: Tensor, y: Tensor) -> Tensor:
     return y - y * (1 - y) * z
 
 
-def _tanh_bias(z: Tensor) -> Tensor:
-    y = torch.tanh(z)
+def _tanh_bias(z: Tensor, y: Tensor) -> Tensor:
     return y - (1 - y * y) * z
 
 
-def _silu_bias(z: Tensor) -> Tensor:
-    gate = torch.sigmoid(z)
-    return -z * z * gate * (1 - gate)
+def _silu_bias(z: Tensor, y: Tensor) -> Tensor:
+    """With the gate s = sigmoid(z), y = s z and b = -s (1 - s) z^2."""
+    return (y - z).mul_(y)
 
 
 def _gelu(call: Call) -> list[Bias]:
     if call.argument(1, "approximate", "none") != "none":
         return elementwise(call)
-    z = call.value(call.args[0])
-    return [Bias("implicit", lambda: z * z * torch.exp(-0.5 * z * z) * (-1 / math.sqrt(2 * math.pi)))]
+    return [Bias("implicit", Pointwise(_gelu_bias, (call.value(call.args[0]),)))]
+
+
+def _gelu_bias(z: Tensor) -> Tensor:
+    """-z^2 times the density of the normal distribution."""
+    square = z * z
+    return torch.mul(square, -0.5).exp_().mul_(square).mul_(-1 / math.sqrt(2 * math.pi))
 
 
 def _hardswish_bias(z: Tensor) -> Tensor:
@@ -439,11 +473,11 @@ _ROWS: tuple[tuple[Rule, str], ...] = (
     (_constant_affine(_rms_norm, (2, "weight")), "rms_norm"),
     (_constant_affine(_group_norm, (2, "weight"), (3, "bias")), "group_norm"),
     # non-linearities in closed form
-    (reads_overwritten()(_hardtanh), "hardtanh"),
-    (pointwise(_saturation(0.0, 6.0)), "relu6"),
-    (pointwise(_sigmoid_bias), "sigmoid"),
-    (pointwise(_tanh_bias), "tanh"),
-    (pointwise(_silu_bias), "silu"),
+    (_hardtanh, "hardtanh"),
+    (_relu6, "relu6"),
+    (pointwise_with_output(_sigmoid_bias), "sigmoid"),
+    (pointwise_with_output(_tanh_bias), "tanh"),
+    (pointwise_with_output(_silu_bias), "silu"),
     (pointwise(_hardswish_bias), "hardswish"),
     (reads_overwritten()(_gelu), "gelu"),
     (_softmax, "softmax"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import cache, partial
 from typing import Any
@@ -49,16 +49,32 @@ def works_in_place(function: Callable[..., Any]) -> bool:
     return name in _IN_PLACE_DUNDERS or (name.endswith("_") and not name.endswith("__"))
 
 
-def tensors_in(tree: Any) -> Iterator[Tensor]:
+@cache
+def _keeps_its_operand(function: Callable[..., Any]) -> bool:
+    """Whether autograd copies the operand of an in-place function (SiLU does), so that there is no need to do it again."""
+    operand = torch.full((1,), 0.5).requires_grad_()
+    try:
+        saved = getattr(function(operand.clone()).grad_fn, "_saved_self", None)
+    except (TypeError, RuntimeError):  # it takes more than its operand
+        return False
+    return isinstance(saved, Tensor) and torch.equal(saved, operand)
+
+
+def tensors_in(tree: Any) -> list[Tensor]:
     """Every tensor in nested tuples, lists and dictionaries, in order."""
     if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, (tuple, list)):
-        for item in tree:
-            yield from tensors_in(item)
-    elif isinstance(tree, dict):
-        for item in tree.values():
-            yield from tensors_in(item)
+        return [tree]
+    found: list[Tensor] = []
+    if isinstance(tree, dict):
+        tree = tree.values()
+    elif not isinstance(tree, (tuple, list)):
+        return found
+    for item in tree:
+        if isinstance(item, Tensor):
+            found.append(item)
+        elif isinstance(item, (tuple, list, dict)):
+            found += tensors_in(item)
+    return found
 
 
 def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
@@ -135,6 +151,7 @@ class Call:
         # After an in-place operation requires_grad says what the operand has become, not what it was.
         self._dependent_ids = {id(t) for t in self.dependent}
         self._overwritten: Tensor | None = None
+        self._found_in_history = False
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         """An argument by its position or its name."""
@@ -142,6 +159,8 @@ class Call:
 
     def depends(self, operand: Any) -> bool:
         """Whether an operand, or any tensor in it, depends on the input."""
+        if isinstance(operand, Tensor):
+            return id(operand) in self._dependent_ids
         return any(id(t) in self._dependent_ids for t in tensors_in(operand))
 
     def keep_random_state(self) -> None:
@@ -151,8 +170,10 @@ class Call:
         self.repeat = partial(_repeat, self.function, self.in_place, state)
 
     def keep_overwritten(self) -> None:
-        """Copy the operand that an in-place operation is about to overwrite, so that `value` still finds it."""
-        self._overwritten = self.args[0].detach().clone()
+        """See to it that `value` still finds the operand that an in-place operation is about to overwrite."""
+        self._found_in_history = not self.args[0]._is_view() and _keeps_its_operand(self.function)
+        if not self._found_in_history:
+            self._overwritten = self.args[0].detach().clone()
 
     def value(self, tensor: Tensor) -> Tensor:
         """The values of an operand as the operation read them, cut off from the graph."""
@@ -172,6 +193,8 @@ class Call:
     def has_run(self, outputs: Iterable[Tensor]) -> None:
         """Take note of the outputs: all the tensors in the operation's result, or the one that it overwrote."""
         outputs = list(outputs)
+        if self._found_in_history:
+            self._overwritten = outputs[0].grad_fn._saved_self  # type: ignore[union-attr]
         self.places = [i for i, t in enumerate(outputs) if t.requires_grad]
         self.outputs = [outputs[i] for i in self.places]
 

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from fg_lightning.fullgrad.linearisation import Pointwise, computed
 from fg_lightning.fullgrad.readings import Reading
 from fg_lightning.fullgrad.record import Recording, SamplesMixed, record
 from fg_lightning.fullgrad.tape import Term
@@ -106,8 +107,8 @@ class TermSums:
         self._n = n
         self._sums: dict[int, Tensor] = {}
 
-    def visit(self, term: Term, bias: Tensor, gradient: Tensor) -> None:
-        self._sums[id(term)] = term.layout.per_sample(real_product(gradient, bias), self._n)
+    def visit(self, term: Term, bias: Tensor | Pointwise, gradient: Tensor) -> None:
+        self._sums[id(term)] = term.layout.per_sample(real_product(gradient, computed(bias)), self._n)
 
     def collected(self, recording: Recording, target: Tensor | None) -> FullGradients:
         """The terms of a run in forward order, by module; a bias whose output leads nowhere counts nothing."""
@@ -208,7 +209,7 @@ def one_by_one_if_mixed(
         n = len(images)
         mixes = f"the model mixes the samples of a batch, first in {mixed.operation}: "
         try:
-            parts = [run(images[i : i + 1], _of_sample(target, i), _rows(arguments, i, n)) for i in range(n)]
+            parts = [run(*rows_of(images, target, arguments, i, i + 1)) for i in range(n)]
         except Exception as error:
             raise ValueError(f"{mixes}it (or the target function) cannot be run on one image alone ({error})") from error
         alone = torch.cat([output_of(part) for part in parts])
@@ -221,13 +222,28 @@ def one_by_one_if_mixed(
         return join(parts)
 
 
-def _rows(arguments: tuple[Any, ...], i: int, n: int) -> tuple[Any, ...]:
-    """The part of the additional arguments that goes with sample i: of tensors with a row for each, that row."""
-    return tuple(a[i : i + 1] if isinstance(a, Tensor) and a.ndim and len(a) == n else a for a in arguments)
+def rows_of(
+    images: Tensor, target: Target, arguments: tuple[Any, ...], start: int, stop: int
+) -> tuple[Tensor, Target, tuple[Any, ...]]:
+    """Some images of a batch and what goes with them: of the additional arguments that have a row for each image, those rows."""
+    n = len(images)
+    if isinstance(target, list) or (isinstance(target, Tensor) and target.numel() > 1):
+        target = target[start:stop]
+    rows = tuple(a[start:stop] if isinstance(a, Tensor) and a.ndim and len(a) == n else a for a in arguments)
+    return images[start:stop], target, rows
 
 
-def _of_sample(target: Target, i: int) -> Target:
-    """The target of one sample of the batch."""
-    if isinstance(target, Tensor) and target.numel() > 1:
-        return target[i : i + 1]
-    return [target[i]] if isinstance(target, list) else target
+def averaged(parts: list[FullGradients]) -> FullGradients:
+    """The mean, term by term, of results for the same target; complete where they are, since the sum of terms is linear."""
+
+    def mean(values: list[Any]) -> Any:
+        if isinstance(values[0], Tensor):
+            return torch.stack(values).mean(0)
+        names = dict.fromkeys(name for value in values for name in value)
+        if isinstance(values[0], tuple):
+            return tuple(names)
+        zero = torch.zeros_like(parts[0].output)
+        return {name: torch.stack([value.get(name, zero) for value in values]).mean(0) for name in names}
+
+    numbers = {f.name: mean([getattr(part, f.name) for part in parts]) for f in fields(FullGradients) if f.name != "target"}
+    return FullGradients(target=parts[0].target, **numbers)

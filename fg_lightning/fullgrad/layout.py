@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache, cached_property
 
 from torch import Tensor
 
@@ -45,10 +46,10 @@ class Dim:
     """One dimension of a tensor, the product of its factors."""
 
     factors: tuple[Factor, ...]
+    size: int = field(init=False)
 
-    @property
-    def size(self) -> int:
-        return math.prod(f.size for f in self.factors)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", math.prod(f.size for f in self.factors))
 
     def has(self, axis: int) -> bool:
         return any(f.axis == axis and f.size > 1 for f in self.factors)
@@ -61,11 +62,13 @@ class Dim:
         return len(self.factors) == 1 and self.factors[0].axis in (1, 2, 3) and self.factors[0].step == 1
 
 
+@cache
 def plain(size: int) -> Dim:
+    """A dimension that is neither sample nor place."""
     return Dim((Factor(None, size),))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Layout:
     """The dimensions of a tensor, each as a product of pieces of the input's axes."""
 
@@ -82,21 +85,21 @@ class Layout:
         """Nothing known: right for a single sample, whose every entry is its own."""
         return cls(tuple(plain(size) for size in shape))
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         return tuple(dim.size for dim in self.dims)
 
-    @property
+    @cached_property
     def samples(self) -> int:
         """How many samples can be told apart; more than there are where an operation paired them."""
         return math.prod(f.size for dim in self.dims for f in dim.factors if f.axis == SAMPLE)
 
-    def of_one_sample(self) -> Layout | None:
-        """The layout of a slice that holds one sample, where the first dimension is the samples and nothing else."""
-        factors = self.dims[0].factors if self.dims else ()
-        if len(factors) != 1 or factors[0].axis != SAMPLE or factors[0].size != self.samples:
-            return None
-        return Layout((Dim((Factor(SAMPLE, 1),)), *self.dims[1:]))
+    def _is_of_images(self, axes: int) -> bool:
+        """Whether the dimensions are those of [N, C, *S] already, as they mostly are."""
+        if len(self.dims) != axes + 2 or not all(len(dim.factors) == 1 for dim in self.dims):
+            return False
+        factors = [dim.factors[0] for dim in self.dims]
+        return [f.axis for f in factors] == [SAMPLE, None, *range(1, axes + 1)] and not any(f.shift for f in factors)
 
     def per_sample(self, tensor: Tensor, n: int) -> Tensor:
         """Sums a tensor of this layout over everything but the samples: [N]."""
@@ -122,6 +125,8 @@ class Layout:
 
     def to_plane(self, tensor: Tensor, n: int, axes: int) -> Tensor:
         """A tensor of this layout as [N, C, *S], C everything that is neither sample nor place; a view where there can be one."""
+        if self._is_of_images(axes):
+            return tensor
         factors = [f for dim in self.dims for f in dim.factors]
         tensor = tensor.reshape([f.size for f in factors])
         for i, factor in enumerate(factors):

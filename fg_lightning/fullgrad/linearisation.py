@@ -15,11 +15,30 @@ from fg_lightning.fullgrad.call import Call, map_tensors, tensors_in
 Kind = Literal["explicit", "implicit"]
 
 
+class Pointwise(NamedTuple):
+    """A bias that at each place depends on what some tensors hold there alone, so that it can be had in parts.
+
+    Attributes:
+        function: elementwise.
+        operands: broadcastable to the operation's output.
+    """
+
+    function: Callable[..., Tensor]
+    operands: tuple[Tensor, ...]
+
+    def __call__(self) -> Tensor:
+        return self.function(*self.operands)
+
+
+def computed(bias: Tensor | Pointwise) -> Tensor:
+    return bias if isinstance(bias, Tensor) else bias()
+
+
 class Bias(NamedTuple):
     """A bias of one output of an operation, broadcastable to it; computed when its gradient comes where that saves memory."""
 
     kind: Kind
-    value: Tensor | Callable[[], Tensor]
+    value: Tensor | Pointwise | Callable[[], Tensor]
     output: int = 0
 
 
@@ -64,7 +83,7 @@ def linearise(call: Call) -> list[Bias]:
 
 def _dependent_outputs(call: Call, result: Any) -> list[Tensor]:
     """Those in the result of a repeated call that correspond to the call's own outputs."""
-    tensors = list(tensors_in(result))
+    tensors = tensors_in(result)
     return [tensors[i] for i in call.places]
 
 

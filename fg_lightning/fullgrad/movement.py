@@ -6,7 +6,7 @@ A rule for one more operation is a line in `MOVERS`; a batch that meets an opera
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -44,7 +44,10 @@ def _broadcast(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None
     return _aligned([layout_of(t) for t in call.dependent], output.shape)
 
 
-def _aligned(layouts: Iterable[Layout | None], shape: Iterable[int]) -> Layout | None:
+def _aligned(layouts: Sequence[Layout | None], shape: Sequence[int]) -> Layout | None:
+    first = layouts[0] if layouts else None
+    if first is not None and first.shape == tuple(shape) and all(layout is first for layout in layouts):
+        return first
     dims = [plain(size) for size in shape]
     for layout in layouts:
         assert layout is not None
@@ -61,6 +64,8 @@ def _aligned(layouts: Iterable[Layout | None], shape: Iterable[int]) -> Layout |
 def _resized(layout: Layout, shape: torch.Size) -> Layout | None:
     if len(shape) != len(layout.dims):
         return None
+    if layout.shape == shape:
+        return layout
     return Layout(tuple(_resampled(dim, size) for dim, size in zip(layout.dims, shape, strict=True)))
 
 

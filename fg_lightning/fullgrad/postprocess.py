@@ -8,8 +8,10 @@ Rescaling and the sum over channels come first here and upsampling last, once fo
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Union
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -22,23 +24,55 @@ Psi = Callable[[Float[Tensor, "n c *s"]], Float[Tensor, "n *s"]]
 
 INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
-
-def absolute(term: Float[Tensor, "n c *s"]) -> Float[Tensor, "n *s"]:
-    """|t| brought to [0, 1] by each sample's minimum and maximum over all channels, summed over channels: the paper's choice."""
-    return _rescaled_sum(term.abs())
+Scale = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(minimum, maximum) of each sample -> what goes to 0, and how far from it what goes to 1 is; [N] each."""
 
 
-def positive(term: Float[Tensor, "n c *s"]) -> Float[Tensor, "n *s"]:
-    """As `absolute`, of what speaks for the output alone: max(t, 0)."""
-    return _rescaled_sum(term.clamp_min(0))
+@dataclass(frozen=True)
+class Rescaling:
+    """The psi that brings each sample's magnitudes to scale, (m - offset) / (span + epsilon), and sums them over channels.
+
+    Made of sums, minima and maxima alone, so that blocks.py may gather it from blocks of a term.
+
+    Attributes:
+        magnitude: of a term's entries, in a new tensor or the same.
+        scale: from each sample's minimum and maximum to (offset, span).
+    """
+
+    magnitude: Callable[[Tensor], Tensor]
+    scale: Scale
+
+    def __call__(self, term: Float[Tensor, "n c *s"]) -> Float[Tensor, "n *s"]:
+        magnitude = self.magnitude(term)
+        offset, span = self.scale(*extremes(magnitude))
+        # The offset goes before the sum: a nearly constant term would drown in the rounding of its sum.
+        return (magnitude - like(offset, magnitude)).sum(1) / like(span + EPSILON, term[:, 0])
 
 
-def signed(term: Float[Tensor, "n c *s"]) -> Float[Tensor, "n *s"]:
-    """t over its largest magnitude in each sample, so that signs and zero stay, summed over channels; maps may be negative."""
-    everywhere = tuple(range(1, term.ndim))
-    largest = term.abs().amax(everywhere)
-    return term.sum(1) / _as_plane(largest + EPSILON, term)
+def _from_minimum(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    return low, high - low
 
+
+def _around_zero(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.zeros_like(low), torch.maximum(high, -low)
+
+
+def _positive_part(term: Tensor) -> Tensor:
+    return term.clamp_min(0)
+
+
+def _as_it_is(term: Tensor) -> Tensor:
+    return term
+
+
+absolute = Rescaling(torch.abs, _from_minimum)
+"""|t| brought to [0, 1] by each sample's minimum and maximum over all channels, summed over channels: the paper's choice."""
+
+positive = Rescaling(_positive_part, _from_minimum)
+"""As `absolute`, of what speaks for the output alone: max(t, 0)."""
+
+signed = Rescaling(_as_it_is, _around_zero)
+"""t over its largest magnitude in each sample, so that signs and zero stay, summed over channels; maps may be negative."""
 
 PSI: dict[str, Psi] = {"absolute": absolute, "positive": positive, "signed": signed}
 
@@ -63,15 +97,12 @@ def upsample(planes: Float[Tensor, "n *s"], size: tuple[int, ...]) -> Float[Tens
     return F.interpolate(planes, size, mode=INTERPOLATION[len(size)], align_corners=True)
 
 
-def _rescaled_sum(magnitude: Float[Tensor, "n c *s"]) -> Float[Tensor, "n *s"]:
-    """The channel sum of (m - min) / (max - min + epsilon), divided after the sum; overwrites m."""
+def extremes(magnitude: Tensor) -> tuple[Tensor, Tensor]:
+    """Minimum and maximum of each sample, [N] each."""
     everywhere = tuple(range(1, magnitude.ndim))
-    low, high = magnitude.amin(everywhere), magnitude.amax(everywhere)
-    # The minimum goes before the sum: a nearly constant term would drown in the rounding of its sum.
-    above = magnitude.sub_(_as_plane(low, magnitude).unsqueeze(1)).sum(1)
-    return above / _as_plane(high - low + EPSILON, magnitude)
+    return magnitude.amin(everywhere), magnitude.amax(everywhere)
 
 
-def _as_plane(numbers: Float[Tensor, " n"], like: Tensor) -> Tensor:
-    """[N] as [N, 1, ...], to go with planes of a [N, C, *S] tensor."""
-    return numbers.reshape(-1, *(1,) * (like.ndim - 2))
+def like(numbers: Float[Tensor, " n"], like: Tensor) -> Tensor:
+    """[N] as [N, 1, ...] with as many dimensions as another tensor."""
+    return numbers.reshape(-1, *(1,) * (like.ndim - 1))

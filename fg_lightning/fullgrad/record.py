@@ -97,9 +97,9 @@ def record(
         leaf = _as_the_model_takes(images, model).requires_grad_()
         names = {id(module): name for name, module in model.named_modules()}
         tape = Tape(x := leaf.clone(), visitor, names, operations_of(reading))
+        inputs, constants = (x, *map_tensors(_lifted, additional_forward_args)), _constants(model)
         with tape.following_modules(), tape.meeting_what_torch_hides(), tape:
-            inputs = (x, *map_tensors(_lifted, additional_forward_args))
-            output = select(_called(model, inputs))
+            output = select(_called(model, constants, inputs))
         if not output.requires_grad:
             raise ValueError(
                 "the model's output does not depend on the images, so there is nothing to decompose; "
@@ -111,14 +111,14 @@ def record(
     return Recording(leaf.detach(), output.detach(), gradient, tape.terms, tape.unaccounted, tape.linearised)
 
 
-def _called(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
+def _called(model: nn.Module, constants: dict[str, Tensor], inputs: tuple[Any, ...]) -> Any:
     """The model's output, its parameters held constant.
 
     Raises:
         ValueError: if a planar network fails on what may be a single image.
     """
     try:
-        return torch.func.functional_call(model, _constants(model), inputs)
+        return torch.func.functional_call(model, constants, inputs)
     except (RuntimeError, ValueError, IndexError) as error:
         shape = tuple(inputs[0].shape)
         if len(shape) == 3 and any(isinstance(m, (nn.Conv2d, nn.BatchNorm2d)) for m in model.modules()):

@@ -11,6 +11,7 @@ from captum.log import log_usage
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fg_lightning.fullgrad.blocks import TermValues, reduced
 from fg_lightning.fullgrad.decomposition import (
     FullGradients,
     TermSums,
@@ -20,7 +21,7 @@ from fg_lightning.fullgrad.decomposition import (
     one_by_one_if_mixed,
     real_product,
 )
-from fg_lightning.fullgrad.layout import Layout
+from fg_lightning.fullgrad.linearisation import Pointwise
 from fg_lightning.fullgrad.postprocess import Psi, find_psi, upsample
 from fg_lightning.fullgrad.readings import Reading, operations_of
 from fg_lightning.fullgrad.record import record
@@ -31,6 +32,9 @@ UserLayout = Callable[[Term, Tensor], Union[Tensor, None]]
 """(term, its values in the shape of the operation's output) -> [N, C, *S] at any resolution, or None."""
 
 OneOrTuple = Union[Tensor, tuple[Tensor]]
+
+Place = Callable[[Union[Term, None], Union[Tensor, TermValues]], None]
+"""Called with (term, its values on the image plane, [N, C, *S]), None for the term of the input."""
 
 
 class FullGrad(Attribution):
@@ -126,18 +130,7 @@ class FullGrad(Attribution):
         check_images(self.model, inputs)
 
         def draw(images: Tensor, target: Target, arguments: tuple[Any, ...]) -> tuple[Tensor, FullGradients | Tensor]:
-            selection, canvas, sums = Selection(target, len(images)), _Canvas(images), TermSums(len(images))
-
-            def visit(term: Term, bias: Tensor, gradient: Tensor) -> None:
-                if with_terms:
-                    sums.visit(term, bias, gradient)
-                self._draw(canvas, term, bias, gradient)
-
-            options: dict[str, Any] = {"reading": self.reading, "autocast": self.autocast}
-            recording = record(self.model, images, selection, visit, additional_forward_args=arguments, **options)
-            canvas.add(self.psi(recording.input_gradient * recording.images))
-            terms = sums.collected(recording, selection.target) if with_terms else recording.output
-            return canvas.drawn(), terms
+            return self._map(images, target, arguments, with_terms)
 
         def join(parts: list[tuple[Tensor, FullGradients | Tensor]]) -> tuple[Tensor, FullGradients | Tensor]:
             maps, terms = zip(*parts, strict=True)
@@ -148,25 +141,43 @@ class FullGrad(Attribution):
 
         return one_by_one_if_mixed(draw, inputs, target, as_tuple(additional_forward_args), join, output_of)
 
-    def _draw(self, canvas: _Canvas, term: Term, bias: Tensor, gradient: Tensor) -> None:
-        if self._counts(term) and (self.layout is not None or term.layout.on_plane(canvas.axes)):
-            placed = None if self.layout is None else self.layout(term, self._values(bias, gradient))
-            if placed is not None:
-                canvas.add(self.psi(placed))
-            elif term.layout.on_plane(canvas.axes):
-                canvas.add(self._reduced(term.layout, bias, gradient, canvas))
+    def _map(
+        self, images: Tensor, target: Target, arguments: tuple[Any, ...], with_terms: bool
+    ) -> tuple[Tensor, FullGradients | Tensor]:
+        """The maps of images that are run together, and the terms or else the explained output alone."""
+        canvas = Canvas(images)
+        terms = self._run(images, target, arguments, with_terms, lambda _, values: canvas.add(reduced(values, self.psi)))
+        return canvas.drawn(), terms
 
-    def _reduced(self, layout: Layout, bias: Tensor, gradient: Tensor, canvas: _Canvas) -> Tensor:
-        """psi of a term. On a CPU sample by sample, which stays in its caches: psi passes over a term several times."""
-        single = layout.of_one_sample() if gradient.device.type == "cpu" else None
-        if single is None or canvas.n == 1:
-            return self.psi(layout.to_plane(self._values(bias, gradient), canvas.n, canvas.axes))
-        per_sample = bias.ndim == gradient.ndim and len(bias) == canvas.n
-        planes = []
-        for i in range(canvas.n):
-            values = self._values(bias[i : i + 1] if per_sample else bias, gradient[i : i + 1])
-            planes.append(self.psi(single.to_plane(values, 1, canvas.axes)))
-        return torch.cat(planes)
+    def _run(
+        self, images: Tensor, target: Target, arguments: tuple[Any, ...], with_terms: bool, place: Place
+    ) -> FullGradients | Tensor:
+        """One forward and one backward pass, in which `place` gets what of every term that counts lies on the image plane."""
+        selection, sums, axes = Selection(target, len(images)), TermSums(len(images)), images.ndim - 2
+
+        def visit(term: Term, bias: Tensor | Pointwise, gradient: Tensor) -> None:
+            if with_terms:
+                sums.visit(term, bias, gradient)
+            if not self._counts(term):
+                return
+            values = TermValues(self._values, bias, gradient)
+            given = self.layout(term, values.all()) if self.layout else None
+            if given is not None:
+                place(term, given)
+            elif term.layout.on_plane(axes):
+                place(term, values.on_plane(term.layout, len(images), axes))
+
+        recording = record(
+            self.model,
+            images,
+            selection,
+            visit,
+            additional_forward_args=arguments,
+            reading=self.reading,
+            autocast=self.autocast,
+        )
+        place(None, recording.input_gradient * recording.images)
+        return sums.collected(recording, selection.target) if with_terms else recording.output
 
     def _counts(self, term: Term) -> bool:
         return term.kind == "explicit" or self.implicit
@@ -191,7 +202,7 @@ class SimpleFullGrad(FullGrad):
         return gradient.abs() if gradient.is_complex() else gradient
 
 
-class _Canvas:
+class Canvas:
     """The map in the making: planes of one size are summed as they come and upsampled once."""
 
     def __init__(self, images: Tensor) -> None:

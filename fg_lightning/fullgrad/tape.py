@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from threading import get_ident
 from types import FunctionType
-from typing import Any
+from typing import Any, Union
 from unittest.mock import patch
 
 import torch
@@ -28,9 +28,9 @@ from torch.utils import checkpoint as checkpoints
 from torch.utils.checkpoint import CheckpointFunction
 
 from fg_lightning.fullgrad.biases import RULES
-from fg_lightning.fullgrad.call import Call, map_tensors, tensors_in
+from fg_lightning.fullgrad.call import Call, map_tensors, operation_name, tensors_in
 from fg_lightning.fullgrad.layout import Layout
-from fg_lightning.fullgrad.linearisation import Bias, Kind, NotDifferentiable, linearise
+from fg_lightning.fullgrad.linearisation import Bias, Kind, NotDifferentiable, Pointwise, linearise
 from fg_lightning.fullgrad.movement import follow
 
 
@@ -44,24 +44,24 @@ class Term:
     layout: Layout
 
 
-Visitor = Callable[[Term, Tensor, Tensor], None]
+Visitor = Callable[[Term, Union[Tensor, Pointwise], Tensor], None]
 """Called with (term, bias, gradient) during the backward pass; the bias is broadcastable to the gradient, the output's shape."""
 
 
 class _Deferred:
     """A bias that is computed when its gradient comes, or before one of the values it is computed from is overwritten."""
 
-    def __init__(self, value: Tensor | Callable[[], Tensor]) -> None:
+    def __init__(self, value: Tensor | Pointwise | Callable[[], Tensor]) -> None:
         self._value = value
 
     def secure(self) -> None:
         """Have the bias before what it is computed from, or is itself a view of, is overwritten."""
         self._value = self._value.clone() if isinstance(self._value, Tensor) else self._value()
 
-    def take(self) -> Tensor:
+    def take(self) -> Tensor | Pointwise:
         """The bias, let go of here: a gradient comes once."""
         value, self._value = self._value, _TAKEN
-        return value if isinstance(value, Tensor) else value()
+        return value if isinstance(value, (Tensor, Pointwise)) else value()
 
 
 _TAKEN = torch.empty(0)
@@ -149,12 +149,14 @@ class Tape(TorchFunctionMode):
         kwargs = kwargs or {}
         if function is torch._C._set_grad_enabled:
             return None  # a backbone frozen by torch.no_grad() counts like any other
+        if operation_name(function) in _QUESTIONS:
+            return function(*args, **kwargs)
         args, kwargs = _without_stray_leaves(args, kwargs)
         call = Call(function, args, kwargs)
         if call.in_place:
             for deferred in self._readers.pop(_storage(call.args[0]), ()):
                 deferred.secure()
-        if not call.dependent or call.name in _QUESTIONS:
+        if not call.dependent:
             return function(*args, **kwargs)
         if isinstance(function, FunctionType) and function not in self._opening:
             self._opening.add(function)
@@ -213,7 +215,7 @@ class Tape(TorchFunctionMode):
             given = {id(t) for t in tensors_in(args)}
             result = map_tensors(lambda t: t.view_as(t) if id(t) in given else t, forward(*args, **kwargs))
         inputs = args if cls.setup_context is not Function.setup_context else args[1:]
-        hidden = _Hidden(cls, inputs, list(tensors_in(result)), self._running[-1])
+        hidden = _Hidden(cls, inputs, tensors_in(result), self._running[-1])
         for output in hidden.outputs:
             output._fg_hidden = hidden  # type: ignore[attr-defined]
         return result

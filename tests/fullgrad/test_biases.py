@@ -19,7 +19,14 @@ from torchvision import ops
 from fg_lightning.fullgrad import tape
 from fg_lightning.fullgrad.biases import RULES
 from fg_lightning.fullgrad.call import Call, tensors_in
-from fg_lightning.fullgrad.linearisation import NotDifferentiable, _double_reverse_mode, _forward_mode, linearise
+from fg_lightning.fullgrad.linearisation import (
+    NotDifferentiable,
+    Pointwise,
+    _double_reverse_mode,
+    _forward_mode,
+    computed,
+    linearise,
+)
 from fg_lightning.fullgrad.record import record
 
 # torch itself says so when forward-mode differentiation is first used.
@@ -105,7 +112,8 @@ def values_of(case: Case) -> Tensor:
 def sum_of_biases(case: Case) -> Tensor:
     total = torch.zeros((), dtype=torch.float64)
 
-    def visit(term: Any, bias: Tensor, gradient: Tensor) -> None:
+    def visit(term: Any, bias: Tensor | Pointwise, gradient: Tensor) -> None:
+        bias = computed(bias)
         total.add_((gradient.conj() * bias).real.sum() if gradient.is_complex() else (gradient * bias).sum())
 
     recording = record(Operation(case), values_of(case), lambda output: output, visit)

@@ -12,7 +12,8 @@ from captum.attr import NoiseTunnel
 from captum.metrics import sensitivity_max
 from torch import Tensor, nn
 
-from fg_lightning import FullGrad, SimpleFullGrad
+from fg_lightning import FullGrad, SimpleFullGrad, SmoothFullGrad
+from fg_lightning.fullgrad.postprocess import PSI
 
 MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
@@ -225,3 +226,65 @@ def test_works_in_captums_sensitivity() -> None:
     assert sensitivity.shape == (3,)
     assert (sensitivity > 0).all()
     assert sensitivity.isfinite().all()
+
+
+def noisy_versions(images: Tensor, noise: float, seed: int, n_samples: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    ranges = torch.stack([image.max() - image.min() for image in images])
+    return [
+        images + noise * ranges.reshape(-1, 1, 1, 1) * torch.randn(images.shape[1:], generator=generator).to(images)
+        for _ in range(n_samples)
+    ]
+
+
+def test_smooth_fullgrad_averages_terms_before_psi() -> None:
+    """On a net of one convolution, whose terms can be written down."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(75, 4)).double().eval()
+    images = torch.randn(2, 2, 5, 5, dtype=torch.float64)
+    input_terms, bias_terms = [], []
+    for noisy in noisy_versions(images, 0.3, 7, 5):
+        x = noisy.requires_grad_()
+        z = model[0](x)
+        gradients = torch.autograd.grad(model[1:](z)[:, 2].sum(), (x, z))
+        input_terms.append(gradients[0] * noisy.detach())
+        bias_terms.append(gradients[1] * model[0].bias.detach()[:, None, None])
+    expected = PSI["absolute"](torch.stack(input_terms).mean(0)) + PSI["absolute"](torch.stack(bias_terms).mean(0))
+    drawn = SmoothFullGrad(model, n_samples=5, noise=0.3, seed=7).attribute(images, 2)
+    torch.testing.assert_close(drawn[:, 0], expected, rtol=1e-10, atol=1e-10)  # float64 sums in another order
+
+
+def test_smooth_fullgrad_without_noise_is_fullgrad() -> None:
+    model, images = residual_net(), torch.randn(5, 2, 8, 8, dtype=torch.float64)
+    smooth = SmoothFullGrad(model, n_samples=2, noise=0.0).attribute(images)
+    torch.testing.assert_close(smooth, FullGrad(model).attribute(images), rtol=1e-10, atol=1e-10)
+
+
+def test_smooth_maps_and_terms_do_not_depend_on_the_batch_or_the_random_state() -> None:
+    model, images, method = residual_net(), torch.randn(5, 2, 8, 8, dtype=torch.float64), {"n_samples": 3, "noise": 0.5}
+    before = torch.get_rng_state()
+    maps, terms = SmoothFullGrad(model, **method).attribute_with_terms(images, [0, 1, 2, 3, 4])
+    assert torch.equal(torch.get_rng_state(), before)
+    assert terms.completeness_error.max() < 1e-10  # float64
+    for internal_batch_size in (1, 2, 5):
+        alike = SmoothFullGrad(model, internal_batch_size=internal_batch_size, **method).attribute(images, [0, 1, 2, 3, 4])
+        torch.testing.assert_close(alike, maps, rtol=1e-10, atol=1e-10)
+    alone = SmoothFullGrad(model, **method).attribute(images[3:4], 3)
+    torch.testing.assert_close(alone, maps[3:4], rtol=1e-10, atol=1e-10)
+    assert not torch.allclose(SmoothFullGrad(model, seed=1, **method).attribute(images[3:4], 3), alone)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [({"n_samples": 0}, "n_samples"), ({"noise": -0.1}, "noise"), ({"internal_batch_size": 0}, "internal_batch_size")],
+)
+def test_settings_of_smooth_fullgrad_out_of_range_are_refused(setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SmoothFullGrad(nn.Flatten(), **setting)
+
+
+def residual_net() -> nn.Module:
+    torch.manual_seed(0)
+    return randomised(
+        nn.Sequential(nn.Conv2d(2, 3, 3), Residual(3), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 5))
+    ).double()

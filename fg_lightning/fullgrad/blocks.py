@@ -1,0 +1,122 @@
+"""A term's tensor, made and reduced in blocks that stay in a core's cache.
+
+psi passes over a term several times: product, magnitude, minimum, maximum, sum. Over a whole batch each pass of a CPU goes out to
+memory, and each of its temporary tensors is fresh pages. On other devices a term is one block: few large kernels serve them best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from fg_lightning.fullgrad.layout import Layout
+from fg_lightning.fullgrad.linearisation import Pointwise, computed
+from fg_lightning.fullgrad.postprocess import EPSILON, Psi, Rescaling, extremes, like
+
+BLOCK = 1 << 18
+"""Numbers in a block, 1 MiB in float32: about what a core has of cache to itself. Smaller ones cost more calls than they save."""
+
+Product = Callable[[Tensor, Tensor], Tensor]
+"""(bias, gradient), broadcastable to one another -> the term's values."""
+
+
+@dataclass(frozen=True, slots=True)
+class TermValues:
+    """What of a term is drawn, not yet computed.
+
+    Attributes:
+        product: of bias and gradient.
+        bias: broadcastable to the gradient, or how to compute it.
+        gradient: in the shape of the operation's output or, on the plane, [N, C, *S].
+    """
+
+    product: Product
+    bias: Tensor | Pointwise
+    gradient: Tensor
+
+    def all(self) -> Tensor:
+        """In the gradient's shape."""
+        return self.product(computed(self.bias), self.gradient)
+
+    def seen(self, view: Callable[[Tensor], Tensor]) -> TermValues:
+        """Those that are left where a view is taken of every tensor they come from, all of them of the gradient's shape."""
+        if isinstance(self.bias, Tensor):
+            return TermValues(self.product, view(self.bias), view(self.gradient))
+        return TermValues(self.product, Pointwise(self.bias.function, tuple(map(view, self.bias.operands))), view(self.gradient))
+
+    def on_plane(self, layout: Layout, n: int, axes: int) -> TermValues:
+        """[N, C, *S], C whatever is neither sample nor place."""
+        shape = self.gradient.shape
+        return self.seen(lambda operand: layout.to_plane(operand.expand(shape), n, axes))
+
+    def reduced(self, psi: Psi) -> Tensor:
+        """psi of a term that is on the plane, [N, *S]."""
+        if self.gradient.device.type != "cpu":
+            return psi(self.all())
+        groups = list(self._groups())
+        if not isinstance(psi, Rescaling):
+            return torch.cat([psi(group.all()) for group in groups])
+        sums, lows, highs = (torch.cat(parts) for parts in zip(*[group._summed(psi) for group in groups], strict=True))
+        offset, span = psi.scale(lows, highs)
+        if (offset > _DROWNING * span).any():
+            offsets = offset.split([len(group.gradient) for group in groups])
+            sums = torch.cat([group._summed(psi, less)[0] for group, less in zip(groups, offsets, strict=True)])
+        else:
+            sums = sums.sub_(like(offset * self.gradient.shape[1], sums))
+        return sums.div_(like(span + EPSILON, sums))
+
+    def add_to(self, total: Tensor) -> None:
+        """Add the values to a tensor of the gradient's shape."""
+        if self.gradient.device.type != "cpu":
+            total += self.all()
+            return
+        start = 0
+        for group in self._groups():
+            stop = start + len(group.gradient)
+            total[start:stop] += group.all()
+            start = stop
+
+    def _groups(self) -> Iterator[TermValues]:
+        """Runs of samples, as many as fill a block, or else one."""
+        n = len(self.gradient)
+        together = max(1, BLOCK * n // max(1, self.gradient.numel()))
+        for start in range(0, n, together):
+            yield self.seen(partial(torch.narrow, dim=0, start=start, length=min(together, n - start)))
+
+    def _blocks(self, axis: int) -> Iterator[TermValues]:
+        """Of a single sample, cut along an axis."""
+        length = self.gradient.size(axis)
+        step = max(1, BLOCK * length // max(1, self.gradient.numel()))
+        for start in range(0, length, step):
+            yield self.seen(partial(torch.narrow, dim=axis, start=start, length=min(step, length - start)))
+
+    def _summed(self, psi: Rescaling, offset: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Of some samples the channel sum of the magnitudes, less an offset, [N, *S], and the magnitudes' extremes, [N] each."""
+        fits = self.gradient.numel() <= BLOCK
+        axis = 1 if fits else max(range(1, self.gradient.ndim), key=self._reach)
+        sums, extreme = [], []
+        for block in [self] if fits else self._blocks(axis):
+            magnitude = psi.magnitude(block.all())
+            extreme.append(extremes(magnitude))
+            sums.append((magnitude if offset is None else magnitude - like(offset, magnitude)).sum(1))
+        if len(sums) == 1:
+            return sums[0], *extreme[0]
+        low, high = (torch.stack(values) for values in zip(*extreme, strict=True))
+        return torch.stack(sums).sum(0) if axis == 1 else torch.cat(sums, axis - 1), low.amin(0), high.amax(0)
+
+    def _reach(self, axis: int) -> int:
+        """How far apart in memory an axis lies, so that a cut along the widest leaves whole stretches of it."""
+        return self.gradient.stride(axis) if self.gradient.size(axis) > 1 else 0
+
+
+def reduced(values: Tensor | TermValues, psi: Psi) -> Tensor:
+    """psi of what lies on the plane, [N, *S]."""
+    return psi(values) if isinstance(values, Tensor) else values.reduced(psi)
+
+
+_DROWNING = 4.0
+"""A magnitude whose minimum is so many times its span would drown in the rounding of a sum: the minimum is taken away first."""
