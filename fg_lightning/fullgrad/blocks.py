@@ -55,7 +55,7 @@ class TermValues:
 
     def reduced(self, psi: Psi) -> Tensor:
         """psi of a term that is on the plane, [N, *S]."""
-        if self.gradient.device.type != "cpu":
+        if self.gradient.device.type != "cpu" or self.gradient.numel() <= BLOCK:
             return psi(self.all())
         groups = list(self._groups())
         if not isinstance(psi, Rescaling):

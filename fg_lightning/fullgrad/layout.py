@@ -94,12 +94,14 @@ class Layout:
         """How many samples can be told apart; more than there are where an operation paired them."""
         return math.prod(f.size for dim in self.dims for f in dim.factors if f.axis == SAMPLE)
 
-    def _is_of_images(self, axes: int) -> bool:
-        """Whether the dimensions are those of [N, C, *S] already, as they mostly are."""
-        if len(self.dims) != axes + 2 or not all(len(dim.factors) == 1 for dim in self.dims):
-            return False
+    @cached_property
+    def _image_axes(self) -> int | None:
+        """How many spatial axes there are, if the dimensions are those of [N, C, *S] already, as they mostly are."""
+        if not all(len(dim.factors) == 1 for dim in self.dims):
+            return None
         factors = [dim.factors[0] for dim in self.dims]
-        return [f.axis for f in factors] == [SAMPLE, None, *range(1, axes + 1)] and not any(f.shift for f in factors)
+        is_in_order = [f.axis for f in factors] == [SAMPLE, None, *range(1, len(factors) - 1)]
+        return len(factors) - 2 if is_in_order and not any(f.shift or f.step > 1 for f in factors) else None
 
     def per_sample(self, tensor: Tensor, n: int) -> Tensor:
         """Sums a tensor of this layout over everything but the samples: [N]."""
@@ -120,12 +122,14 @@ class Layout:
 
     def on_plane(self, axes: int) -> bool:
         """Whether the spatial axes can all be read off this layout, each in one piece or in pieces that tile it."""
+        if self._image_axes == axes:
+            return True
         factors = [place for dim in self.dims for f in dim.factors for place in _places(f)]
         return all(_tiles([f for f in factors if f.axis == axis]) for axis in range(1, axes + 1))
 
     def to_plane(self, tensor: Tensor, n: int, axes: int) -> Tensor:
         """A tensor of this layout as [N, C, *S], C everything that is neither sample nor place; a view where there can be one."""
-        if self._is_of_images(axes):
+        if self._image_axes == axes:
             return tensor
         factors = [f for dim in self.dims for f in dim.factors]
         tensor = tensor.reshape([f.size for f in factors])

@@ -28,6 +28,8 @@ def follow(call: Call, layout_of: LayoutOf, index: int, n: int) -> Layout | None
     output = call.outputs[index]
     mover = _Strided(index) if call.name in _STRIDED else MOVERS.get(call.name)
     layout = None if mover is None or any(layout_of(t) is None for t in call.dependent) else mover(call, layout_of, output)
+    if layout is layout_of(call.dependent[0]) and call.dependent[0].shape == output.shape:
+        return layout
     sound = layout is not None and layout.shape == tuple(output.shape) and layout.samples == n
     return layout if sound else None
 

@@ -1,0 +1,275 @@
+"""What attributions cost, in units of one input gradient of the same model and batch: python benchmarks/cost.py
+
+Three measurements, each paired: the baseline and a method take turns in one process after a warm-up, and the ratios of neighbours
+give minimum, median and maximum. The baseline is the gradient of the explained output at the input, with frozen parameters.
+
+    networks   eight of torchvision's at 224^2; time by turns, peak memory each in a process of its own
+    samples    methods of many passes (Captum's and grad-cam's), on one image, once
+    growth     FullGrad as batch, image side and depth grow
+
+Writes docs/cost.csv, docs/cost.md and docs/images/cost.png; `--output` puts the three files elsewhere. `--device cuda --batch 64`
+measures on a GPU, with or without `--channels_last` and `--autocast`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gc
+import platform
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from itertools import product
+from pathlib import Path
+from statistics import median
+
+import psutil
+import torch
+import torchvision
+from captum.attr import IntegratedGradients, NoiseTunnel, Saliency
+from matplotlib.figure import Figure
+from rich.console import Console
+from torch import Tensor, nn
+
+from fg_lightning import FullGrad, SmoothFullGrad
+
+NETWORKS = ["resnet18", "resnet50", "vgg16_bn", "mobilenet_v2", "densenet121", "efficientnet_b0", "convnext_tiny", "vit_b_32"]
+SAMPLES = 50  # integration steps and noisy samples, as Sundararajan et al. 2017 and Smilkov et al. 2017 use
+GROWTH = {"batch": [1, 2, 4, 8, 16, 32, 64], "side": [64, 128, 224, 320, 512], "depth": [18, 34, 50, 101, 152]}
+COLUMNS = ["measurement", "network", "method", "batch", "side", "repetitions", "minimum", "median", "maximum", "memory"]
+
+Run = Callable[[], object]
+
+
+def input_gradient(model: nn.Module, images: Tensor, target: int) -> Tensor:
+    leaf = images.detach().clone().requires_grad_()
+    return torch.autograd.grad(model(leaf)[:, target].sum(), leaf)[0]
+
+
+def integrated_gradients(model: nn.Module, images: Tensor, target: int) -> Tensor:
+    return IntegratedGradients(model).attribute(images, target=target, n_steps=SAMPLES, internal_batch_size=8)
+
+
+def smoothgrad(model: nn.Module, images: Tensor, target: int) -> Tensor:
+    tunnel = NoiseTunnel(Saliency(model))
+    return tunnel.attribute(images, target=target, nt_samples=SAMPLES, nt_samples_batch_size=8, stdevs=0.15)
+
+
+def gradcams_fullgrad(model: nn.Module, images: Tensor, target: int) -> object:
+    from pytorch_grad_cam import FullGrad as GradCamsFullGrad
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    with GradCamsFullGrad(model, []) as cam:
+        return cam(images, [ClassifierOutputTarget(target)] * len(images))
+
+
+METHODS: dict[str, Callable[[nn.Module, Tensor, int], object]] = {
+    "input gradient": input_gradient,
+    "FullGrad": lambda model, images, target: FullGrad(model).attribute(images, target),
+    f"SmoothFullGrad, {SAMPLES} samples": lambda m, x, t: SmoothFullGrad(m, n_samples=SAMPLES).attribute(x, t),
+    "grad-cam's FullGrad": gradcams_fullgrad,
+    f"Captum's IntegratedGradients, {SAMPLES} steps": integrated_gradients,
+    f"Captum's NoiseTunnel of Saliency, {SAMPLES} samples": smoothgrad,
+}
+MANY_PASSES = list(METHODS)[2:]
+
+
+# --- one case --------------------------------------------------------------------------------------------------------------------
+
+
+class Case:
+    """A network, images, and the settings they run under."""
+
+    def __init__(self, network: str, options: argparse.Namespace, batch: int, side: int = 224) -> None:
+        torch.manual_seed(0)
+        self.network, self.batch, self.side, self.device = network, batch, side, options.device
+        size = {"image_size": side} if network.startswith("vit") else {}
+        self.model = torchvision.models.get_model(network, weights=None, **size).eval().requires_grad_(False).to(options.device)
+        self.images = torch.randn(batch, 3, side, side).to(options.device)
+        if options.channels_last:
+            self.model, self.images = (t.to(memory_format=torch.channels_last) for t in (self.model, self.images))
+        self.autocast = options.autocast
+
+    def run(self, method: str) -> Run:
+        def once() -> None:
+            with torch.autocast(self.device, torch.bfloat16) if self.autocast else nullcontext(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                if method == "FullGrad":
+                    FullGrad(self.model, autocast=self.autocast).attribute(self.images, 1)
+                else:
+                    METHODS[method](self.model, self.images, 1)
+            if self.device == "cuda":
+                torch.cuda.synchronize()
+
+        return once
+
+
+def ratios(method: Run, baseline: Run, repetitions: int, warm_up: int = 1) -> list[float]:
+    for _ in range(warm_up):
+        baseline(), method()
+    gc.collect()
+    found = []
+    for _ in range(repetitions):
+        start = time.perf_counter()
+        baseline()
+        middle = time.perf_counter()
+        method()
+        found.append((time.perf_counter() - middle) / (middle - start))
+    return found
+
+
+def peak_bytes(case: Case, method: str) -> int:
+    """The peak of one run above what model and images take, in this process."""
+    run = case.run(method)
+    if case.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    Case("resnet18", argparse.Namespace(device="cpu", channels_last=False, autocast=False), 1, 32).run(
+        method
+    )()  # loads the libraries
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    before = psutil.Process().memory_info().rss
+    run()
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) * 1024 - before
+
+
+def peak_in_a_process_of_its_own(network: str, method: str, options: argparse.Namespace) -> int:
+    command = [sys.executable, __file__, "--peak", network, method, "--device", options.device, "--batch", str(options.batch)]
+    command += [f"--{name}" for name in ("channels_last", "autocast") if getattr(options, name)]
+    done = subprocess.run([*command, "--threads", str(options.threads)], capture_output=True, text=True, check=True)
+    return int(done.stdout.split()[-1])
+
+
+# --- the measurements ------------------------------------------------------------------------------------------------------------
+
+
+def row(measurement: str, case: Case, method: str, found: list[float], memory: float | None = None) -> dict[str, object]:
+    numbers = [f"{number:.3f}" for number in (min(found), median(found), max(found))]
+    values = [measurement, case.network, method, case.batch, case.side, len(found), *numbers]
+    return dict(zip(COLUMNS, [*values, "" if memory is None else f"{memory:.3f}"], strict=True))
+
+
+def networks(options: argparse.Namespace) -> Iterator[dict[str, object]]:
+    for network in options.networks:
+        case = Case(network, options, options.batch)
+        found = ratios(case.run("FullGrad"), case.run("input gradient"), options.repetitions)
+        floor, ours = (peak_in_a_process_of_its_own(network, method, options) for method in ("input gradient", "FullGrad"))
+        yield row("networks", case, "FullGrad", found, ours / floor)
+
+
+def samples(options: argparse.Namespace) -> Iterator[dict[str, object]]:
+    for network, method in product(options.networks, MANY_PASSES):
+        case = Case(network, options, 1)
+        try:
+            found = ratios(case.run(method), case.run("input gradient"), 1, warm_up=0)
+        except Exception as error:  # a method that cannot take a network is a finding
+            print(f"{method} fails on {network}: {type(error).__name__}: {error}", file=sys.stderr)
+            continue
+        yield row("samples", case, method, found)
+
+
+def growth(options: argparse.Namespace) -> Iterator[dict[str, object]]:
+    largest = max(options.batch, 8)
+    cases = [("batch", "resnet18", batch, 112) for batch in GROWTH["batch"]]
+    cases += [("side", "resnet18", largest // 4, side) for side in GROWTH["side"]]
+    cases += [("depth", f"resnet{depth}", largest // 4, 224) for depth in GROWTH["depth"]]
+    for grows, network, batch, side in cases:
+        case = Case(network, options, batch, side)
+        found = ratios(case.run("FullGrad"), case.run("input gradient"), options.repetitions)
+        yield row(f"growth: {grows}", case, "FullGrad", found)
+
+
+# --- what is written -------------------------------------------------------------------------------------------------------------
+
+
+def machine(options: argparse.Namespace) -> str:
+    if options.device == "cuda":
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    cpu = next((x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")), "?")
+    return (
+        f"{cpu}, {options.threads} thread(s), {platform.system()}, torch {torch.__version__}, grad-cam and Captum of the same day"
+    )
+
+
+def markdown(rows: list[dict[str, object]], options: argparse.Namespace) -> str:
+    lines = [f"{machine(options)}; batch {options.batch} at 224^2, {options.repetitions} pairs."]
+    if of_networks := [r for r in rows if r["measurement"] == "networks"]:
+        lines += ["", "| network | time: minimum | median | maximum | peak memory |", "|---|---|---|---|---|"]
+        lines += [f"| {r['network']} | {r['minimum']} | {r['median']} | {r['maximum']} | {r['memory']} |" for r in of_networks]
+        lines.append(f"| median of all | | {median(float(str(r['median'])) for r in of_networks):.3f} | | |")
+    if methods := [m for m in MANY_PASSES if any(r["method"] == m for r in rows)]:
+        lines += ["", "| network, one image | " + " | ".join(methods) + " |", "|---" * (len(methods) + 1) + "|"]
+        for network in options.networks:
+            cells = {r["method"]: r["median"] for r in rows if r["measurement"] == "samples" and r["network"] == network}
+            lines.append(f"| {network} | " + " | ".join(str(cells.get(method, "fails")) for method in methods) + " |")
+    if of_growth := [r for r in rows if str(r["measurement"]).startswith("growth")]:
+        lines += ["", "| grows | network | batch | side | median |", "|---|---|---|---|---|"]
+        lines += [
+            f"| {str(r['measurement'])[8:]} | {r['network']} | {r['batch']} | {r['side']} | {r['median']} |" for r in of_growth
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def plot(rows: list[dict[str, object]]) -> Figure:
+    figure = Figure((11, 6.5), layout="constrained")
+    axes = figure.subplot_mosaic([["networks"] * 3, ["batch", "side", "depth"]])
+    of_networks = [r for r in rows if r["measurement"] == "networks"]
+    middle = [float(str(r["median"])) for r in of_networks]
+    spread = [[m - float(str(r["minimum"])) for m, r in zip(middle, of_networks, strict=True)]]
+    spread += [[float(str(r["maximum"])) - m for m, r in zip(middle, of_networks, strict=True)]]
+    axes["networks"].bar([str(r["network"]) for r in of_networks], middle, yerr=spread, capsize=4, color="#4c72b0")
+    axes["networks"].set_title("FullGrad, time over that of one input gradient (median, minimum to maximum)")
+    for grows in GROWTH:
+        of_one = [r for r in rows if r["measurement"] == f"growth: {grows}"]
+        at = [int(str(r["network"])[6:]) if grows == "depth" else int(str(r[grows])) for r in of_one]
+        axes[grows].plot(at, [float(str(r["median"])) for r in of_one], marker="o", color="#4c72b0")
+        axes[grows].set_xlabel(f"{grows} (resnet)" if grows == "depth" else grows)
+        axes[grows].set_ylim(0, None)
+    for axis in axes.values():
+        axis.axhline(1, color="black", linewidth=0.8, linestyle="--")
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", default=NETWORKS)
+    parser.add_argument("--only", nargs="+", choices=["networks", "samples", "growth"], default=["networks", "samples", "growth"])
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--channels_last", action="store_true")
+    parser.add_argument("--autocast", action="store_true")
+    parser.add_argument("--output", type=Path, default=Path("docs"))
+    parser.add_argument("--peak", nargs=2, metavar=("NETWORK", "METHOD"), help="print the peak memory of one run in bytes, no more")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.peak:
+        print(peak_bytes(Case(options.peak[0], options, options.batch), options.peak[1]))
+        return
+    console, rows = Console(), []
+    measurements = {"networks": networks, "samples": samples, "growth": growth}
+    for name in options.only:
+        for found in measurements[name](options):
+            rows.append(found)
+            console.print(*(f"{found[column]}" for column in COLUMNS), sep="  ")
+    (options.output / "images").mkdir(parents=True, exist_ok=True)
+    with (options.output / "cost.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    (options.output / "cost.md").write_text(f"<!-- made by benchmarks/cost.py -->\n\n{markdown(rows, options)}")
+    plot(rows).savefig(options.output / "images" / "cost.png", dpi=120)
+
+
+if __name__ == "__main__":
+    main()
