@@ -89,7 +89,7 @@ def record(
         enter(torch.inference_mode(False))
         enter(torch.enable_grad())
         enter(torch.random.fork_rng(devices=[images.device.index] if images.device.type == "cuda" else []))
-        enter(_evaluation(model))
+        enter(evaluation(model))
         enter(_eager())
         if not autocast:
             enter(torch.autocast(images.device.type, enabled=False))
@@ -150,7 +150,7 @@ def _constants(model: nn.Module) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
+def evaluation(model: nn.Module) -> Iterator[None]:
     """Evaluation mode set flag by flag, since `eval()` may be overridden to do more, and undone flag by flag."""
     flags = [(module, module.training) for module in model.modules()]
     try:

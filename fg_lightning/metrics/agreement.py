@@ -1,0 +1,128 @@
+"""Agreement of saliency maps with masks of what should matter, where the data has them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from fg_lightning.metrics.concentration import shares_of
+from fg_lightning.metrics.means import SampleMeans
+from fg_lightning.removal.ranking import check_maps
+
+CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def pointing_game(maps: Float[Tensor, "n 1 *s"], mask: Bool[Tensor, "n 1 *s"], *, tolerance: int = 0) -> Float[Tensor, " n"]:
+    """Whether the most salient pixel of every map lies on the mask (Zhang et al. 2018): 1 or 0.
+
+    Where several pixels are the most salient ones, the share of them that does.
+
+    Args:
+        maps: [N, 1, *S].
+        mask: True where the object is, [N, 1, *S].
+        tolerance: how many pixels beside the mask still count, as the crow flies; the paper takes 15.
+
+    Raises:
+        TypeError: if the maps are not floating-point or the mask is not boolean.
+        ValueError: if shapes do not fit, the maps hold NaN, a mask is empty, or the tolerance is negative.
+
+    Example:
+        >>> maps = torch.tensor([[[[0.1, 0.9], [0.2, 0.3]]]])
+        >>> pointing_game(maps, torch.tensor([[[[False, True], [False, False]]]]))
+        tensor([1.])
+    """
+    check_maps(maps)
+    _check_mask(mask, maps)
+    if tolerance < 0:
+        raise ValueError(f"tolerance must be a number of pixels, at least 0, but is {tolerance}")
+    near = _dilated(mask, tolerance).flatten(1)
+    saliency = maps.detach().flatten(1)
+    peaks = saliency == saliency.amax(1, keepdim=True)
+    return (peaks & near).sum(1) / peaks.sum(1)
+
+
+def relevance_mass(maps: Float[Tensor, "n 1 *s"], mask: Bool[Tensor, "n 1 *s"]) -> Float[Tensor, " n"]:
+    """The share of every map's sum that lies on the mask (Arras et al. 2022, relevance mass accuracy).
+
+    Args:
+        maps: [N, 1, *S], at least 0. A map of zeros is taken for a flat one.
+        mask: True where the object is, [N, 1, *S].
+
+    Raises:
+        TypeError: if the maps are not floating-point or the mask is not boolean.
+        ValueError: if shapes do not fit, the maps hold NaN or negative values, or a mask is empty.
+
+    Example:
+        >>> maps = torch.tensor([[[[1.0, 3.0], [2.0, 2.0]]]])
+        >>> relevance_mass(maps, torch.tensor([[[[False, True], [False, False]]]]))
+        tensor([0.3750])
+    """
+    shares = shares_of(maps)
+    _check_mask(mask, maps)
+    return (shares * mask.flatten(1)).sum(1)
+
+
+class PointingGame(SampleMeans):
+    """The share of images whose most salient pixel lies on their mask: `pointing_game`.
+
+    `update(maps, mask)` takes what it does; `compute()` gives "pointing_game".
+
+    Args:
+        tolerance: how many pixels beside the mask still count.
+        **settings: torchmetrics' own.
+    """
+
+    names = ("pointing_game",)
+    higher_is_better = True
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+
+    def __init__(self, tolerance: int = 0, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.tolerance = tolerance
+
+    def update(self, maps: Float[Tensor, "n 1 *s"], mask: Bool[Tensor, "n 1 *s"]) -> None:
+        self._add(pointing_game(maps, mask, tolerance=self.tolerance))
+
+
+class RelevanceMass(SampleMeans):
+    """The mean share of a map's sum that lies on its mask: `relevance_mass`.
+
+    `update(maps, mask)` takes what it does; `compute()` gives "relevance_mass".
+    """
+
+    names = ("relevance_mass",)
+    higher_is_better = True
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+
+    def update(self, maps: Float[Tensor, "n 1 *s"], mask: Bool[Tensor, "n 1 *s"]) -> None:
+        self._add(relevance_mass(maps, mask))
+
+
+def _check_mask(mask: Tensor, maps: Tensor) -> None:
+    if not isinstance(mask, Tensor) or mask.dtype is not torch.bool:
+        got = f"a tensor of {mask.dtype}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"mask must be a boolean tensor, True where the object is, not {got}; compare it first, e.g. mask > 0")
+    if mask.shape != maps.shape:
+        raise ValueError(f"mask has shape {tuple(mask.shape)}, but maps of shape {tuple(maps.shape)} take one of theirs")
+    empty = (~mask.flatten(1).any(1)).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(
+            f"{len(empty)} of {len(mask)} masks are empty, first that of image {empty[0]} of the batch: "
+            "no map can agree with them, so leave such images out"
+        )
+
+
+def _dilated(mask: Tensor, radius: int) -> Tensor:
+    """Every pixel within the radius of one on the mask."""
+    if radius == 0:
+        return mask
+    axes = mask.ndim - 2
+    offsets = torch.meshgrid(*[torch.arange(-radius, radius + 1)] * axes, indexing="ij")
+    ball = torch.stack(offsets).square().sum(0) <= radius**2
+    return CONVOLUTIONS[axes](mask.float(), ball.to(mask.device).float()[None, None], padding=radius) > 0.5

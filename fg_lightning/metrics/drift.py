@@ -1,0 +1,88 @@
+"""Drift: how far saliency maps moved, from one look at a network to the next or from one method to another."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from fg_lightning.metrics.means import SampleMeans
+from fg_lightning.removal.ranking import check_maps
+
+
+def rank_correlation(maps: Float[Tensor, "n 1 *s"], others: Float[Tensor, "n 1 *s"]) -> Float[Tensor, " n"]:
+    """Spearman's rank correlation of two maps of each image: 1 for the same order of pixels, -1 for the reverse.
+
+    Pixels of equal saliency share their mean rank. A map that is flat has no order: 0. (torchmetrics' `spearman_corrcoef` takes one
+    map at a time and adds the ranks of equal pixels in 32 bits, which is wrong for 65,536 of them and more.)
+
+    Args:
+        maps: [N, 1, *S].
+        others: maps of the same images, [N, 1, *S].
+
+    Raises:
+        TypeError: if either is no floating-point tensor.
+        ValueError: if they are not [N, 1, *S] of one shape, or hold NaN.
+
+    Example:
+        >>> maps = torch.tensor([[[1.0, 2.0, 3.0]]])
+        >>> rank_correlation(maps, torch.tensor([[[1.0, 9.0, 4.0]]]))
+        tensor([0.5000])
+    """
+    _check_pair(maps, others)
+    return F.cosine_similarity(_centred_ranks(maps.flatten(1)), _centred_ranks(others.flatten(1)))
+
+
+def cosine_drift(maps: Float[Tensor, "n 1 *s"], others: Float[Tensor, "n 1 *s"]) -> Float[Tensor, " n"]:
+    """1 - cosine similarity of two maps of each image: 0 if one is a multiple of the other, 1 at most if neither is negative.
+
+    Takes and raises what `rank_correlation` does.
+
+    Example:
+        >>> maps = torch.tensor([[[3.0, 4.0]]])
+        >>> cosine_drift(maps, torch.tensor([[[1.0, 0.0]]]))
+        tensor([0.4000])
+    """
+    _check_pair(maps, others)
+    return (1 - F.cosine_similarity(maps.flatten(1), others.flatten(1))).clamp_min(0)
+
+
+class Drift(SampleMeans):
+    """Mean `rank_correlation` and `cosine_drift` between two maps of each image.
+
+    `update(maps, others)` takes what they do; `compute()` gives both by name.
+
+    Example:
+        >>> metric = Drift()
+        >>> metric.update(torch.tensor([[[0.0, 3.0, 4.0]]]), torch.tensor([[[0.0, 4.0, 3.0]]]))
+        >>> metric.compute()
+        {'rank_correlation': tensor(0.5000), 'cosine_drift': tensor(0.0400)}
+    """
+
+    names = ("rank_correlation", "cosine_drift")
+
+    def update(self, maps: Float[Tensor, "n 1 *s"], others: Float[Tensor, "n 1 *s"]) -> None:
+        self._add(rank_correlation(maps, others), cosine_drift(maps, others))
+
+
+def _check_pair(maps: Tensor, others: Tensor) -> None:
+    check_maps(maps)
+    check_maps(others)
+    if maps.shape != others.shape:
+        raise ValueError(
+            f"maps of shape {tuple(maps.shape)} cannot be compared with maps of shape {tuple(others.shape)}: "
+            "expected two maps of each image, of one size"
+        )
+
+
+def _centred_ranks(values: Float[Tensor, "n p"]) -> Float[Tensor, "n p"]:
+    """The rank of every value in its row, less the mean, over the number of values; equal values share their mean rank."""
+    pixels = values.shape[1]
+    ordered, order = values.detach().sort(1)
+    places = torch.arange(pixels, device=values.device)
+    rises = F.pad(ordered[:, 1:] > ordered[:, :-1], (1, 1), value=True)
+    first = torch.where(rises[:, :-1], places, 0).cummax(1).values
+    last = torch.where(rises[:, 1:], places, pixels).flip(1).cummin(1).values.flip(1)
+    centred = (first + last - (pixels - 1)).float() / (2 * pixels)
+    return torch.empty_like(centred).scatter_(1, order, centred)

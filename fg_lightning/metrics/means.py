@@ -1,0 +1,49 @@
+"""What the metrics here have in common: numbers of every sample, averaged over all samples and processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Union
+
+import torch
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class SampleMeans(Metric):
+    """Means over samples.
+
+    Args:
+        **settings: torchmetrics' own, such as `sync_on_compute`.
+
+    Attributes:
+        names: of the numbers, in the order in which `_add` takes them.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+    names: tuple[str, ...]
+    sums: Tensor
+    count: Tensor
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.add_state("sums", torch.zeros(len(self.names)), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    def _add(self, *numbers: Float[Tensor, " n"]) -> None:
+        self.sums += torch.stack(numbers).sum(1).to(self.sums)
+        self.count += len(numbers[0])
+
+    def compute(self) -> dict[str, Tensor]:
+        """The means by name."""
+        return dict(zip(self.names, self.sums / self.count, strict=True))
+
+    def plot(
+        self, val: Union[dict[str, Tensor], Sequence[dict[str, Tensor]], None] = None, ax: Axes | None = None
+    ) -> tuple[Figure | None, Any]:
+        """Draws what `compute` or `forward` returned, a list of it as lines over steps; by default what `compute` returns now."""
+        return self._plot(val, ax)

@@ -1,0 +1,270 @@
+"""Pixel perturbation: how the output changes as the pixels go that a map calls least relevant, or most."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.utilities.compute import auc
+from torchmetrics.utilities.plot import plot_curve
+
+from fg_lightning.fullgrad.decomposition import as_tuple
+from fg_lightning.fullgrad.record import evaluation
+from fg_lightning.fullgrad.target import Selection, Target, main_output
+from fg_lightning.removal import Fill, Order, find_imputer, ranks, removed
+from fg_lightning.removal.batch import check_images
+from fg_lightning.removal.ranking import check_maps, check_order
+
+Change = Literal["relative", "drop"]
+"""|f(x') - f(x)| / |f(x)| (Srinivas & Fleuret 2019), or f(x) - f(x') (Samek et al. 2017)."""
+
+Output = Literal["logit", "probability"]
+
+USUAL: dict[Order, Change] = {"lerf": "relative", "morf": "drop"}
+"""The change that those who introduced an order measured with it."""
+
+LABELS: dict[Change, str] = {"relative": "|f(x') - f(x)| / |f(x)|", "drop": "f(x) - f(x')"}
+
+
+def pixel_perturbation(
+    model: nn.Module,
+    images: Float[Tensor, "n c *s"],
+    maps: Float[Tensor, "n 1 *s"],
+    target: Target = None,
+    *,
+    fractions: Sequence[float],
+    order: Order = "lerf",
+    fill: Fill = 0.0,
+    change: Change | None = None,
+    output: Output = "logit",
+    seed: int = 0,
+    additional_forward_args: Any = None,
+) -> Float[Tensor, "n f"]:
+    """How the output of every image changes as a fraction of its pixels goes.
+
+    With order="lerf" the least relevant pixels go, and the change is |f(x') - f(x)| / |f(x)|, the lower the better (Srinivas &
+    Fleuret 2019, section 5.1). With order="morf" the most relevant ones go, and it is f(x) - f(x'), the higher the better (Samek et
+    al. 2017, whose AOPC is its mean over steps). f is the output of the class that is explained, x' the image without its pixels.
+
+    The model runs in evaluation mode, once for all images and once more for every fraction, and is left as it was: flags,
+    gradients and random state.
+
+    Args:
+        model: the network.
+        images: [N, C, *S], floating-point, as the model takes them.
+        maps: a saliency map of each, [N, 1, *S].
+        target: as in `full_gradients`. None for the class predicted of the whole image, to which it is held.
+        fractions: [F], the shares of pixels to remove, 0 to 1. Of each image exactly round(fraction * number of pixels) go.
+        order: "lerf" or "morf".
+        fill: what replaces them, see `find_imputer`; a number is in the images' own units, so that the paper's black is 0.0 only
+            where images are not normalised.
+        change: "relative" or "drop", the formulas above; None for the one that goes with the order.
+        output: what f is, "logit" (the output as it is, which FullGrad decomposes) or "probability" (its softmax; its sigmoid where
+            there is one number for each image).
+        seed: breaks ties between pixels of equal saliency.
+        additional_forward_args: what the model's forward takes after the images, one value or a tuple.
+
+    Returns:
+        [N, F].
+
+    Raises:
+        TypeError: if images or maps are not floating-point, the target or the fill is of no known kind, or the model is no module.
+        ValueError: if fractions lie outside 0..1, shapes or targets do not fit, maps hold NaN, the output is not finite, or is 0
+            where a change is to be relative to it.
+
+    Example:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 1, bias=False))
+        >>> nn.init.ones_(model[1].weight).tolist()
+        [[1.0, 1.0, 1.0, 1.0]]
+        >>> images = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
+        >>> pixel_perturbation(model, images, maps=images, fractions=[0.25, 0.5])
+        tensor([[0.1000, 0.3000]])
+        >>> pixel_perturbation(model, images, maps=images, fractions=[0.25, 0.5], order="morf")
+        tensor([[4., 7.]])
+    """
+    _check_settings(fractions, order, change, output)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    if output == "probability" and callable(target) and not isinstance(target, Tensor):
+        raise ValueError("a target that is a function chooses its own numbers: let it return probabilities, with output='logit'")
+    check_images(images)
+    check_maps(maps, images)
+    imputer, places = find_imputer(fill), ranks(maps.to(images.device), seed)
+    changed = _CHANGES[change or USUAL[order]]
+    random_state = torch.random.fork_rng(devices=[images.device.index] if images.device.type == "cuda" else [])
+    with torch.no_grad(), random_state, evaluation(model):
+
+        def explained(seen: Tensor, target: Target) -> tuple[Tensor, Target]:
+            scores = model(seen, *as_tuple(additional_forward_args))
+            selection = Selection(target, len(seen))
+            return selection(_probability(scores) if output == "probability" else scores), selection.target
+
+        before, classes = explained(images, target)
+        _check_divisor(before, changed)
+        changes = []
+        for fraction in fractions:
+            mask = removed(places, fraction, order).unsqueeze(1)
+            after, _ = explained(imputer(images, mask), target if classes is None else classes)
+            changes.append(changed(before, after))
+    return torch.stack(changes, 1)
+
+
+class PixelPerturbation(Metric):
+    """The curve of `pixel_perturbation`: the mean change of the output over images, for every fraction of pixels removed.
+
+    `update(model, images, maps, target=None, additional_forward_args=None)` takes a batch, `compute()` gives [F], `area()` the area
+    under it, `plot()` draws it. Sums and counts are what is kept, so that it is exact over several processes.
+
+    Args:
+        fractions: [F], rising, 0 to 1.
+        order: "lerf" (lower is better) or "morf" (higher is better).
+        fill: what replaces the pixels, see `find_imputer`: a number in the images' own units, one for each channel, "mean",
+            "noisy_linear", or a function.
+        change: "relative" or "drop"; None for the one that goes with the order.
+        output: "logit" or "probability".
+        seed: breaks ties between pixels of equal saliency.
+        **settings: torchmetrics' own, such as `sync_on_compute`.
+
+    Attributes:
+        label: the formula of the change, for an axis.
+
+    Raises:
+        TypeError: if the fill is of no known kind.
+        ValueError: if fractions are none, do not rise or lie outside 0..1, or there is no such order, fill, change or output.
+
+    Example:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 1, bias=False))
+        >>> nn.init.ones_(model[1].weight).tolist()
+        [[1.0, 1.0, 1.0, 1.0]]
+        >>> images = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
+        >>> metric = PixelPerturbation([0.25, 0.5])
+        >>> metric.update(model, images, maps=images)
+        >>> metric.update(model, images, maps=-images)
+        >>> metric.compute(), metric.area()
+        (tensor([0.2500, 0.5000]), tensor(0.3750))
+    """
+
+    is_differentiable = False
+    full_state_update = False
+    sums: Tensor
+    count: Tensor
+
+    def __init__(
+        self,
+        fractions: Sequence[float],
+        order: Order = "lerf",
+        fill: Fill = 0.0,
+        *,
+        change: Change | None = None,
+        output: Output = "logit",
+        seed: int = 0,
+        **settings: Any,
+    ) -> None:
+        super().__init__(**settings)
+        _check_settings(fractions, order, change, output)
+        self.fractions = [float(fraction) for fraction in fractions]
+        if not self.fractions or any(a >= b for a, b in zip(self.fractions, self.fractions[1:], strict=False)):
+            raise ValueError(f"fractions must be one or more numbers, each larger than the one before, but are {self.fractions}")
+        find_imputer(fill)  # raises where there is none
+        self.order = order
+        self.fill = fill
+        self.change = change or USUAL[order]
+        self.output = output
+        self.seed = seed
+        self.add_state("sums", torch.zeros(len(self.fractions)), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    @property
+    def higher_is_better(self) -> bool:  # type: ignore[override]
+        return self.order == "morf"
+
+    @property
+    def label(self) -> str:
+        return LABELS[self.change]
+
+    def update(
+        self,
+        model: nn.Module,
+        images: Float[Tensor, "n c *s"],
+        maps: Float[Tensor, "n 1 *s"],
+        target: Target = None,
+        additional_forward_args: Any = None,
+    ) -> None:
+        """Takes what `pixel_perturbation` does, and raises it."""
+        changes = pixel_perturbation(
+            model,
+            images,
+            maps,
+            target,
+            fractions=self.fractions,
+            order=self.order,
+            fill=self.fill,
+            change=self.change,
+            output=self.output,
+            seed=self.seed,
+            additional_forward_args=additional_forward_args,
+        )
+        self.sums += changes.sum(0).to(self.sums)
+        self.count += len(changes)
+
+    def compute(self) -> Float[Tensor, "*f"]:
+        """The mean change for every fraction, [F]; of a single fraction a scalar, as torchmetrics has it."""
+        return self.sums / self.count
+
+    def area(self) -> Float[Tensor, ""]:
+        """The area under the curve, by trapezoids, over the range of the fractions: the mean change within it."""
+        curve = self.compute()
+        if curve.ndim == 0:
+            return curve
+        return auc(torch.tensor(self.fractions).to(curve), curve) / (self.fractions[-1] - self.fractions[0])
+
+    def plot(self, val: Float[Tensor, "*f"] | None = None, ax: Axes | None = None) -> tuple[Figure | None, Any]:
+        """Draws a curve, into axes or a figure of its own: by default what `compute` returns now, with its area."""
+        curve = (self.compute() if val is None else val).reshape(-1)
+        return plot_curve(
+            (torch.tensor(self.fractions), curve),  # type: ignore[arg-type]
+            score=self.area() if val is None else None,
+            ax=ax,
+            label_names=("fraction of pixels removed", self.label),
+            name=f"{self.order}: {'higher' if self.higher_is_better else 'lower'} is better",
+        )
+
+
+_CHANGES: dict[Change, Callable[[Tensor, Tensor], Tensor]] = {
+    "relative": lambda before, after: (after - before).abs() / before.abs(),
+    "drop": lambda before, after: before - after,
+}
+
+
+def _probability(output: Any) -> Tensor:
+    scores = main_output(output)
+    return scores.sigmoid() if scores.ndim == 1 or scores.shape[1] == 1 else scores.softmax(1)
+
+
+def _check_settings(fractions: Sequence[float], order: str, change: str | None, output: str) -> None:
+    wrong = [fraction for fraction in fractions if not 0 <= fraction <= 1]
+    if wrong:
+        raise ValueError(
+            f"{len(wrong)} of {len(fractions)} fractions lie outside 0..1: {', '.join(map(str, wrong))}; "
+            "fractions are shares of the pixels, percentages divided by 100"
+        )
+    check_order(order)
+    if change not in (None, *LABELS):
+        raise ValueError(f"change must be one of {', '.join(LABELS)}, or None for the one that goes with the order, not {change!r}")
+    if output not in ("logit", "probability"):
+        raise ValueError(f"output must be 'logit' or 'probability', not {output!r}")
+
+
+def _check_divisor(before: Tensor, changed: Callable[[Tensor, Tensor], Tensor]) -> None:
+    zero = (before == 0).nonzero().flatten().tolist()
+    if zero and changed is _CHANGES["relative"]:
+        raise ValueError(
+            f"the output is 0 for {len(zero)} of {len(before)} images, first for image {zero[0]} of the batch, "
+            "so that no change is relative to it; take change='drop', or output='probability'"
+        )

@@ -1,0 +1,163 @@
+"""Multigrid for linear infilling: every removed pixel the weighted mean of its neighbours.
+
+The neighbours' weights are those of the kernel [1, 2, 1] in every dimension without its centre: in the plane 1/6 beside a pixel and
+1/12 across its corner. Neighbours outside the image do not count, and the weights of the others grow accordingly. Times the sum of
+the neighbours' weights that is a symmetric system over the removed pixels, A x = b, where b is what the other pixels contribute.
+
+Two pixels in every dimension are one of the next coarser grid, which is removed there if all of them are (Briggs, Henson &
+McCormick, A Multigrid Tutorial, 2000).
+"""
+
+from __future__ import annotations
+
+import math
+from functools import reduce
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from fg_lightning.removal.fields import Field, Interpolation, Scratch, framed_shape
+
+COARSEST = 64
+"""A grid of no more pixels is solved exactly."""
+
+
+class Grid:
+    """The system on one grid, the coarser grids below it, and the buffers to solve it in.
+
+    Args:
+        like: a tensor of the precision and on the device to work in.
+        shape: (N, C, *S) of the images.
+
+    Attributes:
+        shape: (N, C, *S'), the sides made even; what lies outside the image is neither removed nor left.
+        right: right-hand sides that the next finer grid writes, [N, C, *S'].
+        whole: whether no pixel is removed, so that there is nothing to solve.
+    """
+
+    def __init__(self, like: Tensor, shape: tuple[int, ...]) -> None:
+        axes = len(shape) - 2
+        self.shape = (*shape[:2], *(side + side % 2 for side in shape[2:]))
+        self._scratch = Scratch(like, framed_shape(self.shape))
+        self.field = self.new_field(like)
+        self.right = like.new_zeros(self.shape)
+        self._inside = evened(like.new_ones(1, 1, *shape[2:]))
+        weights = Field(like, (1, 1, *self.shape[2:]), self._scratch)
+        weights.values.copy_(self._inside)
+        degree = (weights.binomial() - 2**axes * self._inside).clamp_min(1)
+        self._diagonal = degree + 2**axes
+        wide = max(1, sum(side > 1 for side in shape[2:]))
+        # 4/3 would damp best what the next grid cannot show, but leave a checkerboard as it is where one side alone is wide.
+        self._damping = 1.3 * (1 - 0.5**wide) / degree
+        # Relaxation: x + damping (b - A x) = kept x + damping (b + binomial sum of x).
+        self._kept = 1 - self._damping * self._diagonal
+        self._shares = torch.full_like(self._inside, 0.75**axes)
+        for dim in range(2, len(shape)):
+            for end in (0, -1):  # beside the border there is one coarse pixel to take from
+                self._shares.select(dim, end).mul_(4 / 3)
+        self._removed, self._relaxation, self._share = (like.new_zeros(shape[0], 1, *self.shape[2:]) for _ in range(3))
+        self._coarser: Grid | None = None
+        if math.prod(self.shape[2:]) > COARSEST:
+            halves = tuple(side // 2 for side in self.shape[2:])
+            self._coarser = Grid(like, (*shape[:2], *halves))
+            framed = cropped(self._coarser.field.framed, tuple(half + 2 for half in halves))
+            self._transfer = Interpolation(framed, cropped(self._coarser.right, halves))
+            # In d dimensions second differences at twice the spacing are 2^(d-2) times what they are at one.
+            self._scale = 2.0 ** (2 - wide)
+
+    def new_field(self, like: Tensor) -> Field:
+        return Field(like, self.shape, self._scratch)
+
+    def remove(self, removed: Tensor) -> None:
+        """Sets up the system.
+
+        Args:
+            removed: [N, 1, *S'], 1 where a pixel is removed, else 0.
+        """
+        self.whole = not bool(removed.any())
+        if self.whole:
+            return
+        self._removed.copy_(removed)
+        torch.mul(removed, self._damping, out=self._relaxation)
+        torch.mul(removed, self._shares, out=self._share)
+        left = self._inside - removed
+        if self._coarser is None:
+            self._inverse = self._inverted(left)
+        else:
+            self._counts = pooled(left)
+            self._coarser.remove(evened((self._counts == 0).to(left)))
+
+    def lacking(self, field: Field) -> Float[Tensor, "n c *s"]:
+        """b - A x of a field that holds x and the pixels that are left; -A x of one that holds x alone. In scratch memory."""
+        return field.binomial().addcmul_(self._diagonal, field.values, value=-1).mul_(self._removed)
+
+    def v_cycle(self, right: Float[Tensor, "n c *s"]) -> Float[Tensor, "n c *s"]:
+        """A symmetric approximation of A's inverse, applied to right-hand sides; in `field`."""
+        values, coarser = self.field.values, self._coarser
+        if coarser is None:
+            solved = self._inverse @ right.flatten(2).mT
+            return values.copy_(solved.mT.unflatten(2, self.shape[2:]))
+        torch.mul(right, self._relaxation, out=values)
+        if not coarser.whole:
+            torch.mul(self.field.binomial().addcmul_(self._kept, right), self._share, out=self._transfer.fine)
+            self._transfer.to_coarse()
+            coarser.v_cycle(coarser.right if self._scale == 1 else coarser.right.mul_(self._scale))
+            values.addcmul_(self._share, self._transfer.to_fine())
+        weighted = self.field.binomial().add_(right).mul_(self._relaxation)
+        return torch.addcmul(weighted, self._kept, values, out=values)
+
+    def filled(self, images: Float[Tensor, "n c *s"]) -> Float[Tensor, "n c *s"]:
+        """A first solution, from the coarser grids' (full multigrid), written into images that hold 0 where pixels are removed."""
+        coarser = self._coarser
+        if coarser is None:
+            self.field.values.copy_(images)
+            return images.add_(self.v_cycle(self.lacking(self.field).clone()))
+        means = evened(pooled(images) / self._counts.clamp_min(1))
+        if not coarser.whole:
+            means = coarser.filled(means)
+            coarser.field.values.copy_(means)
+            means.add_(coarser.v_cycle(coarser.lacking(coarser.field).clone()))
+        coarser.field.values.copy_(means)
+        return images.addcmul_(self._share, self._transfer.to_fine())
+
+    def dot(self, a: Tensor, b: Tensor) -> Float[Tensor, "n c *ones"]:
+        """Of every channel; overwrites scratch memory that no sum is in."""
+        product = torch.mul(a, b, out=self._scratch.view(0, self.shape))
+        return product.sum(tuple(range(2, a.ndim)), keepdim=True)
+
+    def largest(self, a: Tensor) -> Float[Tensor, "n c *ones"]:
+        """The largest magnitude in every channel; overwrites scratch memory that no sum is in."""
+        magnitude = torch.abs(a, out=self._scratch.view(0, self.shape))
+        return magnitude.amax(tuple(range(2, a.ndim)), keepdim=True)
+
+    def _inverted(self, left: Tensor) -> Float[Tensor, "n p p"]:
+        """The inverse of A over all P pixels of the grid, 0 for those that are not removed."""
+        kernels = [2 * torch.eye(side) + torch.ones(side - 1).diag(1) + torch.ones(side - 1).diag(-1) for side in self.shape[2:]]
+        weights = reduce(torch.kron, kernels).to(left)
+        removed = self._removed.flatten(1)
+        among = removed[:, :, None] * removed[:, None]
+        system = torch.diag_embed(removed * self._diagonal.flatten(1) + 1 - removed) - among * weights
+        return torch.linalg.inv(system) * among
+
+
+def evened(values: Tensor) -> Tensor:
+    """Zeros behind the last pixel where a side is odd."""
+    if all(side % 2 == 0 for side in values.shape[2:]):
+        return values
+    return F.pad(values, [width for side in reversed(values.shape[2:]) for width in (0, side % 2)])
+
+
+def cropped(values: Tensor, size: tuple[int, ...]) -> Tensor:
+    for dim, side in enumerate(size, start=2):
+        values = values.narrow(dim, 0, side)
+    return values
+
+
+def pooled(values: Tensor) -> Tensor:
+    """Sums of two pixels in every dimension."""
+    for dim in range(2, values.ndim):
+        even, odd = values.unflatten(dim, (-1, 2)).unbind(dim + 1)
+        values = even + odd
+    return values
