@@ -1,0 +1,7 @@
+"""The methods that FullGrad is compared with, all of one kind: Captum's, and controls that know nothing of the model."""
+
+from fg_lightning.attribution.method import Factory, Method, method_from
+from fg_lightning.attribution.methods import CONTROLS, METHODS, find_method
+from fg_lightning.attribution.scores import Scores
+
+__all__ = ["CONTROLS", "METHODS", "Factory", "Method", "Scores", "find_method", "method_from"]

@@ -1,0 +1,193 @@
+"""The network to explain, and how pictures become what it takes."""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import torch
+import torchvision.models
+from lightning.pytorch import LightningModule
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from fg_lightning.explain.errors import CannotExplain
+from fg_lightning.visualization import Normalization
+
+Transform = Callable[[Image.Image], Tensor]
+"""From an RGB picture to [C, H, W] as a network takes it."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """
+    Attributes:
+        model: on the CPU.
+        transform: makes a picture into what it takes.
+        normalization: the last step of that, to be undone for the eye; None where it is not known.
+        classes: names of its outputs; empty where they are not known.
+    """
+
+    model: nn.Module
+    transform: Transform
+    normalization: Normalization | None = None
+    classes: Sequence[str] = ()
+
+    def index_of(self, target: int | str) -> int:
+        """The index of a class that is given by either.
+
+        Raises:
+            CannotExplain: if there is no class of that name.
+        """
+        if isinstance(target, int):
+            return target
+        names = [name.lower() for name in self.classes]
+        if not names:
+            raise CannotExplain(f"the network has no class names to find {target!r} in; give the index of an output, --target 3")
+        if target.lower() not in names:
+            raise CannotExplain(f"the network has no class {target!r}{_like(target.lower(), names)}; an index does as well")
+        return names.index(target.lower())
+
+    def class_name(self, index: int) -> str:
+        """What an output is called: its class, or its index where that is not known."""
+        return self.classes[index] if index < len(self.classes) else f"class {index}"
+
+
+def find_network(
+    model: str,
+    weights: str,
+    checkpoint: Path | None,
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    transform: str | None,
+) -> Network:
+    """A network as the arguments of `explain` name it.
+
+    Raises:
+        CannotExplain: if they lead nowhere.
+    """
+    if "." not in model and ":" not in model:
+        if checkpoint is not None or transform is not None:
+            raise CannotExplain(
+                f"{model} is a classifier of torchvision, with weights and a transform of its own; --checkpoint and --transform "
+                "take the import path of your own class, --model my_package.my_module.Net"
+            )
+        return from_torchvision(model, weights)
+    if transform is not None:
+        return from_import_path(model, checkpoint, imported(transform), None)
+    try:
+        normalization = Normalization(mean, std)
+    except ValueError as error:
+        raise CannotExplain(f"--mean and --std: {error}") from error
+    return from_import_path(model, checkpoint, picture_transform(size, mean, std), normalization)
+
+
+def from_torchvision(name: str, weights: str = "DEFAULT") -> Network:
+    """A classifier of torchvision with its own transform and class names.
+
+    Args:
+        name: as in `torchvision.models.list_models()`.
+        weights: "DEFAULT", another of its sets of weights such as "IMAGENET1K_V1", or "none" for random ones.
+
+    Raises:
+        CannotExplain: if there is no such classifier or set of weights, or the weights cannot be downloaded.
+    """
+    names = torchvision.models.list_models(module=torchvision.models)
+    if name not in names:
+        raise CannotExplain(
+            f"torchvision has no classifier {name!r}{_like(name, names)}; "
+            "a network of your own is given by its import path, such as my_package.my_module.build"
+        )
+    sets = torchvision.models.get_model_weights(name)
+    if weights != "none" and weights not in sets.__members__:
+        raise CannotExplain(f"{name} has the weights {', '.join(sets.__members__)}, or none for random ones, but not {weights!r}")
+    chosen = sets["DEFAULT" if weights == "none" else weights]
+    transform = chosen.transforms()
+    try:
+        model = torchvision.models.get_model(name, weights=None if weights == "none" else chosen)
+    except (URLError, OSError) as error:
+        raise CannotExplain(
+            f"the weights of {name} could not be downloaded ({error}). Fetch {chosen.url} on another machine and put it "
+            f"into {Path(torch.hub.get_dir()) / 'checkpoints'}, or take random weights, --weights none"
+        ) from error
+    classes = () if weights == "none" else tuple(chosen.meta["categories"])
+    return Network(model, transform, Normalization(transform.mean, transform.std), classes)
+
+
+def from_import_path(path: str, checkpoint: Path | None, transform: Transform, normalization: Normalization | None) -> Network:
+    """A network of the user's own.
+
+    Args:
+        path: a module, a function without arguments that returns one, or a LightningModule class, such as my_package.my_module.Net;
+            looked for in the current folder, too.
+        checkpoint: for a LightningModule class: the checkpoint that it is loaded from.
+        transform: makes a picture into what it takes.
+        normalization: the last step of that; None where it is not known.
+
+    Raises:
+        CannotExplain: if there is nothing there, it is no network, or the checkpoint is not its own.
+    """
+    found = imported(path)
+    try:
+        model = found if isinstance(found, nn.Module) else _loaded(found, path, checkpoint) if checkpoint else found()
+    except CannotExplain:
+        raise
+    except Exception as error:
+        made = f"loaded from {checkpoint}" if checkpoint else "made without arguments"
+        raise CannotExplain(f"{path} could not be {made}: {type(error).__name__}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise CannotExplain(f"{path} gives {type(model).__name__}, but a torch.nn.Module is needed")
+    return Network(model, transform, normalization)
+
+
+def picture_transform(size: int, mean: Sequence[float], std: Sequence[float]) -> Transform:
+    """Resizes the shorter side, cuts out the middle square, and normalises; grey pictures where there is one mean."""
+    colours: list[Any] = [v2.Grayscale()] if len(mean) == 1 else []
+    steps = [
+        v2.PILToTensor(),
+        v2.Resize(size, antialias=True),
+        v2.CenterCrop(size),
+        *colours,
+        v2.ToDtype(torch.float32, scale=True),
+    ]
+    return v2.Compose([*steps, v2.Normalize(list(mean), list(std))])
+
+
+def imported(path: str) -> Any:
+    """What an import path such as package.module.name leads to.
+
+    Raises:
+        CannotExplain: if it leads nowhere.
+    """
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        return pkgutil.resolve_name(path)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise CannotExplain(
+            f"{path!r} cannot be imported ({error}); expected package.module.name, as in an import statement"
+        ) from error
+
+
+def _loaded(found: Any, path: str, checkpoint: Path) -> nn.Module:
+    if not (isinstance(found, type) and issubclass(found, LightningModule)):
+        raise CannotExplain(f"--checkpoint takes a LightningModule class, but {path} is {getattr(found, '__name__', found)!r}")
+    if not checkpoint.is_file():
+        raise CannotExplain(f"there is no checkpoint {checkpoint}")
+    model: nn.Module = found.load_from_checkpoint(checkpoint, map_location="cpu")
+    return model
+
+
+def _like(name: str, names: Sequence[str]) -> str:
+    """What might have been meant."""
+    close = get_close_matches(name, names, n=3, cutoff=0.6)
+    return f" (did you mean {' or '.join(close)}?)" if close else ""

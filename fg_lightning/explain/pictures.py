@@ -1,0 +1,85 @@
+"""The pictures to explain: which files, and what is in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from glob import glob
+from itertools import chain, count
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from fg_lightning.explain.errors import CannotExplain
+from fg_lightning.explain.network import Transform
+
+
+def find_pictures(images: str | Sequence[str]) -> list[Path]:
+    """The files that are meant, in order, each once.
+
+    Args:
+        images: files, folders (of which every file that is a picture by its name), or patterns such as "photos/*.jpg".
+
+    Raises:
+        CannotExplain: if one of them stands for no picture.
+    """
+    found: list[Path] = []
+    for name in [images] if isinstance(images, str) else images:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            files = sorted(file for file in path.iterdir() if file.suffix.lower() in Image.registered_extensions())
+            if not files:
+                raise CannotExplain(f"there is no picture in the folder {path} (folders in it are not searched)")
+        elif path.is_file():
+            files = [path]
+        else:
+            files = sorted(Path(file) for file in glob(str(path)) if Path(file).is_file())
+            if not files:
+                raise CannotExplain(f"there is no file, no folder and no match of {name!r} (looked from {Path.cwd()})")
+        found.extend(files)
+    return list(dict.fromkeys(found))
+
+
+def read(path: Path, transform: Transform) -> Tensor:
+    """A picture as [C, H, W], turned as its camera says.
+
+    Raises:
+        CannotExplain: if the file is no picture or damaged, or the transform does not give [C, H, W].
+    """
+    try:
+        with Image.open(path) as file:
+            picture = ImageOps.exif_transpose(file).convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow raises on damaged files
+        raise CannotExplain(f"{path} cannot be read as a picture ({error})") from error
+    image = transform(picture)
+    if not isinstance(image, Tensor) or image.ndim != 3 or not image.is_floating_point():
+        got = f"a {image.dtype} tensor {list(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+        raise CannotExplain(f"the transform must make a picture into a floating-point tensor [C, H, W], but gave {got}")
+    return image
+
+
+def names_of(files: Sequence[Path]) -> dict[Path, str]:
+    """The name of each file's overlay: its own with the suffix .png, and a number where several would be called the same."""
+    names: dict[Path, str] = {}
+    taken: set[str] = set()
+    for path in files:
+        numbered = (f"{path.stem}_{number}" for number in count(2))
+        name = next(stem for stem in chain([path.stem], numbered) if stem not in taken)
+        taken.add(name)
+        names[path] = f"{name}.png"
+    return names
+
+
+def in_batches(pictures: Iterator[tuple[Path, Tensor]], size: int) -> Iterator[tuple[list[Path], Tensor]]:
+    """Consecutive pictures of one shape, stacked to [N, C, H, W], N at most `size`."""
+    paths: list[Path] = []
+    images: list[Tensor] = []
+    for path, image in pictures:
+        if images and (len(images) == size or image.shape != images[0].shape):
+            yield paths, torch.stack(images)
+            paths, images = [], []
+        paths.append(path)
+        images.append(image)
+    if images:
+        yield paths, torch.stack(images)

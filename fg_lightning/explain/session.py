@@ -1,0 +1,170 @@
+"""A session: pictures go in; overlays, a table and curves come out."""
+
+from __future__ import annotations
+
+import csv
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from captum.attr import Attribution
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from fg_lightning.attribution import METHODS, Factory, find_method
+from fg_lightning.explain.errors import CannotExplain
+from fg_lightning.explain.network import Network
+from fg_lightning.explain.perturbation import PerturbationCurves
+from fg_lightning.explain.pictures import in_batches, names_of, read
+from fg_lightning.explain.prediction import Prediction, predict
+from fg_lightning.removal.ranking import check_maps
+from fg_lightning.visualization.comparison import comparison
+
+
+def find_methods(methods: str | Sequence[str]) -> dict[str, Factory]:
+    """The methods that are meant, by name.
+
+    Args:
+        methods: names with commas between them, a list of them, or "all".
+
+    Raises:
+        CannotExplain: if there is no method of one of the names.
+    """
+    names = [name.strip() for name in methods.split(",")] if isinstance(methods, str) else list(methods)
+    try:
+        return {name: find_method(name) for name in (METHODS if names == ["all"] else names)}
+    except ValueError as error:
+        raise CannotExplain(str(error)) from error
+
+
+class Session:
+    """Explains pictures with several methods, and tells a person on the terminal what comes of it.
+
+    What cannot be read, and a method that cannot explain this network, is named and left out.
+
+    Args:
+        network: what is explained.
+        methods: the factories of the methods, by name.
+        target: a class by index or name; None for the predicted one.
+        output: a folder, made when something is written to it.
+        device: cpu, cuda, or any other of torch's; "auto" for a GPU where there is one.
+        curves: what measures how the output changes as pixels are replaced, if anything.
+
+    Raises:
+        CannotExplain: if the class or the device is unknown.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        methods: Mapping[str, Factory],
+        target: int | str | None,
+        output: Path,
+        device: str = "auto",
+        curves: PerturbationCurves | None = None,
+    ) -> None:
+        self.network = network
+        self.target = None if target is None else network.index_of(target)
+        self.output = output
+        self.curves = curves
+        self.console = Console()
+        self._warned: set[str] = set()
+        try:
+            self.device = torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+            network.model.to(self.device).eval()
+        except (RuntimeError, AssertionError) as error:  # the last is torch's where it was built without CUDA
+            raise CannotExplain(str(error)) from error
+        self._attributions: dict[str, Attribution] = {name: factory(network.model) for name, factory in methods.items()}
+
+    def run(self, files: Sequence[Path], batch_size: int) -> None:
+        """Explains all the files, writes what comes out, and prints where it lies.
+
+        Raises:
+            CannotExplain: if no file can be read, no method works, or the network does not take the images.
+        """
+        names = names_of(files)
+        rows: list[dict[str, object]] = []
+        columns = (TextColumn("{task.description:20}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=self.console) as bar:
+            task = bar.add_task("reading", total=len(files) * len(self._attributions))
+            for paths, images in in_batches(self._readable(files), batch_size):
+                images = images.to(self.device)
+                prediction = predict(self.network, images, self.target)
+                maps: dict[str, Tensor] = {}
+                for method in list(self._attributions):
+                    bar.update(task, description=method)
+                    drawn = self._drawn(method, images, prediction.target)
+                    if drawn is not None:
+                        maps[method] = drawn
+                    bar.advance(task, len(paths))
+                self._save([self.output / "overlays" / names[path] for path in paths], images, maps, prediction)
+                rows += [{"picture": path} | row for path, row in zip(paths, prediction.rows, strict=True)]
+            bar.update(task, description="done", completed=len(files) * len(self._attributions))
+        self._finish(rows, len(files))
+
+    def _readable(self, files: Sequence[Path]) -> Iterator[tuple[Path, Tensor]]:
+        """The pictures that can be read."""
+        failures = []
+        for path in files:
+            try:
+                image = read(path, self.network.transform)
+            except CannotExplain as error:
+                failures.append(error)
+                self._left_out(str(error))
+                continue
+            yield path, image
+        if len(failures) == len(files):
+            raise CannotExplain(f"none of {len(files)} pictures can be read; the first: {failures[0]}")
+
+    def _drawn(self, method: str, images: Tensor, target: Tensor | None) -> Tensor | None:
+        """The maps of a method, measured as well; None, and none from now on, if it cannot explain this network."""
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("default")
+                maps: Tensor = self._attributions[method].attribute(images, target=target)
+            self._note({str(warning.message) for warning in caught})
+            check_maps(maps, images)
+        except torch.OutOfMemoryError as error:
+            raise CannotExplain(f"{method} takes more memory than there is; take a smaller --batch_size or --size") from error
+        except (TypeError, ValueError, RuntimeError) as error:
+            self._left_out(f"{method}: {error}")
+            del self._attributions[method]
+            if not self._attributions:
+                raise CannotExplain("no method is left that could explain this network") from error
+            return None
+        if self.curves is not None:
+            self.curves.update(method, self.network.model, images, maps, target)
+        return maps
+
+    def _save(self, paths: Sequence[Path], images: Tensor, maps: dict[str, Tensor], prediction: Prediction) -> None:
+        """The overlays of a batch, a picture for each image."""
+        for i, path in enumerate(paths):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            own = {method: drawn[i] for method, drawn in maps.items()}
+            caption = prediction.captions[i]
+            comparison(images[i], own, caption=caption, normalization=self.network.normalization).save(path)
+
+    def _finish(self, rows: Sequence[dict[str, Any]], count: int) -> None:
+        """The table and the curves, and a word about all."""
+        table = self.output / "predictions.csv"
+        with table.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        written = {"overlays": f"{self.output / 'overlays'}  ({len(rows)} of {count} pictures)", "predictions": table}
+        if self.curves is not None:
+            written |= self.curves.write(self.output, list(self._attributions))
+        for what, where in written.items():
+            self.console.print(f"{what:20}{where}", soft_wrap=True, highlight=False)
+
+    def _note(self, warned: set[str]) -> None:
+        """What a method warned of, once a session."""
+        for message in sorted(warned - self._warned):
+            self.console.print(f"note: {message}", style="yellow", highlight=False, markup=False)
+        self._warned |= warned
+
+    def _left_out(self, why: str) -> None:
+        self.console.print(f"left out: {why}", style="yellow", highlight=False, markup=False)

@@ -1,0 +1,343 @@
+"""fg-lightning explain on pictures and networks of every kind that it takes."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from lightning.pytorch import Trainer
+from matplotlib.image import imread
+from PIL import Image
+from torch import Tensor, nn
+
+from fg_lightning.attribution import METHODS, method_from
+from fg_lightning.cli import main
+from fg_lightning.demo import DigitClassifier
+from fg_lightning.explain import CannotExplain, explain
+from fg_lightning.explain.network import from_torchvision, picture_transform
+from fg_lightning.explain.pictures import find_pictures, in_batches, names_of, read
+from fg_lightning.visualization import Normalization
+from fg_lightning.visualization.comparison import comparison
+from fg_lightning.visualization.curves import curves
+
+NETWORKS = """
+import torch
+from torch import nn
+
+def colours():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+
+ready = colours()
+
+def one_output():
+    return nn.Sequential(nn.Conv2d(3, 1, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(0))
+
+def dense():
+    return nn.Conv2d(3, 5, 3)
+
+def perceptron():
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 5))
+
+def tiny(picture):
+    return torch.full((3, 8, 8), picture.size[0] / 1000)
+
+def numbers(picture):
+    return [1, 2]
+
+def failing():
+    raise OSError("weights.pt is missing")
+
+seven = 7
+"""
+
+
+@pytest.fixture
+def photos() -> Path:
+    """Two photographs of different sizes in the current folder, which is the test's own, with a module of networks."""
+    folder = Path("photos")
+    folder.mkdir()
+    Image.fromarray(skimage.data.chelsea()).save(folder / "chelsea.png")
+    Image.fromarray(skimage.data.camera()).save(folder / "camera.jpg")
+    (folder / "notes.txt").write_text("no picture")
+    Path("networks_of_a_user.py").write_text(NETWORKS)
+    return folder
+
+
+def table(path: str = "fg_explain/predictions.csv") -> list[dict[str, str]]:
+    with Path(path).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def run(*arguments: str) -> None:
+    main(["explain", *arguments, "--size", "32", "--device", "cpu"])
+
+
+NET = ("--model", "networks_of_a_user.colours")
+
+# --- what comes out --------------------------------------------------------------------------------------------------------------
+
+
+def test_it_writes_overlays_and_a_table_and_says_where(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(str(photos), *NET, "--methods", "gradient,fullgrad")
+    overlays = sorted(Path("fg_explain/overlays").iterdir())
+    assert [path.name for path in overlays] == ["camera.png", "chelsea.png"]
+    height, width = imread(overlays[0]).shape[:2]
+    assert width > 3 * 128  # the image and two maps of 32 pixels, each of them enlarged four times
+    assert height > 128
+    printed = capsys.readouterr().out
+    assert "fg_explain/overlays  (2 of 2 pictures)" in printed
+    assert "fg_explain/predictions.csv" in printed
+
+    rows = table()
+    assert [row["picture"] for row in rows] == ["photos/camera.jpg", "photos/chelsea.png"]
+    assert all(row["predicted"] == row["explained"] for row in rows)
+    assert all(0.2 <= float(row["predicted_probability"]) <= 1 for row in rows)  # the largest of five
+
+
+def test_what_is_drawn_is_what_the_methods_say(photos: Path) -> None:
+    run(str(photos / "chelsea.png"), *NET, "--methods", "[gradient,random]", "--target", "3")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    image = read(photos / "chelsea.png", picture_transform(32, mean, std))
+    maps = {name: METHODS[name](model).attribute(image[None], target=3)[0] for name in ("gradient", "random")}
+    expected = np.asarray(comparison(image, maps, caption="two\nlines", normalization=Normalization(mean, std)))
+    written = np.asarray(Image.open("fg_explain/overlays/chelsea.png"))
+    assert expected.shape == written.shape
+    assert np.array_equal(expected[:140], written[:140])  # above the captions
+    assert table()[0]["explained"] == "3"
+
+
+def test_perturbation_curves_are_written_as_a_table_and_a_plot(photos: Path) -> None:
+    run(str(photos), *NET, "--methods", "gradient,random", "--perturb", "morf", "--fractions", "[0.1,0.5]")
+    rows = table("fg_explain/perturbation.csv")
+    assert list(rows[0]) == ["fraction", "gradient", "random"]
+    assert [row["fraction"] for row in rows] == ["0.1", "0.5"]
+    assert all(float(row["random"]) > 0 for row in rows)
+    assert imread("fg_explain/perturbation.png").shape[0] > 300
+
+
+def test_a_file_that_is_no_picture_is_named_and_left_out(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (photos / "broken.png").write_bytes(b"no picture")
+    (photos / "damaged.png").write_bytes((photos / "chelsea.png").read_bytes()[:5000])
+    run(str(photos), *NET, "--methods", "edges")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "left out: photos/broken.png cannot be read as a picture" in printed
+    assert "left out: photos/damaged.png cannot be read as a picture" in printed
+    assert len(table()) == 2
+
+
+def test_a_method_that_cannot_explain_the_network_is_named_and_left_out(
+    photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lines(scores: object, images: Tensor) -> Tensor:
+        return images[:, :1, :1]
+
+    monkeypatch.setitem(METHODS, "lines", method_from(lines))
+    run(str(photos), "--model", "networks_of_a_user.perceptron", "--methods", "gradcam,lines,gradient", "--batch_size", "1")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.count("left out: gradcam: gradcam found no layer") == 1
+    assert printed.count("left out: lines: maps of shape (1, 1, 1, 32) do not go with images") == 1
+    assert len(list(Path("fg_explain/overlays").iterdir())) == 2
+    with pytest.raises(SystemExit, match="no method is left"):
+        run(str(photos), "--model", "networks_of_a_user.perceptron", "--methods", "gradcam")
+
+
+def test_what_a_method_warns_of_is_noted_once(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(str(photos), "--model", "networks_of_a_user.perceptron", "--methods", "guided_backprop", "--batch_size", "1")
+    assert capsys.readouterr().out.count("note: guided_backprop met no ReLU") == 1
+
+
+# --- which network ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_torchvision_name_comes_with_its_transform(photos: Path) -> None:
+    main(["explain", str(photos / "chelsea.png"), "--model", "squeezenet1_1", "--weights", "none", "--methods", "gradient"])
+    assert imread("fg_explain/overlays/chelsea.png").shape[1] > 2 * 224
+
+
+def test_downloaded_weights_bring_class_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torchvision.models
+
+    made = torchvision.models.get_model("squeezenet1_1", weights=None)
+    asked = []
+    monkeypatch.setattr(torchvision.models, "get_model", lambda name, weights: asked.append(weights) or made)
+    network = from_torchvision("squeezenet1_1")
+    assert asked == [torchvision.models.SqueezeNet1_1_Weights.DEFAULT]
+    assert network.classes[285] == "Egyptian cat"
+    assert network.index_of("egyptian cat") == 285
+    with pytest.raises(CannotExplain, match=r"no class 'Egyptian bat' \(did you mean egyptian cat"):
+        network.index_of("Egyptian bat")
+
+
+def test_weights_that_cannot_be_downloaded_are_told_where_to_put(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*arguments: object, **options: object) -> None:
+        raise URLError("no route to host")
+
+    monkeypatch.setattr("torchvision.models.get_model", offline)
+    with pytest.raises(CannotExplain, match=r"(?s)could not be downloaded .*no route.*Fetch https://.*squeezenet1_1.*checkpoints"):
+        from_torchvision("squeezenet1_1")
+
+
+@pytest.mark.filterwarnings("ignore:.*isinstance\\(treespec, LeafSpec\\)")
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_a_lightning_checkpoint_is_loaded_into_its_class(photos: Path) -> None:
+    torch.manual_seed(1)
+    module = DigitClassifier(width=2)
+    trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", enable_model_summary=False)
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint("digits.ckpt")
+    arguments = ["--model", "fg_lightning.demo.DigitClassifier", "--checkpoint", "digits.ckpt", "--size", "28"]
+    main(["explain", str(photos / "camera.jpg"), *arguments, "--mean", "[0.5]", "--std", "[0.5]", "--methods", "gradient"])
+    image = read(photos / "camera.jpg", picture_transform(28, [0.5], [0.5]))
+    assert image.shape == (1, 28, 28)
+    expected = module.eval()(image[None]).detach().softmax(1).max()
+    assert float(table()[0]["predicted_probability"]) == pytest.approx(float(expected), abs=1e-4)  # four digits are written
+
+
+@pytest.mark.parametrize("name", ["ready", "one_output"])
+def test_a_module_and_a_network_of_one_output_are_taken(photos: Path, name: str) -> None:
+    run(str(photos), "--model", f"networks_of_a_user:{name}", "--methods", "gradient,gradcam")
+    assert len(table()) == 2
+    assert ("output" in table()[0]) == (name == "one_output")
+
+
+def test_a_transform_of_ones_own_may_give_every_size(photos: Path) -> None:
+    run(str(photos), *NET, "--methods", "gradient", "--transform", "networks_of_a_user.tiny")
+    assert len(table()) == 2
+
+
+# --- which pictures --------------------------------------------------------------------------------------------------------------
+
+
+def test_pictures_are_found_by_file_folder_and_pattern(photos: Path) -> None:
+    assert find_pictures("photos") == [photos / "camera.jpg", photos / "chelsea.png"]
+    assert find_pictures(["photos/*.png", "photos"]) == [photos / "chelsea.png", photos / "camera.jpg"]
+    assert find_pictures("photos/notes.txt") == [photos / "notes.txt"]  # a file that is named is tried
+
+
+def test_overlays_of_files_of_one_name_are_kept_apart() -> None:
+    files = [Path("a/cat.png"), Path("b/cat.jpg"), Path("cat_2.png"), Path("dog.png")]
+    assert list(names_of(files).values()) == ["cat.png", "cat_2.png", "cat_2_2.png", "dog.png"]
+
+
+def test_pictures_of_one_size_go_together() -> None:
+    shapes = [(1, 2, 2), (1, 2, 2), (1, 2, 2), (1, 3, 2), (1, 2, 2)]
+    batches = in_batches(iter([(Path(str(i)), torch.rand(shape)) for i, shape in enumerate(shapes)]), 2)
+    assert [[path.name for path in paths] for paths, _ in batches] == [["0", "1"], ["2"], ["3"], ["4"]]
+
+
+def test_a_picture_is_turned_as_its_camera_says() -> None:
+    picture = Image.new("RGB", (4, 2))
+    exif = picture.getexif()
+    exif[0x0112] = 6  # turned by a quarter
+    picture.save("turned.jpg", exif=exif)
+    seen: list[tuple[int, int]] = []
+    read(Path("turned.jpg"), lambda picture: seen.append(picture.size) or torch.zeros(3, 2, 2))
+    assert seen == [(2, 4)]
+
+
+# --- what cannot be done ---------------------------------------------------------------------------------------------------------
+
+IMPOSSIBLE = {
+    "no file": (["missing.png"], "there is no file, no folder and no match of 'missing.png'"),
+    "an empty folder": (["empty"], "there is no picture in the folder empty"),
+    "no picture": (["photos/notes.txt", *NET], "none of 1 pictures can be read; the first: photos/notes.txt"),
+    "no such classifier": (["photos", "--model", "resnet5"], r"no classifier 'resnet5' \(did you mean resnet50 or"),
+    "no such weights": (
+        ["photos", "--model", "resnet18", "--weights", "V7"],
+        "resnet18 has the weights IMAGENET1K_V1, DEFAULT, or none",
+    ),
+    "no such module": (["photos", "--model", "nowhere.net"], "'nowhere.net' cannot be imported"),
+    "no network": (["photos", "--model", "networks_of_a_user.numbers"], "could not be made without arguments"),
+    "a failing function": (["photos", "--model", "networks_of_a_user.failing"], r"OSError: weights\.pt is missing"),
+    "a number": (["photos", "--model", "networks_of_a_user.seven"], "could not be made without arguments"),
+    "no Lightning class": (
+        ["photos", *NET, "--checkpoint", "x.ckpt"],
+        "--checkpoint takes a LightningModule class, .*colours",
+    ),
+    "no checkpoint": (
+        ["photos", "--model", "fg_lightning.demo.DigitClassifier", "--checkpoint", "x.ckpt"],
+        r"there is no checkpoint x\.ckpt",
+    ),
+    "a checkpoint for torchvision": (
+        ["photos", "--model", "resnet18", "--checkpoint", "x.ckpt"],
+        "resnet18 is a classifier",
+    ),
+    "no such method": (["photos", *NET, "--methods", "grad-cam"], "method must be one of random, .*, not 'grad-cam'"),
+    "no such fill": (
+        ["photos", *NET, "--perturb", "lerf", "--fill", "snow"],
+        "fill must be one of mean, noisy_linear, .*, not 'snow'",
+    ),
+    "falling fractions": (["photos", *NET, "--perturb", "lerf", "--fractions", "[0.2,0.1]"], "each larger than the one before"),
+    "no such device": (["photos", *NET, "--device", "abacus"], "abacus"),
+    "no such class": (["photos", *NET, "--target", "5"], "there is no class 5: the network has 5 outputs, 0 to 4"),
+    "no class names": (["photos", *NET, "--target", "cat"], "no class names to find 'cat' in"),
+    "a dense output": (["photos", "--model", "networks_of_a_user.dense"], r"a score for each class, \[2, K\], but gives \[2, 5, "),
+    "another size": (
+        ["photos", "--model", "networks_of_a_user.perceptron", "--size", "30"],
+        r"fails on images of shape \[2, 3, 30",
+    ),
+    "no tensor": (["photos", *NET, "--transform", "networks_of_a_user.numbers"], "transform must make a picture .*, but gave list"),
+    "one std": (["photos", *NET, "--std", "[0.5]"], "--mean and --std: .*not 3 and 1"),
+}
+
+
+@pytest.mark.parametrize("case", IMPOSSIBLE)
+def test_what_cannot_be_done_is_said_in_a_sentence(photos: Path, case: str) -> None:
+    Path("empty").mkdir()
+    arguments, message = IMPOSSIBLE[case]
+    with pytest.raises(SystemExit, match=f"(?s)^fg-lightning: .*{message}"):
+        main(["explain", *arguments])
+    assert not Path("fg_explain").exists()
+
+
+def test_called_from_python_it_raises(photos: Path) -> None:
+    with pytest.raises(CannotExplain, match="did you mean"):
+        explain(str(photos), model="resnet51")
+
+
+def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["explain", "--help"])
+    printed = capsys.readouterr().out
+    for option in ("--model", "--methods", "--target", "--output", "--perturb", "--checkpoint"):
+        assert option in printed
+
+
+# --- pictures and plots ----------------------------------------------------------------------------------------------------------
+
+
+def test_many_methods_go_in_rows_of_about_the_same_length() -> None:
+    image, saliency = torch.rand(3, 112, 112), torch.rand(1, 112, 112)
+    few = comparison(image, {f"method {i}": saliency for i in range(5)})
+    many = comparison(image, {f"method {i}": saliency for i in range(6)})
+    assert few.height < 2 * 112 < many.height  # six frames in a row, seven in two
+    assert many.width < few.width
+    with pytest.raises(ValueError, match="at least one method"):
+        comparison(image, {})
+
+
+def test_curves_draw_the_mean_of_repetitions_and_its_error() -> None:
+    values = np.array([[1.0, 2.0, 3.0], [3.0, 4.0, 7.0]])
+    figure = curves([0.1, 0.2, 0.3], {"mine": values, "random": [1.0, 1.0, 1.0]}, ylabel="change", controls=["random"])
+    mine, random = figure.axes[0].lines
+    assert mine.get_ydata().tolist() == [2.0, 3.0, 5.0]
+    assert random.get_color() == "grey"
+    band = figure.axes[0].collections[0].get_paths()[0].vertices
+    # the standard error of two numbers is half their distance
+    assert band[:, 1].min() == pytest.approx(2 - 2 * 1)
+    assert band[:, 1].max() == pytest.approx(5 + 2 * 2)
+
+
+def test_curves_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="no curves to draw"):
+        curves([0.1], {}, ylabel="change")
+    with pytest.raises(ValueError, match=r"values of 'mine' must be \[2\] or \[R, 2\], not \(3,\)"):
+        curves([0.1, 0.2], {"mine": [1, 2, 3]}, ylabel="change")
