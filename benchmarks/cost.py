@@ -7,6 +7,7 @@ give minimum, median and maximum. The baseline is the gradient of the explained 
     samples    methods of many passes (Captum's and grad-cam's), on one image, once
     growth     FullGrad as batch, image side and depth grow
 
+`--only` runs some of them and keeps what the files hold of the others.
 Writes docs/cost.csv, docs/cost.md and docs/images/cost.png; `--output` puts the three files elsewhere. `--device cuda --batch 64`
 measures on a GPU, with or without `--channels_last` and `--autocast`.
 """
@@ -207,7 +208,7 @@ def markdown(rows: list[dict[str, object]], options: argparse.Namespace) -> str:
         lines.append(f"| median of all | | {median(float(str(r['median'])) for r in of_networks):.3f} | | |")
     if methods := [m for m in MANY_PASSES if any(r["method"] == m for r in rows)]:
         lines += ["", "| network, one image | " + " | ".join(methods) + " |", "|---" * (len(methods) + 1) + "|"]
-        for network in options.networks:
+        for network in dict.fromkeys(r["network"] for r in rows if r["measurement"] == "samples"):
             cells = {r["method"]: r["median"] for r in rows if r["measurement"] == "samples" and r["network"] == network}
             lines.append(f"| {network} | " + " | ".join(str(cells.get(method, "fails")) for method in methods) + " |")
     if of_growth := [r for r in rows if str(r["measurement"]).startswith("growth")]:
@@ -256,14 +257,16 @@ def main() -> None:
     if options.peak:
         print(peak_bytes(Case(options.peak[0], options, options.batch), options.peak[1]))
         return
-    console, rows = Console(), []
+    console, path = Console(), options.output / "cost.csv"
+    rows: list[dict[str, object]] = list(csv.DictReader(path.open())) if path.exists() else []
+    rows = [r for r in rows if str(r["measurement"]).split(":")[0] not in options.only]
     measurements = {"networks": networks, "samples": samples, "growth": growth}
     for name in options.only:
         for found in measurements[name](options):
             rows.append(found)
             console.print(*(f"{found[column]}" for column in COLUMNS), sep="  ")
     (options.output / "images").mkdir(parents=True, exist_ok=True)
-    with (options.output / "cost.csv").open("w", newline="") as file:
+    with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)

@@ -1,0 +1,28 @@
+"""benchmarks/cost.py, run as a person would."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+def test_the_cost_benchmark_writes_its_table_and_plot(tmp_path: Path) -> None:
+    command = [sys.executable, "benchmarks/cost.py", "--networks", "resnet18", "--batch", "1", "--repetitions", "2"]
+    options = ["--only", "networks", "samples", "--output", str(tmp_path)]
+    done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, env=os.environ | {"COLUMNS": "300"})
+    assert done.returncode == 0, done.stderr
+    assert "fails on" not in done.stderr
+    rows = list(csv.DictReader((tmp_path / "cost.csv").open()))
+    assert [row["measurement"] for row in rows] == ["networks", *["samples"] * 4]
+    assert all(0 < float(row["minimum"]) <= float(row["median"]) <= float(row["maximum"]) for row in rows)
+    assert float(rows[0]["memory"]) > 0
+    assert (tmp_path / "images" / "cost.png").stat().st_size > 0
+    assert "| resnet18 |" in (tmp_path / "cost.md").read_text()
