@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, Union
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.seed import isolate_rng
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from fg_lightning import loggers
-from fg_lightning.callbacks.history import History, folder_of
-from fg_lightning.callbacks.look import Look, numbers_of
-from fg_lightning.callbacks.probe import NoProbe, Probe, probe_of_loader, reads_by_index, training_loader, validation_loader
-from fg_lightning.fullgrad import FullGrad
-from fg_lightning.fullgrad.postprocess import Psi, find_psi
-from fg_lightning.fullgrad.target import TargetError
-from fg_lightning.visualization import overlay
+from fg_lightning.callbacks.call import Forward
+from fg_lightning.callbacks.facts import Facts
+from fg_lightning.callbacks.faults import Faults
+from fg_lightning.callbacks.history import History
+from fg_lightning.callbacks.probe import NoProbe, Probe
+from fg_lightning.callbacks.resume import Resumed
+from fg_lightning.callbacks.source import probe_of_loader, reads_by_index, training_loader, validation_loader
+from fg_lightning.callbacks.task import MonitorTarget
+from fg_lightning.callbacks.watch import Settings, Watch, step_of
+from fg_lightning.fullgrad.postprocess import Psi
 
 SHARDING_STRATEGIES = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
 
@@ -28,189 +26,199 @@ SHARDING_STRATEGIES = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrate
 class FullGradMonitor(Callback):
     """Draws FullGrad maps of the same held-out images all through training and checks that they are complete.
 
-    Looks at the untrained network and again after every `every_n_epochs`-th epoch, never in the sanity check. Each look logs, at
-    Lightning's global step:
+    Looks at the untrained network, after every `every_n_epochs`-th epoch and when training ends, never in the sanity check. Each
+    look logs, at the step of Lightning's loggers:
 
-    - `fullgrad/saliency`: every image of the probe with its map over it (loggers that take images);
+    - `fullgrad/saliency`: every image with its map over it, its class and what the network predicts (loggers that take images);
     - `fullgrad/completeness_error`, `fullgrad/completeness_error_max`: |f - sum of all terms| / |f|, mean and maximum over the
-      probe; near zero, or the maps are not to be trusted;
+      images; near zero, or the maps are not to be trusted;
     - `fullgrad/input_share`, `fullgrad/bias_share`, `fullgrad/implicit_share`: what share of the output each kind of term explains;
-    - `fullgrad/drift`: mean cosine distance to the maps of the look before.
+    - `fullgrad/drift`, `fullgrad/drift_from_untrained`: mean cosine distance to the maps of the look before, and to the first;
+    - `fullgrad/concentration`: mean Gini index of the maps, near 1 where few pixels count;
+    - `fullgrad/table` (Weights & Biases): a row for every image and look;
 
-    Numbers, maps and a film strip (a row per image, a column per look) also go to `fullgrad/` in the run's folder; where no logger
-    takes images, the overlays do, too.
+    and at the end `fullgrad/film_strip` (a row per image, a column per look) and `fullgrad/bias_terms` (a row per layer). All of it
+    also lies under `fullgrad/` in the run's folder, as it is found: see docs/monitor.md, which also tells what a checkpoint keeps.
 
     Training is not disturbed: weights come out bit for bit as without the monitor, unless the data set keeps random state of its
     own. What goes wrong in a look is warned of once, and training goes on.
 
-    The module is called on the images alone, as its forward takes them: what a validation step does to a batch first is not seen.
-    Where labels are no classes of the output, the classes predicted by the untrained network are explained.
+    What is explained: the label's score; with several labels that of the first; of a single logit the logit; of a label map the
+    mean score of its largest class (but for class 0) over its region; of anything else the output, or its mean. Where labels fit
+    no class of the output, what the network predicts at the first look.
 
     Args:
         every_n_epochs: look after every so many epochs.
         num_samples: how many images to look at, evenly spread over the validation data (without any: the training data).
-        probe: images [N, C, *S] as the model takes them, or (images, labels [N]), to look at instead.
+        probe: images [N, C, *S] as the model takes them, or (images, labels), to look at instead.
+        target: what to explain instead: a class, one for each image, or a function from the module's output to [N].
+        forward: how to call a module that takes more than the images: a function of the module and the batch they are part of.
+            By default the module is called on the images alone, as its forward takes them.
         psi: FullGrad's post-processing: "absolute", "positive", "signed" or a function; see `fg_lightning.FullGrad`.
+        normalization: (mean, std) of the channels, to show images as they were; by default what the data's transforms say, or
+            else each image's own range.
+        class_names: by default what the data set says.
         strict: raise what goes wrong instead of warning.
 
     Raises:
-        ValueError: if an argument makes no sense.
+        TypeError: if an argument is of no kind that makes sense.
+        ValueError: if it makes no sense otherwise.
 
     Example:
         >>> from lightning.pytorch import Trainer
         >>> trainer = Trainer(callbacks=[FullGradMonitor(every_n_epochs=5)], logger=False)
     """
 
+    attached_by: str | None = None
+    """What put it there, if not a script; see attach.py."""
+
     def __init__(
         self,
         every_n_epochs: int = 1,
         num_samples: int = 8,
         probe: Union[Tensor, tuple[Tensor, Tensor], None] = None,
+        target: MonitorTarget = None,
+        forward: Union[Forward, None] = None,
         psi: Union[str, Psi] = "absolute",
+        normalization: Union[tuple[Sequence[float], Sequence[float]], None] = None,
+        class_names: Union[Sequence[str], None] = None,
         strict: bool = False,
     ) -> None:
         super().__init__()
-        if every_n_epochs < 1:
-            raise ValueError(f"every_n_epochs must be at least 1, not {every_n_epochs}")
-        if num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, not {num_samples}")
+        _check_counts(every_n_epochs=every_n_epochs, num_samples=num_samples)
         self.every_n_epochs = every_n_epochs
         self.num_samples = num_samples
-        self.psi = find_psi(psi)
+        self.psi = psi
         self.strict = strict
+        self.settings = Settings.checked(psi, target, forward, normalization, class_names)
         self._given = None if probe is None else Probe.given(probe)
-        self._history: History | None = None
-        self._is_sharded = False
-        self._warned: set[tuple[str, int]] = set()
+        self._faults = Faults(strict)
+        self._checkpoint: dict[str, Any] = {}
+        self._watch: Watch | None = None
+        self._stands_back = False
 
     @property
     def history(self) -> History | None:
-        """What was found so far; None before the first look and on all ranks but the first."""
-        return self._history
+        """What was found so far; None before there are images to look at, and on all ranks but the first."""
+        return None if self._watch is None else self._watch.history
+
+    @property
+    def probe(self) -> Probe | None:
+        """What is looked at, with the labels that are explained once a look was taken; None where `history` is."""
+        return None if self._watch is None else self._watch.looker.probe
+
+    @property
+    def state_key(self) -> str:
+        """Two monitors of one Trainer must differ, as one in a script and one attached to it do."""
+        return self._generate_state_key(attached_by=self.attached_by) if self.attached_by else "FullGradMonitor"
 
     # --- the hooks, in the order in which Lightning calls them
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == TrainerFn.FITTING:
-            self._history = None
-            self._is_sharded = False
-            self._warned = set()
+        if stage == "fit":
+            self._watch, self._checkpoint, self._faults = None, {}, Faults(self.strict)
+            self._stands_back = self._is_one_too_many(trainer)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._checkpoint = state_dict
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Data that can only be streamed is taken as it comes by, in the sanity check or else after the first epoch."""
         if self._given is None and self._lacks_probe(trainer) and not reads_by_index(validation_loader(trainer)):
-            with self._undisturbed():
-                self._begin(trainer, Probe.of_batch(batch, self.num_samples))
+            with self._faults.kept_from_training():
+                self._begin(trainer, None)  # a stream cannot be asked for the images that a checkpoint has
+                if self._watch is None:
+                    self._begin(trainer, self._probe_of(batch))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        with self._undisturbed():
+        with self._faults.kept_from_training():
             if self._lacks_probe(trainer):
-                self._take_probe(trainer, pl_module)
+                self._begin(trainer, self._probe_at_start(trainer, pl_module))
             self._look(trainer, pl_module, trainer.current_epoch)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self._lacks_probe(trainer) and validation_loader(trainer) is None and not reads_by_index(training_loader(trainer)):
-            with self._undisturbed():
-                self._begin(trainer, Probe.of_batch(batch, self.num_samples))
+        if self._lacks_probe(trainer) and not trainer.enable_validation and not reads_by_index(training_loader(trainer)):
+            with self._faults.kept_from_training():
+                self._begin(trainer, self._probe_of(batch))
                 self._look(trainer, pl_module, trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        epoch = trainer.current_epoch + 1
-        if epoch % self.every_n_epochs == 0:
-            with self._undisturbed():
-                self._look(trainer, pl_module, epoch)
+        with self._faults.kept_from_training():
+            self._look(trainer, pl_module, trainer.current_epoch + 1)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._draw_strip()
+        with self._faults.kept_from_training():
+            self._look(trainer, pl_module, trainer.current_epoch, is_last=True)
+            if self._watch is not None:
+                self._watch.conclude()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """What was seen up to a crash or Ctrl-C is worth a strip, too."""
-        self._draw_strip()
+        with Faults(strict=False).kept_from_training():
+            if self._watch is not None:
+                self._watch.conclude()
 
-    # --- the probe
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps; see `fg_lightning.callbacks.resume.kept`."""
+        state = {}
+        with self._faults.kept_from_training():
+            state = self._checkpoint if self._watch is None else self._watch.state()
+        return state
+
+    # --- what they do
 
     def _lacks_probe(self, trainer: Trainer) -> bool:
-        return self._history is None and trainer.state.fn == TrainerFn.FITTING and trainer.is_global_zero and not self._is_sharded
+        return self._watch is None and not self._stands_back and trainer.state.fn == "fit" and trainer.is_global_zero
 
-    def _take_probe(self, trainer: Trainer, module: LightningModule) -> None:
-        if type(trainer.strategy).__name__ in SHARDING_STRATEGIES:
-            self._is_sharded = True
+    def _probe_at_start(self, trainer: Trainer, module: LightningModule) -> Probe | None:
+        """The images to look at; None where they are still to come by."""
+        if any(kind.__name__ in SHARDING_STRATEGIES for kind in type(trainer.strategy).__mro__):
+            self._stands_back = True
             raise NotImplementedError(f"{type(trainer.strategy).__name__} spreads the weights, and one process cannot look alone")
-        loader = validation_loader(trainer)
         if self._given is not None:
-            self._begin(trainer, self._given)
-            return
-        if loader is None:
+            return self._given
+        loader = validation_loader(trainer)
+        if not trainer.enable_validation:
             loader = training_loader(trainer)
-            self._complain(NoProbe("there is no validation data, so the images looked at are training data; give the Trainer some"))
-        if reads_by_index(loader):
-            self._begin(trainer, probe_of_loader(loader, self.num_samples, trainer, module))
+            self._faults.complain(
+                NoProbe("there is no validation data, so the images looked at are training data; give the Trainer some")
+            )
+        if not reads_by_index(loader):
+            return None
+        return probe_of_loader(loader, self.num_samples, trainer, module, with_batch=self.settings.forward is not None)
 
-    def _begin(self, trainer: Trainer, probe: Probe) -> None:
-        self._history = History(
-            None if getattr(trainer, "fast_dev_run", False) else folder_of(trainer), probe.to(torch.device("cpu"))
-        )
+    def _probe_of(self, batch: Any) -> Probe:
+        return Probe.of_batch(batch, self.num_samples, with_batch=self.settings.forward is not None)
 
-    # --- a look
-
-    def _draw_strip(self) -> None:
-        with self._undisturbed():
-            if self._history is not None:
-                self._history.draw_strip()
-
-    def _look(self, trainer: Trainer, module: LightningModule, epoch: int) -> None:
-        history = self._history
-        if history is None:
+    def _begin(self, trainer: Trainer, probe: Probe | None) -> None:
+        if probe is None and not self._checkpoint:
             return
-        probe = history.probe.to(module.device)
-        method = FullGrad(module, psi=self.psi)
-        try:
-            maps, terms = method.attribute_with_terms(probe.images, probe.labels)
-        except TargetError as error:
-            # A single logit, an ignored label, integers that are no classes. The same classes again make a strip comparable.
-            self._complain(error, "so the predicted classes of the first look are explained")
-            maps, terms = method.attribute_with_terms(probe.images)
-            history.probe = Probe(history.probe.images, None if terms.target is None else terms.target.cpu())
-        maps = maps.float().cpu()
-        numbers = numbers_of(terms, maps, history.latest_maps)
-        look = Look(epoch, trainer.global_step, maps, None if terms.target is None else terms.target.cpu(), numbers)
-        history.add(look)
-        self._log(trainer, history, look)
+        resumed = Resumed.of(self._checkpoint) if self._checkpoint else None
+        facts = Facts(trainer.val_dataloaders, trainer.train_dataloader, getattr(trainer, "datamodule", None))
+        fresh = None if probe is None else probe.to("cpu")
+        self._watch = Watch.begin(trainer, fresh, self.settings, facts, self._faults, resumed, is_given=self._given is not None)
 
-    def _log(self, trainer: Trainer, history: History, look: Look) -> None:
-        overlays = []
-        if history.probe.images.ndim == 4:
-            overlays = [overlay(image, saliency) for image, saliency in zip(history.probe.images, look.maps, strict=True)]
-        moment = "untrained" if look.epoch == 0 else f"epoch {look.epoch}"
-        classes = [""] * len(look.maps) if look.targets is None else [f", class {target}" for target in look.targets.tolist()]
-        captions = [moment + explained for explained in classes]
-        pictures = {"fullgrad/saliency": overlays} if overlays else {}
-        shown = [loggers.log(logger, look.numbers, pictures, captions, look.step) for logger in trainer.loggers]
-        if overlays and not any(shown):
-            history.add_overlays(look, overlays)
+    def _look(self, trainer: Trainer, module: LightningModule, epoch: int, *, is_last: bool = False) -> None:
+        """Looks: first of all, when an epoch's turn has come, and last of all if there were steps since the last look."""
+        if self._watch is None:
+            return
+        last = self._watch.last_look
+        is_due = last is None or (last.epoch < epoch and epoch % self.every_n_epochs == 0)
+        if is_due or (is_last and last is not None and last.step < step_of(trainer, module)):
+            self._watch.look(trainer, module, epoch, is_last=is_last or trainer.should_stop or epoch == trainer.max_epochs)
 
-    # --- faults
+    def _is_one_too_many(self, trainer: Trainer) -> bool:
+        """Whether it was attached to a script that has a monitor of its own."""
+        others = [c for c in getattr(trainer, "callbacks", []) if isinstance(c, FullGradMonitor) and c is not self]
+        if self.attached_by is None or not others:
+            return False
+        rank_zero_info(f"FullGradMonitor: the script has one of its own, and the one of {self.attached_by} stands back")
+        return True
 
-    @contextmanager
-    def _undisturbed(self) -> Iterator[None]:
-        """Training goes on as if nothing had happened: the same random state behind, and no exception but under `strict`."""
-        with isolate_rng():
-            try:
-                yield
-            except Exception as error:
-                self._complain(error)
 
-    def _complain(self, error: Exception, consequence: str = "training goes on") -> None:
-        """Raise under `strict`, else warn, once for each kind of fault and place where it was raised."""
-        if self.strict:
-            raise error
-        place = error.__traceback__
-        while place is not None and place.tb_next is not None:
-            place = place.tb_next
-        reason = (type(error).__name__, 0 if place is None else place.tb_lineno)
-        if reason not in self._warned:
-            self._warned.add(reason)
-            explained = f"{type(error).__name__}: {error}"
-            warnings.warn(f"FullGradMonitor: {explained} ({consequence}; FullGradMonitor(strict=True) raises)", stacklevel=2)
+def _check_counts(**counts: int) -> None:
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be at least 1, an integer, not {value!r}")

@@ -1,64 +1,235 @@
-"""A look: what the monitor found at one moment of training."""
+"""A look: what the monitor finds at one moment of training."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Union
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from fg_lightning.fullgrad import FullGradients
+from fg_lightning.callbacks.call import Called, Forward
+from fg_lightning.callbacks.probe import Probe
+from fg_lightning.callbacks.task import Answers, Chosen, Classes, MonitorTarget, Regions, Task, task_of
+from fg_lightning.fullgrad import FullGrad, FullGradients
+from fg_lightning.fullgrad.decomposition import joined
+from fg_lightning.fullgrad.postprocess import Psi
+from fg_lightning.fullgrad.target import TargetError, main_output
+
+NUMBERS = {
+    "completeness_error": "mean over the probe of |f - sum of all terms| / |f|",
+    "completeness_error_max": "the largest of them",
+    "input_share": "what share of the output the input explains",
+    "bias_share": "the explicit biases",
+    "implicit_share": "and the implicit biases",
+    "drift": "mean cosine distance of the maps to those of the look before",
+    "drift_from_untrained": "and to those of the untrained network",
+    "concentration": "mean Gini index of the maps: 0 if all pixels count alike, near 1 if few count",
+}
+"""The scalars of a look: columns of `history.csv`, and logged with `fullgrad/` before their names."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """Maps and numbers of one moment.
+    """The numbers of one moment; what is not defined, such as shares of an output that is zero, is left out.
 
     Attributes:
         epoch: how many epochs the network had been trained for; 0 is the untrained one.
-        step: Lightning's global step.
-        maps: saliency maps of the probe, [N, 1, *S], on the CPU.
-        targets: the classes explained, [N]; None where there was no choice.
-        numbers: what is logged, by key.
+        step: the step of Lightning's loggers.
+        numbers: by the keys under which they are logged.
     """
 
     epoch: int
     step: int
-    maps: Float[Tensor, "n 1 *s"]
-    targets: Tensor | None
     numbers: dict[str, float]
 
+    @property
+    def title(self) -> str:
+        return "untrained" if self.epoch == self.step == 0 else f"epoch {self.epoch}"
 
-def numbers_of(terms: FullGradients, maps: Tensor, previous: Tensor | None) -> dict[str, float]:
-    """The scalars of a look, by the keys under which they are logged.
+
+@dataclass(frozen=True)
+class Layer:
+    """What share of the output the biases of one module explain.
+
+    Attributes:
+        module: its qualified name; empty for the input.
+        kind: input, explicit or implicit.
+        share: sum over the probe of sign(f) times term, over the sum of |f|.
+    """
+
+    module: str
+    kind: str
+    share: float
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that one look finds of N images, on the CPU.
+
+    Attributes:
+        maps: saliency maps, [N, 1, *S].
+        answers: what the network says.
+        terms: output, input_term, bias_term, implicit_term and completeness_error, each [N].
+        layers: the input, then modules in the order in which they are registered.
+        classes: how many classes the network tells apart; None where it tells none.
+        unaccounted: operations whose bias is missing from the sum.
+    """
+
+    maps: Float[Tensor, "n 1 *s"]
+    answers: Answers
+    terms: dict[str, Float[Tensor, " n"]]
+    layers: list[Layer]
+    classes: int | None = None
+    unaccounted: tuple[str, ...] = ()
+
+
+class Looker:
+    """Looks at a network through one probe, and goes on explaining what it explained first.
 
     Args:
-        terms: the probe's full-gradients.
-        maps: its maps, [N, 1, *S].
-        previous: the maps of the look before, None for the first.
+        probe: the images; once they were looked at, its labels are what is explained.
+        psi: FullGrad's post-processing.
+        target: what is explained.
+        forward: how the module is called.
+        task: as an earlier run found it, where the probe's labels are those that it fixed.
+
+    Attributes:
+        labels: the probe's labels as they came.
+        misfit: what is wrong with them, once a look was taken; None if nothing is.
+
+    Raises:
+        ValueError: if there is not a target for each image.
+    """
+
+    def __init__(
+        self,
+        probe: Probe,
+        psi: Union[str, Psi] = "absolute",
+        target: MonitorTarget = None,
+        forward: Forward | None = None,
+        task: Task | None = None,
+    ) -> None:
+        self.labels = probe.labels
+        self.misfit: str | None = None
+        if target is not None and not callable(target):
+            probe = replace(probe, labels=_for_each(target, len(probe)), others=())
+        self.probe = probe
+        self.task = Chosen(target) if callable(target) else task
+        self._psi = psi
+        self._forward = forward
+        self._target = target
+        self._is_fixed = self.task is not None
+        self._which = 0
+
+    def look(self, module: nn.Module, device: torch.device) -> Findings:
+        """Maps, answers and terms, from one forward and one backward pass.
+
+        Raises:
+            TargetError: if the target is no class of the output.
+            ValueError: what `FullGrad.attribute_with_terms` raises.
+        """
+        probe = self.probe.to(device)
+        parts = [self._look(module, part) for part in ([probe] if self._forward is not None else probe.parts())]
+        maps, terms, outputs, labels = zip(*parts, strict=True)
+        assert self.task is not None
+        if not self._is_fixed:
+            self.misfit = self.task.misfit(outputs[0], self.probe.candidates[self._which] if self.probe.candidates else None)
+            fixed = None if labels[0] is None else torch.cat(labels).cpu()
+            self.probe, self._is_fixed, self._which = replace(self.probe, labels=fixed, others=()), True, 0
+        answers = [self.task.answers(output, fixed) for output, fixed in zip(outputs, labels, strict=True)]
+        return _findings(module, torch.cat(maps), joined(list(terms)), _joined(answers), self.task.classes(outputs[0]))
+
+    def _look(self, module: nn.Module, probe: Probe) -> tuple[Tensor, FullGradients, Any, Tensor | None]:
+        """Of one part of the probe: maps, terms, the output, and the labels that stay explained."""
+        called = Called(module, probe, self._forward)
+
+        def explained(called_output: tuple[Any, tuple[Tensor, ...]]) -> Tensor:
+            output, candidates = called_output
+            if self.task is None:
+                self._understand(main_output(output), probe)
+            return self.task.explained(output, self._of(candidates))  # type: ignore[union-attr]
+
+        maps, terms = FullGrad(called, psi=self._psi).attribute_with_terms(probe.images, explained, called.arguments)
+        assert self.task is not None
+        return maps.detach().float(), terms, called.output, self.task.fixed(called.output, self._of(probe.candidates))
+
+    def _understand(self, scores: Tensor, probe: Probe) -> None:
+        if self._target is None:
+            self.task, which = task_of(scores, probe.images, probe.candidates)
+            self._which = len(probe.candidates) if which is None else which
+            return
+        task = Classes() if scores.ndim == 2 else Regions()
+        wrong = "the output is one number" if scores.ndim < 2 else task.misfit(scores, probe.labels)
+        if wrong is not None:
+            raise TargetError(f"target {self._target} is no class: {wrong}")
+        self.task = task
+
+    def _of(self, candidates: Sequence[Tensor]) -> Tensor | None:
+        """The labels among what may be the labels."""
+        return candidates[self._which] if self._which < len(candidates) else None
+
+
+def _for_each(target: int | Sequence[int], n: int) -> Tensor:
+    classes = torch.as_tensor(target)
+    if classes.is_floating_point() or classes.shape not in ((), (n,)):
+        raise ValueError(f"target must be a class, one for each of {n} images or a function of the output, not {target!r}")
+    return classes.expand(n).clone()
+
+
+def _joined(parts: list[Answers]) -> Answers:
+    def join(name: str) -> Tensor | None:
+        values = [getattr(part, name) for part in parts]
+        return None if values[0] is None else torch.cat(values).detach().cpu()
+
+    return Answers(*(join(field.name) for field in fields(Answers)))
+
+
+def _findings(module: nn.Module, maps: Tensor, terms: FullGradients, answers: Answers, classes: int | None) -> Findings:
+    kinds = {"explicit": terms.bias_terms, "implicit": terms.implicit_terms}
+    names = [("input", ""), *((kind, name) for kind, of_kind in kinds.items() for name in of_kind)]
+    table = torch.stack([terms.input_term, *(term for of_kind in kinds.values() for term in of_kind.values())]).cpu()
+    output = terms.output.cpu()
+    shares = ((output.sign() * table).sum(1) / output.abs().sum()).tolist()
+    places = {name: place for place, (name, _) in enumerate(module.named_modules())}
+    layers = [Layer(Called.own_name(name), kind, share) for (kind, name), share in zip(names, shares, strict=True)]
+    layers.sort(key=lambda layer: (layer.kind != "input", places.get(layer.module, -1), layer.kind))
+    explicit = 1 + len(terms.bias_terms)
+    sums = {"input_term": table[0], "bias_term": table[1:explicit].sum(0), "implicit_term": table[explicit:].sum(0)}
+    per_image = {"output": output, **sums, "completeness_error": terms.completeness_error.cpu()}
+    return Findings(maps.cpu(), answers, per_image, layers, classes, terms.unaccounted)
+
+
+def numbers_of(findings: Findings, previous: Tensor | None, untrained: Tensor | None) -> dict[str, float]:
+    """The scalars of a look, by the keys under which they are logged; see `NUMBERS`.
+
+    Args:
+        findings: what it found.
+        previous: the maps of the look before, [N, 1, *S]; None for the first.
+        untrained: the maps of the untrained network, None where they are not known.
 
     Returns:
-        The completeness error, its mean and maximum over the probe; the shares of the output that the input, the explicit and the
-        implicit biases explain, which add up to 1 but for that error; and the drift, the mean cosine distance (0 to 1 for maps
-        that are nowhere negative) to the maps before. What is not defined, such as shares of an output that is zero, is left out.
+        Those that are defined. The three shares add up to 1 but for the completeness error; a distance goes from 0 to 1 for maps
+        that are nowhere negative.
     """
-    numbers = {
-        "fullgrad/completeness_error": terms.completeness_error.mean(),
-        "fullgrad/completeness_error_max": terms.completeness_error.max(),
-        "fullgrad/input_share": _share(terms, [terms.input_term]),
-        "fullgrad/bias_share": _share(terms, list(terms.bias_terms.values())),
-        "fullgrad/implicit_share": _share(terms, list(terms.implicit_terms.values())),
-    }
-    if previous is not None:
-        numbers["fullgrad/drift"] = 1 - F.cosine_similarity(maps.flatten(1), previous.flatten(1)).mean()
-    return {key: float(value) for key, value in numbers.items() if not value.isnan()}
+    kinds = {"input": "input_share", "explicit": "bias_share", "implicit": "implicit_share"}
+    error = findings.terms["completeness_error"]
+    numbers = {"completeness_error": error.mean(), "completeness_error_max": error.max()}
+    for kind, key in kinds.items():
+        numbers[key] = torch.tensor([layer.share for layer in findings.layers if layer.kind == kind]).sum()
+    for key, earlier in (("drift", previous), ("drift_from_untrained", untrained)):
+        if earlier is not None:
+            numbers[key] = 1 - F.cosine_similarity(findings.maps.flatten(1), earlier.flatten(1)).mean()
+    numbers["concentration"] = concentration(findings.maps).mean()
+    return {f"fullgrad/{key}": float(numbers[key]) for key in NUMBERS if key in numbers and not numbers[key].isnan()}
 
 
-def _share(terms: FullGradients, kind: list[Tensor]) -> Tensor:
-    """sum over samples of sign(f) term / sum of |f|: a mean of the terms' shares that no output near zero can blow up."""
-    if not kind:
-        return torch.zeros(())
-    total = torch.stack(kind).sum(0)
-    return (terms.output.sign() * total).sum() / terms.output.abs().sum()
+def concentration(maps: Float[Tensor, "n 1 *s"]) -> Float[Tensor, " n"]:
+    """The Gini index of each map's magnitudes (Hurley & Rickard 2009, table 1): 0 if all are equal, 1 - 1/pixels if one has all."""
+    magnitudes = maps.flatten(1).double().abs().sort(1).values
+    count = magnitudes.shape[1]
+    weights = (count - torch.arange(1, count + 1, dtype=magnitudes.dtype) + 0.5) / count
+    return 1 - 2 * (magnitudes * weights).sum(1) / magnitudes.sum(1)

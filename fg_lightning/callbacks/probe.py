@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.trainer.states import RunningStage
+from jaxtyping import Float
+from lightning.fabric.utilities.apply_func import move_data_to_device
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
 
 
 class NoProbe(ValueError):
@@ -20,29 +20,72 @@ class NoProbe(ValueError):
 
 @dataclass(frozen=True)
 class Probe:
-    """Images [N, C, *S] as the model takes them, and their class labels [N] where there are any."""
+    """Images and what else their batch holds.
 
-    images: Tensor
+    Attributes:
+        images: [N, C, *S], as the model takes them.
+        labels: a class or a number for each, [N], several of them, [N, K], or a label map, [N, *S]; None where there are none.
+        others: further tensors of the batch that may be the labels; which one is, the model's output will tell.
+        batch: the batch that the images are part of, where a `forward` takes it.
+        place: which of its tensors the images are.
+        at_once: how many images to look at in one pass, None for all.
+    """
+
+    images: Float[Tensor, "n c *s"]
     labels: Tensor | None = None
+    others: tuple[Tensor, ...] = ()
+    batch: Any = None
+    place: int = 0
+    at_once: int | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def to(self, device: torch.device) -> Probe:
-        return Probe(self.images.to(device), None if self.labels is None else self.labels.to(device))
+    def to(self, device: torch.device | str) -> Probe:
+        """The same probe elsewhere."""
+        moved = move_data_to_device([self.images, self.labels, self.others, self.batch], torch.device(device))
+        return Probe(*moved, place=self.place, at_once=self.at_once)
+
+    @property
+    def candidates(self) -> tuple[Tensor, ...]:
+        """What may be the labels, the likeliest first."""
+        return () if self.labels is None else (self.labels, *self.others)
+
+    def parts(self) -> list[Probe]:
+        """The probe in parts of at most `at_once` images, without their batch."""
+        step = self.at_once or len(self)
+        rows = [slice(start, start + step) for start in range(0, len(self), step)]
+        return [
+            Probe(self.images[row], None if self.labels is None else self.labels[row], tuple(other[row] for other in self.others))
+            for row in rows
+        ]
+
+    def fingerprint(self) -> str:
+        """The same for the same images and labels, and for no others."""
+        digest = hashlib.sha256()
+        for tensor in (self.images, self.labels):
+            if tensor is not None:
+                digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     @classmethod
-    def of_batch(cls, batch: Any, size: int) -> Probe:
+    def of_batch(cls, batch: Any, size: int, *, with_batch: bool = False) -> Probe:
         """The first `size` images of a batch, which may be a tensor, tuple, list, mapping or dataclass, nested or not.
 
-        The images are its first floating-point tensor of 3 to 5 dimensions, the labels its first integer tensor with one
-        entry for each of them; where fields have names, one that is called so goes first.
+        The images are its first floating-point tensor of 3 to 5 dimensions. The labels are a tensor with as many rows, integers
+        [N] before anything else. Where fields have names, one that is called so goes first.
+
+        Args:
+            batch: what a loader gives.
+            size: how many images to take at most.
+            with_batch: keep the rest of the batch, too, cut to as many rows.
 
         Raises:
             NoProbe: if there is no image in it.
         """
         leaves = list(_leaves(batch))
-        images = _best(leaves, IMAGE_NAMES, lambda t: t.is_floating_point() and 3 <= t.ndim <= 5)
+        images = next(iter(_ranked(leaves, IMAGE_NAMES, lambda t: t.is_floating_point() and 3 <= t.ndim <= 5)), None)
         if images is None or not len(images):
             found = ", ".join(f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}" for _, t in leaves) or "no tensor"
             raise NoProbe(
@@ -50,8 +93,19 @@ class Probe:
                 "[N, C, H, W], as the module's forward takes them. Pass them yourself: FullGradMonitor(probe=(images, labels))"
             )
         n = len(images)
-        labels = _best(leaves, LABEL_NAMES, lambda t: _is_integer(t) and t.shape in ((n,), (n, 1)))
-        return cls(images[:size].detach().clone(), None if labels is None else labels[:size].detach().flatten().clone())
+
+        def cut(tensor: Tensor) -> Tensor:
+            return (tensor[:size] if tensor.ndim and len(tensor) == n else tensor).detach().clone()
+
+        rest = [(name, tensor) for name, tensor in leaves if tensor is not images]
+        labels = [cut(t).flatten() if t.shape == (n, 1) else cut(t) for t in _ranked(rest, LABEL_NAMES, lambda t: _has_rows(t, n))]
+        probe = cls(cut(images), labels[0] if labels else None, tuple(labels[1:]))
+        if not with_batch:
+            return probe
+        tensors: list[Tensor] = []
+        apply_to_collection(batch, Tensor, tensors.append)
+        place = next(i for i, tensor in enumerate(tensors) if tensor is images)
+        return replace(probe, batch=apply_to_collection(batch, Tensor, cut), place=place)
 
     @classmethod
     def given(cls, probe: Tensor | Sequence[Tensor]) -> Probe:
@@ -63,13 +117,14 @@ class Probe:
         images, labels = (probe, None) if isinstance(probe, Tensor) else probe if len(probe) == 2 else (None, None)
         if not isinstance(images, Tensor) or not images.is_floating_point() or not 3 <= images.ndim <= 5 or not len(images):
             raise NoProbe("probe must be images, a floating-point tensor [N, C, *S] with at least one of them, or (images, labels)")
-        if labels is not None and not (isinstance(labels, Tensor) and _is_integer(labels) and labels.shape == images.shape[:1]):
-            raise NoProbe(f"the probe's labels must be a tensor of {len(images)} integers, one for each image")
-        return cls(images.detach().clone(), None if labels is None else labels.detach().clone())
+        if labels is not None and not (isinstance(labels, Tensor) and labels.ndim and len(labels) == len(images)):
+            raise NoProbe(f"the probe's labels must be a tensor with a row for each of {len(images)} images")
+        images, labels = images.detach().clone(), None if labels is None else labels.detach().clone()
+        return cls(images, labels, batch=images if labels is None else (images, labels))
 
 
 IMAGE_NAMES = ("image", "images", "img", "pixel_values", "input", "inputs", "x")
-LABEL_NAMES = ("label", "labels", "target", "targets", "class", "y")
+LABEL_NAMES = ("label", "labels", "target", "targets", "class", "mask", "masks", "y")
 """What the fields of a batch that has names are called, before any other field that fits."""
 
 
@@ -81,79 +136,25 @@ def _leaves(batch: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
         for key, value in batch.items():
             yield from _leaves(value, str(key))
     elif isinstance(batch, (tuple, list)):
-        for value in batch:
-            yield from _leaves(value, name)
+        names = getattr(batch, "_fields", [name] * len(batch))
+        for field, value in zip(names, batch, strict=True):
+            yield from _leaves(value, field)
     elif is_dataclass(batch):
         for field in fields(batch):
             yield from _leaves(getattr(batch, field.name), field.name)
 
 
-def _best(leaves: list[tuple[str, Tensor]], names: Sequence[str], fits: Callable[[Tensor], bool]) -> Tensor | None:
-    """The first tensor that fits and has one of the names, else the first that fits."""
-    fitting = [(name.lower(), tensor) for name, tensor in leaves if fits(tensor)]
-    named = [tensor for name, tensor in fitting if name in names]
-    return next(iter([*named, *(tensor for _, tensor in fitting)]), None)
+def _ranked(leaves: list[tuple[str, Tensor]], names: Sequence[str], fits: Callable[[Tensor], bool]) -> list[Tensor]:
+    """The tensors that fit: those with one of the names first, and of these and the others plain classes [N] first."""
+    fitting = [(name.lower() in names, tensor) for name, tensor in leaves if fits(tensor)]
+    return [tensor for _, tensor in sorted(fitting, key=lambda leaf: (not leaf[0], not _is_classes(leaf[1])))]
 
 
-def _is_integer(tensor: Tensor) -> bool:
-    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype is torch.bool)
+def _has_rows(tensor: Tensor, n: int) -> bool:
+    return tensor.ndim > 0 and len(tensor) == n and not tensor.is_complex()
 
 
-def reads_by_index(loader: Any) -> bool:
-    """Whether samples can be fetched from the loader's data set without reading from the loader itself."""
-    if not isinstance(loader, DataLoader) or loader.batch_sampler is None:  # without one, the data set gives whole batches
-        return False
-    return isinstance(loader.dataset, Sized) and not isinstance(loader.dataset, IterableDataset)
-
-
-def probe_of_loader(loader: DataLoader[Any], size: int, trainer: Trainer, module: LightningModule) -> Probe:
-    """A probe from the data set of a loader that `reads_by_index`, so that neither its sampler nor its workers notice.
-
-    Samples evenly spread over the data set are collated as the loader would, then moved and transformed as a validation batch.
-
-    Raises:
-        NoProbe: if the data set is empty or its batches hold no images.
-    """
-    dataset: Any = loader.dataset
-    if not len(dataset):
-        raise NoProbe("the data set to look at is empty; pass images yourself: FullGradMonitor(probe=(images, labels))")
-    count = min(size, len(dataset))
-    batch = loader.collate_fn([dataset[i * (len(dataset) - 1) // max(count - 1, 1)] for i in range(count)])
-    with _validating(trainer):
-        batch = trainer.strategy.batch_to_device(batch, module.device, dataloader_idx=0)
-    return Probe.of_batch(batch, size)
-
-
-def validation_loader(trainer: Trainer) -> Any:
-    """The first validation loader of a fit, None if there is none.
-
-    Where Lightning has not loaded it yet (no sanity check), its source is asked for another: nothing public leads there.
-    """
-    source = trainer.fit_loop.epoch_loop.val_loop._data_source
-    if not trainer.limit_val_batches or not source.is_defined():
-        return None
-    loaded = trainer.val_dataloaders
-    return _first(source.dataloader() if loaded is None else loaded)
-
-
-def training_loader(trainer: Trainer) -> Any:
-    """The first training loader of a fit."""
-    return _first(trainer.train_dataloader)
-
-
-@contextmanager
-def _validating(trainer: Trainer) -> Iterator[None]:
-    """Batch transforms that ask which stage it is apply what they apply to validation data."""
-    stage = trainer.state.stage
-    trainer.state.stage = RunningStage.VALIDATING
-    try:
-        yield
-    finally:
-        trainer.state.stage = stage
-
-
-def _first(loaders: Any) -> Any:
-    """The first of one or several loaders, however they are nested."""
-    while isinstance(loaders, (list, tuple, dict)):
-        loaders = next(iter(loaders.values() if isinstance(loaders, dict) else loaders), None)
-    return loaders
+def _is_classes(tensor: Tensor) -> bool:
+    """Whether it is [N] or [N, 1] integers."""
+    is_integer = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype is torch.bool)
+    return is_integer and (tensor.ndim == 1 or (tensor.ndim == 2 and tensor.shape[1] == 1))

@@ -1,32 +1,41 @@
-"""The film strip: a row per image, a column per epoch."""
+"""The film strip: a row per image, a column per look."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
-from fg_lightning.visualization.overlay import RGB, displayed, enlarged, overlay
+from fg_lightning.visualization.mounted import mounted
+from fg_lightning.visualization.overlay import RGB, Normalization, displayed, enlarged, overlaid
 
-GAP = 6
-"""Pixels between two frames."""
+LARGEST_SIDE = 224
+"""Larger frames are reduced: a strip is looked at as a whole."""
 
 
 def film_strip(
-    images: Tensor, looks: Sequence[tuple[str, Tensor]], *, row_names: Sequence[str] | None = None, max_columns: int = 24
-) -> Figure:
+    images: Tensor,
+    looks: Sequence[tuple[str, Tensor]],
+    *,
+    row_names: Sequence[str] = (),
+    captions: Sequence[Sequence[str]] = (),
+    normalization: Normalization | None = None,
+    max_columns: int = 24,
+) -> Image.Image:
     """Draws how the maps of some images changed.
 
     Args:
         images: [N, C, H, W], in whatever units the model takes.
         looks: a title and the maps [N, 1, H, W] for every moment, in order.
         row_names: what stands beside each row, such as the label.
+        captions: for every moment what stands below each of its N frames, such as the prediction.
+        normalization: of the images, undone where it fits.
         max_columns: of more moments than this, as many evenly spaced ones are shown, the first and the last among them.
 
     Returns:
-        A matplotlib figure: the image itself, then one overlay for every moment.
+        A picture: the image itself, then one overlay for every moment.
 
     Raises:
         ValueError: if there is nothing to show, or a moment has not one map for every image.
@@ -35,35 +44,32 @@ def film_strip(
         raise ValueError("a film strip needs at least one image and one moment")
     if any(len(maps) != len(images) for _, maps in looks):
         raise ValueError(f"every moment must have {len(images)} maps, one for each image")
-    if len(looks) > max_columns:
-        looks = [looks[i] for i in np.linspace(0, len(looks) - 1, max_columns).round().astype(int)]
-    rows = [[enlarged(displayed(image)), *(overlay(image, maps[i]) for _, maps in looks)] for i, image in enumerate(images)]
-    canvas, tops, lefts = _mounted(rows)
-    height, width = rows[0][0].shape[:2]
-
-    dpi = 100
-    lines = max(title.count("\n") for title, _ in looks) + 1
-    margin_left, margin_top = (90 if row_names else 12), 16 + 16 * lines
-    size = ((canvas.shape[1] + margin_left + 12) / dpi, (canvas.shape[0] + margin_top + 12) / dpi)
-    figure = Figure(figsize=size, dpi=dpi, facecolor="white")
-    box = (margin_left / dpi / size[0], 12 / dpi / size[1], canvas.shape[1] / dpi / size[0], canvas.shape[0] / dpi / size[1])
-    axes = figure.add_axes(box)
-    axes.imshow(canvas, interpolation="nearest", aspect="auto")
-    axes.xaxis.tick_top()
-    axes.set_xticks([left + width / 2 for left in lefts], ["image", *(title for title, _ in looks)])
-    axes.set_yticks([top + height / 2 for top in tops] if row_names else [], row_names or [])
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    return figure
+    chosen = evenly_spaced(len(looks), max_columns)
+    pictures = [displayed(image, normalization) for image in images]
+    return mounted(
+        [
+            [_frame(enlarged(picture)), *(_frame(overlaid(picture, looks[k][1][i])) for k in chosen)]
+            for i, picture in enumerate(pictures)
+        ],
+        column_names=["image", *(looks[k][0] for k in chosen)],
+        row_names=row_names,
+        captions=[["", *(captions[k][i] for k in chosen)] for i in range(len(images))] if captions else (),
+        is_signed=any(bool((maps < 0).any()) for _, maps in looks),
+    )
 
 
-def _mounted(rows: list[list[RGB]]) -> tuple[RGB, list[int], list[int]]:
-    """All frames on one white canvas, and where their rows and columns begin."""
-    height, width = rows[0][0].shape[:2]
-    tops = [i * (height + GAP) for i in range(len(rows))]
-    lefts = [j * (width + GAP) for j in range(len(rows[0]))]
-    canvas = np.full((tops[-1] + height, lefts[-1] + width, 3), 255, dtype=np.uint8)
-    for top, row in zip(tops, rows, strict=True):
-        for left, frame in zip(lefts, row, strict=True):
-            canvas[top : top + height, left : left + width] = frame
-    return canvas, tops, lefts
+def evenly_spaced(count: int, at_most: int) -> list[int]:
+    """Which of `count` things to show where there is room for so many, the first and the last among them."""
+    if count <= at_most:
+        return list(range(count))
+    return np.linspace(0, count - 1, at_most).round().astype(int).tolist()
+
+
+def _frame(picture: RGB) -> RGB:
+    height, width = picture.shape[:2]
+    scale = LARGEST_SIDE / max(height, width)
+    if scale >= 1:
+        return picture
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    rgb: RGB = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BOX))
+    return rgb

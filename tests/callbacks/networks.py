@@ -1,12 +1,24 @@
 """Small networks and data for real Trainer runs."""
 
 import lightning.pytorch as pl
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 CLASSES = 3
+
+LIGHTNINGS_OWN = [
+    # Lightning's advice on runs as small as these, and its own use of torch and wandb
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no"),
+    pytest.mark.filterwarnings("ignore:Your `val_dataloader`'s sampler has shuffling enabled"),
+    pytest.mark.filterwarnings("ignore:You requested to overfit but enabled"),
+    pytest.mark.filterwarnings("ignore:Total length of .* is zero"),
+    pytest.mark.filterwarnings("ignore:.*isinstance\\(treespec, LeafSpec\\)"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:lightning"),
+]
 
 
 def images_and_labels(n, seed=0, size=8):
@@ -39,7 +51,7 @@ class Classifier(pl.LightningModule):
     def training_step(self, batch, batch_idx):
         return F.cross_entropy(self(batch[0]), batch[1])
 
-    def validation_step(self, batch, batch_idx):
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
         self.log("val_loss", F.cross_entropy(self(batch[0]), batch[1]))
 
     def configure_optimizers(self):
@@ -56,3 +68,12 @@ def trainer(folder, *callbacks, logger=False, max_epochs=2, **options):
         callbacks=list(callbacks),
         **quiet | options,
     )
+
+
+def fit(folder, monitor, module=None, train=None, val=None, **options):
+    """A short training, the same each time."""
+    pl.seed_everything(1, verbose=False)
+    run = trainer(folder, monitor, **options)
+    module = module or Classifier()
+    run.fit(module, loader(seed=1, shuffle=True) if train is None else train, loader(16, seed=2) if val is None else val)
+    return module, run

@@ -1,107 +1,44 @@
 """The monitor in real Trainer runs, read back from what it left."""
 
-import csv
+import inspect
 import warnings
-from dataclasses import dataclass
 
 import lightning.pytorch as pl
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.loggers import CSVLogger, WandbLogger
-from matplotlib.image import imread
-from networks import Classifier, images_and_labels, loader, trainer
-from offline_wandb import history, media_folder
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, TensorDataset
+from lightning.pytorch.loggers import CSVLogger
+from networks import LIGHTNINGS_OWN, Classifier, fit, images_and_labels, loader, trainer
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from torchvision.transforms import Normalize
 
 from fg_lightning import FullGrad, FullGradMonitor, full_gradients
+from fg_lightning.callbacks.history import History
+from fg_lightning.visualization import displayed
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no"),
-    pytest.mark.filterwarnings("ignore:Your `val_dataloader`'s sampler has shuffling enabled"),
-    pytest.mark.filterwarnings("ignore:Total length of .* is zero"),
-    # Lightning's own use of torch and wandb
-    pytest.mark.filterwarnings("ignore:.*isinstance\\(treespec, LeafSpec\\)"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:lightning"),
-]
+pytestmark = LIGHTNINGS_OWN
 
 
-def fit(folder, monitor, module=None, train=None, val=None, **options):
-    pl.seed_everything(1, verbose=False)
-    run = trainer(folder, monitor, **options) if monitor else trainer(folder, **options)
-    module = module or Classifier()
-    train, val = loader(seed=1, shuffle=True) if train is None else train, loader(16, seed=2) if val is None else val
-    run.fit(module, train, val)
-    return module, run
-
-
-def rows(folder):
-    (path,) = folder.rglob("history.csv")
-    with path.open() as file:
-        return list(csv.DictReader(file))
-
-
-# --- what it logs
-
-
-def test_wandb_gets_images_and_numbers_of_every_look_at_lightnings_global_step(tmp_path):
-    monitor = FullGradMonitor(num_samples=4)
-    _, run = fit(tmp_path, monitor, logger=WandbLogger(save_dir=tmp_path, offline=True))
-    run.logger.experiment.finish()
-
-    looks = [row for row in history(tmp_path) if "fullgrad/saliency" in row]
-    assert [row["trainer/global_step"] for row in looks] == [0, 3, 6]
-    for row, look in zip(looks, monitor.history.looks, strict=True):
-        assert row["fullgrad/completeness_error"] == pytest.approx(look.numbers["fullgrad/completeness_error"])
-        assert row["fullgrad/completeness_error_max"] < 1e-4  # float32
-        shares = [row[f"fullgrad/{kind}_share"] for kind in ("input", "bias", "implicit")]
-        assert sum(shares) == pytest.approx(1, abs=1e-4)  # float32
-        assert ("fullgrad/drift" in row) == (look.epoch > 0)
-        pictures = row["fullgrad/saliency"]["filenames"]
-        assert len(pictures) == 4
-        for picture in pictures:
-            assert imread(media_folder(tmp_path) / picture).shape[:2] == (112, 112)
-    assert looks[0]["fullgrad/saliency"]["captions"][0].startswith("untrained, class ")
+def epochs_of(monitor):
+    return [look.epoch for look in monitor.history.looks]
 
 
 def test_the_logged_maps_are_those_of_the_network_at_that_moment(tmp_path):
     monitor = FullGradMonitor(num_samples=4)
     module, _ = fit(tmp_path, monitor)
-    probe, last = monitor.history.probe, monitor.history.looks[-1]
+    probe, last = monitor.probe, monitor.history.looks[-1]
     expected = FullGrad(module).attribute(probe.images, probe.labels)
-    assert torch.equal(last.maps, expected)
+    assert torch.equal(monitor.history.last_maps, expected)
     error = full_gradients(module, probe.images, probe.labels).completeness_error.mean()
     assert last.numbers["fullgrad/completeness_error"] == pytest.approx(float(error))
 
 
-def test_csv_maps_strip_and_png_where_there_is_no_logger(tmp_path):
-    monitor = FullGradMonitor(num_samples=4)
-    fit(tmp_path, monitor)
-    folder = tmp_path / "fullgrad" / "version_0"
-    assert [(row["epoch"], row["step"]) for row in rows(tmp_path)] == [("0", "0"), ("1", "3"), ("2", "6")]
-    stored = np.load(folder / "maps" / "epoch_0002.npy")
-    # float16 keeps 11 bits
-    assert torch.allclose(torch.from_numpy(stored).float(), monitor.history.looks[-1].maps, rtol=1e-3)
-    assert imread(folder / "saliency" / "epoch_0002.png").shape[:2] == (112, 4 * 112)
-    assert imread(folder / "film_strip.png").shape[0] > 4 * 112
-    fit(tmp_path, FullGradMonitor(num_samples=4))
-    assert len(rows(tmp_path / "fullgrad" / "version_1")) == 3
-
-
-def test_a_logger_without_images_gets_the_numbers_and_the_images_go_to_disk(tmp_path):
-    fit(tmp_path, FullGradMonitor(num_samples=2), logger=CSVLogger(tmp_path, name="run"))
-    with (tmp_path / "run" / "version_0" / "metrics.csv").open() as file:
-        logged = [row for row in csv.DictReader(file) if row["fullgrad/completeness_error"]]
-    assert [row["step"] for row in logged] == ["0", "3", "6"]
-    assert (tmp_path / "run" / "version_0" / "fullgrad" / "saliency" / "epoch_0001.png").exists()
-
-
-@pytest.mark.parametrize(("every", "epochs"), [(1, [0, 1, 2, 3, 4]), (2, [0, 2, 4]), (3, [0, 3])])
-def test_it_looks_at_the_untrained_net_and_after_every_nth_epoch(tmp_path, every, epochs):
-    fit(tmp_path, FullGradMonitor(every_n_epochs=every, num_samples=2), max_epochs=4)
-    assert [int(row["epoch"]) for row in rows(tmp_path)] == epochs
+@pytest.mark.parametrize(("every", "epochs"), [(1, [0, 1, 2, 3, 4]), (2, [0, 2, 4]), (3, [0, 3, 4])])
+def test_it_looks_at_the_untrained_net_after_every_nth_epoch_and_at_the_end(tmp_path, every, epochs):
+    monitor = FullGradMonitor(every_n_epochs=every, num_samples=2)
+    fit(tmp_path, monitor, max_epochs=4)
+    assert epochs_of(monitor) == epochs
 
 
 def test_nothing_is_looked_at_in_the_sanity_check_and_the_first_look_is_at_the_initial_weights(tmp_path):
@@ -113,46 +50,7 @@ def test_nothing_is_looked_at_in_the_sanity_check_and_the_first_look_is_at_the_i
     trainer(tmp_path, monitor, num_sanity_val_steps=2).fit(module, loader(seed=1), loader(16, seed=2))
     first = monitor.history.looks[0]
     assert (first.epoch, first.step) == (0, 0)
-    assert torch.equal(first.maps, FullGrad(untrained).attribute(monitor.history.probe.images, monitor.history.probe.labels))
-
-
-# --- training is not disturbed
-
-
-def weights_after(folder, monitor, seed=1, **options):
-    pl.seed_everything(seed, verbose=False)
-    module = Classifier()
-    data = options.pop("data", {"num_workers": 0})
-    fit(folder, monitor, module, loader(seed=1, shuffle=True, **data), loader(16, seed=2, shuffle=True), **options)
-    return module.state_dict()
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"num_sanity_val_steps": 0},
-        {"precision": "bf16-mixed"},
-        {"data": {"num_workers": 2}},
-        {"accumulate_grad_batches": 2},
-        {"logger": "wandb"},
-    ],
-    ids=str,
-)
-def test_weights_are_bit_identical_with_and_without_the_monitor(tmp_path, options):
-    states = []
-    for monitor in (None, FullGradMonitor(num_samples=4, strict=True)):
-        chosen = dict(options)
-        if chosen.get("logger") == "wandb":
-            chosen["logger"] = WandbLogger(save_dir=tmp_path / str(len(states)), offline=True)
-        states.append(weights_after(tmp_path, monitor, **chosen))
-        if "logger" in chosen:
-            chosen["logger"].experiment.finish()
-    assert len(monitor.history.looks) == 3
-    for name, without in states[0].items():
-        assert torch.equal(without, states[1][name]), name
-    chosen.pop("logger", None)
-    assert not torch.equal(states[0]["head.2.weight"], weights_after(tmp_path, None, seed=2, **chosen)["head.2.weight"])
+    assert torch.equal(monitor.history.first_maps, FullGrad(untrained).attribute(monitor.probe.images, monitor.probe.labels))
 
 
 def test_flags_gradients_and_hooks_are_as_lightning_left_them(tmp_path):
@@ -189,166 +87,23 @@ def test_the_decomposition_works_inside_lightnings_inference_mode_validation(tmp
     assert max(errors) < 1e-4  # float32
 
 
-# --- the probe
-
-
-@dataclass
-class Batch:
-    picture: torch.Tensor
-    kind: torch.Tensor
-
-
-def collated(kind):
-    def collate(samples):
-        images, labels = (torch.stack(column) for column in zip(*samples, strict=True))
-        return {
-            "tuple": (images, labels),
-            "list": [images, labels],
-            "dict": {"label": labels, "image": images},
-            "nested": {"meta": [labels], "inputs": (images,)},
-            "dataclass": Batch(images, labels),
-        }[kind]
-
-    return collate
-
-
-@pytest.mark.parametrize("kind", ["tuple", "list", "dict", "nested", "dataclass"])
-def test_the_probe_is_read_from_any_kind_of_batch(tmp_path, kind):
-    class Any(Classifier):
-        def training_step(self, batch, batch_idx):
-            return self(torch.zeros(2, 1, 8, 8)).sum()
-
-        def validation_step(self, batch, batch_idx):
-            pass
-
-    monitor = FullGradMonitor(num_samples=4, strict=True)
-    fit(tmp_path, monitor, Any(), val=loader(16, seed=2, collate_fn=collated(kind)), max_epochs=1)
-    images, labels = images_and_labels(16, seed=2)
-    spread = [0, 5, 10, 15]
-    assert torch.equal(monitor.history.probe.images, images[spread])
-    assert torch.equal(monitor.history.probe.labels, labels[spread])
-
-
-class Stream(IterableDataset):
-    def __init__(self, seed):
-        self.seed = seed
-        self.opened = 0
-
-    def __iter__(self):
-        self.opened += 1
-        yield from TensorDataset(*images_and_labels(16, self.seed))
-
-
-@pytest.mark.parametrize(("sanity_steps", "epochs"), [(2, [0, 1, 2]), (0, [1, 2])])
-def test_streamed_validation_data_is_taken_as_it_comes_by(tmp_path, sanity_steps, epochs):
-    stream = Stream(seed=2)
-    monitor = FullGradMonitor(num_samples=4, strict=True)
-    fit(tmp_path, monitor, val=DataLoader(stream, 8), num_sanity_val_steps=sanity_steps)
-    assert stream.opened == (3 if sanity_steps else 2)  # Lightning's own passes
-    assert [look.epoch for look in monitor.history.looks] == epochs
-    assert torch.equal(monitor.history.probe.images, images_and_labels(16, 2)[0][:4])
-
-
-def test_fields_called_image_and_label_go_before_others_that_fit(tmp_path):
-    def collate(samples):
-        images, labels = (torch.stack(column) for column in zip(*samples, strict=True))
-        return {"index": torch.arange(len(labels)), "mask": torch.zeros_like(images), "image": images, "label": labels}
-
-    monitor = FullGradMonitor(num_samples=4, strict=True)
-    fit(tmp_path, monitor, Blind(), val=with_batches_of(collate), max_epochs=1)
-    images, labels = images_and_labels(16, seed=2)
-    assert torch.equal(monitor.history.probe.images, images[[0, 5, 10, 15]])
-    assert torch.equal(monitor.history.probe.labels, labels[[0, 5, 10, 15]])
-
-
-def test_whole_batches_from_a_batch_sampler_are_taken_as_they_come_by(tmp_path):
-    dataset = TensorDataset(*images_and_labels(16, seed=2))
-    val = DataLoader(dataset, batch_size=None, sampler=BatchSampler(SequentialSampler(dataset), 8, drop_last=False))
-    monitor = FullGradMonitor(num_samples=4, strict=True)
-    fit(tmp_path, monitor, val=val, max_epochs=1)
-    assert torch.equal(monitor.history.probe.images, images_and_labels(16, seed=2)[0][:4])
-
-
-def test_images_given_by_the_user_go_before_a_stream(tmp_path):
-    images, labels = images_and_labels(3, seed=9)
-    monitor = FullGradMonitor(probe=(images, labels), strict=True)
-    fit(tmp_path, monitor, val=DataLoader(Stream(seed=2), 8), max_epochs=1)
-    assert torch.equal(monitor.history.probe.images, images)
-
-
-def test_images_given_by_the_user_are_looked_at(tmp_path):
-    images, labels = images_and_labels(3, seed=9)
-    monitor = FullGradMonitor(probe=(images, labels), strict=True)
-    fit(tmp_path, monitor, max_epochs=1)
-    assert torch.equal(monitor.history.probe.images, images)
-    unlabelled = FullGradMonitor(probe=images, strict=True)
-    module, _ = fit(tmp_path, unlabelled, max_epochs=1)
-    last = unlabelled.history.looks[-1]
-    assert torch.equal(last.targets, module.eval()(images).argmax(1))
-
-
-def test_without_validation_data_it_looks_at_training_data_and_says_so(tmp_path):
-    monitor = FullGradMonitor(num_samples=2)
-    with pytest.warns(UserWarning, match="no validation data") as caught:
-        trainer(tmp_path, monitor).fit(Classifier(), loader(seed=1))
-    assert sum("no validation data" in str(w.message) for w in caught) == 1
-    assert [look.epoch for look in monitor.history.looks] == [0, 1, 2]
-    with pytest.raises(ValueError, match="no validation data"):
-        trainer(tmp_path, FullGradMonitor(strict=True)).fit(Classifier(), loader(seed=1))
-
-
 # --- labels that are no classes of the output
 
 
-class Binary(Classifier):
-    """One logit, trained on labels 0 and 1."""
-
-    def forward(self, images):
-        return super().forward(images)[:, :1]
-
-    def training_step(self, batch, batch_idx):
-        return F.binary_cross_entropy_with_logits(self(batch[0]).squeeze(1), (batch[1] > 0).float())
-
-    def validation_step(self, batch, batch_idx):
-        pass
-
-
-@pytest.mark.parametrize(("module", "label"), [(Binary, 1), (Classifier, -100), (Classifier, 255)])
-def test_the_first_predictions_are_explained_where_labels_are_no_classes(tmp_path, module, label):
-    images, _ = images_and_labels(4, seed=9)
-    monitor = FullGradMonitor(probe=(images, torch.full((4,), label)))
+@pytest.mark.parametrize("label", [-100, 255])
+def test_the_first_predictions_are_explained_where_labels_are_no_classes(tmp_path, label):
+    images, labels = images_and_labels(4, seed=9)
+    labels[:3] = label
+    monitor = FullGradMonitor(probe=(images, labels))
     with pytest.warns(UserWarning, match="out of range.*predicted classes of the first look") as caught:
-        fit(tmp_path, monitor, module())
+        fit(tmp_path, monitor)
     assert sum("FullGradMonitor" in str(w.message) for w in caught) == 1
-    targets = [look.targets for look in monitor.history.looks]
-    assert len(targets) == 3
-    assert all(torch.equal(target, targets[0]) for target in targets)
+    explained = [[int(row["explained"]) for row in monitor.history.images(look)] for look in range(3)]
+    assert explained[0] == explained[1] == explained[2]
+    assert explained[0][:3] == [int(row["prediction"]) for row in monitor.history.images(0)][:3]
+    assert explained[0][3] == labels[3]
     with pytest.raises(ValueError, match="out of range"):
-        fit(tmp_path, FullGradMonitor(probe=(images, torch.full((4,), label)), strict=True), module())
-
-
-# --- how runs differ
-
-
-@pytest.mark.parametrize("options", [{"precision": "64-true"}, {"precision": "bf16-true"}, {"limit_val_batches": 0}], ids=str)
-@pytest.mark.filterwarnings("ignore:FullGradMonitor. NoProbe. there is no validation data")
-def test_it_looks_in_any_precision_and_without_validation(tmp_path, options):
-    monitor = FullGradMonitor(num_samples=2)
-    fit(tmp_path, monitor, **options)
-    assert [look.epoch for look in monitor.history.looks] == [0, 1, 2]
-
-
-@pytest.mark.parametrize(
-    "nest", [lambda val: [val, loader(4)], lambda val: {"first": val, "second": loader(4)}], ids=["list", "dict"]
-)
-def test_of_several_validation_loaders_the_first_is_looked_at(tmp_path, nest):
-    class Several(Classifier):
-        def validation_step(self, batch, batch_idx, dataloader_idx=0):
-            pass
-
-    monitor = FullGradMonitor(num_samples=4, strict=True)
-    fit(tmp_path, monitor, Several(), val=nest(loader(16, seed=2)), max_epochs=1)
-    assert torch.equal(monitor.history.probe.images, images_and_labels(16, seed=2)[0][[0, 5, 10, 15]])
+        fit(tmp_path, FullGradMonitor(probe=(images, labels), strict=True))
 
 
 def test_a_second_fit_with_the_same_logger_begins_a_new_history(tmp_path):
@@ -357,7 +112,7 @@ def test_a_second_fit_with_the_same_logger_begins_a_new_history(tmp_path):
         fit(tmp_path, monitor, logger=logger, max_epochs=1)
     folders = sorted(path.parent.name for path in tmp_path.rglob("history.csv"))
     assert folders == ["fullgrad", "fullgrad_1"]
-    assert [len(rows(tmp_path / "run" / "version_0" / name)) for name in folders] == [2, 2]
+    assert [len(History.read(tmp_path / "run" / "version_0" / name).looks) for name in folders] == [2, 2]
 
 
 def test_a_fast_dev_run_writes_nothing(tmp_path):
@@ -380,17 +135,6 @@ def test_an_interrupted_run_keeps_its_film_strip(tmp_path):
     assert [look.epoch for look in monitor.history.looks] == [0, 1]
 
 
-def test_weights_spread_over_processes_are_not_looked_at(tmp_path):
-    class FSDPStrategy(pl.strategies.SingleDeviceStrategy):
-        """Called as Lightning's, which needs a GPU."""
-
-    monitor = FullGradMonitor()
-    with pytest.warns(UserWarning, match="FSDPStrategy spreads the weights") as caught:
-        fit(tmp_path, monitor, strategy=FSDPStrategy("cpu"))
-    assert sum("FullGradMonitor" in str(w.message) for w in caught) == 1
-    assert monitor.history is None
-
-
 def test_an_untrained_head_of_zeros_has_no_shares(tmp_path):
     module = Classifier()
     torch.nn.init.zeros_(module.head[2].weight)
@@ -401,10 +145,86 @@ def test_an_untrained_head_of_zeros_has_no_shares(tmp_path):
     assert "fullgrad/input_share" in monitor.history.looks[1].numbers
 
 
+# --- what is shown
+
+
+class Named(TensorDataset):
+    """Photographs of three kinds, normalized as the transform says."""
+
+    classes = ("cat", "dog", "owl")
+
+    def __init__(self):
+        super().__init__(*images_and_labels(16, seed=2))
+        self.transform = Normalize((0.5,), (2.0,))
+
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        return self.transform(image.clamp(0, 1)), label
+
+
+def test_images_are_shown_as_they_were_and_classes_by_name(tmp_path):
+    monitor = FullGradMonitor(num_samples=4, strict=True)
+    fit(tmp_path, monitor, val=DataLoader(Named(), 8), max_epochs=1)
+    about = monitor.history.about()
+    assert about["class_names"] == ["cat", "dog", "owl"]
+    assert about["normalization"] == {"mean": [0.5], "std": [2.0]}
+    original = images_and_labels(16, seed=2)[0][5].clamp(0, 1)
+    from matplotlib.image import imread
+
+    shown = imread(monitor.history.folder / "probe" / "001.png")[..., :1]
+    assert torch.allclose(torch.from_numpy(shown).permute(2, 0, 1), original, atol=1 / 255)
+
+
+def test_what_the_user_says_goes_before_what_the_data_says(tmp_path):
+    monitor = FullGradMonitor(num_samples=4, normalization=([0.0], [1.0]), class_names=["a", "b", "c"], strict=True)
+    fit(tmp_path, monitor, val=DataLoader(Named(), 8), max_epochs=1)
+    about = monitor.history.about()
+    assert about["class_names"] == ["a", "b", "c"]
+    assert about["normalization"] == {"mean": [0.0], "std": [1.0]}
+
+
+def test_without_a_normalization_images_are_shown_by_their_own_range(tmp_path):
+    monitor = FullGradMonitor(num_samples=4, strict=True)
+    fit(tmp_path, monitor, max_epochs=1)
+    assert monitor.history.about()["normalization"] is None
+    picture = displayed(monitor.probe.images[0])
+    assert (picture.min(), picture.max()) == (0, 255)
+
+
+@pytest.mark.parametrize("shape", [(2, 40), (1, 4, 6, 8)], ids=["signals", "volumes"])
+def test_signals_and_volumes_are_drawn_too(tmp_path, shape):
+    class Any(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            axes = len(shape) - 1
+            convolution = {1: nn.Conv1d, 3: nn.Conv3d}[axes](shape[0], 4, 3, padding=1)
+            self.net = nn.Sequential(convolution, nn.ReLU(), nn.Flatten(), nn.LazyLinear(3))
+            self.net(torch.zeros(1, *shape))
+
+        def forward(self, x):
+            return self.net(x)
+
+        def training_step(self, batch, batch_idx):
+            return F.cross_entropy(self(batch[0]), batch[1])
+
+        def validation_step(self, batch, batch_idx):
+            pass
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    data = DataLoader(TensorDataset(torch.rand(8, *shape), torch.randint(3, (8,))), 4)
+    monitor = FullGradMonitor(num_samples=2, strict=True)
+    fit(tmp_path, monitor, Any(), data, data, max_epochs=1)
+    assert monitor.history.maps(-1).shape == (2, 1, *shape[1:])
+    for name in ("film_strip.png", "saliency/epoch_0001.png", "probe/001.png"):
+        assert (monitor.history.folder / name).stat().st_size > 100
+
+
 # --- what goes wrong is said once, and training goes on
 
 
-class NoForward(Classifier):
+class Raising(Classifier):
     def forward(self, images):
         raise RuntimeError("this module is called otherwise")
 
@@ -413,6 +233,23 @@ class NoForward(Classifier):
 
     def validation_step(self, batch, batch_idx):
         pass
+
+
+class Routed(pl.LightningModule):
+    """No forward, and more than one network that could be it."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder = nn.Sequential(nn.Flatten(), nn.Linear(64, 64)), nn.Linear(64, 3)
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self.decoder(self.encoder(batch[0])), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
 
 
 class NotANumber(Classifier):
@@ -433,7 +270,8 @@ class Blind(Classifier):
 @pytest.mark.parametrize(
     ("module", "val", "reason"),
     [
-        (NoForward, loader(16), "called otherwise"),
+        (Raising, loader(16), "called otherwise"),
+        (Routed, loader(16), "has no forward, and the networks in it are encoder, decoder; say how it is called"),
         (NotANumber, loader(16), "not finite for samples"),
         (Blind, with_batches_of(lambda samples: torch.stack([label for _, label in samples])), "found no images in a batch"),
         (Blind, with_batches_of(lambda samples: "no tensor at all"), "found no images in a batch of type str"),
@@ -459,13 +297,39 @@ def test_a_fault_warns_once_and_training_goes_on(tmp_path, module, val, reason):
         ({"every_n_epochs": 0}, "every_n_epochs must be at least 1"),
         ({"num_samples": 0}, "num_samples must be at least 1"),
         ({"psi": "squared"}, "psi must be one of absolute, positive, signed"),
+        ({"every_n_epochs": 1.5}, "every_n_epochs must be at least 1, an integer, not 1.5"),
+        ({"num_samples": True}, "num_samples must be at least 1, an integer, not True"),
+        ({"normalization": (0.5, 0.5)}, r"normalization must be \(mean, std\)"),
+        ({"normalization": ([0.5], [0.5, 0.5])}, "a mean and a std for each channel, not 1 and 2"),
+        ({"normalization": ([0.5], [0.0])}, "must not be zero"),
         ({"probe": torch.zeros(3)}, "probe must be images"),
         ({"probe": torch.zeros(2, 1, 8, 8, dtype=torch.uint8)}, "probe must be images"),
         ({"probe": []}, "probe must be images"),
-        ({"probe": (torch.zeros(2, 1, 8, 8), torch.zeros(3).long())}, "labels must be a tensor of 2 integers"),
-        ({"probe": (torch.zeros(2, 1, 8, 8), torch.zeros(2))}, "labels must be a tensor of 2 integers"),
+        ({"probe": (torch.zeros(2, 1, 8, 8), torch.zeros(3).long())}, "a row for each of 2 images"),
+        ({"probe": (torch.zeros(2, 1, 8, 8), [0, 1])}, "a row for each of 2 images"),
     ],
 )
 def test_bad_arguments_are_refused_at_once(arguments, reason):
     with pytest.raises(ValueError, match=reason):
         FullGradMonitor(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"target": "cat"}, "target must be a class, a list of them or a function of the output, not 'cat'"),
+        ({"target": True}, "target must be a class"),
+        ({"forward": "call"}, "forward must be a function of the module and a batch"),
+        ({"class_names": "cat"}, "class_names must be a list of names"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused_at_once(arguments, reason):
+    with pytest.raises(TypeError, match=reason):
+        FullGradMonitor(**arguments)
+
+
+def test_it_keeps_its_word_on_the_arguments_of_its_configuration():
+    """What callbacks/*.yaml and FG_LIGHTNING may name."""
+    assert list(inspect.signature(FullGradMonitor).parameters) == [
+        *("every_n_epochs", "num_samples", "probe", "target", "forward", "psi", "normalization", "class_names", "strict"),
+    ]

@@ -1,0 +1,77 @@
+"""Attaches a monitor to a script that knows nothing of it: FG_LIGHTNING=1 python train.py
+
+Lightning calls `monitors` for every Trainer, through the entry point group `lightning.pytorch.callbacks_factory`.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fg_lightning.callbacks.fullgrad_monitor import FullGradMonitor
+
+VARIABLE = "FG_LIGHTNING"
+OFF = ("", "0", "false", "off", "no")
+ON = ("1", "true", "on", "yes")
+
+
+def monitors() -> list[FullGradMonitor]:
+    """A monitor, where the environment variable FG_LIGHTNING asks for one.
+
+    FG_LIGHTNING=1 takes every default; FG_LIGHTNING="every_n_epochs=5, num_samples=16, psi=signed" says otherwise, in the words of
+    `FullGradMonitor`'s arguments (but for those that no text can say: `probe` and `forward`).
+
+    Raises:
+        ValueError: if an option is none or makes no sense.
+    """
+    asked = os.environ.get(VARIABLE, "").strip()
+    if asked.lower() in OFF:
+        return []
+    from fg_lightning.callbacks.fullgrad_monitor import FullGradMonitor
+
+    try:
+        monitor = FullGradMonitor(**({} if asked.lower() in ON else _options(asked)))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{VARIABLE}={asked!r} cannot be read: {error}") from None
+    monitor.attached_by = VARIABLE
+    return [monitor]
+
+
+def _options(text: str) -> dict[str, Any]:
+    """ "every_n_epochs=5, psi=signed" as keyword arguments; a bare word is a string, or true, false, none."""
+    import ast
+    import inspect
+
+    from fg_lightning.callbacks.fullgrad_monitor import FullGradMonitor
+
+    known = [name for name in inspect.signature(FullGradMonitor).parameters if name not in ("probe", "forward")]
+    try:
+        call = ast.parse(f"options({text})", mode="eval").body
+    except SyntaxError:
+        call = None
+    if not isinstance(call, ast.Call) or call.args or any(keyword.arg is None for keyword in call.keywords):
+        raise ValueError("expected 1, or options such as every_n_epochs=5,num_samples=8")
+    options: dict[str, Any] = {}
+    for keyword in call.keywords:
+        if keyword.arg not in known:
+            raise ValueError(f"there is no option {keyword.arg}, only {', '.join(known)}")
+        if keyword.arg in options:
+            raise ValueError(f"{keyword.arg} is given twice")
+        options[keyword.arg] = _value(keyword.value)
+    return options
+
+
+def _value(node: Any) -> Any:
+    """What an option's text stands for; see `_options`."""
+    import ast
+
+    words = {"true": True, "false": False, "none": None}
+    if isinstance(node, ast.Name):
+        return words.get(node.id.lower(), node.id)
+    if isinstance(node, (ast.List, ast.Tuple)):
+        return [_value(item) for item in node.elts]
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        raise ValueError(f"{ast.unparse(node)} is no number, word or list of them") from None

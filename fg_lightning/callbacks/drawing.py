@@ -1,0 +1,148 @@
+"""What a person sees of a look, for whatever shows it, and of the whole run at its end."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from fg_lightning.callbacks.history import History
+from fg_lightning.callbacks.look import Findings, Look
+from fg_lightning.loggers import Pictures
+from fg_lightning.visualization.depth import depth_map
+from fg_lightning.visualization.film_strip import evenly_spaced, film_strip
+from fg_lightning.visualization.overlay import RGB, Normalization, enlarged, overlaid
+
+BAND = 32
+"""How many pixels high a signal is drawn, which has no height."""
+
+MOST_COLUMNS = 24
+"""Looks in a film strip."""
+
+
+@dataclass(frozen=True)
+class Artist:
+    """Draws what is found of one probe.
+
+    Attributes:
+        images: the probe's, [N, C, *S], as the model takes them.
+        pictures_of_images: the same as a person sees them, [H, W, 3] in 0..255.
+        labels: of the images, as they came with them.
+        normalization: what was undone for the pictures.
+        class_names: of the classes, None where they have none.
+    """
+
+    images: Tensor
+    pictures_of_images: Sequence[RGB]
+    labels: Tensor | None = None
+    normalization: Normalization | None = None
+    class_names: Sequence[str] | None = None
+
+    def named(self, answer: float | None) -> str:
+        """A class by its name, another number as it is."""
+        if answer is None:
+            return ""
+        if isinstance(answer, float):
+            return f"{answer:.4g}"
+        return self.class_names[answer] if self.class_names and 0 <= answer < len(self.class_names) else f"class {answer}"
+
+    def caption(self, label: float | None, explained: float | None, predicted: float | None, confidence: float | None) -> str:
+        """What is explained, and below it what the network says of the image."""
+        of = self.named(label if explained is None else explained)
+        if None not in (label, explained) and label != explained:
+            of = f"{of} (label {self.named(label)})"
+        says = "" if predicted is None else f"→ {self.answer(predicted, confidence)}"
+        return "\n".join(line for line in (of, says) if line)
+
+    def pictures(self, look: Look, findings: Findings) -> Pictures:
+        """Overlays, captions and the rows of a table."""
+        n, answers = len(self.pictures_of_images), findings.answers
+        columns = [_values(v, n) for v in (self.labels, answers.explained, answers.predicted, answers.confidence)]
+        label, explained, prediction = ([self.named(value) for value in column] for column in columns[:3])
+        return Pictures(
+            key="fullgrad/saliency",
+            title=look.title,
+            overlays=[overlaid(p, m) for p, m in zip(self.pictures_of_images, planar(findings.maps), strict=True)],
+            captions=[self.caption(*of_image) for of_image in zip(*columns, strict=True)],
+            table_key="fullgrad/table",
+            table={
+                "image": [enlarged(picture) for picture in self.pictures_of_images],
+                "number": list(range(n)),
+                "epoch": [look.epoch] * n,
+                "step": [look.step] * n,
+                "label": label,
+                "explained": explained,
+                "prediction": prediction,
+                **({} if answers.confidence is None else {"confidence": columns[3]}),
+                "completeness_error": findings.terms["completeness_error"].tolist(),
+            },
+            is_signed=bool((findings.maps < 0).any()),
+        )
+
+    def film_strip(self, history: History) -> Image.Image:
+        """A row per image, a column per look, of those whose maps there are.
+
+        Raises:
+            ValueError: if there are none.
+        """
+        rows = _by_look(history.images())
+        chosen = [list(rows)[i] for i in evenly_spaced(len(rows), MOST_COLUMNS)]
+        return film_strip(
+            planar(self.images),
+            [(history.looks[index].title, planar(history.maps(index))) for index in chosen],
+            row_names=[self.named(label) for label in _values(self.labels, len(self.pictures_of_images))],
+            captions=[[self.answer(_number(row["prediction"]), _number(row["confidence"])) for row in rows[i]] for i in chosen],
+            normalization=self.normalization,
+        )
+
+    def answer(self, predicted: float | None, confidence: float | None) -> str:
+        """What the network says of an image, and how surely."""
+        return self.named(predicted) if confidence is None else f"{self.named(predicted)} {confidence:.0%}"
+
+
+def bias_terms(history: History) -> Image.Image:
+    """What share of the output the biases of each module explain, look by look.
+
+    Raises:
+        ValueError: if there are no looks.
+    """
+    rows = _by_look(history.layers())
+    modules = list(dict.fromkeys(row["module"] if row["kind"] != "input" else None for of_look in rows.values() for row in of_look))
+    shares = np.full((len(modules), len(rows)), np.nan)
+    for column, of_look in enumerate(rows.values()):
+        for row in of_look:
+            place = modules.index(row["module"] if row["kind"] != "input" else None), column
+            shares[place] = np.nansum([shares[place], float(row["share"])])
+    names = ["input" if module is None else module or "(root)" for module in modules]
+    buffer = io.BytesIO()
+    depth_map(shares, names, [history.looks[index].title for index in rows]).savefig(buffer)
+    return Image.open(buffer)
+
+
+def _by_look(rows: list[dict[str, str]]) -> dict[int, list[dict[str, str]]]:
+    found: dict[int, list[dict[str, str]]] = {}
+    for row in rows:
+        found.setdefault(int(row["look"]), []).append(row)
+    return found
+
+
+def planar(images: Tensor) -> Tensor:
+    """[N, C, *S] as [N, C, H, W]: of a volume or clip the middle slice of its first axis, of a signal a band."""
+    if images.ndim == 5:
+        return images[:, :, images.shape[2] // 2]
+    return images.unsqueeze(2).expand(-1, -1, BAND, -1) if images.ndim == 3 else images
+
+
+def _values(values: Tensor | None, count: int) -> list[Any]:
+    """One number for each image, None where it has none."""
+    return [None] * count if values is None or values.ndim != 1 else values.tolist()
+
+
+def _number(text: str) -> float | None:
+    """A cell of a table: a class as an integer."""
+    return None if not text else float(text) if not text.lstrip("-").isdigit() else int(text)

@@ -1,0 +1,34 @@
+"""Where the findings of a run go."""
+
+from __future__ import annotations
+
+import os
+from itertools import count
+from pathlib import Path
+
+from lightning.pytorch import Trainer
+
+
+def run_folder(trainer: Trainer) -> Path:
+    """`fullgrad/` beside the run's checkpoints; without a logger `fullgrad/version_0/` in the default root.
+
+    A run whose files lie elsewhere (s3://...) keeps its findings in the working folder.
+    """
+    logger, root = trainer.logger, str(trainer.default_root_dir)
+    if logger is None:
+        folder = os.path.join(root, "fullgrad", "version_0")
+    elif (log_dir := getattr(logger, "log_dir", None)) is not None:
+        folder = os.path.join(log_dir, "fullgrad")
+    else:
+        version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+        folder = os.path.join(logger.save_dir or root, str(logger.name), version, "fullgrad")
+    return Path("fullgrad", "version_0") if "://" in folder else Path(folder)
+
+
+def unused(folder: Path) -> Path:
+    """The folder, or where something lies there the first of `..._1`, `..._2`, ... in which nothing does."""
+    stem = folder.name.removesuffix("_0")
+    taken = count(1)
+    while folder.exists():
+        folder = folder.with_name(f"{stem}_{next(taken)}")
+    return folder

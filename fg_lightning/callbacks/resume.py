@@ -1,0 +1,150 @@
+"""What a checkpoint keeps of a monitor, and how a later process goes on from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fg_lightning.callbacks.folder import unused
+from fg_lightning.callbacks.history import History
+from fg_lightning.callbacks.look import Look
+from fg_lightning.callbacks.probe import Probe
+from fg_lightning.callbacks.task import TASKS, Task
+
+MOST_BYTES = 2**20
+"""Images and labels go into a checkpoint if they take no more; they also lie in the run's folder."""
+
+
+def kept(history: History, probe: Probe, task: Task, fingerprint: str, settings: dict[str, str]) -> dict[str, Any]:
+    """The state of a monitor, of tensors and plain values.
+
+    The folder, the numbers of every look, the probe's fingerprint, what is explained of it, and the images themselves where they
+    are small. Maps are not in it: they lie in the folder.
+    """
+    labels = None if probe.labels is None else _narrow(probe.labels)
+    size = sum(t.numel() * t.element_size() for t in (probe.images, labels) if t is not None)
+    return {
+        "folder": None if history.folder is None else str(history.folder.resolve()),
+        "looks": [{"epoch": look.epoch, "step": look.step, **look.numbers} for look in history.looks],
+        "fingerprint": fingerprint,
+        "settings": settings,
+        "task": type(task).__name__,
+        "images": probe.images if size <= MOST_BYTES else None,
+        "labels": labels if size <= MOST_BYTES else None,
+    }
+
+
+class ProbeChanged(ValueError):
+    """What a run looks at is not what the run looked at whose checkpoint it goes on from; the message says in what."""
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """What an earlier process left for this one.
+
+    Attributes:
+        looks: the numbers of its looks up to the checkpoint.
+        folder: where its findings lie; None where they are gone.
+        probe: what it looked at, with the labels that it explained; None where that is gone.
+        task: as it understood the network; None where the user's function says what is explained.
+        fingerprint: of its probe as it came.
+        settings: what must be the same for maps to be comparable.
+    """
+
+    looks: Sequence[Look]
+    folder: Path | None
+    probe: Probe | None
+    task: Task | None
+    fingerprint: str
+    settings: dict[str, str]
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> Resumed:
+        """From what `kept` gave."""
+        looks = [
+            Look(row["epoch"], row["step"], {key: value for key, value in row.items() if key not in ("epoch", "step")})
+            for row in state["looks"]
+        ]
+        folder = None if state["folder"] is None else Path(state["folder"])
+        written = _read(folder, state["fingerprint"])
+        probe = None
+        if state["images"] is not None:
+            labels = state["labels"]
+            probe = Probe(state["images"], labels if labels is None or labels.is_floating_point() else labels.long())
+        elif written is not None:
+            probe = written.probe()
+        task = TASKS[state["task"]]() if state["task"] in TASKS else None
+        return cls(looks, None if written is None else folder, probe, task, state["fingerprint"], state["settings"])
+
+    def probe_for(self, fresh: Probe | None, settings: dict[str, str], *, needs_fresh: bool) -> tuple[Probe | None, str | None]:
+        """What to look at on, None to begin anew, and what is not as it was.
+
+        Args:
+            fresh: the images that this run has; None where they are still to come by.
+            settings: how it looks.
+            needs_fresh: whether the kept images will not do, because the user chose others or they are not all a batch holds.
+        """
+        changed = [f"{name} was {self.settings[name]} and is {now}" for name, now in settings.items() if self.settings[name] != now]
+        if changed:
+            return None, ", ".join(changed)
+        if fresh is None:
+            return (None if needs_fresh else self.probe), None
+        if fresh.fingerprint() == self.fingerprint:
+            return (fresh if self.probe is None else replace(fresh, labels=self.probe.labels, others=())), None
+        begins_anew = needs_fresh or self.probe is None or len(fresh) != len(self.probe)
+        return (None if begins_anew else self.probe), self._difference(fresh)
+
+    def _difference(self, fresh: Probe) -> str:
+        if self.probe is None:
+            return "the images or labels are others"
+        if fresh.images.shape != self.probe.images.shape:
+            return f"the images were {list(self.probe.images.shape)} and are {list(fresh.images.shape)}"
+        others = (fresh.images != self.probe.images.to(fresh.images.dtype)).flatten(1).any(1).nonzero().flatten().tolist()
+        return f"images {', '.join(map(str, others))} are others" if others else "the labels are others"
+
+    def folder_in(self, folder: Path, is_same_run: bool) -> Path:
+        """Where to go on: where the findings lie, if that is where this run's go, too, else where none lie."""
+        goes_on = is_same_run and self.folder is not None and self.folder.parent == folder.parent.resolve()
+        return self.folder if goes_on and self.folder is not None else unused(folder)
+
+    def history(self, folder: Path | None) -> tuple[History, Sequence[Look]]:
+        """The history up to the checkpoint, and of which further looks only the numbers are left.
+
+        Args:
+            folder: where the findings of this run go; the earlier ones are copied there, unless that is where they lie.
+        """
+        if folder is None or self.folder is None:
+            return History(folder), self.looks
+        history = History.read(self.folder)
+        if self.folder.resolve() != folder.resolve():
+            history.move_to(folder)
+        # Another process may have gone on from an earlier checkpoint and written other looks behind that.
+        pairs = enumerate(zip(history.looks, self.looks, strict=False))
+        history.cut(next((i for i, (written, kept) in pairs if written != kept), len(self.looks)))
+        return history, self.looks[len(history.looks) :]
+
+
+def _read(folder: Path | None, fingerprint: str) -> History | None:
+    """The history in a folder, if it is there and of the same probe."""
+    if folder is None or not (folder / "probe.json").exists():
+        return None
+    try:
+        history = History.read(folder)
+    except (OSError, ValueError):
+        return None
+    return history if history.about().get("fingerprint") == fingerprint else None
+
+
+def _narrow(labels: Tensor) -> Tensor:
+    """Class labels in the narrowest type that holds them."""
+    if labels.is_floating_point() or labels.numel() == 0:
+        return labels
+    for kind in (torch.uint8, torch.int16, torch.int32):
+        if torch.iinfo(kind).min <= int(labels.min()) and int(labels.max()) <= torch.iinfo(kind).max:
+            return labels.to(kind)
+    return labels

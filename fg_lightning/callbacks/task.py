@@ -1,0 +1,233 @@
+"""The task: which number of the output is explained for every image, and what the network answers there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Union
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from fg_lightning.fullgrad.target import main_output
+
+MonitorTarget = Union[None, int, Sequence[int], Callable[[Any], Tensor]]
+"""What the monitor explains: None for the label, a class for all images or one for each, or a function from the output to [N]."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the network says of every image.
+
+    Attributes:
+        explained: the class whose score is explained, [N]; None where there was no choice.
+        predicted: the class it would choose or the number it gives, [N]; None where that cannot be told.
+        confidence: the probability of the predicted class, [N]; None where that cannot be told.
+    """
+
+    explained: Tensor | None = None
+    predicted: Tensor | None = None
+    confidence: Float[Tensor, " n"] | None = None
+
+
+class Task:
+    """One kind of output; this one is a number for each image, or several whose mean is explained: regression.
+
+    Labels are rows that go with the images, whatever they are, None where there are none.
+    """
+
+    def fixed(self, output: Any, labels: Tensor | None) -> Tensor | None:
+        """What stays explained, so that maps can be compared over time: the labels, and what is predicted now where none fits.
+
+        What it gave it gives again, whatever the output.
+        """
+        return labels
+
+    def explained(self, output: Any, labels: Tensor | None) -> Float[Tensor, " n"]:
+        """The numbers to explain, [N], given the labels that are `fixed`."""
+        return main_output(output).flatten(1).mean(1) if main_output(output).ndim > 1 else main_output(output)
+
+    def answers(self, output: Any, labels: Tensor | None) -> Answers:
+        """What the output says, given the labels that are `fixed`."""
+        return Answers(predicted=self.explained(output, labels))
+
+    def misfit(self, output: Any, labels: Tensor | None) -> str | None:
+        """What is wrong with the labels, None if nothing is."""
+        return None
+
+    def classes(self, output: Any) -> int | None:
+        """How many classes the output tells apart; None if none."""
+        return None
+
+
+class Binary(Task):
+    """[N] or [N, 1]: the logit of class 1."""
+
+    def answers(self, output: Any, labels: Tensor | None) -> Answers:
+        probability = self.explained(output, labels).sigmoid()
+        return Answers(None, (probability > 0.5).long(), torch.maximum(probability, 1 - probability))
+
+    def classes(self, output: Any) -> int:
+        return 2
+
+
+class Classes(Task):
+    """[N, K]: the score of the labelled class, of the first of them where there are several."""
+
+    def fixed(self, output: Any, labels: Tensor | None) -> Tensor:
+        scores = main_output(output).detach()
+        predicted = scores.argmax(1)
+        if labels is None:
+            return predicted
+        if labels.shape == scores.shape:
+            return torch.where(labels.amax(1) > 0, labels.float().argmax(1), predicted)
+        return torch.where(_in_range(labels, scores), labels.long(), predicted)
+
+    def explained(self, output: Any, labels: Tensor | None) -> Tensor:
+        return main_output(output).gather(1, self.fixed(output, labels)[:, None]).squeeze(1)
+
+    def answers(self, output: Any, labels: Tensor | None) -> Answers:
+        confidence, predicted = self.probabilities(main_output(output)).max(1)
+        return Answers(labels, predicted, confidence)
+
+    def misfit(self, output: Any, labels: Tensor | None) -> str | None:
+        scores = main_output(output)
+        if labels is None or labels.ndim != 1 or bool(_in_range(labels, scores).all()):
+            return None
+        return f"labels {labels.tolist()} are out of range: the output has shape {tuple(scores.shape)}"
+
+    def classes(self, output: Any) -> int:
+        return main_output(output).shape[1]
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """Softmax, unless the scores are probabilities already."""
+        are_probabilities = (scores >= 0).all() and torch.allclose(scores.sum(1), scores.new_ones(()), atol=1e-3)
+        return scores if are_probabilities else scores.softmax(1)
+
+
+class SeveralClasses(Classes):
+    """[N, K] where an image may have several classes."""
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        return scores.sigmoid()
+
+
+class Regions(Task):
+    """[N, K, *S]: the mean score of a class over its region of the label map.
+
+    The class is the one with the largest region but for class 0, by convention the background, or else that; a single score is
+    that of class 1. An image without the class is explained as a whole.
+    """
+
+    def fixed(self, output: Any, labels: Tensor | None) -> Tensor:
+        scores = main_output(output).detach()
+        if labels is None:
+            return _predicted_map(scores)
+        if labels.ndim == 1:
+            return labels.reshape(-1, *(1,) * (scores.ndim - 2)).expand(len(scores), *scores.shape[2:])
+        if labels.ndim == scores.ndim:
+            labels = labels.float().argmax(1) if labels.shape[1] > 1 else labels[:, 0]
+        if labels.shape[1:] == scores.shape[2:]:
+            return labels.long()
+        return F.interpolate(labels[:, None].float(), scores.shape[2:], mode="nearest-exact")[:, 0].long()
+
+    def explained(self, output: Any, labels: Tensor | None) -> Tensor:
+        scores, maps = main_output(output), self.fixed(output, labels)
+        classes = self._largest(maps, scores)
+        channel = (classes - 1 if scores.shape[1] == 1 else classes).clamp_min(0)
+        chosen = scores.gather(1, channel.reshape(-1, *(1,) * (scores.ndim - 1)).expand(-1, 1, *scores.shape[2:])).flatten(1)
+        region = (maps.flatten(1) == classes[:, None]).to(scores.dtype)
+        region = torch.where(region.any(1, keepdim=True), region, 1)
+        return (chosen * region).sum(1) / region.sum(1)
+
+    def answers(self, output: Any, labels: Tensor | None) -> Answers:
+        scores = main_output(output)
+        return Answers(self._largest(self.fixed(output, labels), scores), self._largest(_predicted_map(scores), scores))
+
+    def misfit(self, output: Any, labels: Tensor | None) -> str | None:
+        return None if labels is None or labels.ndim > 1 else Classes().misfit(output, labels)
+
+    def classes(self, output: Any) -> int:
+        return max(main_output(output).shape[1], 2)
+
+    def _largest(self, maps: Tensor, scores: Tensor) -> Tensor:
+        """The class of the largest region of each map, [N]."""
+        areas = torch.stack([(maps == k).flatten(1).sum(1) for k in range(1, max(scores.shape[1], 2))], 1)
+        return torch.where(areas.amax(1) > 0, areas.argmax(1) + 1, 0)
+
+
+class Chosen(Task):
+    """Whatever a function of the output gives, [N]."""
+
+    def __init__(self, function: Callable[[Any], Tensor]) -> None:
+        self.function = function
+
+    def explained(self, output: Any, labels: Tensor | None) -> Tensor:
+        return self.function(output)
+
+    def answers(self, output: Any, labels: Tensor | None) -> Answers:
+        return Answers()
+
+
+TASKS: dict[str, type[Task]] = {task.__name__: task for task in (Task, Binary, Classes, SeveralClasses, Regions)}
+"""By the names under which a checkpoint and `probe.json` know them."""
+
+
+def task_of(scores: Tensor, images: Tensor, candidates: Sequence[Tensor]) -> tuple[Task, int | None]:
+    """The task that an output and what may be its labels speak of, and which of the candidates are the labels.
+
+    Args:
+        scores: the model's output, [N] or [N, ...].
+        images: [N, C, *S], what it was given.
+        candidates: tensors of N rows, the likeliest first.
+    """
+    n = len(scores)
+
+    def first(fits: Callable[[Tensor], bool]) -> int | None:
+        return next((i for i, labels in enumerate(candidates) if fits(labels)), None)
+
+    if math.prod(scores.shape[1:]) == 1:
+        which = first(lambda t: t.shape == (n,))
+        return (Task() if which is None or not _is_zero_or_one(candidates[which]) else Binary()), which
+    if scores.ndim == 2:
+        return _task_of_vectors(scores, candidates, first)
+    maps = first(lambda t: t.ndim in (scores.ndim - 1, scores.ndim) and (not t.is_floating_point() or _is_zero_or_one(t)))
+    others = first(lambda t: t.ndim > 2)
+    if scores.ndim != images.ndim or (maps is None and (scores.shape == images.shape or others is not None)):
+        return Task(), others
+    return Regions(), maps
+
+
+def _task_of_vectors(
+    scores: Tensor, candidates: Sequence[Tensor], first: Callable[[Callable[[Tensor], bool]], int | None]
+) -> tuple[Task, int | None]:
+    """`task_of` an output [N, K]."""
+    n = len(scores)
+    classes = first(lambda t: t.shape == (n,) and not t.is_floating_point())
+    matrix = first(lambda t: t.shape == scores.shape)
+    if classes is not None and (matrix is None or bool(_in_range(candidates[classes], scores).any())):
+        return Classes(), classes
+    if matrix is not None:
+        labels = candidates[matrix].float()
+        if bool(((labels < 0) | (labels > 1)).any()):
+            return Task(), matrix
+        is_one_of = torch.allclose(labels.sum(1), labels.new_ones(()), atol=1e-3)
+        return (Classes() if is_one_of else SeveralClasses()), matrix
+    numbers = first(lambda t: t.is_floating_point() and t.shape == (n,))
+    return (Classes() if numbers is None else Task()), numbers
+
+
+def _in_range(labels: Tensor, scores: Tensor) -> Tensor:
+    return (labels >= 0) & (labels < scores.shape[1])
+
+
+def _is_zero_or_one(labels: Tensor) -> bool:
+    return bool(((labels == 0) | (labels == 1)).all())
+
+
+def _predicted_map(scores: Tensor) -> Tensor:
+    """[N, *S] classes of the highest score, or whether the only score speaks for its class."""
+    return (scores[:, 0] > 0).long() if scores.shape[1] == 1 else scores.argmax(1)

@@ -1,0 +1,247 @@
+"""One fit, watched: what the monitor does once it has images to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Union
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from PIL import Image
+from torch import Tensor
+
+from fg_lightning.callbacks.call import Forward
+from fg_lightning.callbacks.drawing import Artist, bias_terms, planar
+from fg_lightning.callbacks.facts import Facts
+from fg_lightning.callbacks.faults import Faults
+from fg_lightning.callbacks.folder import run_folder, unused
+from fg_lightning.callbacks.history import History
+from fg_lightning.callbacks.look import Findings, Look, Looker, numbers_of
+from fg_lightning.callbacks.probe import Probe
+from fg_lightning.callbacks.resume import ProbeChanged, Resumed, kept
+from fg_lightning.callbacks.task import MonitorTarget
+from fg_lightning.fullgrad.postprocess import Psi, find_psi
+from fg_lightning.fullgrad.target import TargetError
+from fg_lightning.loggers import log_of
+from fg_lightning.visualization.mounted import pixels
+from fg_lightning.visualization.overlay import Normalization, displayed
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to look; see `FullGradMonitor`."""
+
+    psi: Union[str, Psi] = "absolute"
+    target: MonitorTarget = None
+    forward: Forward | None = None
+    normalization: Normalization | None = None
+    class_names: Sequence[str] | None = None
+
+    @classmethod
+    def checked(cls, psi: Any, target: Any, forward: Any, normalization: Any, class_names: Any) -> Settings:
+        """From what a person passed.
+
+        Raises:
+            TypeError: if something is of no kind that makes sense.
+            ValueError: if it makes no sense otherwise.
+        """
+        find_psi(psi)
+        is_class = isinstance(target, int) and not isinstance(target, bool)
+        if not (target is None or callable(target) or is_class or isinstance(target, (list, tuple, Tensor))):
+            raise TypeError(f"target must be a class, a list of them or a function of the output, not {target!r}")
+        if forward is not None and not callable(forward):
+            raise TypeError(f"forward must be a function of the module and a batch, not {forward!r}")
+        if class_names is not None and (isinstance(class_names, str) or not all(isinstance(name, str) for name in class_names)):
+            raise TypeError(f"class_names must be a list of names, not {class_names!r}")
+        if normalization is not None and not isinstance(normalization, Normalization):
+            try:
+                mean, std = (tuple(float(number) for number in numbers) for numbers in normalization)
+            except (TypeError, ValueError):
+                raise ValueError(f"normalization must be (mean, std), numbers for the channels, not {normalization!r}") from None
+            normalization = Normalization(mean, std)
+        return cls(psi, target, forward, normalization, class_names)
+
+    def decisive(self) -> dict[str, str]:
+        """What must be the same for maps to be comparable, in words."""
+        return {name: str(getattr(value, "__name__", value)) for name, value in (("psi", self.psi), ("target", self.target))}
+
+
+class Watch:
+    """Looks at a network, and sees to it that what is found is kept and shown.
+
+    Args:
+        looker: what looks.
+        history: what was found before.
+        lost: looks before of which the numbers alone are left.
+        fingerprint: of the images as they came.
+        settings: how to look.
+        facts: how to show the images.
+        loggers: the trainer's.
+        faults: what to do about them.
+    """
+
+    def __init__(
+        self,
+        looker: Looker,
+        history: History,
+        lost: Sequence[Look],
+        fingerprint: str,
+        settings: Settings,
+        facts: Facts,
+        loggers: Sequence[Any],
+        faults: Faults,
+    ) -> None:
+        self.looker = looker
+        self.history = history
+        self._lost = lost
+        self._fingerprint = fingerprint
+        self._settings = settings
+        self._facts = facts
+        self._logs = [log_of(logger) for logger in loggers]
+        self._faults = faults
+        self._artist: Artist | None = None
+        self._drawn_looks = 0
+
+    @classmethod
+    def begin(
+        cls,
+        trainer: Trainer,
+        fresh: Probe | None,
+        settings: Settings,
+        facts: Facts,
+        faults: Faults,
+        resumed: Resumed | None = None,
+        *,
+        is_given: bool = False,
+    ) -> Watch | None:
+        """Begins to watch a fit, or goes on where a checkpoint stopped.
+
+        Args:
+            trainer: in a fit.
+            fresh: the images that this run has; None where they are still to come by.
+            settings: how to look.
+            facts: how to show the images.
+            faults: what to do about them.
+            resumed: what the checkpoint brought.
+            is_given: whether the user chose the images.
+
+        Returns:
+            None if there are no images yet.
+        """
+        folder = None if getattr(trainer, "fast_dev_run", False) else run_folder(trainer)
+        look_on = None
+        if resumed is not None:
+            look_on, changed = resumed.probe_for(fresh, settings.decisive(), needs_fresh=is_given or settings.forward is not None)
+            if changed is not None:
+                consequence = "a new history begins" if look_on is None else "the images of the checkpoint are looked at on"
+                faults.complain(ProbeChanged(f"since the checkpoint was written, {changed}"), consequence)
+        if resumed is not None and look_on is not None:
+            history, lost = resumed.history(None if folder is None else resumed.folder_in(folder, trainer.logger is not None))
+            looker = Looker(look_on, settings.psi, settings.target, settings.forward, resumed.task)
+            looker.labels = look_on.labels if fresh is None else fresh.labels
+            fingerprint = resumed.fingerprint
+        elif fresh is not None:
+            history, lost = History(None if folder is None else unused(folder)), []
+            looker = Looker(fresh, settings.psi, settings.target, settings.forward)
+            fingerprint = fresh.fingerprint()
+        else:
+            return None
+        return cls(looker, history, lost, fingerprint, settings, facts, trainer.loggers, faults)
+
+    @property
+    def last_look(self) -> Look | None:
+        """The look before the next one, whichever process took it."""
+        return next(reversed([*self._lost, *self.history.looks]), None)
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint; see `kept`. Nothing before the first look."""
+        if not self.history.looks or self.looker.task is None:
+            return {}
+        return kept(self.history, self.looker.probe, self.looker.task, self._fingerprint, self._settings.decisive())
+
+    def look(self, trainer: Trainer, module: LightningModule, epoch: int, *, is_last: bool = False) -> None:
+        """Looks at the network now, keeps what it finds, and logs it: each, whatever becomes of the others.
+
+        The last look of a run is logged together with what is drawn of the whole run.
+        """
+        findings = self.looker.look(module, module.device)
+        if self._artist is None:
+            self._artist = self._begin(module, findings)
+        history = self.history
+        untrained = history.first_maps if history.looks and history.looks[0].step == 0 else None
+        look = Look(epoch, step_of(trainer, module), numbers_of(findings, history.last_maps, untrained))
+        pictures = self._artist.pictures(look, findings)
+        with self._faults.kept_from_training():
+            history.add(look, findings, self.looker.labels)
+            if not any(log.takes_pictures for log in self._logs):
+                history.add_sheet(look, pixels(pictures.sheet))
+        if is_last:
+            with self._faults.kept_from_training():
+                pictures = replace(pictures, of_run=self._drawn())
+        for log in self._logs:
+            with self._faults.kept_from_training():
+                log.log(look.numbers, pictures, look.step)
+
+    def conclude(self) -> None:
+        """Sees to it that the whole run is drawn, up to its last look."""
+        if not self.history.looks or self.history.folder is None:
+            return
+        if self._drawn_looks != len(self.history.looks):
+            drawn = self._drawn()
+            for log in self._logs:
+                with self._faults.kept_from_training():
+                    log.conclude(drawn, self.history.looks[-1].step)
+        rank_zero_info(f"FullGradMonitor: {len(self.history.looks)} looks, see {self.history.strip_path}")
+
+    def _drawn(self) -> dict[str, Image.Image]:
+        """The film strip, and bias terms by depth; nothing of a run without a folder."""
+        history = self.history
+        if history.folder is None or self._artist is None:
+            return {}
+        drawn = {"film_strip": self._artist.film_strip(history), "bias_terms": bias_terms(history)}
+        for name, picture in drawn.items():
+            picture.save(history.folder / f"{name}.png")
+        self._drawn_looks = len(history.looks)
+        return {f"fullgrad/{name}": picture for name, picture in drawn.items()}
+
+    def _begin(self, module: LightningModule, findings: Findings) -> Artist:
+        """What it takes the first look to know: how to draw, and what to say of it."""
+        if self.looker.misfit is not None:
+            self._faults.complain(TargetError(self.looker.misfit), "so the predicted classes of the first look are explained")
+        normalization = self._settings.normalization or self._facts.normalization()
+        names = self._settings.class_names
+        if names is None and findings.classes is not None:
+            names = self._facts.class_names(findings.classes)
+        images = self.looker.probe.images
+        artist = Artist(images, [displayed(i, normalization) for i in planar(images)], self.looker.labels, normalization, names)
+        with self._faults.kept_from_training():
+            self.history.begin(self._about(module, artist), self.looker.probe, artist.pictures_of_images)
+            self.history.add_lost(self._lost, findings.maps.shape)
+            self._say_where_pictures_go()
+        return artist
+
+    def _about(self, module: LightningModule, artist: Artist) -> dict[str, Any]:
+        """What stands in `probe.json`."""
+        return {
+            "fingerprint": self._fingerprint,
+            "module": type(module).__qualname__,
+            "task": type(self.looker.task).__name__,
+            **self._settings.decisive(),
+            "images": list(artist.images.shape),
+            "labels": None if artist.labels is None or artist.labels.ndim != 1 else artist.labels.tolist(),
+            "class_names": None if artist.class_names is None else list(artist.class_names),
+            "normalization": None if artist.normalization is None else asdict(artist.normalization),
+        }
+
+    def _say_where_pictures_go(self) -> None:
+        blind = ", ".join(type(log.logger).__name__ for log in self._logs if not log.takes_pictures)
+        if blind and self.history.folder is not None:
+            none_sees = not any(log.takes_pictures for log in self._logs)
+            where = f"; the overlays go to {self.history.folder / 'saliency'}" if none_sees else ""
+            rank_zero_info(f"FullGradMonitor: {blind} takes no images and gets the numbers alone{where}")
+
+
+def step_of(trainer: Trainer, module: LightningModule) -> int:
+    """The step at which Lightning logs: of the optimizer, or of batches where the module steps its optimizers itself."""
+    return trainer.global_step if module.automatic_optimization else trainer.fit_loop.epoch_loop.batch_progress.total.completed

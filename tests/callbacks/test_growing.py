@@ -1,0 +1,48 @@
+"""An array that grows on disk, whatever happens in between."""
+
+import numpy as np
+import pytest
+
+from fg_lightning.callbacks.growing import GrowingArray
+
+
+def entries(count):
+    return [np.full((2, 3), i, dtype=np.float16) for i in range(count)]
+
+
+@pytest.fixture
+def array(tmp_path):
+    return GrowingArray(tmp_path / "array.npy")
+
+
+def test_numpy_reads_it_after_every_entry(array):
+    for i, entry in enumerate(entries(12)):  # past a length of one digit
+        array.append(entry)
+        assert np.array_equal(np.load(array.path), np.stack(entries(i + 1)))
+    assert len(array) == 12
+
+
+def test_bytes_that_a_killed_process_left_are_not_read_and_are_overwritten(array):
+    for entry in entries(2):
+        array.append(entry)
+    with array.path.open("ab") as file:
+        file.write(b"half an entry")
+    assert np.array_equal(np.load(array.path), np.stack(entries(2)))
+    array.append(entries(3)[2])
+    assert np.array_equal(np.load(array.path), np.stack(entries(3)))
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 5])
+def test_it_forgets_what_is_behind(array, count):
+    for entry in entries(3):
+        array.append(entry)
+    array.cut(count)
+    assert len(array) == min(count, 3)
+    array.append(entries(6)[5])
+    assert np.array_equal(np.load(array.path), np.stack([*entries(3)[:count], entries(6)[5]]))
+
+
+def test_an_entry_of_another_shape_is_refused(array):
+    array.append(entries(1)[0])
+    with pytest.raises(ValueError, match=r"holds entries float16\[2, 3\], not float16\[3, 3\]"):
+        array.append(np.zeros((3, 3), dtype=np.float16))

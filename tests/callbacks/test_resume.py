@@ -1,0 +1,248 @@
+"""A run that goes on from a checkpoint goes on with its history."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from networks import LIGHTNINGS_OWN, Classifier, images_and_labels, loader, trainer
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from fg_lightning import FullGradMonitor
+from fg_lightning.callbacks.history import History
+
+pytestmark = [*LIGHTNINGS_OWN, pytest.mark.filterwarnings("ignore:.*exists and is not empty")]
+
+
+def fit(folder, monitor, epochs, resume=None, val=None, logger=False, saved=None, **options):
+    pl.seed_everything(1, verbose=False)
+    saved = saved or ModelCheckpoint(folder / "saved", save_top_k=-1, filename="{epoch}")
+    options = {"enable_checkpointing": True, "max_epochs": epochs, "logger": logger} | options
+    module = Classifier()
+    data = loader(seed=1, shuffle=True), loader(16, seed=2) if val is None else val
+    trainer(folder, monitor, saved, **options).fit(module, *data, ckpt_path=resume)
+    return module
+
+
+def epochs_of(history):
+    return [look.epoch for look in history.looks]
+
+
+def test_the_strip_goes_on_where_it_stopped(tmp_path):
+    """In one go and in two halves: the same looks, numbers and maps."""
+    whole = FullGradMonitor(num_samples=4, strict=True)
+    fit(tmp_path / "whole", whole, 4)
+    fit(tmp_path / "halves", FullGradMonitor(num_samples=4, strict=True), 2)
+    half = FullGradMonitor(num_samples=4, strict=True)
+    fit(tmp_path / "halves", half, 4, resume=tmp_path / "halves/saved/epoch=1.ckpt")
+    assert epochs_of(half.history) == epochs_of(whole.history) == [0, 1, 2, 3, 4]
+    for index in range(5):
+        # The second half draws its batches in another order; the looks before are the same.
+        if index <= 2:
+            assert half.history.looks[index] == whole.history.looks[index]
+            assert torch.equal(half.history.maps(index), whole.history.maps(index))
+    assert {"fullgrad/drift", "fullgrad/drift_from_untrained"} <= set(half.history.looks[3].numbers)
+    assert (half.history.folder / "film_strip.png").stat().st_size > 1000
+
+
+def test_the_drift_over_the_gap_is_that_of_the_maps(tmp_path):
+    fit(tmp_path, FullGradMonitor(num_samples=4, strict=True), 1)
+    monitor = FullGradMonitor(num_samples=4, strict=True)
+    fit(tmp_path, monitor, 2, resume=tmp_path / "saved/epoch=0.ckpt")
+    maps = [monitor.history.maps(index).flatten(1) for index in range(3)]
+    for key, earlier in (("drift", 1), ("drift_from_untrained", 0)):
+        expected = 1 - torch.cosine_similarity(maps[2], maps[earlier]).mean()
+        assert monitor.history.looks[2].numbers[f"fullgrad/{key}"] == pytest.approx(float(expected), abs=1e-5)  # float16 maps
+
+
+def test_the_earlier_run_keeps_what_it_found(tmp_path):
+    fit(tmp_path, FullGradMonitor(num_samples=4, strict=True), 3)
+    first = History.read(tmp_path / "fullgrad" / "version_0")
+    monitor = FullGradMonitor(num_samples=4, strict=True)
+    fit(tmp_path, monitor, 2, resume=tmp_path / "saved/epoch=0.ckpt")
+    assert monitor.history.folder == tmp_path / "fullgrad" / "version_1"
+    assert epochs_of(monitor.history) == [0, 1, 2]
+    assert History.read(tmp_path / "fullgrad" / "version_0").looks == first.looks
+
+
+def test_a_logger_that_goes_on_in_its_folder_takes_the_history_with_it(tmp_path):
+    def logger():
+        return CSVLogger(tmp_path, name="run", version="the_same")
+
+    fit(tmp_path, FullGradMonitor(num_samples=4, strict=True), 3, logger=logger())
+    monitor = FullGradMonitor(num_samples=4, strict=True)
+    fit(tmp_path, monitor, 4, resume=tmp_path / "saved/epoch=1.ckpt", logger=logger())
+    assert monitor.history.folder == tmp_path / "run" / "the_same" / "fullgrad"
+    assert epochs_of(History.read(monitor.history.folder)) == [0, 1, 2, 3, 4]
+    assert [path.name for path in (tmp_path / "run" / "the_same").glob("fullgrad*")] == ["fullgrad"]
+
+
+def test_it_does_not_look_twice_at_the_moment_of_the_checkpoint(tmp_path):
+    fit(tmp_path, FullGradMonitor(every_n_epochs=2, num_samples=4, strict=True), 3)
+    monitor = FullGradMonitor(every_n_epochs=2, num_samples=4, strict=True)
+    fit(tmp_path, monitor, 6, resume=tmp_path / "saved/epoch=2.ckpt")
+    assert epochs_of(monitor.history) == [0, 2, 4, 6]
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")
+def test_a_checkpoint_within_an_epoch(tmp_path):
+    def saved():
+        return ModelCheckpoint(tmp_path / "saved", every_n_train_steps=4, save_top_k=-1, filename="{step}")
+
+    fit(tmp_path, FullGradMonitor(num_samples=4, strict=True), 2, saved=saved())
+    monitor = FullGradMonitor(num_samples=4, strict=True)
+    fit(tmp_path, monitor, 3, resume=tmp_path / "saved/step=4.ckpt", saved=saved())
+    assert epochs_of(monitor.history) == [0, 1, 2, 3]
+
+
+def test_a_checkpoint_without_the_monitor_begins_a_history_there(tmp_path):
+    pl.seed_everything(1, verbose=False)
+    saved = ModelCheckpoint(tmp_path / "saved", filename="{epoch}")
+    trainer(tmp_path, saved, enable_checkpointing=True, max_epochs=1).fit(Classifier(), loader(seed=1), loader(16))
+    monitor = FullGradMonitor(num_samples=4, strict=True)
+    fit(tmp_path, monitor, 3, resume=tmp_path / "saved/epoch=0.ckpt")
+    assert [look.title for look in monitor.history.looks] == ["epoch 1", "epoch 2", "epoch 3"]
+    assert not any("fullgrad/drift_from_untrained" in look.numbers for look in monitor.history.looks)
+
+
+def test_a_second_fit_without_the_checkpoint_begins_anew(tmp_path):
+    fit(tmp_path, FullGradMonitor(num_samples=4, strict=True), 1)
+    monitor = FullGradMonitor(num_samples=4, strict=True)
+    fit(tmp_path, monitor, 2, resume=tmp_path / "saved/epoch=0.ckpt")
+    fit(tmp_path, monitor, 1)
+    assert epochs_of(monitor.history) == [0, 1]
+
+
+# --- what changed meanwhile
+
+
+def test_other_images_are_noticed_and_the_old_ones_looked_at_on(tmp_path):
+    fit(tmp_path, FullGradMonitor(num_samples=4), 1)
+    images, labels = images_and_labels(16, seed=2)
+    images[5] += 1
+    changed = DataLoader(TensorDataset(images, labels), 8)
+    monitor = FullGradMonitor(num_samples=4)
+    with pytest.warns(UserWarning, match="ProbeChanged: since the checkpoint was written, images 1 are others.*looked at on"):
+        fit(tmp_path, monitor, 2, resume=tmp_path / "saved/epoch=0.ckpt", val=changed)
+    assert torch.equal(monitor.probe.images, images_and_labels(16, seed=2)[0][[0, 5, 10, 15]])
+    assert epochs_of(monitor.history) == [0, 1, 2]
+    with pytest.raises(ValueError, match="images 1 are others"):
+        fit(tmp_path, FullGradMonitor(num_samples=4, strict=True), 2, resume=tmp_path / "saved/epoch=0.ckpt", val=changed)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"num_samples": 5}, r"the images were \[4, 1, 8, 8\] and are \[5, 1, 8, 8\]"),
+        ({"num_samples": 4, "psi": "signed"}, "psi was absolute and is signed"),
+        ({"num_samples": 4, "target": 1}, "target was None and is 1"),
+        ({"probe": images_and_labels(4, seed=7)}, "images 0, 1, 2, 3 are others"),
+    ],
+)
+def test_what_cannot_be_compared_begins_a_new_history(tmp_path, options, reason):
+    fit(tmp_path, FullGradMonitor(num_samples=4), 1)
+    monitor = FullGradMonitor(**options)
+    with pytest.warns(UserWarning, match=f"ProbeChanged.*{reason}.*a new history begins"):
+        fit(tmp_path, monitor, 2, resume=tmp_path / "saved/epoch=0.ckpt")
+    assert epochs_of(monitor.history) == [1, 2]
+    assert epochs_of(History.read(tmp_path / "fullgrad" / "version_0")) == [0, 1]
+
+
+class Stream(IterableDataset):
+    def __init__(self, seed):
+        self.seed = seed
+
+    def __iter__(self):
+        yield from TensorDataset(*images_and_labels(16, self.seed))
+
+
+def test_of_a_stream_the_images_of_the_checkpoint_are_looked_at(tmp_path):
+    fit(tmp_path, FullGradMonitor(num_samples=4, strict=True), 1, val=DataLoader(Stream(2), 8))
+    monitor = FullGradMonitor(num_samples=4, strict=True)
+    fit(tmp_path, monitor, 2, resume=tmp_path / "saved/epoch=0.ckpt", val=DataLoader(Stream(3), 8))
+    assert torch.equal(monitor.probe.images, images_and_labels(16, seed=2)[0][:4])
+    assert epochs_of(monitor.history) == [0, 1, 2]
+
+
+# --- what a checkpoint keeps
+
+
+def kept(path):
+    return torch.load(path, weights_only=True)["callbacks"]["FullGradMonitor"]
+
+
+def test_a_checkpoint_keeps_little_and_nothing_that_torch_does_not_trust(tmp_path):
+    fit(tmp_path, FullGradMonitor(num_samples=4, strict=True), 2)
+    first, second = (kept(tmp_path / f"saved/epoch={epoch}.ckpt") for epoch in (0, 1))
+    assert set(first) == {"folder", "looks", "fingerprint", "settings", "task", "images", "labels"}
+    assert [row["epoch"] for row in second["looks"]] == [0, 1, 2]
+    assert len(second["looks"]) == len(first["looks"]) + 1
+    assert second["images"].shape == (4, 1, 8, 8)
+    assert second["labels"].dtype is torch.uint8
+
+
+def test_images_that_are_not_small_lie_in_the_runs_folder_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("fg_lightning.callbacks.resume.MOST_BYTES", 100)
+    fit(tmp_path, FullGradMonitor(num_samples=4, strict=True), 1, val=DataLoader(Stream(2), 8))
+    assert kept(tmp_path / "saved/epoch=0.ckpt")["images"] is None
+    monitor = FullGradMonitor(num_samples=4, strict=True)
+    fit(tmp_path, monitor, 2, resume=tmp_path / "saved/epoch=0.ckpt", val=DataLoader(Stream(3), 8))
+    assert torch.equal(monitor.probe.images, images_and_labels(16, seed=2)[0][:4])
+
+
+def test_where_the_folder_is_gone_the_numbers_go_on(tmp_path):
+    fit(tmp_path, FullGradMonitor(num_samples=4, strict=True), 1)
+    before = History.read(tmp_path / "fullgrad" / "version_0").looks
+    (tmp_path / "fullgrad").rename(tmp_path / "elsewhere")
+    monitor = FullGradMonitor(num_samples=4, strict=True)
+    fit(tmp_path, monitor, 2, resume=tmp_path / "saved/epoch=0.ckpt")
+    read = History.read(tmp_path / "fullgrad" / "version_0")
+    assert epochs_of(read) == [0, 1, 2]
+    assert read.looks[:2] == before
+    assert bool(read.maps(0).isnan().all())
+    assert bool(read.maps(2).isfinite().all())
+    assert "fullgrad/drift" not in read.looks[2].numbers
+    assert (tmp_path / "fullgrad" / "version_0" / "film_strip.png").exists()
+
+
+def test_a_checkpoint_of_another_branch_takes_what_is_its_own(tmp_path):
+    """Two runs in one folder: the second went back to an earlier checkpoint, and a third goes on from the first's last one."""
+
+    def logger():
+        return CSVLogger(tmp_path, name="run", version="the_same")
+
+    fit(tmp_path, FullGradMonitor(num_samples=4, strict=True), 3, logger=logger())
+    (tmp_path / "saved").rename(tmp_path / "first")
+    second = FullGradMonitor(num_samples=4, strict=True)
+    fit(tmp_path, second, 3, resume=tmp_path / "first/epoch=0.ckpt", logger=logger(), gradient_clip_val=1e-3)
+    third = FullGradMonitor(num_samples=4, strict=True)
+    fit(tmp_path, third, 4, resume=tmp_path / "first/epoch=2.ckpt", logger=logger())
+    states = kept(tmp_path / "first/epoch=2.ckpt")["looks"]
+    read = History.read(third.history.folder)
+    assert [{"epoch": look.epoch, "step": look.step, **look.numbers} for look in read.looks[:4]] == states
+    assert [bool(read.maps(index).isnan().any()) for index in range(5)] == [False, False, True, True, False]
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_resume import fit
+from fg_lightning import FullGradMonitor
+from pathlib import Path
+
+folder, epochs, *resume = sys.argv[1:]
+monitor = FullGradMonitor(num_samples=4, strict=True)
+fit(Path(folder), monitor, int(epochs), resume=resume[0] if resume else None)
+print([look.epoch for look in monitor.history.looks])
+"""
+
+
+def test_in_a_new_process(tmp_path):
+    command = [sys.executable, "-W", "ignore", "-c", SCRIPT.format(tests=str(Path(__file__).parent)), str(tmp_path)]
+    subprocess.run([*command, "1"], check=True, capture_output=True)
+    resumed = subprocess.run([*command, "2", str(tmp_path / "saved/epoch=0.ckpt")], check=True, capture_output=True, text=True)
+    assert resumed.stdout.splitlines()[-1] == "[0, 1, 2]"

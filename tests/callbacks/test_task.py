@@ -1,0 +1,233 @@
+"""What is explained, against its definition by plain loops."""
+
+import pytest
+import torch
+from torch import nn
+
+from fg_lightning.callbacks.look import Looker
+from fg_lightning.callbacks.probe import Probe
+from fg_lightning.callbacks.task import TASKS, Binary, Classes, Regions, SeveralClasses, Task, task_of
+from fg_lightning.fullgrad.target import TargetError
+
+IMAGES = torch.rand(3, 2, 6, 6, generator=torch.Generator().manual_seed(0))
+CPU = torch.device("cpu")
+
+
+class Gives(nn.Module):
+    """A linear function of the image of any shape."""
+
+    def __init__(self, *shape, seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.shape = shape
+        self.linear = nn.Linear(72, max(1, torch.Size(shape).numel()))
+
+    def forward(self, images):
+        return self.linear(images.flatten(1)).reshape(len(images), *self.shape)
+
+
+def looked(module, *candidates, looks=1, **options):
+    probe = Probe(IMAGES, *candidates[:1], others=tuple(candidates[1:]))
+    looker = Looker(probe, **options)
+    return looker, [looker.look(module, CPU) for _ in range(looks)][-1]
+
+
+LABELS = torch.tensor([2, 0, 1])
+SEVERAL = torch.tensor([[0, 1, 1, 0], [0, 0, 0, 0], [1, 1, 0, 0]])
+MASKS = torch.randint(0, 4, (3, 6, 6), generator=torch.Generator().manual_seed(1))
+
+CASES = {
+    "classes": ((4,), [LABELS], Classes, "label"),
+    "classes as a column": ((4,), [LABELS.int()], Classes, "label"),
+    "one-hot": ((4,), [nn.functional.one_hot(LABELS, 4).float()], Classes, "label"),
+    "several classes": ((4,), [SEVERAL], SeveralClasses, "first or predicted"),
+    "no labels": ((4,), [], Classes, "predicted"),
+    "a number behind the classes": ((4,), [LABELS, torch.rand(3)], Classes, "label"),
+    "an index before a matrix": ((4,), [torch.tensor([700, 701, 702]), SEVERAL], SeveralClasses, "first or predicted"),
+    "one logit": ((1,), [torch.tensor([0, 1, 1])], Binary, "output"),
+    "one logit, no dimension": ((), [torch.tensor([0.0, 1.0, 1.0])], Binary, "output"),
+    "one number": ((1,), [torch.tensor([0.3, -2.0, 7.0])], Task, "output"),
+    "one number without labels": ((1,), [], Task, "output"),
+    "several numbers": ((4,), [torch.randn(3, 4)], Task, "mean"),
+    "an image": ((2, 6, 6), [torch.rand(3, 2, 6, 6)], Task, "mean"),
+    "an image without labels": ((2, 6, 6), [], Task, "mean"),
+    "tokens": ((5, 4), [], Task, "mean"),
+    "regions": ((4, 6, 6), [MASKS], Regions, "region"),
+    "regions behind an index": ((4, 6, 6), [LABELS, MASKS], Regions, "region"),
+    "regions with a channel": ((4, 6, 6), [MASKS[:, None]], Regions, "region"),
+    "one-hot regions": ((4, 6, 6), [nn.functional.one_hot(MASKS, 4).permute(0, 3, 1, 2)], Regions, "region"),
+    "smaller regions": ((4, 3, 3), [MASKS], Regions, "smaller region"),
+    "regions without labels": ((4, 6, 6), [], Regions, "predicted region"),
+    "one region": ((1, 6, 6), [(MASKS > 1).float()[:, None]], Regions, "one region"),
+}
+
+
+def explained_by_definition(scores, candidates, what):
+    n = len(scores)
+    if what in ("output", "mean"):
+        return [float(scores[i].mean()) for i in range(n)]
+    if what == "label":
+        return [float(scores[i, LABELS[i]]) for i in range(n)]
+    if what == "predicted":
+        return [float(scores[i].max()) for i in range(n)]
+    if what == "first or predicted":
+        return [float(scores[i, row.index(1)] if 1 in row else scores[i].max()) for i, row in enumerate(SEVERAL.tolist())]
+    maps = {
+        "region": MASKS,
+        "smaller region": MASKS[:, 1::2, 1::2],  # the nearest of every two, counted from pixel centres
+        "predicted region": scores.argmax(1) if scores.shape[1] > 1 else None,
+        "one region": (MASKS > 1).long(),
+    }[what]
+    values = []
+    for i in range(n):
+        classes = max(scores.shape[1], 2)
+        areas = [int((maps[i] == k).sum()) for k in range(1, classes)]
+        chosen = 1 + areas.index(max(areas)) if max(areas) else 0
+        channel = scores[i, chosen if scores.shape[1] > 1 else 0]
+        region = maps[i] == chosen
+        values.append(float(channel[region].mean()))
+    return values
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_task_is_understood_and_its_number_is_explained(name):
+    shape, candidates, kind, what = CASES[name]
+    module = Gives(*shape)
+    looker, found = looked(module, *candidates)
+    assert type(looker.task) is kind
+    scores = module(IMAGES).detach()
+    expected = explained_by_definition(scores, candidates, what)
+    assert found.terms["output"].tolist() == pytest.approx(expected, rel=1e-4, abs=1e-5)  # float32 sums in another order
+    assert float(found.terms["completeness_error"].max()) < 1e-3
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_was_explained_once_is_explained_again(name):
+    """However the network's answers change, and through a checkpoint, which keeps the task's name."""
+    shape, candidates, kind, _ = CASES[name]
+    module, other = Gives(*shape), Gives(*shape, seed=1)
+    looker, first = looked(module, *candidates)
+    second = looker.look(other, CPU)
+    for of_a_look in (first, second):
+        if first.answers.explained is not None:
+            assert torch.equal(of_a_look.answers.explained, first.answers.explained)
+    resumed = Looker(looker.probe, task=TASKS[kind.__name__]())
+    again = resumed.look(other, CPU)
+    assert torch.equal(again.terms["output"], second.terms["output"])
+    assert torch.equal(again.maps, second.maps)
+
+
+def test_predictions_and_confidence():
+    module = Gives(4)
+    scores = module(IMAGES).detach()
+    _, found = looked(module, LABELS)
+    assert torch.equal(found.answers.predicted, scores.argmax(1))
+    assert torch.allclose(found.answers.confidence, scores.softmax(1).amax(1))
+    _, found = looked(module, SEVERAL)
+    assert torch.allclose(found.answers.confidence, scores.sigmoid().amax(1))
+    module = Gives(1)
+    probability = module(IMAGES).detach().sigmoid().squeeze(1)
+    _, found = looked(module, torch.tensor([0, 1, 1]))
+    assert torch.equal(found.answers.predicted, (probability > 0.5).long())
+    assert torch.allclose(found.answers.confidence, torch.where(probability > 0.5, probability, 1 - probability))
+    _, found = looked(module, torch.rand(3))
+    assert torch.allclose(found.answers.predicted, module(IMAGES).detach().squeeze(1))
+    assert found.answers.confidence is None
+
+
+def test_outputs_that_are_probabilities_are_taken_as_they_are():
+    module = nn.Sequential(Gives(4), nn.Softmax(1))
+    _, found = looked(module, LABELS)
+    assert torch.allclose(found.answers.confidence, module(IMAGES).detach().amax(1))
+
+
+@pytest.mark.parametrize("ignored", [-100, 4, 255])
+def test_labels_that_are_no_classes_give_way_to_predictions(ignored):
+    module = Gives(4)
+    labels = torch.tensor([2, ignored, 1])
+    looker, found = looked(module, labels)
+    assert "out of range" in looker.misfit
+    assert found.answers.explained.tolist() == [2, int(module(IMAGES)[1].argmax()), 1]
+
+
+@pytest.mark.parametrize("ignored", [-1, 255])
+def test_ignored_places_of_a_label_map_are_no_region(ignored):
+    masks = MASKS.clone()
+    masks[masks == 3] = ignored
+    masks[0] = ignored
+    module = Gives(4, 6, 6)
+    _, found = looked(module, masks)
+    assert found.answers.explained[0] == 0
+    assert float(found.terms["output"][0]) == pytest.approx(float(module(IMAGES)[0, 0].detach().mean()), rel=1e-4)
+    assert set(found.answers.explained[1:].tolist()) <= {1, 2}
+
+
+# --- what the user asks for
+
+
+@pytest.mark.parametrize(("target", "expected"), [(3, [3, 3, 3]), ([1, 3, 0], [1, 3, 0]), (torch.tensor([1, 3, 0]), [1, 3, 0])])
+def test_a_target_goes_before_the_labels(target, expected):
+    module = Gives(4)
+    looker, found = looked(module, LABELS, target=target)
+    scores = module(IMAGES).detach()
+    assert found.terms["output"].tolist() == pytest.approx([float(scores[i, k]) for i, k in enumerate(expected)], rel=1e-4)
+    assert torch.equal(looker.labels, LABELS)
+
+
+def test_a_target_of_a_dense_output_is_explained_everywhere():
+    module = Gives(4, 6, 6)
+    _, found = looked(module, MASKS, target=2)
+    assert found.terms["output"].tolist() == pytest.approx(module(IMAGES)[:, 2].flatten(1).mean(1).tolist(), rel=1e-4)
+
+
+def test_a_function_of_the_output_is_explained():
+    class Two(Gives):
+        def forward(self, images):
+            return {"a": super().forward(images), "b": 2 * super().forward(images)}
+
+    module = Two(4)
+    _, found = looked(module, LABELS, target=lambda output: output["b"][:, 1] - output["a"][:, 0])
+    output = module(IMAGES)
+    assert found.terms["output"].tolist() == pytest.approx((output["b"][:, 1] - output["a"][:, 0]).tolist(), rel=1e-4)
+    assert found.answers.explained is None
+
+
+def test_a_target_that_is_no_class_is_refused():
+    with pytest.raises(TargetError, match=r"target 9 is no class: labels .* out of range"):
+        looked(Gives(4), LABELS, target=9)
+    with pytest.raises(ValueError, match="one for each of 3 images"):
+        looked(Gives(4), LABELS, target=[1, 2])
+
+
+# --- in parts
+
+
+def test_in_parts_it_finds_what_it_finds_at_once():
+    for name in ("classes", "several classes", "regions", "no labels"):
+        shape, candidates, _, _ = CASES[name]
+        module = Gives(*shape)
+        whole, parts = (Looker(Probe(IMAGES, *candidates[:1], at_once=at_once)) for at_once in (None, 2))
+        for _ in range(2):
+            first, second = whole.look(module, CPU), parts.look(module, CPU)
+            assert torch.allclose(first.maps, second.maps, atol=1e-5)
+            assert torch.allclose(first.terms["output"], second.terms["output"], atol=1e-6)
+            assert [layer.module for layer in first.layers] == [layer.module for layer in second.layers]
+
+
+def test_a_network_that_mixes_its_samples_is_run_on_one_at_a_time():
+    class Mixing(Gives):
+        def forward(self, images):
+            order = torch.arange(len(images)).flip(0)
+            return super().forward(images)[order][order]
+
+    for shape, labels in (((4,), LABELS), ((4, 6, 6), MASKS)):
+        _, found = looked(Mixing(*shape), labels)
+        _, expected = looked(Gives(*shape), labels)
+        assert torch.allclose(found.terms["output"], expected.terms["output"], atol=1e-6)
+        assert torch.allclose(found.maps, expected.maps, atol=1e-5)
+
+
+def test_task_of_knows_its_labels():
+    scores = torch.zeros(3, 4)
+    assert task_of(scores, IMAGES, [SEVERAL, LABELS])[1] == 1
+    assert task_of(scores, IMAGES, [])[1] is None

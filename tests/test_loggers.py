@@ -1,0 +1,261 @@
+"""Each logger for real, with what it wrote read back."""
+
+import csv
+import gc
+import logging
+from types import SimpleNamespace
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import wandb
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from matplotlib.image import imread
+from networks import LIGHTNINGS_OWN, Classifier, loader, trainer
+from offline_wandb import history, media_folder, summary, tables
+from PIL import Image
+
+from fg_lightning import FullGradMonitor
+from fg_lightning.callbacks.look import NUMBERS
+from fg_lightning.loggers import Pictures, log_of
+
+pytestmark = [
+    *LIGHTNINGS_OWN,
+    # TensorBoard's and MLflow's own use of numpy, protobuf and pydantic
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:mlflow"),
+    pytest.mark.filterwarnings("ignore:.*filesystem tracking backend"),
+]
+
+
+def fitted(folder, loggers, **options):
+    pl.seed_everything(1, verbose=False)
+    monitor = FullGradMonitor(num_samples=4, strict=True)
+    trainer(folder, monitor, logger=loggers, **options).fit(Classifier(), loader(seed=1), loader(16, seed=2))
+    return monitor
+
+
+def as_logged(monitor):
+    return [(look.step, look.numbers) for look in monitor.history.looks]
+
+
+# --- Weights & Biases
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory):
+    """A run with W&B offline, its folder, and every call of its log."""
+    folder, calls = tmp_path_factory.mktemp("wandb"), []
+    logger = WandbLogger(save_dir=folder, offline=True)
+    log = logger.experiment.log
+    logger.experiment.log = lambda data, *args, **kwargs: (calls.append((set(data), args, kwargs)), log(data, *args, **kwargs))
+    monitor = fitted(folder, logger)
+    del logger.experiment.log
+    logger.experiment.finish()
+    return monitor, folder, calls
+
+
+def test_wandb_gets_a_look_in_one_call(watched):
+    monitor, _, calls = watched
+    ours = [call for call in calls if any(key.startswith("fullgrad/") for key in call[0])]
+    assert len(ours) == len(monitor.history.looks) == 3
+    assert all((args, kwargs) == ((), {}) for _, args, kwargs in ours)  # no step of W&B's own to go back from
+
+
+def test_wandb_has_the_numbers_at_lightnings_step(watched):
+    monitor, folder, _ = watched
+    rows = [row for row in history(folder) if "fullgrad/saliency" in row]
+    assert [row["trainer/global_step"] for row in rows] == [0, 3, 6]
+    for row, (_, numbers) in zip(rows, as_logged(monitor), strict=True):
+        assert {key: row[key] for key in numbers} == pytest.approx(numbers)
+        assert row["fullgrad/completeness_error_max"] < 1e-4  # float32
+        shares = [row[f"fullgrad/{kind}_share"] for kind in ("input", "bias", "implicit")]
+        assert sum(shares) == pytest.approx(1, abs=1e-4)  # float32
+
+
+def test_wandb_has_the_overlays_with_what_the_network_says(watched):
+    _, folder, _ = watched
+    rows = [row for row in history(folder) if "fullgrad/saliency" in row]
+    for row in rows:
+        assert len(row["fullgrad/saliency"]["filenames"]) == 4
+        for name in row["fullgrad/saliency"]["filenames"]:
+            assert imread(media_folder(folder) / name).shape == (112, 112 + 14, 3)  # the colour bar beside it
+    captions = [row["fullgrad/saliency"]["captions"][0] for row in rows]
+    assert [caption.split(":")[0] for caption in captions] == ["untrained", "epoch 1", "epoch 2"]
+    assert all("→ class" in caption and caption.endswith("%") for caption in captions)
+    for name in ("film_strip", "bias_terms"):
+        assert imread(media_folder(folder) / rows[-1][f"fullgrad/{name}"]["path"]).ndim == 3
+        assert not any(f"fullgrad/{name}" in row for row in rows[:-1])
+
+
+def test_wandbs_table_has_a_row_for_every_image_and_look_and_grows(watched):
+    monitor, folder, _ = watched
+    parts = tables(folder)
+    assert [part["log_mode"] for part in parts] == ["INCREMENTAL"] * 3
+    assert [len(part["previous_increments_paths"]) for part in parts] == [0, 1, 2]
+    columns = parts[0]["columns"]
+    assert columns == [
+        *("overlay", "image", "number", "epoch", "step", "label", "explained", "prediction", "confidence", "completeness_error"),
+    ]
+    types = parts[0]["column_types"]["params"]["type_map"]
+    for name, kind in {"overlay": "image-file", "image": "image-file", "confidence": "number", "prediction": "string"}.items():
+        assert kind in [allowed["wb_type"] for allowed in types[name]["params"]["allowed_types"]]
+    for look, part in enumerate(parts):
+        rows = [dict(zip(columns, row, strict=True)) for row in part["data"]]
+        found = monitor.history.images(look)
+        assert [row["number"] for row in rows] == [0, 1, 2, 3]
+        assert {row["epoch"] for row in rows} == {look}
+        assert [row["confidence"] for row in rows] == pytest.approx([float(row["confidence"]) for row in found])
+        assert [row["prediction"] for row in rows] == [f"class {row['prediction']}" for row in found]
+        assert [row["completeness_error"] for row in rows] == pytest.approx([float(row["completeness_error"]) for row in found])
+
+
+def test_wandb_pictures_are_let_go_of(tmp_path):
+    """The table of a run of any length holds no picture that was logged."""
+    logger = WandbLogger(save_dir=tmp_path, offline=True)
+    log = log_of(logger)
+    picture = np.zeros((112, 112, 3), np.uint8)
+
+    def alive():
+        gc.collect()
+        return sum(type(thing) is wandb.Image for thing in gc.get_objects())
+
+    counts = []
+    for step in range(6):
+        log.log({"a": step}, Pictures("k", "t", [picture] * 4, ["c"] * 4, "table", {"image": [picture] * 4}), step)
+        counts.append(alive())
+    logger.experiment.finish()
+    assert counts[-1] == counts[1]
+
+
+def test_where_training_ends_early_wandb_has_the_strip_in_its_summary(tmp_path):
+    class Stops(pl.Callback):
+        def on_train_epoch_end(self, trainer, module):
+            raise KeyboardInterrupt
+
+    logger = WandbLogger(save_dir=tmp_path, offline=True)
+    run = trainer(tmp_path, FullGradMonitor(num_samples=4), Stops(), logger=logger, max_epochs=5)
+    with pytest.raises(SystemExit):
+        run.fit(Classifier(), loader(seed=1), loader(16))
+    logger.experiment.finish()
+    assert (media_folder(tmp_path) / summary(tmp_path)["fullgrad/film_strip"]["path"]).exists()
+
+
+# --- the others
+
+
+def test_tensorboard_has_numbers_and_sheets_at_every_step(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = TensorBoardLogger(tmp_path)
+    monitor = fitted(tmp_path, logger)
+    events = EventAccumulator(logger.log_dir, size_guidance={"images": 0}).Reload()
+    for key in NUMBERS:
+        read = [(event.step, event.value) for event in events.Scalars(f"fullgrad/{key}")]
+        expected = [(step, numbers[f"fullgrad/{key}"]) for step, numbers in as_logged(monitor) if f"fullgrad/{key}" in numbers]
+        assert [step for step, _ in read] == [step for step, _ in expected]
+        assert [value for _, value in read] == pytest.approx([value for _, value in expected], rel=1e-6)
+    sheets = events.Images("fullgrad/saliency")
+    assert [sheet.step for sheet in sheets] == [0, 3, 6]
+    assert sheets[0].width > 4 * 112
+    assert [event.step for event in events.Images("fullgrad/film_strip")] == [6]
+    assert [event.step for event in events.Images("fullgrad/bias_terms")] == [6]
+
+
+def test_mlflow_has_numbers_and_sheets_at_every_step(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    logger = MLFlowLogger(tracking_uri=f"file:{tmp_path}/mlruns")
+    monitor = fitted(tmp_path, logger)
+    read = logger.experiment.get_metric_history(logger.run_id, "fullgrad/completeness_error")
+    assert [(metric.step, metric.value) for metric in sorted(read, key=lambda metric: metric.step)] == [
+        (step, pytest.approx(numbers["fullgrad/completeness_error"])) for step, numbers in as_logged(monitor)
+    ]
+    paths = [item.path for item in logger.experiment.list_artifacts(logger.run_id, "images")]
+    for key, steps in (("saliency", (0, 3, 6)), ("film_strip", (6,)), ("bias_terms", (6,))):
+        for step in steps:
+            assert any(key in path and path.endswith(".png") and f"step+{step}+" in path.replace("%", "+") for path in paths)
+
+
+def test_csv_has_the_numbers_and_the_overlays_go_to_disk_which_is_said_once(tmp_path, caplog):
+    logger = CSVLogger(tmp_path, name="run")
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
+        monitor = fitted(tmp_path, logger)
+    with (tmp_path / "run" / "version_0" / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["fullgrad/completeness_error"]]
+    assert [int(row["step"]) for row in rows] == [0, 3, 6]
+    for row, (_, numbers) in zip(rows, as_logged(monitor), strict=True):
+        assert {key: float(row[key]) for key in numbers} == pytest.approx(numbers)
+    sheets = sorted((tmp_path / "run" / "version_0" / "fullgrad" / "saliency").iterdir())
+    assert [path.name for path in sheets] == ["epoch_0000.png", "epoch_0001.png", "epoch_0002.png"]
+    assert sum("CSVLogger takes no images" in message for message in caplog.messages) == 1
+
+
+def test_several_loggers_at_once(tmp_path, caplog):
+    loggers = [CSVLogger(tmp_path, name="csv"), TensorBoardLogger(tmp_path, name="tb")]
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
+        fitted(tmp_path, loggers)
+    assert "fullgrad/drift" in (tmp_path / "csv" / "version_0" / "metrics.csv").read_text()
+    assert list((tmp_path / "tb" / "version_0").glob("events*"))
+    assert not (tmp_path / "csv" / "version_0" / "fullgrad" / "saliency").exists()
+    assert sum("CSVLogger takes no images and gets the numbers alone" in message for message in caplog.messages) == 1
+
+
+def test_comet_is_given_numbers_and_sheets():
+    """Comet itself asks for an account; what it is called with is what its documentation says."""
+    calls = []
+    experiment = SimpleNamespace(log_image=lambda image, name, step: calls.append((image.size[0] > 112, name, step)))
+
+    class CometLogger:
+        def __init__(self):
+            self.experiment = experiment
+
+        def log_metrics(self, metrics, step):
+            calls.append((metrics, step))
+
+    log = log_of(CometLogger())
+    picture = np.zeros((112, 112, 3), np.uint8)
+    log.log({"a": 1.0}, Pictures("key", "title", [picture], ["caption"], "table"), 7)
+    log.conclude({"strip": Image.new("RGB", (500, 500))}, 9)
+    assert calls == [({"a": 1.0}, 7), (True, "key", 7), (True, "strip", 9)]
+
+
+def test_a_logger_that_fails_does_not_keep_the_others_from_theirs(tmp_path):
+    class Offline(Logger):
+        name, version, save_dir = "offline", "0", None
+
+        def log_hyperparams(self, *args, **kwargs):
+            pass
+
+        def log_metrics(self, metrics, step=None):
+            if any(key.startswith("fullgrad/") for key in metrics):
+                raise ConnectionError("no route to host")
+
+    monitor = FullGradMonitor(num_samples=4)
+    loggers = [Offline(), CSVLogger(tmp_path, name="csv")]
+    with pytest.warns(UserWarning, match="ConnectionError: no route to host") as caught:
+        trainer(tmp_path, monitor, logger=loggers).fit(Classifier(), loader(seed=1), loader(16))
+    assert sum("FullGradMonitor" in str(w.message) for w in caught) == 1
+    assert len(monitor.history.looks) == 3
+    assert "fullgrad/drift" in (tmp_path / "csv" / "version_0" / "metrics.csv").read_text()
+
+
+def test_where_a_module_steps_its_optimizers_itself_the_step_is_lightnings(tmp_path):
+    """It counts batches then, which `trainer.global_step` does not."""
+
+    class Manual(Classifier):
+        automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            for optimizer in self.optimizers():
+                optimizer.step()
+            self.log("batches", float(self.trainer.fit_loop.total_batch_idx))
+
+        def configure_optimizers(self):
+            import torch
+
+            return [torch.optim.SGD(part.parameters(), 0.1) for part in (self.features, self.head)]
+
+    run = trainer(tmp_path, monitor := FullGradMonitor(num_samples=4, strict=True), logger=CSVLogger(tmp_path, name="run"))
+    run.fit(Manual(), loader(seed=1), loader(16))
+    assert run.global_step == 12
+    assert [look.step for look in monitor.history.looks] == [0, 3, 6]

@@ -1,0 +1,128 @@
+"""Film strips, contact sheets and depth maps hold what they should where they should."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fg_lightning.visualization import contact_sheet, depth_map, film_strip
+from fg_lightning.visualization.film_strip import evenly_spaced
+from fg_lightning.visualization.mounted import GAP, mounted, pixels
+from fg_lightning.visualization.overlay import displayed, enlarged, overlay
+
+
+def found(canvas, frame):
+    """Where a frame lies in a picture: the corners of all its copies."""
+    windows = np.lib.stride_tricks.sliding_window_view(canvas, frame.shape)[..., 0, :, :, :]
+    corners = np.argwhere((windows[:, :, 0, 0] == frame[0, 0]).all(-1) & (windows[:, :, -1, -1] == frame[-1, -1]).all(-1))
+    return [tuple(corner) for corner in corners if (windows[tuple(corner)] == frame).all()]
+
+
+@pytest.fixture
+def strip():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(3, 1, 28, 28, generator=generator)
+    looks = [(title, torch.rand(3, 1, 28, 28, generator=generator)) for title in ("untrained", "epoch 1")]
+    return images, looks
+
+
+def test_a_film_strip_has_a_row_for_every_image_and_a_column_for_every_look(strip):
+    images, looks = strip
+    captions = [[f"{title} {i}" for i in range(3)] for title, _ in looks]
+    canvas = pixels(film_strip(images, looks, row_names=["a", "b", "c"], captions=captions))
+    corners = {}
+    for i in range(3):
+        frames = [enlarged(displayed(images[i])), *(overlay(images[i], maps[i]) for _, maps in looks)]
+        for j, frame in enumerate(frames):
+            (corners[i, j],) = found(canvas, frame)
+    assert len({top for top, _ in corners.values()}) == 3
+    assert len({left for _, left in corners.values()}) == 3
+    assert corners[0, 1][1] - corners[0, 0][1] == 112 + GAP
+    # Words stand beside the rows, above the columns and below the frames.
+    top, left = corners[0, 0]
+    assert (canvas[top : top + 112, :left] < 128).any()
+    assert (canvas[:top, left:] < 128).any()
+    assert (canvas[top + 112 : corners[1, 0][0], corners[0, 1][1] : corners[0, 1][1] + 112] < 128).any()
+
+
+def test_of_many_looks_as_many_are_shown_as_there_is_room_for(strip):
+    images, _ = strip
+    looks = [(f"epoch {i}", torch.rand(3, 1, 28, 28)) for i in range(10)]
+    wide, narrow = film_strip(images, looks), film_strip(images, looks, max_columns=4)
+    assert wide.width - narrow.width == 6 * (112 + GAP)
+    assert found(pixels(narrow), overlay(images[0], looks[-1][1][0]))
+
+
+@pytest.mark.parametrize(("count", "at_most"), [(3, 5), (5, 5), (10, 4), (1000, 24), (1, 1)])
+def test_evenly_spaced_things_are_distinct_and_reach_both_ends(count, at_most):
+    chosen = evenly_spaced(count, at_most)
+    assert len(chosen) == len(set(chosen)) == min(count, at_most)
+    assert (chosen[0], chosen[-1]) == (0, count - 1)
+    assert max(np.diff(chosen), default=1) - min(np.diff(chosen), default=1) <= 1
+
+
+def test_large_frames_are_reduced():
+    strip = film_strip(torch.rand(1, 3, 600, 400), [("now", torch.rand(1, 1, 600, 400))])
+    assert strip.height < 300
+
+
+@pytest.mark.parametrize("looks", [[], [("one", torch.rand(2, 1, 28, 28))]])
+def test_a_strip_of_nothing_is_refused(strip, looks):
+    with pytest.raises(ValueError, match=r"at least one|3 maps"):
+        film_strip(strip[0], looks)
+
+
+def test_a_contact_sheet_has_every_overlay_and_a_caption_below_it():
+    overlays = [np.random.default_rng(i).integers(0, 255, (112, 112, 3), dtype=np.uint8) for i in range(6)]
+    canvas = pixels(contact_sheet(overlays, [f"class {i}\n→ class {i} 99%" for i in range(6)], title="epoch 3"))
+    places = [found(canvas, frame) for frame in overlays]
+    assert all(len(place) == 1 for place in places)
+    tops = [place[0][0] for place in places]
+    assert tops[:4] == [tops[0]] * 4
+    assert tops[4] > tops[3] + 112 + 2 * 12
+    for ((top, left),) in places:
+        assert (canvas[top + 112 : top + 112 + 30, left : left + 112] < 128).any()
+    with pytest.raises(ValueError, match="a caption for each"):
+        contact_sheet(overlays, ["one"])
+
+
+def test_words_that_do_not_fit_are_cut_off():
+    frame = np.zeros((112, 112, 3), np.uint8)
+    short, long = (mounted([[frame]], captions=[[words]], row_names=[words]) for words in ("cat", "cat" * 100))
+    assert long.width < short.width + 200
+    below = pixels(long)[-20:, long.width - 70 :]
+    assert (below == 255).all()
+
+
+def test_a_depth_map_shows_signs_and_names_what_it_cannot_show():
+    shares = np.zeros((30, 5))
+    shares[0], shares[10], shares[20] = 5.0, 0.3, -0.3
+    figure = depth_map(shares, [f"layer {i}" for i in range(30)], [f"epoch {i}" for i in range(5)])
+    axes = figure.axes[0]
+    picture = axes.images[0]
+    assert np.array_equal(picture.get_array(), shares)
+    assert picture.norm(0) == pytest.approx(0.5)
+    assert picture.norm(0.3) > 0.5 > picture.norm(-0.3)
+    assert {text.get_text() for text in axes.texts} >= {"5"}
+    assert len(axes.get_yticklabels()) == 30
+
+
+def test_many_layers_and_looks_are_named_where_there_is_room():
+    figure = depth_map(
+        np.random.default_rng(0).normal(size=(200, 100)), [f"l{i}" for i in range(200)], [f"e{i}" for i in range(100)]
+    )
+    axes = figure.axes[0]
+    assert len(axes.get_yticklabels()) == 40
+    assert len(axes.get_xticklabels()) == 16
+    assert not axes.texts
+
+
+def test_a_depth_map_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="a row for each of 2 layers"):
+        depth_map(np.zeros((3, 4)), ["a", "b"], ["1", "2", "3", "4"])
+    with pytest.raises(ValueError, match="a row for each of 0 layers"):
+        depth_map(np.zeros((0, 0)), [], [])
+
+
+def test_pixels_of_a_picture():
+    assert pixels(Image.new("RGBA", (3, 2))).shape == (2, 3, 3)
