@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from fg_lightning.fullgrad import SimpleFullGrad as SimpleFullGrad
     from fg_lightning.fullgrad import SmoothFullGrad as SmoothFullGrad
     from fg_lightning.fullgrad import full_gradients as full_gradients
+    from fg_lightning.roar import ROARDataModule as ROARDataModule
 
 _HOMES = {
     "FullGrad": "fg_lightning.fullgrad",
     "FullGradMonitor": "fg_lightning.callbacks",
     "FullGradients": "fg_lightning.fullgrad",
+    "ROARDataModule": "fg_lightning.roar",
     "SimpleFullGrad": "fg_lightning.fullgrad",
     "SmoothFullGrad": "fg_lightning.fullgrad",
     "full_gradients": "fg_lightning.fullgrad",

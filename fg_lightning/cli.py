@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from jsonargparse import auto_cli
 
+from fg_lightning.explain.errors import CannotExplain
+
+COMMANDS = {
+    "demo": "fg_lightning.demo.run",
+    "explain": "fg_lightning.explain.run",
+    "roar": "fg_lightning.roar.command",
+}
+"""Every command, and the module that has a function of its name, whose signature is its options."""
+
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Runs a command of `fg-lightning`.
+    """Runs a command of `fg-lightning`; what a person has to change is said in a sentence on standard error.
 
     Args:
         args: what stands behind the program's name; by default what the process was started with.
     """
-    from fg_lightning.demo.run import demo
-
-    auto_cli({"demo": demo}, args=None if args is None else list(args), prog="fg-lightning")
+    given = sys.argv[1:] if args is None else list(args)
+    called = [name for name in given[:1] if name in COMMANDS] or list(COMMANDS)  # a command costs no import of the others
+    try:
+        auto_cli({name: getattr(import_module(COMMANDS[name]), name) for name in called}, args=given, prog="fg-lightning")
+    except CannotExplain as error:
+        sys.exit(f"fg-lightning: {error}")

@@ -1,0 +1,112 @@
+"""fg-lightning roar."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, Union
+
+from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt
+from lightning.pytorch import LightningDataModule, LightningModule
+
+
+def roar(
+    output: Path = Path("fg_roar"),
+    methods: Union[str, list[str]] = "random,blurred_random,edges,gradient,fullgrad,blurred_fullgrad",
+    fractions: tuple[ClosedUnitInterval, ...] = (0.1, 0.3, 0.5, 0.7, 0.9),
+    seeds: PositiveInt = 3,
+    max_epochs: PositiveInt = 5,
+    order: Literal["morf", "lerf"] = "morf",
+    mode: Literal["roar", "kar", "road"] = "roar",
+    imputation: Union[float, list[float], str, None] = None,
+    data: Union[Callable[[], LightningDataModule], None] = None,
+    model: Union[Callable[[], LightningModule], None] = None,
+    checkpoint: Union[Path, None] = None,
+    target: Literal["predicted", "label"] = "predicted",
+    metric: Union[str, None] = None,
+    engine: Literal["local", "ray"] = "local",
+    address: Union[str, None] = None,
+    cpus: PositiveFloat = 1.0,
+    gpus: float = 0.0,
+    threads: PositiveInt = 1,
+    chunk: PositiveInt = 50,
+    trainer: Union[dict[str, Any], None] = None,
+    wandb: Union[str, None] = None,
+    retry_failed: bool = False,
+) -> None:
+    """Remove what each method calls relevant from every image, train again from scratch, and compare accuracies.
+
+    Leaves results.csv, summary.csv and curves.png; stopped at any moment, the same command goes on where it was. By default on
+    5,000 real MNIST digits with the demo's network.
+
+    Args:
+        output: the folder that everything is kept in.
+        methods: names with commas between them, or all; random is always in.
+        fractions: of the pixels that are removed (mode kar: kept), each 0 to 1; 0 is always in.
+        seeds: so many trainings for each method and fraction.
+        max_epochs: of every training.
+        order: morf, the most relevant pixels first, or lerf, the least relevant first.
+        mode: roar; kar keeps the fraction and removes the rest; road removes it and does not retrain.
+        imputation: what replaces pixels: mean (of the data set), noisy_linear, or a number, or one for every channel, in the units
+            of the images before their transform. By default mean, and noisy_linear for road.
+        data: the class path of your LightningDataModule; its arguments with --data.NAME.
+        model: the class path of your LightningModule, which takes images and logs its test accuracy; arguments with --model.NAME.
+        checkpoint: of the network that is explained; by default one is trained on intact images.
+        target: the class that is explained; with label the masks may leak it.
+        metric: the test metric that counts; by default the one with acc in its name.
+        engine: local, one training after the other, or ray.
+        address: of a running Ray cluster, or auto; by default Ray is started on this machine.
+        cpus: that a training takes of the Ray cluster.
+        gpus: that a training takes of the Ray cluster; 0.25 puts four on one.
+        threads: of a training on a CPU; numbers depend on it.
+        chunk: so many images are explained at once.
+        trainer: further arguments of Lightning's Trainer, as a dict.
+        wandb: a Weights & Biases project, for a run a training and one of the whole; by default none.
+        retry_failed: also run again what failed.
+    """
+    from rich.console import Console
+
+    from fg_lightning.attribution import METHODS
+    from fg_lightning.demo import DigitClassifier
+    from fg_lightning.roar.digits import DigitsOnce
+    from fg_lightning.roar.engines import LocalEngine, RayEngine
+    from fg_lightning.roar.errors import CannotRun
+    from fg_lightning.roar.experiment import ROARExperiment, summary_table
+
+    names = methods.split(",") if isinstance(methods, str) else methods
+    console = Console()
+    try:
+        chosen = RayEngine(address, cpus, gpus) if engine == "ray" else LocalEngine()
+        try:
+            experiment = ROARExperiment(
+                output,
+                data or DigitsOnce,
+                model or DigitClassifier,
+                methods=list(METHODS) if names == ["all"] else [name.strip() for name in names],
+                fractions=fractions,
+                seeds=seeds,
+                max_epochs=max_epochs,
+                order=order,
+                mode=mode,
+                imputation=imputation,
+                checkpoint=checkpoint,
+                target=target,
+                metric=metric,
+                engine=chosen,
+                threads=threads,
+                chunk=chunk,
+                trainer=trainer,
+                wandb=wandb,
+                console=console,
+            )
+            results = experiment.run(retry_failed)
+        finally:
+            chosen.close()
+    except (CannotRun, ValueError) as error:
+        sys.exit(f"fg-lightning: {error}")
+    console.print(summary_table(results))
+    for name in ("results.csv", "summary.csv", "curves.png"):
+        console.print(f"{name:12} {experiment.output / name}", soft_wrap=True, highlight=False)
+    if results.failed:
+        console.print(f"{len(results.failed)} cells failed, see results.csv; to try them again: --retry_failed true", style="red")

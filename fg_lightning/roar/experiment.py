@@ -1,0 +1,326 @@
+"""Remove-and-retrain as a whole: the network, the maps, every training, the table and the curves."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Union
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from rich.console import Console
+from rich.table import Table
+
+from fg_lightning.attribution import Factory, find_method
+from fg_lightning.removal import Fill, Order
+from fg_lightning.removal.ranking import check_fraction, check_order
+from fg_lightning.roar.cells import ALL, Cell, Result, cells_of, read_result, write_result
+from fg_lightning.roar.engines import Engine, LocalEngine
+from fg_lightning.roar.errors import CannotRun
+from fg_lightning.roar.figure import accuracy_curves
+from fg_lightning.roar.folder import check_identity, check_room, held
+from fg_lightning.roar.plan import Mode, Plan
+from fg_lightning.roar.progress import Watch
+from fg_lightning.roar.ranking import Explained
+from fg_lightning.roar.results import SUMMARY, Results
+from fg_lightning.roar.views import views_of
+
+MODES = ("roar", "kar", "road")
+
+FRACTIONS = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+FEW = ("random", "blurred_random", "edges", "gradient", "fullgrad", "blurred_fullgrad")
+"""The methods that are compared by default: FullGrad, the gradient, and what a score has to be seen beside."""
+
+
+class ROARExperiment:
+    """Trains from scratch for every method, fraction and seed on what the method has left of the images, and compares accuracies.
+
+    Everything is kept in one folder, a part as soon as it is done: stopped at any moment and run again, the experiment goes on and
+    ends with the same table. `base.pt` is the network that is explained; `stores/` holds the ranks, `cells/` a result a training,
+    `results.csv` all of them, `summary.csv` the methods' scores, `curves.png` the picture. More methods, fractions or seeds may be
+    asked for later; they add to what is there.
+
+    Args:
+        output: the folder.
+        data: makes the datamodule: its class, or a function without arguments. Every cell has one of its own.
+        model: makes an untrained LightningModule that takes images alone and logs its accuracy in `test_step`.
+        methods: names in `fg_lightning.attribution.METHODS`, or factories by name; random is always in.
+        fractions: of the pixels, each 0 to 1. In modes "roar" and "road" 0, intact images, is always in; in "kar" 0 and 1 are.
+        seeds: so many trainings for each method and fraction, from seeds 0, 1, ...
+        max_epochs: of every training.
+        order: "morf", the most relevant pixels first, or "lerf", the least relevant first.
+        mode: "roar" removes a fraction of pixels; "kar" keeps it and removes the rest; "road" removes it and does not retrain.
+        imputation: what replaces pixels, see `ROARDataModule`; by default "mean", and "noisy_linear" for "road".
+        checkpoint: Lightning's, of the network that is explained; by default one is trained, like the cells, on intact images.
+        target: "predicted" or "label": the class that is explained.
+        metric: the test metric that counts; by default the one with "acc" in its name.
+        engine: where the trainings run, in this process by default; see `RayEngine`.
+        threads: torch's threads of a training on the CPU, the same for every engine, since numbers depend on it.
+        chunk: so many images are explained at once.
+        prepare: see `ROARDataModule`.
+        transform: see `ROARDataModule`.
+        trainer: further arguments of every Trainer, such as {"precision": "bf16-mixed"}.
+        wandb: a Weights & Biases project: a run a training in one group, and one of the whole; by default none.
+        console: to say on how far it is.
+
+    Raises:
+        TypeError: if data or model is an instance.
+        ValueError: if methods, fractions, seeds, epochs, order or mode make no sense.
+    """
+
+    def __init__(
+        self,
+        output: Union[str, Path],
+        data: Callable[[], LightningDataModule],
+        model: Callable[[], LightningModule],
+        *,
+        methods: Union[Sequence[str], Mapping[str, Factory]] = FEW,
+        fractions: Sequence[float] = FRACTIONS,
+        seeds: int = 3,
+        max_epochs: int = 5,
+        order: Order = "morf",
+        mode: Mode = "roar",
+        imputation: Fill | None = None,
+        checkpoint: Union[str, Path, None] = None,
+        target: Explained = "predicted",
+        metric: str | None = None,
+        engine: Engine | None = None,
+        threads: int = 1,
+        chunk: int = 50,
+        prepare: Any = None,
+        transform: Any = None,
+        trainer: Mapping[str, Any] | None = None,
+        wandb: str | None = None,
+        console: Console | None = None,
+    ) -> None:
+        _check_arguments(data, model, mode, {"seeds": seeds, "max_epochs": max_epochs, "threads": threads, "chunk": chunk})
+        check_order(order)
+        for fraction in fractions:
+            check_fraction(fraction)
+        self.output = Path(output).resolve()
+        intact = (0.0, 1.0) if mode == "kar" else (0.0,)
+        named = methods if isinstance(methods, Mapping) else {name: find_method(name) for name in methods}
+        named = {"random": find_method("random"), **named}
+        self.cells = cells_of(list(named), sorted({*intact, *map(float, fractions)}), seeds)
+        self.plan = Plan(
+            output=self.output,
+            data=data,
+            model=model,
+            methods=named,
+            mode=mode,
+            order=order,
+            imputation=imputation if imputation is not None else "noisy_linear" if mode == "road" else "mean",
+            max_epochs=max_epochs,
+            target=target,
+            metric=metric,
+            chunk=chunk,
+            threads=threads,
+            base_seed=0,
+            prepare=prepare,
+            transform=transform,
+            trainer=dict(trainer or {}),
+            wandb=None if wandb is None else {"project": wandb, "group": self.output.name},
+        )
+        self.checkpoint = None if checkpoint is None else Path(checkpoint)
+        self.engine = engine or LocalEngine()
+        self.console = console or Console(stderr=True)
+
+    def run(self, retry_failed: bool = False) -> Results:
+        """Does what has not been done yet.
+
+        Args:
+            retry_failed: also what was tried and failed.
+
+        Returns:
+            What is in the table.
+
+        Raises:
+            CannotRun: if another process works in the folder, it holds another experiment, it cannot be written to, there is not
+                enough room, or the base network cannot be had.
+        """
+        with held(self.output):
+            check_identity(self.output, self._identity())
+            pending = [cell for cell in self.cells if self._is_pending(cell, retry_failed)]
+            if pending:
+                check_room(self.output, self._bytes_of_stores(pending))
+                self._make_base()
+                self._run_cells(self._with_maps(pending), len(self.cells) - len(pending))
+            results = self.results()
+            self._write(results)
+        return results
+
+    def results(self) -> Results:
+        """Of the cells that have been run."""
+        found = (read_result(self.output, cell) for cell in self.cells)
+        return Results([result for result in found if result is not None], self.plan.mode, self.plan.order)
+
+    def _make_base(self) -> None:
+        if self.plan.base_path.exists():
+            return
+        if self.checkpoint is not None:
+            state = _state_of(self.checkpoint)
+            try:
+                self.plan.model().load_state_dict(state)
+            except RuntimeError as error:
+                raise CannotRun(f"the checkpoint {self.checkpoint} is not of this model: {error}") from error
+            torch.save(state, self.plan.base_path.with_suffix(".part"))
+            self.plan.base_path.with_suffix(".part").replace(self.plan.base_path)
+            return
+        with Watch(self.console, "base network", 0, 1, 1) as watch:
+            for done in self.engine.run(_without_item(self.plan.train_base), ["base"]):
+                if done.reason:
+                    raise CannotRun(f"the network that is to be explained could not be trained: {done.reason}")
+                watch.one_done("base")
+
+    def _with_maps(self, pending: Sequence[Cell]) -> list[Cell]:
+        """Makes the stores of the methods that have cells to run, and returns those that can be."""
+        first = next(iter(self.plan.methods))  # whose store serves the cells of intact images
+        methods = list(dict.fromkeys(first if cell.method == ALL else cell.method for cell in pending))
+        failed: dict[str, str] = {}
+        with Watch(self.console, "maps", 0, len(methods), self.engine.at_once) as watch:
+            for done in self.engine.run(self.plan.make_store, methods):
+                watch.one_done(done.item, done.reason)
+                if done.reason:
+                    failed[done.item] = f"no maps: {done.reason}"
+        for cell in pending:
+            if cell.method in failed:
+                write_result(self.output, Result(cell, reason=failed[cell.method]))
+        if first in failed:
+            raise CannotRun(f"the data cannot be masked: {failed[first]}")
+        return [cell for cell in pending if cell.method not in failed]
+
+    def _run_cells(self, cells: Sequence[Cell], before: int) -> None:
+        with Watch(self.console, "trainings", before, before + len(cells), self.engine.at_once) as watch:
+            for done in self.engine.run(self.plan.run_cell, cells):
+                write_result(self.output, Result(done.item, reason=done.reason) if done.reason else done.value)
+                watch.one_done(done.item.name, done.reason)
+
+    def _is_pending(self, cell: Cell, retry_failed: bool) -> bool:
+        result = read_result(self.output, cell)
+        return result is None or (retry_failed and bool(result.reason))
+
+    def _write(self, results: Results) -> None:
+        results.write_table(self.output / "results.csv")
+        results.write_summary(self.output / "summary.csv")
+        figure = accuracy_curves(results)
+        figure.savefig(self.output / "curves.png")
+        if self.plan.wandb is not None:
+            _log_summary(self.plan.wandb, self.output, results)
+
+    def _bytes_of_stores(self, pending: Sequence[Cell]) -> int:
+        data = self.plan.data()
+        data.prepare_data()
+        for stage in ("fit", "test"):
+            data.setup(stage)
+        views = views_of(data, prepare=self.plan.prepare, transform=self.plan.transform)
+        pixels = sum(len(view.plane) * math.prod(view.shape) for view in views.values())
+        wide = 2 if math.prod(next(iter(views.values())).shape) <= 2**16 else 4
+        missing = {cell.method for cell in pending if not self.plan.store_path(cell.method).exists()} - {ALL}
+        return pixels * wide * len(missing)
+
+    def _identity(self) -> dict[str, Any]:
+        """What may not change from one run to the next, since numbers depend on it."""
+        plan = self.plan
+        names = "mode order max_epochs target metric chunk threads base_seed trainer".split()
+        return {name: getattr(plan, name) for name in names} | {
+            "data": described(plan.data),
+            "model": described(plan.model),
+            "imputation": described(plan.imputation),
+            "prepare": described(plan.prepare),
+            "transform": described(plan.transform),
+            "checkpoint": None if self.checkpoint is None else hashlib.sha256(_read(self.checkpoint)).hexdigest()[:16],
+        }
+
+
+def summary_table(results: Results) -> Table:
+    """The methods' scores for a terminal, the best first."""
+    table = Table(title="area between each method and random, over the seeds", title_justify="left")
+    for column in ("method", "area", "± 95 %", "p", "p (Holm)", "total variation"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for s in results.scores():
+        numbers = (f"{s.area:+.4f}", f"{s.interval:.4f}", f"{s.p:.3g}", f"{s.p_holm:.3g}", f"{s.total_variation:.3f}")
+        table.add_row(s.method, *numbers)
+    return table
+
+
+def described(value: Any) -> Any:
+    """A factory, function or setting in words that stay the same from one process to the next."""
+    if isinstance(value, partial):
+        # What the command line makes of a class path is a partial of functions of its own, with the class as the last argument.
+        called = value.args[-1] if value.func.__module__.startswith("jsonargparse") else value.func
+        args = () if called is not value.func else value.args
+        return {"calls": described(called), **({"args": described(args)} if args else {}), **_described_items(value.keywords)}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Mapping):
+        return _described_items(value)
+    if isinstance(value, (list, tuple)):
+        return [*map(described, value)]
+    name = getattr(value, "__qualname__", None)
+    return f"{value.__module__}.{name}" if name else repr(value) if " at 0x" not in repr(value) else type(value).__qualname__
+
+
+def _described_items(items: Mapping[str, Any]) -> dict[str, Any]:
+    return {str(key): described(item) for key, item in items.items()}
+
+
+class _without_item:  # noqa: N801
+    """A function without arguments as one of an item; a class, so that it can be sent to other machines."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self._function = function
+
+    def __call__(self, item: Any) -> Any:
+        return self._function()
+
+
+def _check_arguments(data: Any, model: Any, mode: str, counts: Mapping[str, int]) -> None:
+    for name, given, kind in (("data", data, LightningDataModule), ("model", model, LightningModule)):
+        if isinstance(given, kind) or not callable(given):
+            raise TypeError(
+                f"{name} must be a function that makes a new {kind.__name__}, such as the class itself or a lambda, since every "
+                f"training starts from scratch; not {type(given).__name__}"
+            )
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, not {count}")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CannotRun(f"the checkpoint {path} cannot be read: {error.strerror}") from error
+
+
+def _state_of(checkpoint: Path) -> dict[str, Any]:
+    import pickle
+
+    try:
+        found = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise CannotRun(f"{checkpoint} is no checkpoint that can be loaded without running code: {error}") from error
+    state: dict[str, Any] = found.get("state_dict", found)
+    return state
+
+
+def _log_summary(where: Mapping[str, Any], output: Path, results: Results) -> None:
+    import wandb
+
+    with wandb.init(name="summary", dir=output, **where) as run:
+        scores = [list(vars(score).values()) for score in results.scores()]
+        columns: list[Any] = [*SUMMARY]
+        rows = [[r.cell.method, r.cell.fraction, r.cell.seed, r.accuracy, r.total_variation] for r in results.results]
+        run.log(
+            {
+                "roar/curves": wandb.Image(str(output / "curves.png")),
+                "roar/summary": wandb.Table(columns=columns, data=scores),
+                "roar/results": wandb.Table(columns=[*"method fraction seed accuracy total_variation".split()], data=rows),
+            }
+        )

@@ -1,0 +1,96 @@
+"""The folder of an experiment: one run at a time, of one experiment, with room enough."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from fg_lightning.roar.atomic import write_atomically, write_json
+from fg_lightning.roar.errors import CannotRun
+
+NAME = "experiment.json"
+HOLDER = "running.json"
+
+SPARE = 100 * 2**20
+"""Bytes that results and pictures may take beside the stores."""
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Holds a folder for this process alone, until it leaves or dies.
+
+    Raises:
+        CannotRun: if another process holds it, or it cannot be written to.
+    """
+    try:
+        (folder / "cells").mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / ".probe", b"0")
+        (folder / ".probe").unlink()
+        lock = FileLock(folder / ".lock")
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise CannotRun(f"{folder} is at work already ({_holder(folder)}): wait for it, stop it, or take another folder") from error
+    except OSError as error:
+        raise CannotRun(f"{folder} cannot be written to: {error.strerror}; take another folder with --output") from error
+    try:
+        write_json(folder / HOLDER, {"process": os.getpid(), "host": socket.gethostname()})
+        yield
+    finally:
+        (folder / HOLDER).unlink(missing_ok=True)
+        lock.release()
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """
+    Args:
+        folder: of the experiment.
+        needed: bytes.
+
+    Raises:
+        CannotRun: if there are fewer on its disk.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed + SPARE:
+        raise CannotRun(
+            f"the ranks of all methods take {needed / 1e9:.2f} GB in {folder}, but there are {free / 1e9:.2f} GB on its disk; "
+            "make room, or take fewer methods or another folder with --output"
+        )
+
+
+def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Writes what an experiment is, or compares it with what is there.
+
+    Raises:
+        CannotRun: if another experiment is there.
+    """
+    path = folder / NAME
+    if not path.exists():
+        write_json(path, dict(identity))
+        return
+    try:
+        there = json.loads(path.read_text())
+    except ValueError as error:
+        raise CannotRun(f"{path} is damaged ({error}); take another folder, or remove this one") from error
+    here = json.loads(json.dumps(identity))
+    different = [f"{key} {there.get(key)!r} there, {value!r} here" for key, value in here.items() if there.get(key) != value]
+    if different:
+        raise CannotRun(
+            f"{folder} holds another experiment: {'; '.join(different)}. Take another folder with --output, or the same settings; "
+            "methods, fractions and seeds may change"
+        )
+
+
+def _holder(folder: Path) -> str:
+    try:
+        found = json.loads((folder / HOLDER).read_text())
+        return f"process {found['process']} on {found['host']}"
+    except (OSError, ValueError, KeyError):
+        return "by another process"

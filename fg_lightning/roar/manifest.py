@@ -1,0 +1,135 @@
+"""What a saliency store says of itself: a JSON file beside its ranks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from fg_lightning.roar.atomic import write_json
+from fg_lightning.roar.errors import StoreError
+
+NAME = "manifest.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class SplitIdentity:
+    """
+    Attributes:
+        length: number of images.
+        fingerprint: a hash of what a few of them hold.
+        dataset: the class that they came from, for a person to read.
+    """
+
+    length: int
+    fingerprint: str
+    dataset: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """
+    Attributes:
+        method: its name.
+        settings: of the method, by name, as JSON.
+        target: the class explained: "predicted" or "label".
+        model: class and fingerprint of the network.
+        shape: of an image's plane, such as (H, W).
+        chunk: so many consecutive images are explained as one batch, always the same ones.
+        splits: by name.
+        seed: of the ties.
+        finished: whether every image is ranked.
+        channel_mean: of the training images on their plane, before their transform; in their own units.
+        versions: of what made it.
+    """
+
+    method: str
+    settings: Mapping[str, Any]
+    target: str
+    model: str
+    shape: tuple[int, ...]
+    chunk: int
+    splits: Mapping[str, SplitIdentity]
+    seed: int = 0
+    finished: bool = False
+    channel_mean: tuple[float, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=lambda: versions())
+    format: int = FORMAT
+
+    @property
+    def pixels(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def dtype(self) -> npt.DTypeLike:
+        """Two bytes a rank where they suffice."""
+        return np.uint16 if self.pixels <= 2**16 else np.uint32
+
+    @property
+    def row(self) -> int:
+        """Bytes of one image."""
+        return self.pixels * np.dtype(self.dtype).itemsize
+
+    def difference(self, other: Manifest) -> str:
+        """What two stores differ in, as a sentence's end; empty if they are of the same maps."""
+        mine, others = _identity(self), _identity(other)
+        return "; ".join(f"{key} {mine[key]!r} there, {others[key]!r} here" for key in mine if mine[key] != others[key])
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / NAME, asdict(self))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """
+    Raises:
+        StoreError: if there is none in the folder or it cannot be read.
+    """
+    path = folder / NAME
+    if not path.is_file():
+        raise StoreError(f"{folder} is no saliency store: there is no {NAME} in it; make one with SaliencyStore.make")
+    try:
+        found = json.loads(path.read_text())
+        if found["format"] != FORMAT:
+            raise StoreError(f"{path} is of format {found['format']}, but this version reads format {FORMAT}; make the store again")
+        splits = {name: SplitIdentity(**split) for name, split in found["splits"].items()}
+        known = {one.name: found[one.name] for one in fields(Manifest)}
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise StoreError(
+            f"{path} is damaged ({type(error).__name__}: {error}); remove {folder} and make the store again"
+        ) from error
+    known |= {"splits": splits, "shape": tuple(found["shape"]), "channel_mean": tuple(found["channel_mean"])}
+    return Manifest(**known)
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """The class of a network and a hash of its parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return f"{type(model).__qualname__} {digest.hexdigest()[:16]}"
+
+
+def versions() -> dict[str, str]:
+    from fg_lightning import __version__
+
+    return {"fg_lightning": __version__, "torch": torch.__version__.split("+")[0], "python": platform.python_version()}
+
+
+def _identity(manifest: Manifest) -> dict[str, Any]:
+    names = "method settings target model shape chunk seed".split()
+    splits = {
+        f"{name} {what}": getattr(split, what) for name, split in manifest.splits.items() for what in ("length", "fingerprint")
+    }
+    return {name: getattr(manifest, name) for name in names} | {"splits": ", ".join(manifest.splits)} | splits

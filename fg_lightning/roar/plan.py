@@ -1,0 +1,180 @@
+"""What is done in the parts of an experiment, wherever they run."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from torchmetrics.functional.image import total_variation
+
+from fg_lightning.attribution import Factory
+from fg_lightning.removal import Fill, Order
+from fg_lightning.roar.atomic import write_atomically
+from fg_lightning.roar.cells import ALL, Cell, Result
+from fg_lightning.roar.datamodule import ROARDataModule
+from fg_lightning.roar.errors import CannotRun
+from fg_lightning.roar.ranking import Explained, predictor
+from fg_lightning.roar.store import SaliencyStore
+from fg_lightning.roar.training import deterministic, fitted, tested
+
+Mode = Literal["roar", "kar", "road"]
+
+MASKS = 500
+"""So many test images' masks the total variation is the mean of."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a cell is run with; goes to other machines whole.
+
+    Attributes:
+        output: the experiment's folder, which they share.
+        data: makes the user's datamodule.
+        model: makes an untrained network.
+        methods: factories by name.
+        mode: "roar", "kar" or "road".
+        order: "morf" or "lerf".
+        imputation: see `ROARDataModule`.
+        max_epochs: of every training.
+        target: see `SaliencyStore.make`.
+        metric: the logged test metric that counts as accuracy; None for the one with "acc" in its name.
+        chunk: see `SaliencyStore.make`.
+        threads: of torch, the same wherever a cell runs, since sums change with them.
+        base_seed: of the network that is explained.
+        prepare: see `ROARDataModule`.
+        transform: see `ROARDataModule`.
+        trainer: further arguments of every Trainer.
+        wandb: project and group of a run a cell; None for none.
+    """
+
+    output: Path
+    data: Callable[[], LightningDataModule]
+    model: Callable[[], LightningModule]
+    methods: Mapping[str, Factory]
+    mode: Mode
+    order: Order
+    imputation: Fill
+    max_epochs: int
+    target: Explained
+    metric: str | None
+    chunk: int
+    threads: int
+    base_seed: int
+    prepare: Any = None
+    transform: Any = None
+    trainer: Mapping[str, Any] = field(default_factory=dict)
+    wandb: Mapping[str, Any] | None = None
+
+    @property
+    def base_path(self) -> Path:
+        return self.output / "base.pt"
+
+    def store_path(self, method: str) -> Path:
+        return self.output / "stores" / method
+
+    def train_base(self) -> None:
+        """Trains the network that is explained, and writes its weights."""
+        with self._reproducibly(self.base_seed):
+            model = self.model()
+            fitted(model, self.data(), self.max_epochs, self.trainer, None)
+        buffer = io.BytesIO()
+        torch.save(model.state_dict(), buffer)
+        write_atomically(self.base_path, buffer.getvalue())
+
+    def make_store(self, method: str) -> None:
+        """Explains every image by a method."""
+        with self._reproducibly(self.base_seed):
+            SaliencyStore.make(
+                self.store_path(method),
+                self._base_model(),
+                self.data(),
+                self._named(method),
+                target=self.target,
+                chunk=self.chunk,
+                prepare=self.prepare,
+                transform=self.transform,
+                trainer=predictor({name: self.trainer[name] for name in ("accelerator", "devices") if name in self.trainer}),
+            )
+
+    def run_cell(self, cell: Cell) -> Result:
+        """Trains on what a method has left of the images, and tests on it; in mode "road" tests the base model."""
+        start = time.monotonic()
+        method = next(iter(self.methods)) if cell.method == ALL else cell.method
+        store = SaliencyStore(self.store_path(method))
+        with self._reproducibly(cell.seed):
+            model = self._base_model() if self.mode == "road" else self.model()
+            data = ROARDataModule(
+                self.data(),
+                store,
+                cell.fraction,
+                self.order,
+                self.imputation,
+                self.mode == "kar",
+                prepare=self.prepare,
+                transform=self.transform,
+                seed=cell.seed,
+            )
+            logger = self._logger(cell)
+            try:
+                if self.mode != "road":
+                    fitted(model, data, self.max_epochs, self.trainer, logger)
+                metrics = tested(model, data, self.trainer, logger)
+            finally:
+                if logger is not None:
+                    logger.experiment.finish()
+        masks = torch.from_numpy(data.masks(_last(store), MASKS)).unsqueeze(1).float()
+        variation = float(total_variation(masks, reduction="mean")) / store.manifest.pixels if masks.ndim == 4 else None
+        return Result(cell, accuracy_of(metrics, self.metric), metrics, variation, round(time.monotonic() - start, 3))
+
+    def _named(self, method: str) -> Any:
+        from fg_lightning.attribution import METHODS
+
+        METHODS.setdefault(method, self.methods[method])  # in another process it may not have been entered
+        return method
+
+    def _base_model(self) -> LightningModule:
+        model = self.model()
+        model.load_state_dict(torch.load(self.base_path, map_location="cpu", weights_only=True))
+        return model
+
+    def _logger(self, cell: Cell) -> Any:
+        if self.wandb is None:
+            return None
+        from lightning.pytorch.loggers import WandbLogger
+
+        settings = {"mode": self.mode, "order": self.order, "max_epochs": self.max_epochs, "imputation": str(self.imputation)}
+        return WandbLogger(name=cell.name, save_dir=self.output, config={**vars(cell), **settings}, **self.wandb)
+
+    def _reproducibly(self, seed: int) -> Any:
+        return deterministic(seed, self.threads)
+
+
+def accuracy_of(metrics: Mapping[str, float], name: str | None) -> float:
+    """The test metric that counts.
+
+    Raises:
+        CannotRun: if it was not logged, or none or several could be meant.
+    """
+    if name is not None:
+        if name not in metrics:
+            raise CannotRun(
+                f"the test logged no metric {name!r}, but {', '.join(metrics) or 'nothing'}; name one of these with metric"
+            )
+        return metrics[name]
+    found = [key for key in metrics if "acc" in key.lower()]
+    if len(found) != 1:
+        raise CannotRun(
+            f"the test logged {', '.join(metrics) or 'nothing'}, of which {len(found)} have 'acc' in their names; say with metric "
+            "which one counts (a LightningModule logs it in its test_step)"
+        )
+    return metrics[found[0]]
+
+
+def _last(store: SaliencyStore) -> str:
+    return store.splits[-1]

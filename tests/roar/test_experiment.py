@@ -1,0 +1,257 @@
+"""ROAR as a whole on tiny data: what is run, what is kept, and what is said when it cannot."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from rich.console import Console
+from tiny import Data, Diverging, Net
+
+from fg_lightning.roar import CannotRun, ROARExperiment, SaliencyStore
+from fg_lightning.roar import folder as folder_module
+from fg_lightning.roar.experiment import described
+
+HERE = Path(__file__).parent
+COMMAND = str(Path(sys.executable).with_name("fg-lightning"))
+
+
+def experiment(output, model=Net, **settings):
+    given = {"methods": ["random", "gradient"], "fractions": [0.5], "seeds": 2, "max_epochs": 1} | settings
+    return ROARExperiment(output, Data, model, console=Console(quiet=True), **given)
+
+
+def rows(folder):
+    return list(csv.DictReader((folder / "results.csv").read_text().splitlines()))
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("roar")
+    return folder, experiment(folder).run()
+
+
+def test_every_cell_is_a_row_and_everything_is_there(done):
+    folder, results = done
+    found = [(row["method"], row["fraction"], row["seed"]) for row in rows(folder)]
+    expected = [("all", "0.0", "0"), ("all", "0.0", "1")]
+    expected += [(method, "0.5", seed) for method in ("random", "gradient") for seed in "01"]
+    assert found == expected
+    assert all(0 <= float(row["accuracy"]) <= 1 and not row["reason"] for row in rows(folder))
+    names = {"base.pt", "cells", "curves.png", "experiment.json", "results.csv", "stores", "summary.csv"}
+    assert {path.name for path in folder.iterdir()} - {".lock"} == names
+    assert [score.method for score in results.scores()] == ["gradient"]
+
+
+def test_a_cell_is_a_training_on_what_is_left(done):
+    """The number of one cell, from Lightning's own loop and arrays that are masked by hand."""
+    from lightning.pytorch import seed_everything
+
+    from fg_lightning.roar.quiet import quiet
+
+    folder, results = done
+    store = SaliencyStore(folder / "stores" / "gradient")
+    data = Data()
+    data.setup("fit")
+    for split, dataset in (("train", data.train.dataset), ("val", data.val.dataset), ("test", data.test)):
+        own = {"train": range(40), "val": range(40, 50), "test": range(20)}[split]
+        for place, index in enumerate(own):
+            dataset.pixels[index][np.asarray(store.ranks(split)[place]) < 32] = round(store.manifest.channel_mean[0])
+    data.setup = lambda stage: None
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    seed_everything(1, workers=True, verbose=False)
+    silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    model = Net()
+    with quiet():
+        trainer = Trainer(max_epochs=1, accelerator="cpu", num_sanity_val_steps=0, **silent)
+        trainer.fit(model, data)
+        (scores,) = trainer.test(model, data, verbose=False)
+    torch.set_num_threads(before)
+    (mine,) = (r for r in results.results if r.cell.name == "gradient-0.5-1")
+    assert mine.accuracy == scores["test/accuracy"]
+
+
+def test_run_again_nothing_is_trained_and_more_seeds_add_to_it(done, tmp_path, monkeypatch):
+    folder, _ = done
+    first = (folder / "results.csv").read_text()
+    trained = []
+    from fg_lightning.roar import plan
+
+    real = plan.fitted
+    monkeypatch.setattr(plan, "fitted", lambda *given: (trained.append(1), real(*given)))
+    experiment(folder).run()
+    assert not trained
+    assert (folder / "results.csv").read_text() == first
+    experiment(folder, seeds=3).run()
+    assert len(trained) == 3
+    assert len(rows(folder)) == 9
+    experiment(folder).run()  # fewer are asked for again: the table is of those
+    assert (folder / "results.csv").read_text() == first
+
+
+def test_it_leaves_random_state_and_settings(tmp_path):
+    torch.manual_seed(5)
+    before = torch.get_rng_state(), torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), dict(os.environ)
+    experiment(tmp_path, methods=["random"], seeds=1).run()
+    after = torch.get_rng_state(), torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), dict(os.environ)
+    assert torch.equal(before[0], after[0])
+    assert before[1:] == after[1:]
+
+
+@pytest.mark.parametrize("mode", ["kar", "road"])
+def test_the_other_modes(tmp_path, mode):
+    results = experiment(tmp_path, mode=mode, seeds=1).run()
+    found = {(r.cell.method, r.cell.fraction): r.accuracy for r in results.results}
+    shared = {("all", 0.0), ("all", 1.0)} if mode == "kar" else {("all", 0.0)}
+    assert set(found) == shared | {("random", 0.5), ("gradient", 0.5)}
+    if mode == "road":  # nothing is trained but the base network
+        model = Net()
+        model.load_state_dict(torch.load(tmp_path / "base.pt", weights_only=True))
+        data = Data()
+        data.setup("test")
+        images, labels = zip(*data.test, strict=True)
+        accuracy = (model.eval()(torch.stack(images)).argmax(1) == torch.tensor(labels)).float().mean()
+        assert found["all", 0.0] == pytest.approx(float(accuracy), abs=1e-6)
+
+
+def test_a_training_that_diverges_is_recorded_and_tried_again_on_request(tmp_path):
+    torch.save(Net().state_dict(), tmp_path / "net.ckpt")
+    settings = {"model": Diverging, "checkpoint": tmp_path / "net.ckpt", "methods": ["random"]}
+    folder = tmp_path / "out"
+    results = experiment(folder, **settings).run()
+    assert [r.cell.seed for r in results.failed] == [1, 1]
+    assert all("not finite any more after epoch 1" in r.reason for r in results.failed)
+    assert [bool(row["accuracy"]) for row in rows(folder)] == [True, False, True, False]
+    stamp = (folder / "cells" / "all-0-1.json").stat().st_mtime_ns
+    experiment(folder, **settings).run()
+    assert (folder / "cells" / "all-0-1.json").stat().st_mtime_ns == stamp
+    experiment(folder, **settings).run(retry_failed=True)
+    assert (folder / "cells" / "all-0-1.json").stat().st_mtime_ns > stamp
+
+
+def test_a_method_without_maps_fails_alone(tmp_path):
+    def broken(model):
+        raise RuntimeError("no convolution in it")
+
+    from fg_lightning.attribution import METHODS
+
+    methods = {"gradient": METHODS["gradient"], "broken": broken}
+    try:
+        results = experiment(tmp_path, methods=methods, seeds=1).run()
+    finally:
+        METHODS.pop("broken", None)
+    assert {r.cell.method: r.reason.split(" (")[0] for r in results.results if r.reason} == {
+        "broken": "no maps: RuntimeError: no convolution in it"
+    }
+    assert [score.method for score in results.scores()] == ["gradient", "broken"]
+
+
+def test_what_cannot_run_is_said(tmp_path, monkeypatch):
+    with pytest.raises(TypeError, match="model must be a function that makes a new LightningModule"):
+        ROARExperiment(tmp_path, Data, Net())
+    with pytest.raises(ValueError, match="seeds must be at least 1, not 0"):
+        experiment(tmp_path, seeds=0)
+    with pytest.raises(ValueError, match="mode must be one of roar, kar, road"):
+        experiment(tmp_path, mode="both")
+    with pytest.raises(ValueError, match="method must be one of"):
+        experiment(tmp_path, methods=["none_such"])
+    with pytest.raises(CannotRun, match=r"nowhere.ckpt cannot be read"):
+        experiment(tmp_path / "a", checkpoint=tmp_path / "nowhere.ckpt").run()
+    torch.save({"state_dict": {"other": torch.zeros(1)}}, tmp_path / "other.ckpt")
+    with pytest.raises(CannotRun, match="is not of this model"):
+        experiment(tmp_path / "b", checkpoint=tmp_path / "other.ckpt").run()
+    with pytest.raises(CannotRun, match=r"logged test/accuracy|no metric 'f1', but test/accuracy"):
+        experiment(tmp_path / "c", metric="f1", seeds=1).run()
+    monkeypatch.setattr(folder_module.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    with pytest.raises(CannotRun, match=r"the ranks of all methods take 0.00 GB .* but there are 0.00 GB on its disk"):
+        experiment(tmp_path / "d").run()
+
+
+def test_another_experiment_in_the_folder_is_refused(done):
+    with pytest.raises(CannotRun, match=r"holds another experiment: max_epochs 1 there, 2 here"):
+        experiment(done[0], max_epochs=2).run()
+    with pytest.raises(CannotRun, match=r"model 'tiny.Net' there"):
+        experiment(done[0], model=partial(Net, width=8)).run()
+
+
+def test_a_folder_that_cannot_be_written_to_is_said_at_the_start(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CannotRun, match=r"cannot be written to: Not a directory"):
+        experiment(tmp_path / "file" / "out").run()
+
+
+def test_factories_are_described_the_same_in_every_process():
+    assert described(Net) == "tiny.Net"
+    assert described(partial(Net, width=8)) == {"calls": "tiny.Net", "width": 8}
+    assert described({"a": [1, None, object()]}) == {"a": [1, None, "object"]}
+
+
+def command(output, *more, model="tiny.Slow"):
+    settings = ["--data", "tiny.Data", "--model", model, "--fractions", "[0.5]", "--seeds", "2", "--max_epochs", "1"]
+    return [COMMAND, "roar", "--output", str(output), "--methods", "[random,gradient]", *settings, *more]
+
+
+@pytest.fixture
+def environment(tmp_path):
+    paths = f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    return {**os.environ, "PYTHONPATH": paths, "BEGUN": str(tmp_path / "begun"), "COLUMNS": "200"}
+
+
+def begun(environment):
+    path = Path(environment["BEGUN"])
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_killed_and_started_again_it_ends_with_the_same_table(tmp_path, environment):
+    """Killed in the fourth training, the base network's included: three are done, and the one that was lost is begun again."""
+    whole = subprocess.run(command(tmp_path / "whole"), env=environment, capture_output=True, text=True, check=False)
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    assert begun(environment) == 7  # the base network, and 2 + 4 cells
+    Path(environment["BEGUN"]).unlink()
+    hanging = {**environment, "HANG_AT": "4"}
+    process = subprocess.Popen(command(tmp_path / "killed"), env=hanging, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: begun(environment) == 4, process)
+    second = subprocess.run(command(tmp_path / "killed"), env=environment, capture_output=True, text=True, check=False)
+    assert second.returncode != 0
+    assert "is at work already (process" in second.stderr
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "results.csv").exists()
+    again = subprocess.run(command(tmp_path / "killed"), env=environment, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert "6 done" in again.stdout
+    assert begun(environment) == 8
+    for name in ("results.csv", "summary.csv", "base.pt"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_the_ray_engine_gives_the_same_numbers(done, tmp_path, environment):
+    pytest.importorskip("ray")
+    ran = subprocess.run(
+        command(tmp_path / "ray", "--engine", "ray", model="tiny.Net"), env=environment, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert (tmp_path / "ray" / "results.csv").read_text() == (done[0] / "results.csv").read_text()
+    assert json.loads((tmp_path / "ray" / "experiment.json").read_text())["model"]["calls"] == "tiny.Net"

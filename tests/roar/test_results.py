@@ -1,0 +1,99 @@
+"""What the accuracies say of the methods, against numbers that are worked out by hand and scipy's own tests."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from fg_lightning.roar.cells import ALL, Cell, Result, cells_of
+from fg_lightning.roar.figure import accuracy_curves
+from fg_lightning.roar.results import Results, holm, mean_and_interval
+
+ACCURACIES = {"random": ([0.8, 0.6], [0.9, 0.5], [0.85, 0.55]), "fullgrad": ([0.6, 0.3], [0.8, 0.3], [0.55, 0.35])}
+"""By seed, at fractions 0.4 and 0.8."""
+
+
+def results(mode="roar", order="morf", accuracies=ACCURACIES):
+    found = [Result(Cell(ALL, 0.0, seed), 1.0, total_variation=0.0) for seed in range(3)]
+    for method, table in accuracies.items():
+        for seed, row in enumerate(table):
+            found += [
+                Result(Cell(method, fraction, seed), accuracy, total_variation=fraction)
+                for fraction, accuracy in zip((0.4, 0.8), row, strict=True)
+            ]
+    return Results(found, mode, order)
+
+
+def area(method, seed):
+    """By trapezes: 0 to 0.4 from the shared 1.0, and 0.4 to 0.8."""
+    first, second = ACCURACIES[method][seed]
+    return 0.4 * (1 + first) / 2 + 0.4 * (first + second) / 2
+
+
+@pytest.mark.parametrize(
+    ("mode", "order", "sign"), [("roar", "morf", 1), ("roar", "lerf", -1), ("kar", "morf", -1), ("road", "morf", 1)]
+)
+def test_the_area_between_a_method_and_random(mode, order, sign):
+    (score,) = results(mode, order).scores()
+    areas = [sign * (area("random", seed) - area("fullgrad", seed)) for seed in range(3)]
+    assert score.area == pytest.approx(np.mean(areas))
+    assert score.interval == pytest.approx(np.std(areas, ddof=1) / 3**0.5 * stats.t.ppf(0.975, 2))
+    paired = stats.ttest_rel([area("random", seed) for seed in range(3)], [area("fullgrad", seed) for seed in range(3)])
+    assert score.p == score.p_holm == pytest.approx(paired.pvalue)
+    assert score.total_variation == pytest.approx(0.6)
+
+
+def test_the_mean_and_its_interval_leave_out_what_failed():
+    values = np.array([[0.5, 0.9], [0.7, np.nan], [0.6, np.nan]])
+    mean, half = mean_and_interval(values)
+    assert mean == pytest.approx([0.6, 0.9])
+    low, high = stats.t.interval(0.95, 2, loc=0.6, scale=stats.sem([0.5, 0.7, 0.6]))
+    assert half[0] == pytest.approx((high - low) / 2)
+    assert np.isnan(half[1])
+
+
+def test_holm_against_its_definition():
+    # 0.01 x 4, then 0.02 x 3, then 0.03 x 2 (not below the one before), then 0.5 x 1
+    assert holm([0.03, 0.01, 0.5, 0.02]) == pytest.approx([0.06, 0.04, 0.5, 0.06])
+    assert holm([0.6, float("nan"), 0.7]) == pytest.approx([1.0, float("nan"), 1.0], nan_ok=True)
+
+
+def test_no_difference_at_all_is_no_evidence():
+    same = {"random": ACCURACIES["random"], "fullgrad": ACCURACIES["random"]}
+    (score,) = results(accuracies=same).scores()
+    assert (score.area, score.p) == (0, 1)
+
+
+def test_cells_are_every_method_fraction_and_seed_and_intact_images_once_a_seed():
+    cells = cells_of(["a", "b"], [0.0, 0.5, 1.0], 2)
+    assert [cell.name for cell in cells] == ["all-0-0", "all-0-1", "all-1-0", "all-1-1", "a-0.5-0", "a-0.5-1", "b-0.5-0", "b-0.5-1"]
+
+
+def test_the_table_says_what_failed(tmp_path):
+    failed = Results([*results().results, Result(Cell("fullgrad", 0.9, 0), reason="Diverged: nan")], "roar", "morf")
+    failed.write_table(tmp_path / "t.csv")
+    rows = list(csv.DictReader((tmp_path / "t.csv").read_text().splitlines()))
+    assert rows[0] == {
+        "method": "all",
+        "fraction": "0.0",
+        "seed": "0",
+        "order": "morf",
+        "mode": "roar",
+        "accuracy": "1.000000",
+        "total_variation": "0.000000",
+        "reason": "",
+    }
+    assert (rows[-1]["accuracy"], rows[-1]["reason"]) == ("", "Diverged: nan")
+    assert failed.failed == [failed.results[-1]]
+
+
+def test_the_curves_show_every_method_with_its_band():
+    (axes,) = accuracy_curves(results()).axes
+    lines = {line.get_label().split()[0]: line for line in axes.get_lines()}
+    assert lines["random"].get_linestyle() == "--"
+    assert lines["fullgrad"].get_ydata() == pytest.approx([1, 0.65, 0.95 / 3])
+    assert len(axes.collections) == 2
+    assert "lower is better" in axes.get_title()

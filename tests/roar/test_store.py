@@ -1,0 +1,219 @@
+"""The saliency store against maps that are ranked one at a time; interrupted, shared and damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from PIL import Image
+from tiny import SIDE, TENSOR, Data, Net, Squares
+from torch.utils.data import DataLoader, IterableDataset
+
+from fg_lightning.attribution import METHODS
+from fg_lightning.removal import ranks
+from fg_lightning.roar import RandomImages, SaliencyStore, StoreError
+from fg_lightning.roar.draft import Draft
+from fg_lightning.roar.views import views_of
+
+HERE = Path(__file__).parent
+
+
+def set_up(**settings):
+    data = Data(**settings)
+    data.setup("fit")
+    return data
+
+
+def copied(store, tmp_path):
+    return Path(shutil.copytree(store.path, tmp_path / "copy"))
+
+
+def test_ranks_are_those_of_the_maps_of_chunks(store, net):
+    for split, dataset in (("train", set_up().train), ("val", set_up().val), ("test", set_up().test)):
+        images = torch.stack([image for image, _ in dataset])
+        for start in range(0, len(dataset), 7):
+            maps = METHODS["gradient"](net).attribute(images[start : start + 7])
+            expected = ranks(maps, list(range(start, start + len(maps))))
+            assert np.array_equal(store.ranks(split)[start : start + 7], expected.numpy())
+
+
+def test_two_bytes_a_pixel_and_mapped(store):
+    assert store.splits == ["train", "val", "test"]
+    assert isinstance(store.ranks("train"), np.memmap)
+    assert store.ranks("train").dtype == np.uint16
+    assert (store.path / "train.ranks").stat().st_size == 40 * SIDE * SIDE * 2
+    assert sorted(path.name for path in store.path.iterdir()) == ["manifest.json", "test.ranks", "train.ranks", "val.ranks"]
+
+
+def test_the_manifest_says_what_it_is_of(store):
+    manifest = store.manifest
+    assert (manifest.method, manifest.target, manifest.shape, manifest.finished) == ("gradient", "predicted", (SIDE, SIDE), True)
+    assert manifest.model.startswith("Net ")
+    assert [split.length for split in manifest.splits.values()] == [40, 10, 20]
+    train = Squares(50).pixels[:40]
+    assert manifest.channel_mean == pytest.approx([train.mean()], rel=1e-12)  # float64 sums of bytes are exact
+
+
+def test_sent_to_another_process_it_is_mapped_there_again(store):
+    sent = pickle.dumps(store)
+    assert len(sent) < 5000
+    assert np.array_equal(pickle.loads(sent).ranks("test"), store.ranks("test"))
+
+
+def test_what_is_finished_is_only_opened(store, net):
+    before = (store.path / "train.ranks").stat().st_mtime_ns
+    SaliencyStore.make(store.path, net, Data(), "gradient", chunk=7)
+    assert (store.path / "train.ranks").stat().st_mtime_ns == before
+
+
+def test_interrupted_it_goes_on_where_it_stopped(store, net, tmp_path, monkeypatch):
+    written = []
+    real = Draft.write
+
+    def write(self, split, number, *rest):
+        if len(written) == 4:
+            raise KeyboardInterrupt
+        written.append((split, number))
+        real(self, split, number, *rest)
+
+    monkeypatch.setattr(Draft, "write", write)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        SaliencyStore.make(tmp_path / "s", net, Data(), "gradient", chunk=7)
+    with pytest.raises(StoreError, match=r"unfinished: 4 of 11 chunks of 7 images"):
+        SaliencyStore(tmp_path / "s")
+    monkeypatch.setattr(Draft, "write", lambda self, *given: (written.append(given[:2]), real(self, *given)))
+    again = SaliencyStore.make(tmp_path / "s", net, Data(), "gradient", chunk=7)
+    assert len(written) == len(set(written)) == 11
+    assert again.manifest == store.manifest
+    for split in store.splits:
+        assert np.array_equal(again.ranks(split), store.ranks(split))
+
+
+def test_two_processes_make_the_same_store_as_one(store, tmp_path):
+    script = tmp_path / "share.py"
+    script.write_text(
+        "import sys, torch\n"
+        "from lightning.pytorch import Trainer\n"
+        "from tiny import Data, Net\n"
+        "from fg_lightning.roar import SaliencyStore\n"
+        "torch.set_num_threads(1)\n"
+        "torch.manual_seed(0)\n"
+        "trainer = Trainer(accelerator='cpu', devices=2, strategy='ddp', logger=False, enable_progress_bar=False,\n"
+        "                  enable_checkpointing=False, enable_model_summary=False)\n"
+        "SaliencyStore.make(sys.argv[1], Net(), Data(), 'gradient', chunk=7, trainer=trainer)\n"
+        "print('rank', trainer.global_rank, 'of', trainer.world_size)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(HERE)}
+    command = [sys.executable, str(script), str(tmp_path / "shared")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "of 2" in done.stdout
+    shared = SaliencyStore(tmp_path / "shared")
+    assert shared.manifest == store.manifest
+    for split in store.splits:
+        assert (shared.path / f"{split}.ranks").read_bytes() == (store.path / f"{split}.ranks").read_bytes()
+
+
+def test_something_else_in_the_folder_is_not_overwritten(store, net):
+    with pytest.raises(StoreError, match=r"something else: method 'gradient' there, 'edges' here"):
+        SaliencyStore.make(store.path, net, Data(), "edges", chunk=7)
+    torch.manual_seed(1)
+    other = Net()
+    with pytest.raises(StoreError, match=r"model 'Net "):
+        SaliencyStore.make(store.path, other, Data(), "gradient", chunk=7)
+
+
+def test_no_store_missing_truncated_and_damaged_are_told_apart(store, tmp_path):
+    with pytest.raises(StoreError, match=r"is no saliency store: there is no manifest"):
+        SaliencyStore(tmp_path)
+    folder = copied(store, tmp_path)
+    path = folder / "val.ranks"
+    raw = path.read_bytes()
+    path.write_bytes(raw[:-2])
+    with pytest.raises(StoreError, match=r"val.ranks has 1,278 bytes, but 10 images of 8 x 8 take 1,280"):
+        SaliencyStore(folder)
+    path.write_bytes(bytes(len(raw)))
+    with pytest.raises(StoreError, match=r"damaged: the ranks of image"):
+        SaliencyStore(folder)
+    path.unlink()
+    with pytest.raises(StoreError, match=r"val.ranks is missing"):
+        SaliencyStore(folder)
+    (folder / "manifest.json").write_text("{")
+    with pytest.raises(StoreError, match=r"manifest.json is damaged"):
+        SaliencyStore(folder)
+
+
+def test_a_store_of_another_format_is_refused(store, tmp_path):
+    folder = copied(store, tmp_path)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
+    with pytest.raises(StoreError, match="is of format 99"):
+        SaliencyStore(folder)
+
+
+def test_other_data_is_refused_with_what_differs(store):
+    views = views_of(set_up())
+    for view in views.values():
+        store.check(view)
+    with pytest.raises(StoreError, match=r"train data set has 30 images, but .* is of 40"):
+        store.check(views_of(set_up(n=30))["train"])
+    data = set_up()
+    data.test = Squares(20, seed=5, transform=TENSOR)
+    with pytest.raises(StoreError, match=r"test images are not those that"):
+        store.check(views_of(data)["test"])
+    with pytest.raises(StoreError, match=r"images are 6 x 6 before their transform, but .* is of 8 x 8"):
+        store.check(views_of(set_up(), prepare=lambda image: image.resize((6, 6)))["train"])
+
+
+def test_random_images_and_streams_are_refused(net, tmp_path):
+    class Jittering(Squares):
+        def __getitem__(self, index):
+            return TENSOR(Image.fromarray(self.pixels[index])) + torch.randn(()), 0
+
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(Squares(4))
+
+    class Other(Data):
+        def train_dataloader(self):
+            return DataLoader(self.own)
+
+    data = Other()
+    data.own = Jittering(40)
+    with pytest.raises(RandomImages, match=r"the train data set gives another image each time for index 0"):
+        SaliencyStore.make(tmp_path / "a", net, data, "edges")
+    data.own = Stream()
+    with pytest.raises(TypeError, match=r"Stream has no index: a map is kept for every image"):
+        SaliencyStore.make(tmp_path / "b", net, data, "edges")
+
+
+def test_the_label_can_be_explained(net, tmp_path):
+    made = SaliencyStore.make(tmp_path / "s", net, Data(), "gradient", target="label", chunk=10)
+    images, labels = zip(*set_up().val, strict=True)
+    expected = ranks(METHODS["gradient"](net).attribute(torch.stack(images), torch.tensor(labels)), list(range(10)))
+    assert np.array_equal(made.ranks("val"), expected.numpy())
+
+
+def test_wrong_arguments_are_refused(net, tmp_path):
+    with pytest.raises(ValueError, match="method must be one of"):
+        SaliencyStore.make(tmp_path / "s", net, Data(), "none_such")
+    with pytest.raises(ValueError, match="target must be"):
+        SaliencyStore.make(tmp_path / "s", net, Data(), "edges", target="both")
+    with pytest.raises(ValueError, match="chunk must be at least 1"):
+        SaliencyStore.make(tmp_path / "s", net, Data(), "edges", chunk=0)
+
+
+def test_a_trainer_of_ones_own_is_left_without_our_writer(net, tmp_path):
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    before = list(trainer.callbacks)
+    SaliencyStore.make(tmp_path / "s", net, Data(), "edges", trainer=trainer)
+    assert trainer.callbacks == before
