@@ -17,7 +17,7 @@ slow: $(INSTALLED)
 # The types and shapes in the signatures, checked in every call; but for the tests that pass what the signatures rule out.
 shapes: $(INSTALLED)
 	$(BIN)/python -m pytest --jaxtyping-packages=fg_lightning,typechecker.checked -k "not refused" \
-		tests/callbacks tests/fullgrad/test_saliency.py tests/fullgrad/test_postprocess.py tests/fullgrad/test_readings.py
+		tests/callbacks tests/removal tests/metrics tests/test_attribution.py tests/fullgrad/test_saliency.py tests/fullgrad/test_postprocess.py tests/fullgrad/test_readings.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
