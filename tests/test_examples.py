@@ -19,7 +19,11 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
+MINUTES = {"study_perturbation": pytest.mark.slow}
+EXAMPLES = [pytest.param(p, id=p.stem, marks=MINUTES.get(p.stem, ())) for p in sorted((ROOT / "examples").glob("*.py"))]
+
+
+@pytest.mark.parametrize("path", EXAMPLES)
 def test_examples_run(path, monkeypatch):
     monkeypatch.setattr("sys.argv", [str(path)])
     runpy.run_path(str(path), run_name="__main__")
