@@ -220,15 +220,16 @@ def markdown(rows: list[dict[str, object]], options: argparse.Namespace) -> str:
 
 
 def plot(rows: list[dict[str, object]]) -> Figure:
-    figure = Figure((11, 6.5), layout="constrained")
-    axes = figure.subplot_mosaic([["networks"] * 3, ["batch", "side", "depth"]])
+    grown = [grows for grows in GROWTH if any(r["measurement"] == f"growth: {grows}" for r in rows)]
+    figure = Figure((11, 6.5 if grown else 3.5), layout="constrained")
+    axes = figure.subplot_mosaic([["networks"] * max(1, len(grown)), *([grown] if grown else [])])
     of_networks = [r for r in rows if r["measurement"] == "networks"]
     middle = [float(str(r["median"])) for r in of_networks]
     spread = [[m - float(str(r["minimum"])) for m, r in zip(middle, of_networks, strict=True)]]
     spread += [[float(str(r["maximum"])) - m for m, r in zip(middle, of_networks, strict=True)]]
     axes["networks"].bar([str(r["network"]) for r in of_networks], middle, yerr=spread, capsize=4, color="#4c72b0")
     axes["networks"].set_title("FullGrad, time over that of one input gradient (median, minimum to maximum)")
-    for grows in GROWTH:
+    for grows in grown:
         of_one = [r for r in rows if r["measurement"] == f"growth: {grows}"]
         at = [int(str(r["network"])[6:]) if grows == "depth" else int(str(r[grows])) for r in of_one]
         axes[grows].plot(at, [float(str(r["median"])) for r in of_one], marker="o", color="#4c72b0")

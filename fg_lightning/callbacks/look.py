@@ -173,7 +173,7 @@ class Looker:
         return candidates[self._which] if self._which < len(candidates) else None
 
 
-def _for_each(target: int | Sequence[int], n: int) -> Tensor:
+def _for_each(target: int | Sequence[int] | Tensor, n: int) -> Tensor:
     classes = torch.as_tensor(target)
     if classes.is_floating_point() or classes.shape not in ((), (n,)):
         raise ValueError(f"target must be a class, one for each of {n} images or a function of the output, not {target!r}")

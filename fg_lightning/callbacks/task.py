@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fg_lightning.fullgrad.target import main_output
 
-MonitorTarget = Union[None, int, Sequence[int], Callable[[Any], Tensor]]
+MonitorTarget = Union[None, int, Sequence[int], Tensor, Callable[[Any], Tensor]]
 """What the monitor explains: None for the label, a class for all images or one for each, or a function from the output to [N]."""
 
 
