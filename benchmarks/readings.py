@@ -76,7 +76,7 @@ def main() -> None:
             )
             looks.append((f"{name}\n{reading.replace('_', ' ')}", maps[shown]))
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    film_strip(images[shown], looks).savefig(options.output)
+    film_strip(images[shown], looks).save(options.output)
     print(f"picture: {options.output}")
 
 
