@@ -195,9 +195,7 @@ def machine(options: argparse.Namespace) -> str:
     if options.device == "cuda":
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
     cpu = next((x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")), "?")
-    return (
-        f"{cpu}, {options.threads} thread(s), {platform.system()}, torch {torch.__version__}, grad-cam and Captum of the same day"
-    )
+    return f"{cpu}, {options.threads} thread(s), {platform.system()}, torch {torch.__version__}"
 
 
 def markdown(rows: list[dict[str, object]], options: argparse.Namespace) -> str:

@@ -1,5 +1,8 @@
 """Fixtures shared by all tests: no test talks to a server or writes outside its own folder."""
 
+import os
+from unittest.mock import patch
+
 import pytest
 import torch
 
@@ -13,5 +16,9 @@ def _isolated(tmp_path_factory, monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def _seeded():
+def _settings():
+    """Every test starts from the same seed and leaves the process as it was, whatever a Trainer(deterministic=True) sets."""
     torch.manual_seed(0)
+    with patch.dict(os.environ):
+        yield
+    torch.use_deterministic_algorithms(False)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from functools import partial
 from inspect import signature
 from typing import Any, Union
 
-import torch
 from captum.attr import Attribution
 from captum.log import log_usage
 from jaxtyping import Float
@@ -16,9 +14,7 @@ from torch import Tensor, nn
 
 from fg_lightning.attribution.scores import Scores
 from fg_lightning.fullgrad.decomposition import check_images
-from fg_lightning.fullgrad.record import _as_the_model_takes as as_the_model_takes
-from fg_lightning.fullgrad.record import _eager as eager
-from fg_lightning.fullgrad.record import evaluation
+from fg_lightning.fullgrad.record import as_the_model_takes, undisturbed
 from fg_lightning.fullgrad.target import Target
 
 Draw = Callable[..., Float[Tensor, "n 1 *s"]]
@@ -72,7 +68,7 @@ class Method(Attribution):
         images = inputs[0] if isinstance(inputs, tuple) and len(inputs) == 1 else inputs
         check_images(self.model, images)
         model = self.model.module if isinstance(self.model, nn.DataParallel | nn.parallel.DistributedDataParallel) else self.model
-        with _undisturbed(model, images.device):
+        with undisturbed(model, images.device):
             leaf = as_the_model_takes(images, model).requires_grad_()
             maps = self.draw(Scores(model, leaf, target), leaf).detach()
         return (maps,) if isinstance(inputs, tuple) else maps
@@ -82,6 +78,7 @@ def method_from(draw: Draw) -> Factory:
     """A factory for `METHODS` from a function (scores, images, settings by name) -> maps [N, 1, *S].
 
     Example:
+        >>> import torch
         >>> from fg_lightning.attribution import METHODS
         >>> def brightness(scores, images, *, gamma=1.0):
         ...     return images.clamp_min(0).sum(1, keepdim=True) ** gamma
@@ -108,17 +105,3 @@ def channel_sum(attributions: Float[Tensor, "n c *s"]) -> Float[Tensor, "n 1 *s"
     so that methods differ in what they say and not in how it is drawn.
     """
     return attributions.abs().sum(1, keepdim=True)
-
-
-@contextmanager
-def _undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Evaluation mode, eager and in full precision, with random state and training flags put back."""
-    with ExitStack() as stack:
-        enter = stack.enter_context
-        enter(torch.inference_mode(False))
-        enter(torch.enable_grad())
-        enter(torch.random.fork_rng(devices=[device.index] if device.type == "cuda" else []))
-        enter(evaluation(model))
-        enter(eager())
-        enter(torch.autocast(device.type, enabled=False))
-        yield

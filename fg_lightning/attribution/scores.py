@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fg_lightning.fullgrad.record import _constants as constants
+from fg_lightning.fullgrad.record import constants_of
 from fg_lightning.fullgrad.target import Selection, Target
 
 
@@ -29,7 +29,7 @@ class Scores:
         self.model = model
         self._images = images
         self._target = target
-        self._constants = constants(model)
+        self._constants = constants_of(model)
 
     def __call__(self, images: Float[Tensor, "m c *s"]) -> Float[Tensor, " m"]:
         """

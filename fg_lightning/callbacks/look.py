@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Union
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -18,6 +17,8 @@ from fg_lightning.fullgrad import FullGrad, FullGradients
 from fg_lightning.fullgrad.decomposition import joined
 from fg_lightning.fullgrad.postprocess import Psi
 from fg_lightning.fullgrad.target import TargetError, main_output
+from fg_lightning.metrics.concentration import gini_index
+from fg_lightning.metrics.drift import cosine_drift
 
 NUMBERS = {
     "completeness_error": "mean over the probe of |f - sum of all terms| / |f|",
@@ -221,15 +222,7 @@ def numbers_of(findings: Findings, previous: Tensor | None, untrained: Tensor | 
     for kind, key in kinds.items():
         numbers[key] = torch.tensor([layer.share for layer in findings.layers if layer.kind == kind]).sum()
     for key, earlier in (("drift", previous), ("drift_from_untrained", untrained)):
-        if earlier is not None:
-            numbers[key] = 1 - F.cosine_similarity(findings.maps.flatten(1), earlier.flatten(1)).mean()
-    numbers["concentration"] = concentration(findings.maps).mean()
+        if earlier is not None and not earlier.isnan().any():  # as they are where they were lost
+            numbers[key] = cosine_drift(findings.maps, earlier).mean()
+    numbers["concentration"] = gini_index(findings.maps.abs()).mean()
     return {f"fullgrad/{key}": float(numbers[key]) for key in NUMBERS if key in numbers and not numbers[key].isnan()}
-
-
-def concentration(maps: Float[Tensor, "n 1 *s"]) -> Float[Tensor, " n"]:
-    """The Gini index of each map's magnitudes (Hurley & Rickard 2009, table 1): 0 if all are equal, 1 - 1/pixels if one has all."""
-    magnitudes = maps.flatten(1).double().abs().sort(1).values
-    count = magnitudes.shape[1]
-    weights = (count - torch.arange(1, count + 1, dtype=magnitudes.dtype) + 0.5) / count
-    return 1 - 2 * (magnitudes * weights).sum(1) / magnitudes.sum(1)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 
+@cache
 def digits() -> TensorDataset:
     """All 5,000 digits: images [5000, 1, 28, 28] from -1 (paper) to 1 (ink), and labels [5000], 500 of each class.
 

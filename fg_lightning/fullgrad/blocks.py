@@ -20,6 +20,9 @@ from fg_lightning.fullgrad.postprocess import EPSILON, Psi, Rescaling, extremes,
 BLOCK = 1 << 19
 """Numbers in a block for each thread, 2 MiB in float32: smaller ones cost calls, larger ones leave the caches."""
 
+_DROWNING = 4.0
+"""A magnitude whose minimum is so many times its span would drown in the rounding of a sum: the minimum is taken away first."""
+
 Product = Callable[[Tensor, Tensor], Tensor]
 """(bias, gradient), broadcastable to one another -> the term's values."""
 
@@ -120,7 +123,3 @@ def _block() -> int:
 def reduced(values: Tensor | TermValues, psi: Psi) -> Tensor:
     """psi of what lies on the plane, [N, *S]."""
     return psi(values) if isinstance(values, Tensor) else values.reduced(psi)
-
-
-_DROWNING = 4.0
-"""A magnitude whose minimum is so many times its span would drown in the rounding of a sum: the minimum is taken away first."""

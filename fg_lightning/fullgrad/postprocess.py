@@ -103,6 +103,6 @@ def extremes(magnitude: Tensor) -> tuple[Tensor, Tensor]:
     return magnitude.amin(everywhere), magnitude.amax(everywhere)
 
 
-def like(numbers: Float[Tensor, " n"], like: Tensor) -> Tensor:
+def like(numbers: Float[Tensor, " n"], other: Tensor) -> Tensor:
     """[N] as [N, 1, ...] with as many dimensions as another tensor."""
-    return numbers.reshape(-1, *(1,) * (like.ndim - 1))
+    return numbers.reshape(-1, *(1,) * (other.ndim - 1))

@@ -84,22 +84,14 @@ def record(
         SamplesMixed: where the samples of a batch of several cannot be told apart.
         ValueError: if the selected output does not depend on the images.
     """
-    with ExitStack() as stack:
-        enter = stack.enter_context
-        enter(torch.inference_mode(False))
-        enter(torch.enable_grad())
-        enter(torch.random.fork_rng(devices=[images.device.index] if images.device.type == "cuda" else []))
-        enter(evaluation(model))
-        enter(_eager())
-        if not autocast:
-            enter(torch.autocast(images.device.type, enabled=False))
+    with undisturbed(model, images.device, autocast=autocast):
         model = model.module if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)) else model
-        leaf = _as_the_model_takes(images, model).requires_grad_()
+        leaf = as_the_model_takes(images, model).requires_grad_()
         names = {id(module): name for name, module in model.named_modules()}
         tape = Tape(x := leaf.clone(), visitor, names, operations_of(reading))
-        inputs, constants = (x, *map_tensors(_lifted, additional_forward_args)), _constants(model)
+        inputs, parameters = (x, *map_tensors(_lifted, additional_forward_args)), constants_of(model)
         with tape.following_modules(), tape.meeting_what_torch_hides(), tape:
-            output = select(_called(model, constants, inputs))
+            output = select(_called(model, parameters, inputs))
         if not output.requires_grad:
             raise ValueError(
                 "the model's output does not depend on the images, so there is nothing to decompose; "
@@ -129,7 +121,7 @@ def _called(model: nn.Module, constants: dict[str, Tensor], inputs: tuple[Any, .
         raise
 
 
-def _as_the_model_takes(images: Tensor, model: nn.Module) -> Tensor:
+def as_the_model_takes(images: Tensor, model: nn.Module) -> Tensor:
     """The images in the precision that the parameters will have."""
     precision = next((p.dtype for p in model.parameters() if p.is_floating_point()), images.dtype)
     return _lifted(images).to(torch.float32 if precision in HALF else precision)
@@ -143,14 +135,35 @@ def _lifted(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_inference() else tensor
 
 
-def _constants(model: nn.Module) -> dict[str, Tensor]:
+def constants_of(model: nn.Module) -> dict[str, Tensor]:
     """Parameters as constants, and copies of the buffers, which the model may write to."""
     parameters = {name: _lifted(parameter) for name, parameter in model.named_parameters()}
     return parameters | {name: _lifted(buffer).clone() for name, buffer in model.named_buffers()}
 
 
 @contextmanager
-def evaluation(model: nn.Module) -> Iterator[None]:
+def undisturbed(model: nn.Module, device: torch.device, *, autocast: bool = False) -> Iterator[None]:
+    """Runs a model in evaluation mode, eagerly and with gradients; flags and random state are put back, also when it raises.
+
+    Args:
+        model: any module.
+        device: where it runs.
+        autocast: keep the autocast that is active around it.
+    """
+    with ExitStack() as stack:
+        enter = stack.enter_context
+        enter(torch.inference_mode(False))
+        enter(torch.enable_grad())
+        enter(torch.random.fork_rng(devices=[device.index] if device.type == "cuda" else []))
+        enter(_evaluation(model))
+        enter(_eager())
+        if not autocast:
+            enter(torch.autocast(device.type, enabled=False))
+        yield
+
+
+@contextmanager
+def _evaluation(model: nn.Module) -> Iterator[None]:
     """Evaluation mode set flag by flag, since `eval()` may be overridden to do more, and undone flag by flag."""
     flags = [(module, module.training) for module in model.modules()]
     try:

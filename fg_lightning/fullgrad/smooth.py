@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from fg_lightning.fullgrad.blocks import TermValues
-from fg_lightning.fullgrad.decomposition import FullGradients, averaged, joined, rows_of
+from fg_lightning.fullgrad.decomposition import (
+    FullGradients,
+    as_tuple,
+    averaged,
+    check_images,
+    joined,
+    one_by_one_if_mixed,
+    rows_of,
+)
 from fg_lightning.fullgrad.linearisation import Pointwise
 from fg_lightning.fullgrad.postprocess import Psi
 from fg_lightning.fullgrad.readings import Reading
@@ -26,8 +34,9 @@ class SmoothFullGrad(FullGrad):
         map(x) = psi(mean of grad_x f * x) + sum over operations of psi(mean of grad_y f * b),   the means over x + noise
 
     The terms are averaged before psi takes their magnitude, so that what changes its sign under noise fades out. One sample costs a
-    forward and a backward pass. Every average has the size of its operation's output, so that the images of a batch go in portions:
-    a batch then needs no more memory than one FullGrad map of it, a single image about twice that.
+    forward and a backward pass; one more such pass looks at the image itself. Every average has the size of its operation's output,
+    so that the images of a batch go in portions: a batch then needs no more memory than one FullGrad map of it, a single image
+    about twice that.
 
     Args:
         model: any network of differentiable operations.
@@ -77,21 +86,42 @@ class SmoothFullGrad(FullGrad):
         self.seed = seed
         self.internal_batch_size = internal_batch_size
 
-    def _map(
-        self, images: Tensor, target: Target, arguments: tuple[Any, ...], with_terms: bool
+    def _drawn(
+        self, inputs: Tensor, target: Target, additional_forward_args: Any, *, with_terms: bool
     ) -> tuple[Tensor, FullGradients | Tensor]:
-        n = len(images)
-        together = n if callable(target) else self.internal_batch_size or max(1, n // 3)  # a function wants its whole batch
-        portions = [rows_of(images, target, arguments, start, start + together) for start in range(0, n, together)]
+        check_images(self.model, inputs)
+        n, arguments = len(inputs), as_tuple(additional_forward_args)
+        predicted, most = self._looked_over(inputs, target, arguments)
+        together = min(most, n if callable(target) else self.internal_batch_size or max(1, n // 3))  # a function wants its batch
+        target = predicted if target is None else target
+        portions = [rows_of(inputs, target, arguments, start, start + together) for start in range(0, n, together)]
         maps, terms = zip(*[self._averaged_map(*portion, with_terms) for portion in portions], strict=True)
         return torch.cat(maps), joined(list(terms)) if with_terms else torch.cat(terms)
+
+    def _looked_over(self, images: Tensor, target: Target, arguments: tuple[Any, ...]) -> tuple[Tensor | None, int]:
+        """The classes predicted for the images as they are, and how many may go together: one where operations mix the samples.
+
+        Raises:
+            ValueError: if the model's output for an image depends on the others.
+        """
+
+        def look(images: Tensor, target: Target, arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor | None, int]:
+            selection = Selection(target, len(images))
+            recording = record(self.model, images, selection, _pass_over, additional_forward_args=arguments, autocast=self.autocast)
+            return recording.output, selection.target, len(images)
+
+        def join(parts: list[tuple[Tensor, Tensor | None, int]]) -> tuple[Tensor, Tensor | None, int]:
+            classes = [part[1] for part in parts if part[1] is not None]
+            return torch.cat([part[0] for part in parts]), torch.cat(classes) if classes else None, 1
+
+        _, predicted, most = one_by_one_if_mixed(look, images, target, arguments, join, lambda part: part[0])
+        return predicted, most
 
     def _averaged_map(
         self, images: Tensor, target: Target, arguments: tuple[Any, ...], with_terms: bool
     ) -> tuple[Tensor, FullGradients | Tensor]:
         sums: dict[Hashable, Tensor] = {}
         results: list[Any] = []
-        target = self._predicted(images, arguments) if target is None else target
         for noisy in self._noisy_versions(images):
             met: Counter[Hashable] = Counter()
 
@@ -112,12 +142,6 @@ class SmoothFullGrad(FullGrad):
         deviation = self.noise * (flat.amax(1) - flat.amin(1)).reshape(-1, *(1,) * (images.ndim - 1))
         for _ in range(self.n_samples):
             yield images + deviation * torch.randn(images.shape[1:], generator=generator).to(images)
-
-    def _predicted(self, images: Tensor, arguments: tuple[Any, ...]) -> Target:
-        """The class predicted for the images as they are."""
-        selection = Selection(None, len(images))
-        record(self.model, images, selection, _pass_over, additional_forward_args=arguments, autocast=self.autocast)
-        return selection.target
 
 
 def _add(sums: dict[Hashable, Tensor], key: Hashable, values: Tensor | TermValues) -> None:

@@ -15,7 +15,7 @@ from torchmetrics.utilities.compute import auc
 from torchmetrics.utilities.plot import plot_curve
 
 from fg_lightning.fullgrad.decomposition import as_tuple
-from fg_lightning.fullgrad.record import evaluation
+from fg_lightning.fullgrad.record import undisturbed
 from fg_lightning.fullgrad.target import Selection, Target, main_output
 from fg_lightning.removal import Fill, Order, find_imputer, ranks, removed
 from fg_lightning.removal.batch import check_images
@@ -97,8 +97,7 @@ def pixel_perturbation(
     check_maps(maps, images)
     imputer, places = find_imputer(fill), ranks(maps.to(images.device), seed)
     changed = _CHANGES[change or USUAL[order]]
-    random_state = torch.random.fork_rng(devices=[images.device.index] if images.device.type == "cuda" else [])
-    with torch.no_grad(), random_state, evaluation(model):
+    with undisturbed(model, images.device, autocast=True), torch.no_grad():
 
         def explained(seen: Tensor, target: Target) -> tuple[Tensor, Target]:
             scores = model(seen, *as_tuple(additional_forward_args))

@@ -68,8 +68,7 @@ def roar(
     from rich.console import Console
 
     from fg_lightning.attribution import METHODS
-    from fg_lightning.demo import DigitClassifier
-    from fg_lightning.roar.digits import DigitsOnce
+    from fg_lightning.demo import DigitClassifier, DigitsDataModule
     from fg_lightning.roar.engines import LocalEngine, RayEngine
     from fg_lightning.roar.errors import CannotRun
     from fg_lightning.roar.experiment import ROARExperiment, summary_table
@@ -81,7 +80,7 @@ def roar(
         try:
             experiment = ROARExperiment(
                 output,
-                data or DigitsOnce,
+                data or DigitsDataModule,
                 model or DigitClassifier,
                 methods=list(METHODS) if names == ["all"] else [name.strip() for name in names],
                 fractions=fractions,

@@ -274,6 +274,33 @@ def test_smooth_maps_and_terms_do_not_depend_on_the_batch_or_the_random_state() 
     assert not torch.allclose(SmoothFullGrad(model, seed=1, **method).attribute(images[3:4], 3), alone)
 
 
+class Windows(nn.Module):
+    """Ends in an operation of which it is not known that it keeps samples apart."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unfold(2, 2, 2).unfold(3, 2, 2).square().mean((-1, -2)).flatten(1)
+
+
+class LessTheMean(nn.Module):
+    """Mixes the samples of a batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) - x.flatten(1).mean(0)
+
+
+def test_smooth_fullgrad_takes_images_one_by_one_where_they_cannot_be_told_apart() -> None:
+    images = torch.randn(6, 2, 4, 4, dtype=torch.float64)
+    method = SmoothFullGrad(Windows(), n_samples=2)
+    alone = torch.cat([method.attribute(images[i : i + 1], 1) for i in range(6)])
+    torch.testing.assert_close(method.attribute(images, 1), alone, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("n", [2, 3, 7])
+def test_smooth_fullgrad_refuses_a_model_that_mixes_samples(n: int) -> None:
+    with pytest.raises(ValueError, match="depends on the other images"):
+        SmoothFullGrad(LessTheMean(), n_samples=2).attribute(torch.randn(n, 2, 4, 4), 1)
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [({"n_samples": 0}, "n_samples"), ({"noise": -0.1}, "noise"), ({"internal_batch_size": 0}, "internal_batch_size")],
