@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fg_lightning.fullgrad.layout import Layout
 from fg_lightning.fullgrad.linearisation import Pointwise, computed
-from fg_lightning.fullgrad.postprocess import EPSILON, Psi, Rescaling, extremes, like
+from fg_lightning.fullgrad.postprocess import EPSILON, Psi, Rescaling, extremes, greatest, least, like
 
 BLOCK = 1 << 19
 """Numbers in a block for each thread, 2 MiB in float32: smaller ones cost calls, larger ones leave the caches."""
@@ -24,7 +24,7 @@ _DROWNING = 4.0
 """A magnitude whose minimum is so many times its span would drown in the rounding of a sum: the minimum is taken away first."""
 
 Product = Callable[[Tensor, Tensor], Tensor]
-"""(bias, gradient), broadcastable to one another -> the term's values."""
+"""(bias, gradient), broadcastable to one another -> the term's values, in a new tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +103,9 @@ class TermValues:
         axis = 1 if fits else max(range(1, self.gradient.ndim), key=self._reach)
         sums, extreme = [], []
         for block in [self] if fits else self._blocks(axis):
-            magnitude = psi.magnitude(block.all())
-            extreme.append(extremes(magnitude))
+            values = block.all()
+            magnitude = psi.magnitude(values, out=values)
+            extreme.append(_extremes(magnitude, psi.has_floor))
             sums.append((magnitude if offset is None else magnitude - like(offset, magnitude)).sum(1))
         if len(sums) == 1:
             return sums[0], *extreme[0]
@@ -114,6 +115,13 @@ class TermValues:
     def _reach(self, axis: int) -> int:
         """How far apart in memory an axis lies, so that a cut along the widest leaves whole stretches of it."""
         return self.gradient.stride(axis) if self.gradient.size(axis) > 1 else 0
+
+
+def _extremes(magnitude: Tensor, has_floor: bool) -> tuple[Tensor, Tensor]:
+    """As `extremes`; where the first channel of every sample reaches the floor, the others are not searched for the minimum."""
+    if not has_floor or (low := least(magnitude[:, :1])).any():
+        return extremes(magnitude)
+    return low, greatest(magnitude)
 
 
 def _block() -> int:

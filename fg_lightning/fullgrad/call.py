@@ -119,7 +119,8 @@ def _operands_by_position(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tupl
 class Call:
     """An operation with its operands.
 
-    A tensor that depends on the input is told by `requires_grad`, since the model runs on detached parameters.
+    A tensor that depends on the input is told by `requires_grad`, since the model runs on detached parameters; those that it keeps
+    outside its registered ones (an LSTM's flat weights) are leaves, and detached here.
     Rules read operands through this class, so that the tape knows which values they hold on to. `repeat(args, kwargs)` runs the
     operation once more, on other operands, drawing the random numbers it drew if `keep_random_state` was called before.
 
@@ -136,10 +137,15 @@ class Call:
     ) -> None:
         self.function = function
         self.name = operation_name(function) if name is None else name
-        args, kwargs = _operands_by_position(args, kwargs)
+        if kwargs:
+            args, kwargs = _operands_by_position(args, kwargs)
+        dependent = [t for t in tensors_in((args, kwargs) if kwargs else args) if t.requires_grad]
+        if any(t.is_leaf for t in dependent):
+            args, kwargs = map_tensors(lambda t: t.detach() if t.is_leaf else t, (args, kwargs))
+            dependent = [t for t in dependent if not t.is_leaf]
         self.args = args
         self.kwargs = kwargs
-        self.dependent = [t for t in tensors_in((args, kwargs)) if t.requires_grad]
+        self.dependent = dependent
         self.in_place = name is None and bool(args) and isinstance(args[0], Tensor) and works_in_place(function)
         # What is computed later must not hold on to the call, whose outputs would hold it: hence a function of its own.
         self.repeat = partial(_repeat, function, self.in_place, None)

@@ -35,18 +35,21 @@ class Rescaling:
     Made of sums, minima and maxima alone, so that blocks.py may gather it from blocks of a term.
 
     Attributes:
-        magnitude: of a term's entries, in a new tensor or the same.
+        magnitude: (a term's entries, out=None) -> their magnitudes, in `out` where it is given, else in a new tensor or the same.
         scale: from each sample's minimum and maximum to (offset, span).
+        has_floor: whether no magnitude is below 0, so that one that is 0 is the minimum.
     """
 
-    magnitude: Callable[[Tensor], Tensor]
+    magnitude: Callable[..., Tensor]
     scale: Scale
+    has_floor: bool = True
 
     def __call__(self, term: Float[Tensor, "n c *s"]) -> Float[Tensor, "n *s"]:
         magnitude = self.magnitude(term)
         offset, span = self.scale(*extremes(magnitude))
         # The offset goes before the sum: a nearly constant term would drown in the rounding of its sum.
-        return (magnitude - like(offset, magnitude)).sum(1) / like(span + EPSILON, term[:, 0])
+        sums = (magnitude - like(offset, magnitude)).sum(1)
+        return sums / like(span + EPSILON, sums)
 
 
 def _from_minimum(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,11 +60,11 @@ def _around_zero(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     return torch.zeros_like(low), torch.maximum(high, -low)
 
 
-def _positive_part(term: Tensor) -> Tensor:
-    return term.clamp_min(0)
+def _positive_part(term: Tensor, out: Tensor | None = None) -> Tensor:
+    return torch.clamp(term, min=0, out=out)
 
 
-def _as_it_is(term: Tensor) -> Tensor:
+def _as_it_is(term: Tensor, out: Tensor | None = None) -> Tensor:
     return term
 
 
@@ -71,7 +74,7 @@ absolute = Rescaling(torch.abs, _from_minimum)
 positive = Rescaling(_positive_part, _from_minimum)
 """As `absolute`, of what speaks for the output alone: max(t, 0)."""
 
-signed = Rescaling(_as_it_is, _around_zero)
+signed = Rescaling(_as_it_is, _around_zero, has_floor=False)
 """t over its largest magnitude in each sample, so that signs and zero stay, summed over channels; maps may be negative."""
 
 PSI: dict[str, Psi] = {"absolute": absolute, "positive": positive, "signed": signed}
@@ -99,8 +102,17 @@ def upsample(planes: Float[Tensor, "n *s"], size: tuple[int, ...]) -> Float[Tens
 
 def extremes(magnitude: Tensor) -> tuple[Tensor, Tensor]:
     """Minimum and maximum of each sample, [N] each."""
-    everywhere = tuple(range(1, magnitude.ndim))
-    return magnitude.amin(everywhere), magnitude.amax(everywhere)
+    return least(magnitude), greatest(magnitude)
+
+
+def least(magnitude: Tensor) -> Tensor:
+    """The minimum of each sample, [N]."""
+    return magnitude.amin(tuple(range(1, magnitude.ndim)))
+
+
+def greatest(magnitude: Tensor) -> Tensor:
+    """The maximum of each sample, [N]."""
+    return magnitude.amax(tuple(range(1, magnitude.ndim)))
 
 
 def like(numbers: Float[Tensor, " n"], other: Tensor) -> Tensor:

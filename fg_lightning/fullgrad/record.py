@@ -110,7 +110,7 @@ def _called(model: nn.Module, constants: dict[str, Tensor], inputs: tuple[Any, .
         ValueError: if a planar network fails on what may be a single image.
     """
     try:
-        return torch.func.functional_call(model, constants, inputs)
+        return torch.func.functional_call(model, constants, inputs, tie_weights=False)
     except (RuntimeError, ValueError, IndexError) as error:
         shape = tuple(inputs[0].shape)
         if len(shape) == 3 and any(isinstance(m, (nn.Conv2d, nn.BatchNorm2d)) for m in model.modules()):
@@ -136,9 +136,12 @@ def _lifted(tensor: Tensor) -> Tensor:
 
 
 def constants_of(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters as constants, and copies of the buffers, which the model may write to."""
-    parameters = {name: _lifted(parameter) for name, parameter in model.named_parameters()}
-    return parameters | {name: _lifted(buffer).clone() for name, buffer in model.named_buffers()}
+    """Parameters as constants, and copies of the buffers, which the model may write to; one under each of the names that it has."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    constants = {parameter: _lifted(parameter) for parameter in parameters.values()}
+    constants |= {buffer: _lifted(buffer).clone() for buffer in buffers.values()}
+    return {name: constants[tensor] for name, tensor in (parameters | buffers).items()}
 
 
 @contextmanager
@@ -165,14 +168,14 @@ def undisturbed(model: nn.Module, device: torch.device, *, autocast: bool = Fals
 @contextmanager
 def _evaluation(model: nn.Module) -> Iterator[None]:
     """Evaluation mode set flag by flag, since `eval()` may be overridden to do more, and undone flag by flag."""
-    flags = [(module, module.training) for module in model.modules()]
+    in_training = [module for module in model.modules() if module.training]
     try:
-        for module, _ in flags:
+        for module in in_training:
             module.training = False
         yield
     finally:
-        for module, training in flags:
-            module.training = training
+        for module in in_training:
+            module.training = True
 
 
 @contextmanager

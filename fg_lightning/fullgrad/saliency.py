@@ -199,7 +199,7 @@ class SimpleFullGrad(FullGrad):
         return term.kind == "explicit"
 
     def _values(self, bias: Tensor, gradient: Tensor) -> Tensor:
-        return gradient.abs() if gradient.is_complex() else gradient
+        return gradient.abs() if gradient.is_complex() else gradient.clone()
 
 
 class Canvas:

@@ -151,25 +151,24 @@ class Tape(TorchFunctionMode):
             return None  # a backbone frozen by torch.no_grad() counts like any other
         if operation_name(function) in _QUESTIONS:
             return function(*args, **kwargs)
-        args, kwargs = _without_stray_leaves(args, kwargs)
         call = Call(function, args, kwargs)
         if call.in_place:
             for deferred in self._readers.pop(_storage(call.args[0]), ()):
                 deferred.secure()
         if not call.dependent:
-            return function(*args, **kwargs)
+            return function(*call.args, **call.kwargs)
         if isinstance(function, FunctionType) and function not in self._opening:
             self._opening.add(function)
             try:
                 with self:
-                    return _opened(function)(*args, **kwargs)
+                    return _opened(function)(*call.args, **call.kwargs)
             finally:
                 self._opening.discard(function)
         if call.name in self._readings:
             with self:
                 result = self._readings[call.name](*call.args, **call.kwargs)
                 if result is not NotImplemented:
-                    return args[0].copy_(result) if call.in_place else result
+                    return call.args[0].copy_(result) if call.in_place else result
         return self._record(call)
 
     @contextmanager
@@ -235,10 +234,9 @@ class Tape(TorchFunctionMode):
     def _meet(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Any:
         if not self._is_watching():
             return function(*args, **kwargs)
-        args, kwargs = _without_stray_leaves(args, kwargs)
         with torch._C.DisableTorchFunction():
             call = Call(function, args, kwargs, name)
-            return self._record(call) if call.dependent else function(*args, **kwargs)
+            return self._record(call) if call.dependent else function(*call.args, **call.kwargs)
 
     def _record(self, call: Call) -> Any:
         """Run an operation and hook its outputs."""
@@ -328,13 +326,6 @@ def _layout_of(tensor: Tensor) -> Layout | None:
 
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
-
-
-def _without_stray_leaves(args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """Parameters that the model keeps outside its registered ones (an LSTM's flat weights) are constants, too."""
-    if any(t.requires_grad and t.is_leaf for t in tensors_in((args, kwargs))):
-        return map_tensors(lambda t: t.detach() if t.requires_grad and t.is_leaf else t, (args, kwargs))
-    return args, kwargs
 
 
 def _base_and_places(view: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
