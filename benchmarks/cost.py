@@ -4,7 +4,7 @@ Three measurements, each paired: the baseline and a method take turns in one pro
 give minimum, median and maximum. The baseline is the gradient of the explained output at the input, with frozen parameters.
 
     networks   eight of torchvision's at 224^2; time by turns, peak memory each in a process of its own
-    samples    methods of many passes (Captum's and grad-cam's), on one image, once
+    samples    methods of many passes (Captum's and grad-cam's) on one image of 224^2; time by turns, peak memory likewise
     growth     FullGrad as batch, image side and depth grow
 
 `--only` runs some of them and keeps what the files hold of the others.
@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from fg_lightning import FullGrad, SmoothFullGrad
 
 NETWORKS = ["resnet18", "resnet50", "vgg16_bn", "mobilenet_v2", "densenet121", "efficientnet_b0", "convnext_tiny", "vit_b_32"]
+SAMPLED = ["resnet18", "resnet50", "mobilenet_v2", "vit_b_32"]  # for the methods of many passes, which take long
 SAMPLES = 50  # integration steps and noisy samples, as Sundararajan et al. 2017 and Smilkov et al. 2017 use
 GROWTH = {"batch": [1, 2, 4, 8, 16, 32, 64], "side": [64, 128, 224, 320, 512], "depth": [18, 34, 50, 101, 152]}
 COLUMNS = ["measurement", "network", "method", "batch", "side", "repetitions", "minimum", "median", "maximum", "memory"]
@@ -142,11 +143,16 @@ def peak_bytes(case: Case, method: str) -> int:
     return int(status["VmHWM"].split()[0]) * 1024 - before
 
 
-def peak_in_a_process_of_its_own(network: str, method: str, options: argparse.Namespace) -> int:
-    command = [sys.executable, __file__, "--peak", network, method, "--device", options.device, "--batch", str(options.batch)]
-    command += [f"--{name}" for name in ("channels_last", "autocast") if getattr(options, name)]
-    done = subprocess.run([*command, "--threads", str(options.threads)], capture_output=True, text=True, check=True)
-    return int(done.stdout.split()[-1])
+def peak_ratio(case: Case, method: str, options: argparse.Namespace, runs: int = 3) -> float:
+    """A method's peak memory over that of the input gradient, medians of runs in processes of their own (allocators vary)."""
+
+    def peak(method: str) -> int:
+        command = [sys.executable, __file__, "--peak", case.network, method, "--device", options.device, "--batch", str(case.batch)]
+        command += [f"--{name}" for name in ("channels_last", "autocast") if getattr(options, name)]
+        done = subprocess.run([*command, "--threads", str(options.threads)], capture_output=True, text=True, check=True)
+        return int(done.stdout.split()[-1])
+
+    return median(peak(method) for _ in range(runs)) / median(peak("input gradient") for _ in range(runs))
 
 
 # --- the measurements ------------------------------------------------------------------------------------------------------------
@@ -159,22 +165,22 @@ def row(measurement: str, case: Case, method: str, found: list[float], memory: f
 
 
 def networks(options: argparse.Namespace) -> Iterator[dict[str, object]]:
-    for network in options.networks:
+    for network in options.networks or NETWORKS:
         case = Case(network, options, options.batch)
         found = ratios(case.run("FullGrad"), case.run("input gradient"), options.repetitions)
-        floor, ours = (peak_in_a_process_of_its_own(network, method, options) for method in ("input gradient", "FullGrad"))
-        yield row("networks", case, "FullGrad", found, ours / floor)
+        yield row("networks", case, "FullGrad", found, peak_ratio(case, "FullGrad", options))
 
 
 def samples(options: argparse.Namespace) -> Iterator[dict[str, object]]:
-    for network, method in product(options.networks, MANY_PASSES):
+    for network, method in product(options.networks or SAMPLED, MANY_PASSES):
         case = Case(network, options, 1)
+        case.run("input gradient")()
         try:
-            found = ratios(case.run(method), case.run("input gradient"), 1, warm_up=0)
+            found = ratios(case.run(method), case.run("input gradient"), min(3, options.repetitions), warm_up=0)
         except Exception as error:  # a method that cannot take a network is a finding
             print(f"{method} fails on {network}: {type(error).__name__}: {error}", file=sys.stderr)
             continue
-        yield row("samples", case, method, found)
+        yield row("samples", case, method, found, peak_ratio(case, method, options, runs=1))
 
 
 def growth(options: argparse.Namespace) -> Iterator[dict[str, object]]:
@@ -199,18 +205,20 @@ def machine(options: argparse.Namespace) -> str:
 
 
 def markdown(rows: list[dict[str, object]], options: argparse.Namespace) -> str:
-    lines = [f"{machine(options)}; batch {options.batch} at 224^2, {options.repetitions} pairs."]
+    lines = [f"{machine(options)}. Time and peak memory over those of one input gradient."]
     if of_networks := [r for r in rows if r["measurement"] == "networks"]:
-        lines += ["", "| network | time: minimum | median | maximum | peak memory |", "|---|---|---|---|---|"]
+        lines += ["", "FullGrad, {batch} images of {side}^2, {repetitions} pairs:".format_map(of_networks[0]), ""]
+        lines += ["| network | time: minimum | median | maximum | peak memory |", "|---|---|---|---|---|"]
         lines += [f"| {r['network']} | {r['minimum']} | {r['median']} | {r['maximum']} | {r['memory']} |" for r in of_networks]
         lines.append(f"| median of all | | {median(float(str(r['median'])) for r in of_networks):.3f} | | |")
-    if methods := [m for m in MANY_PASSES if any(r["method"] == m for r in rows)]:
-        lines += ["", "| network, one image | " + " | ".join(methods) + " |", "|---" * (len(methods) + 1) + "|"]
-        for network in dict.fromkeys(r["network"] for r in rows if r["measurement"] == "samples"):
-            cells = {r["method"]: r["median"] for r in rows if r["measurement"] == "samples" and r["network"] == network}
-            lines.append(f"| {network} | " + " | ".join(str(cells.get(method, "fails")) for method in methods) + " |")
+    if of_methods := [r for r in rows if r["measurement"] == "samples"]:
+        lines += ["", "Methods of many passes, one image of {side}^2, {repetitions} pairs:".format_map(of_methods[0]), ""]
+        lines += ["| network | method | time: minimum | median | maximum | peak memory |", "|---|---|---|---|---|---|"]
+        columns = ["network", "method", "minimum", "median", "maximum", "memory"]
+        lines += ["| " + " | ".join(str(r[column]) for column in columns) + " |" for r in of_methods]
     if of_growth := [r for r in rows if str(r["measurement"]).startswith("growth")]:
-        lines += ["", "| grows | network | batch | side | median |", "|---|---|---|---|---|"]
+        lines += ["", "FullGrad as work grows, {repetitions} pairs:".format_map(of_growth[0]), ""]
+        lines += ["| grows | network | batch | side | time: median |", "|---|---|---|---|---|"]
         lines += [
             f"| {str(r['measurement'])[8:]} | {r['network']} | {r['batch']} | {r['side']} | {r['median']} |" for r in of_growth
         ]
@@ -241,7 +249,7 @@ def plot(rows: list[dict[str, object]]) -> Figure:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", default=NETWORKS)
+    parser.add_argument("--networks", nargs="+", help=f"by default {' '.join(NETWORKS)}; for samples {' '.join(SAMPLED)}")
     parser.add_argument("--only", nargs="+", choices=["networks", "samples", "growth"], default=["networks", "samples", "growth"])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repetitions", type=int, default=7)

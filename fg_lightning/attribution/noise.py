@@ -2,63 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from captum.attr import Saliency
 from jaxtyping import Float
 from torch import Tensor
 
-from fg_lightning.attribution.method import channel_sum
+from fg_lightning.attribution.method import Draw, channel_sum
 from fg_lightning.attribution.scores import Scores
 from fg_lightning.removal.seeds import seeds_of
 
+Statistic = Callable[[Tensor, Tensor], Tensor]
+"""(mean, variance) of the gradient over noisy copies -> what is drawn; [N, C, *S] each."""
 
-def smoothgrad(
-    scores: Scores,
-    images: Float[Tensor, "n c *s"],
-    *,
-    n_samples: int = 25,
-    noise: float = 0.15,
-    seed: int = 0,
-    internal_batch_size: int = 16,
-) -> Float[Tensor, "n 1 *s"]:
-    """|mean of grad f| over noisy copies, Smilkov et al. 2017.
 
-    Args:
+def over_noisy_copies(statistic: Statistic) -> Draw:
+    """A saliency method from a statistic of the gradient over noisy copies of the image.
+
+    The method's settings are
+
         n_samples: how many copies of every image.
         noise: standard deviation of the Gaussian noise, as a share of each image's range, max - min.
         seed: an image draws its noise from it and from what the image holds, whatever the batch around it.
         internal_batch_size: so many images at most go through the model at once, or the batch where it is larger.
     """
-    mean, _ = _moments(scores, images, n_samples, noise, seed, internal_batch_size)
-    return channel_sum(mean)
+
+    def draw(
+        scores: Scores,
+        images: Float[Tensor, "n c *s"],
+        *,
+        n_samples: int = 25,
+        noise: float = 0.15,
+        seed: int = 0,
+        internal_batch_size: int = 16,
+    ) -> Float[Tensor, "n 1 *s"]:
+        return channel_sum(statistic(*_moments(scores, images, n_samples, noise, seed, internal_batch_size)))
+
+    draw.__name__, draw.__qualname__, draw.__doc__ = statistic.__name__, statistic.__qualname__, statistic.__doc__
+    return draw
 
 
-def smoothgrad_squared(
-    scores: Scores,
-    images: Float[Tensor, "n c *s"],
-    *,
-    n_samples: int = 25,
-    noise: float = 0.15,
-    seed: int = 0,
-    internal_batch_size: int = 16,
-) -> Float[Tensor, "n 1 *s"]:
-    """Mean of (grad f)^2 over noisy copies, Hooker et al. 2019; the settings are those of `smoothgrad`."""
-    mean, variance = _moments(scores, images, n_samples, noise, seed, internal_batch_size)
-    return channel_sum(mean.square() + variance)
+@over_noisy_copies
+def smoothgrad(mean: Tensor, variance: Tensor) -> Tensor:
+    """|mean of grad f|, Smilkov et al. 2017."""
+    return mean
 
 
-def vargrad(
-    scores: Scores,
-    images: Float[Tensor, "n c *s"],
-    *,
-    n_samples: int = 25,
-    noise: float = 0.15,
-    seed: int = 0,
-    internal_batch_size: int = 16,
-) -> Float[Tensor, "n 1 *s"]:
-    """Variance of grad f over noisy copies, Adebayo et al. 2018; the settings are those of `smoothgrad`."""
-    _, variance = _moments(scores, images, n_samples, noise, seed, internal_batch_size)
-    return channel_sum(variance)
+@over_noisy_copies
+def smoothgrad_squared(mean: Tensor, variance: Tensor) -> Tensor:
+    """Mean of (grad f)^2, Hooker et al. 2019."""
+    return mean.square() + variance
+
+
+@over_noisy_copies
+def vargrad(mean: Tensor, variance: Tensor) -> Tensor:
+    """Variance of grad f, Adebayo et al. 2018."""
+    return variance
 
 
 def _moments(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -58,9 +57,7 @@ class Called(nn.Module):
     def forward(self, images: Tensor, *arguments: Tensor) -> tuple[Any, tuple[Tensor, ...]]:
         split = len(self._probe.candidates)
         candidates, rest = arguments[:split], arguments[split:]
-        with _logging_nothing(self.module), warnings.catch_warnings():
-            # torch advises on modules compiled by their call that are hooked, which is what decomposing them takes.
-            warnings.filterwarnings("ignore", message="Using `torch.compile\\(module\\)` when there are global hooks")
+        with _logging_nothing(self.module):
             output = self._called(images, rest)
         if len(images) == len(self._probe):
             self.output = output

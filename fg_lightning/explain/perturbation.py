@@ -63,7 +63,7 @@ class PerturbationCurves:
         Returns:
             What was written, and where it lies.
         """
-        values = {method: self._metrics[method].compute().tolist() for method in methods}
+        values = {method: self._metrics[method].compute().reshape(-1).tolist() for method in methods}
         table, plot = folder / "perturbation.csv", folder / "perturbation.png"
         with table.open("w", newline="") as file:
             writer = csv.writer(file)

@@ -1,0 +1,136 @@
+"""What a look of the monitor costs, in training steps: python benchmarks/monitor.py [--networks digits resnet18] [--looks 9]
+
+A step is one batch of as many images as the probe has (8) in a running fit: forward, backward and Adam's update. A look is all that
+the monitor does at the end of an epoch: maps and numbers, pictures, files and the logger's call. Each look is divided by the median
+step of its epoch; a row gives the lowest, median and highest of these ratios. The first two looks are left out, since they import
+what draws and open the folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from fg_lightning import FullGradMonitor
+from fg_lightning.demo import DigitClassifier
+
+PROBE = 8
+STEPS = 5
+LEFT_OUT = 2
+SIZES = {"digits": ((1, 28, 28), 10), "resnet18": ((3, 224, 224), 1000), "resnet50": ((3, 224, 224), 1000)}
+LOGGERS: dict[str, Callable[[Path], Logger | bool]] = {
+    "none": lambda folder: False,
+    "CSV": CSVLogger,
+    "TensorBoard": TensorBoardLogger,
+    "W&B": lambda folder: WandbLogger(save_dir=folder, offline=True),
+}
+
+
+class Classifier(LightningModule):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        pass
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), 1e-4)
+
+
+class Clock(Callback):
+    """Notes when steps begin and end, and when it hears of an epoch's end: one on either side of the monitor times it."""
+
+    def __init__(self) -> None:
+        self.steps: list[list[float]] = []
+        self.ends: list[float] = []
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        self.steps.append([])
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self._start = time.perf_counter()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.steps[-1].append(time.perf_counter() - self._start)
+
+    def on_train_epoch_end(self, *_: Any) -> None:
+        self.ends.append(time.perf_counter())
+
+
+def module_of(name: str) -> LightningModule:
+    return DigitClassifier() if name == "digits" else Classifier(torchvision.models.get_model(name, weights=None))
+
+
+def measured(name: str, logger: Logger | bool, looks: int, folder: Path) -> tuple[list[float], list[float]]:
+    """Seconds of every epoch's median step and of the look at its end."""
+    seed_everything(0, verbose=False)
+    shape, classes = SIZES[name]
+    data = TensorDataset(torch.rand(STEPS * PROBE, *shape), torch.randint(classes, (STEPS * PROBE,)))
+    before, after = Clock(), Clock()
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    # One epoch more than is read off: the last look also draws the strip of the whole run.
+    trainer = Trainer(
+        max_epochs=LEFT_OUT + looks + 1,
+        accelerator="cpu",
+        logger=logger,
+        callbacks=[before, FullGradMonitor(num_samples=PROBE, strict=True), after],
+        default_root_dir=folder,
+        log_every_n_steps=1,
+        num_sanity_val_steps=0,
+        limit_val_batches=1,
+        **quiet,
+    )
+    trainer.fit(module_of(name), DataLoader(data, PROBE), DataLoader(data, PROBE))
+    steps = [median(of_epoch) for of_epoch in after.steps]
+    took = [end - start for start, end in zip(before.ends, after.ends, strict=True)]
+    return steps[LEFT_OUT:-1], took[LEFT_OUT:-1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--loggers", nargs="+", choices=LOGGERS, default=list(LOGGERS))
+    parser.add_argument("--looks", type=int, default=9)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    title = f"a look of {PROBE} images, {torch.get_num_threads()} thread(s), {platform.system()}, torch {torch.__version__}"
+    table = Table("network", "logger", "step, ms", "look, ms", "in steps: lowest", "median", "highest", title=title)
+    for network in options.networks:
+        for kind in options.loggers:
+            with tempfile.TemporaryDirectory() as folder:
+                logger = LOGGERS[kind](Path(folder))
+                steps, looks = measured(network, logger, options.looks, Path(folder))
+                if isinstance(logger, WandbLogger):
+                    logger.experiment.finish(quiet=True)
+            ratios = [look / step for look, step in zip(looks, steps, strict=True)]
+            times = [f"{1e3 * median(seconds):.1f}" for seconds in (steps, looks)]
+            table.add_row(network, kind, *times, *(f"{number:.2f}" for number in (min(ratios), median(ratios), max(ratios))))
+    Console(width=110).print(table)
+
+
+if __name__ == "__main__":
+    main()
