@@ -9,6 +9,8 @@ what draws and open the folder.
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 import platform
 import tempfile
 import time
@@ -117,6 +119,9 @@ def main() -> None:
     parser.add_argument("--looks", type=int, default=9)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    os.environ["WANDB_SILENT"] = "true"
+    console = Console(width=110)
     title = f"a look of {PROBE} images, {torch.get_num_threads()} thread(s), {platform.system()}, torch {torch.__version__}"
     table = Table("network", "logger", "step, ms", "look, ms", "in steps: lowest", "median", "highest", title=title)
     for network in options.networks:
@@ -125,11 +130,12 @@ def main() -> None:
                 logger = LOGGERS[kind](Path(folder))
                 steps, looks = measured(network, logger, options.looks, Path(folder))
                 if isinstance(logger, WandbLogger):
-                    logger.experiment.finish(quiet=True)
+                    logger.experiment.finish()
+            console.print(f"{network} with {kind}: done")
             ratios = [look / step for look, step in zip(looks, steps, strict=True)]
             times = [f"{1e3 * median(seconds):.1f}" for seconds in (steps, looks)]
             table.add_row(network, kind, *times, *(f"{number:.2f}" for number in (min(ratios), median(ratios), max(ratios))))
-    Console(width=110).print(table)
+    console.print(table)
 
 
 if __name__ == "__main__":

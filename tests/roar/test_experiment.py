@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -243,3 +244,14 @@ def test_killed_and_started_again_it_ends_with_the_same_table(tmp_path, environm
     assert begun(environment) == 8
     for name in ("results.csv", "summary.csv", "base.pt"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_the_ray_engine_gives_the_same_numbers(done, tmp_path, environment):
+    pytest.importorskip("ray")
+    ran = subprocess.run(
+        command(tmp_path / "ray", "--engine", "ray", model="tiny.Net"), env=environment, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert (tmp_path / "ray" / "results.csv").read_text() == (done[0] / "results.csv").read_text()
+    assert json.loads((tmp_path / "ray" / "experiment.json").read_text())["model"]["calls"] == "tiny.Net"
