@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,18 +89,18 @@ def record(
         model = model.module if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)) else model
         leaf = as_the_model_takes(images, model).requires_grad_()
         names = {id(module): name for name, module in model.named_modules()}
-        tape = Tape(x := leaf.clone(), visitor, names, operations_of(reading))
-        inputs, parameters = (x, *map_tensors(_lifted, additional_forward_args)), constants_of(model)
-        with tape.following_modules(), tape.meeting_what_torch_hides(), tape:
-            output = select(_called(model, parameters, inputs))
-        if not output.requires_grad:
-            raise ValueError(
-                "the model's output does not depend on the images, so there is nothing to decompose; "
-                "does its forward detach them, use torch.inference_mode(), or return a class index?"
-            )
-        if tape.mixed_by and tape.n > 1:
-            raise SamplesMixed(tape.mixed_by, output.detach())
-        (gradient,) = torch.autograd.grad(output.sum(), leaf, materialize_grads=True)
+        with closing(Tape(x := leaf.clone(), visitor, names, operations_of(reading))) as tape:
+            inputs, parameters = (x, *map_tensors(_lifted, additional_forward_args)), constants_of(model)
+            with tape.following_modules(), tape.meeting_what_torch_hides(), tape:
+                output = select(_called(model, parameters, inputs))
+            if not output.requires_grad:
+                raise ValueError(
+                    "the model's output does not depend on the images, so there is nothing to decompose; "
+                    "does its forward detach them, use torch.inference_mode(), or return a class index?"
+                )
+            if tape.mixed_by and tape.n > 1:
+                raise SamplesMixed(tape.mixed_by, output.detach())
+            (gradient,) = torch.autograd.grad(output.sum(), leaf, materialize_grads=True)
     return Recording(leaf.detach(), output.detach(), gradient, tape.terms, tape.unaccounted, tape.linearised)
 
 
@@ -140,7 +140,7 @@ def constants_of(model: nn.Module) -> dict[str, Tensor]:
     """Parameters as constants, and copies of the buffers, which the model may write to; one under each of the names that it has."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     buffers = dict(model.named_buffers(remove_duplicate=False))
-    constants = {parameter: _lifted(parameter) for parameter in parameters.values()}
+    constants: dict[Tensor, Tensor] = {parameter: _lifted(parameter) for parameter in parameters.values()}
     constants |= {buffer: _lifted(buffer).clone() for buffer in buffers.values()}
     return {name: constants[tensor] for name, tensor in (parameters | buffers).items()}
 

@@ -300,17 +300,28 @@ class Tape(TorchFunctionMode):
             self._readers[_storage(read)].append(deferred)
         term = Term(self._running[-1], call.name, bias.kind, layout)
         self.terms.append(term)
-        visitor = self._visitor
         # A view of a tensor that nobody else sees is hooked there: overwritten later, it would get a history of its own.
         if output._is_view() and (call.in_place or not hasattr(output._base, "_fg_layout")):
             base, places = _base_and_places(output)
-            base.register_hook(lambda gradient: visitor(term, deferred.take(), places(gradient)))
+            base.register_hook(lambda gradient: self._visitor(term, deferred.take(), places(gradient)))
         else:
-            output.register_hook(lambda gradient: visitor(term, deferred.take(), gradient))
+            output.register_hook(lambda gradient: self._visitor(term, deferred.take(), gradient))
+
+    def close(self) -> None:
+        """Forget the visitor and all biases: a model that keeps a tensor of its forward keeps the hooks, which keep this.
+
+        A visitor may lead back to the model, and Python finds no cycle that goes through autograd's graph.
+        """
+        self._visitor = _unheard
+        self._readers.clear()
 
 
 def _never(call: Call) -> bool:
     return False
+
+
+def _unheard(term: Term, bias: Tensor | Pointwise, gradient: Tensor) -> None:
+    """The visitor of a run that is over."""
 
 
 _RANDOM = frozenset({"alpha_dropout", "feature_alpha_dropout", "scaled_dot_product_attention"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -143,6 +144,29 @@ def test_no_tensor_stays_alive(method: str, fail: bool) -> None:
 
     call(2)  # what is made once and kept, such as torch's own caches
     assert call(20) <= call(20)
+
+
+class Keeps(nn.Module):
+    """Keeps a tensor of its forward, as some models keep their attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 5))
+        self.kept: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept = self.network(x)
+        return self.kept
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_model_that_keeps_a_tensor_of_its_forward_is_let_go_of(method: str) -> None:
+    model = Keeps()
+    METHODS[method](model, torch.rand(2, 3, 6, 6))
+    alive = weakref.ref(model)
+    del model
+    gc.collect()
+    assert alive() is None
 
 
 STATM = Path("/proc/self/statm")
