@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test slow shapes lint clean
+.PHONY: demo test slow shapes lint docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/fg-lightning demo
@@ -23,6 +23,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf .venv build dist fg_demo .mypy_cache .ruff_cache .pytest_cache

@@ -238,9 +238,10 @@ def plot(rows: list[dict[str, object]]) -> Figure:
     for grows in grown:
         of_one = [r for r in rows if r["measurement"] == f"growth: {grows}"]
         at = [int(str(r["network"])[6:]) if grows == "depth" else int(str(r[grows])) for r in of_one]
-        axes[grows].plot(at, [float(str(r["median"])) for r in of_one], marker="o", color="#4c72b0")
+        reached = [float(str(r["median"])) for r in of_one]
+        axes[grows].plot(at, reached, marker="o", color="#4c72b0")
         axes[grows].set_xlabel(f"{grows} (resnet)" if grows == "depth" else grows)
-        axes[grows].set_ylim(0, None)
+        axes[grows].set_ylim(0, 1.1 * max(reached))
     for axis in axes.values():
         axis.axhline(1, color="black", linewidth=0.8, linestyle="--")
         axis.spines[["top", "right"]].set_visible(False)

@@ -8,12 +8,20 @@ from importlib import import_module
 
 from jsonargparse import auto_cli
 
-from fg_lightning.explain.errors import CannotExplain
+from fg_lightning.errors import CannotRun
+
+LIGHTNING = "fg_lightning.training.run"
+"""Where the commands are that hand their options over to Lightning's CLI."""
 
 COMMANDS = {
     "demo": "fg_lightning.demo.run",
     "explain": "fg_lightning.explain.run",
     "roar": "fg_lightning.roar.command",
+    "report": "fg_lightning.report.command",
+    "fit": LIGHTNING,
+    "validate": LIGHTNING,
+    "test": LIGHTNING,
+    "predict": LIGHTNING,
 }
 """Every command, and the module that has a function of its name, whose signature is its options."""
 
@@ -24,9 +32,13 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: what stands behind the program's name; by default what the process was started with.
     """
-    given = sys.argv[1:] if args is None else list(args)
+    given = ["--output" if word == "-o" else word for word in (sys.argv[1:] if args is None else args)]
     called = [name for name in given[:1] if name in COMMANDS] or list(COMMANDS)  # a command costs no import of the others
+    functions = {name: getattr(import_module(COMMANDS[name]), name) for name in called}
     try:
-        auto_cli({name: getattr(import_module(COMMANDS[name]), name) for name in called}, args=given, prog="fg-lightning")
-    except CannotExplain as error:
+        if len(called) == 1 and COMMANDS[called[0]] == LIGHTNING:
+            functions[called[0]](*given[1:])
+        else:
+            auto_cli(functions, args=given, prog="fg-lightning")
+    except CannotRun as error:
         sys.exit(f"fg-lightning: {error}")

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ class Pictures:
         table_key: of a table with a row for each overlay.
         table: its further columns by name, each with a value for each overlay; [H, W, 3] arrays are pictures.
         is_signed: whether the maps have negative values.
-        of_run: further pictures, of the whole run up to now, by key.
+        of_run: further pictures, of the whole run up to now, by key; the path of a GIF is an animation.
     """
 
     key: str
@@ -37,7 +38,7 @@ class Pictures:
     table_key: str
     table: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     is_signed: bool = False
-    of_run: Mapping[str, Image.Image] = field(default_factory=dict)
+    of_run: Mapping[str, Image.Image | Path] = field(default_factory=dict)
 
     @cached_property
     def sheet(self) -> Image.Image:
@@ -61,8 +62,8 @@ class Log:
         """Logs what belongs to one step."""
         self.logger.log_metrics(dict(numbers), step=step)
 
-    def conclude(self, pictures: Mapping[str, Image.Image], step: int) -> None:
-        """Logs pictures of the whole run, by key, apart from any step's numbers."""
+    def conclude(self, pictures: Mapping[str, Image.Image | Path], step: int) -> None:
+        """Logs pictures and animations of the whole run, by key, apart from any step's numbers."""
 
 
 class WandbLog(Log):
@@ -75,8 +76,6 @@ class WandbLog(Log):
         self._table: Any = None
 
     def log(self, numbers: Mapping[str, float], pictures: Pictures | None, step: int) -> None:
-        import wandb
-
         if pictures is None:
             return super().log(numbers, pictures, step)
         overlays = [
@@ -84,14 +83,12 @@ class WandbLog(Log):
             for overlay, caption in zip(pictures.overlays, pictures.captions, strict=True)
         ]
         table = self._with_rows(pictures.table, overlays)
-        of_run = {key: wandb.Image(picture) for key, picture in pictures.of_run.items()}
+        of_run = {key: _wandb_media(picture) for key, picture in pictures.of_run.items()}
         self.logger.log_metrics({**numbers, pictures.key: overlays, pictures.table_key: table, **of_run}, step=step)
         table.data[:] = [()] * len(table.data)  # logged: the table would hold on to every picture of the run
 
-    def conclude(self, pictures: Mapping[str, Image.Image], step: int) -> None:
-        import wandb
-
-        self.logger.experiment.summary.update({key: wandb.Image(picture) for key, picture in pictures.items()})
+    def conclude(self, pictures: Mapping[str, Image.Image | Path], step: int) -> None:
+        self.logger.experiment.summary.update({key: _wandb_media(picture) for key, picture in pictures.items()})
 
     def _with_rows(self, columns: Mapping[str, Sequence[Any]], overlays: Sequence[Any]) -> Any:
         """The table with a row for each overlay. Before wandb 0.20 tables could not grow: then there is one for each step."""
@@ -110,6 +107,13 @@ def _wandb_image(picture: RGB, caption: str | None = None) -> Any:
     import wandb
 
     return wandb.Image(picture, caption=caption, file_type="jpg")  # a tenth of PNG's time and space
+
+
+def _wandb_media(picture: Image.Image | Path) -> Any:
+    import wandb
+
+    # As an Image a GIF would lose its motion; the path of one needs no encoder.
+    return wandb.Video(str(picture), format="gif") if isinstance(picture, Path) else wandb.Image(picture)
 
 
 SHOWN: dict[str, Callable[[Any, str, Image.Image, int], Any]] = {
@@ -134,9 +138,10 @@ class SheetLog(Log):
         if pictures is not None:
             self.conclude({pictures.key: pictures.sheet, **pictures.of_run}, step)
 
-    def conclude(self, pictures: Mapping[str, Image.Image], step: int) -> None:
+    def conclude(self, pictures: Mapping[str, Image.Image | Path], step: int) -> None:
         for key, picture in pictures.items():
-            self._show(self.logger, key, picture, step)
+            if not isinstance(picture, Path):
+                self._show(self.logger, key, picture, step)
 
 
 def log_of(logger: Any) -> Log:

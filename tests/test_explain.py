@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fg_lightning.attribution import METHODS, method_from
 from fg_lightning.cli import main
 from fg_lightning.demo import DigitClassifier
-from fg_lightning.explain import CannotExplain, explain
+from fg_lightning.explain import CannotRun, explain
 from fg_lightning.explain.network import from_torchvision, picture_transform
 from fg_lightning.explain.pictures import find_pictures, in_batches, names_of, read
 from fg_lightning.visualization import Normalization
@@ -172,7 +172,7 @@ def test_downloaded_weights_bring_class_names(monkeypatch: pytest.MonkeyPatch) -
     assert asked == [torchvision.models.SqueezeNet1_1_Weights.DEFAULT]
     assert network.classes[285] == "Egyptian cat"
     assert network.index_of("egyptian cat") == 285
-    with pytest.raises(CannotExplain, match=r"no class 'Egyptian bat' \(did you mean egyptian cat"):
+    with pytest.raises(CannotRun, match=r"no class 'Egyptian bat' \(did you mean egyptian cat"):
         network.index_of("Egyptian bat")
 
 
@@ -181,7 +181,7 @@ def test_weights_that_cannot_be_downloaded_are_told_where_to_put(monkeypatch: py
         raise URLError("no route to host")
 
     monkeypatch.setattr("torchvision.models.get_model", offline)
-    with pytest.raises(CannotExplain, match=r"(?s)could not be downloaded .*no route.*Fetch https://.*squeezenet1_1.*checkpoints"):
+    with pytest.raises(CannotRun, match=r"(?s)could not be downloaded .*no route.*Fetch https://.*squeezenet1_1.*checkpoints"):
         from_torchvision("squeezenet1_1")
 
 
@@ -299,7 +299,7 @@ def test_what_cannot_be_done_is_said_in_a_sentence(photos: Path, case: str) -> N
 
 
 def test_called_from_python_it_raises(photos: Path) -> None:
-    with pytest.raises(CannotExplain, match="did you mean"):
+    with pytest.raises(CannotRun, match="did you mean"):
         explain(str(photos), model="resnet51")
 
 

@@ -141,6 +141,19 @@ def test_where_training_ends_early_wandb_has_the_strip_in_its_summary(tmp_path):
     assert (media_folder(tmp_path) / summary(tmp_path)["fullgrad/film_strip"]["path"]).exists()
 
 
+def test_wandb_has_the_animation_in_motion(tmp_path):
+    logger = WandbLogger(save_dir=tmp_path, offline=True)
+    pl.seed_everything(1, verbose=False)
+    trainer(tmp_path, FullGradMonitor(num_samples=4, animation=True, strict=True), logger=logger).fit(
+        Classifier(), loader(seed=1), loader(16, seed=2)
+    )
+    logger.experiment.finish()
+    (row,) = [row for row in history(tmp_path) if "fullgrad/animation" in row]
+    assert row["fullgrad/animation"]["_type"] == "video-file"
+    with Image.open(media_folder(tmp_path) / row["fullgrad/animation"]["path"]) as picture:
+        assert (picture.format, picture.n_frames) == ("GIF", 3)
+
+
 # --- the others
 
 

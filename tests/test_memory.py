@@ -73,5 +73,6 @@ def test_two_hundred_monitored_epochs_leave_nothing_behind(tmp_path: Path) -> No
         Classifier(readings), loader, loader
     )
     (history,) = tmp_path.rglob("history.csv")
-    assert len(history.read_text().splitlines()) > 240  # it did look every time, and last of all it draws the strip, which is not read off
+    assert len(history.read_text().splitlines()) > 240  # it did look every time
+    # The last look is not read off: it draws the strip.
     assert readings[239] - readings[39] < NOISE

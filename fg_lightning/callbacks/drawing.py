@@ -14,6 +14,7 @@ from torch import Tensor
 from fg_lightning.callbacks.history import History
 from fg_lightning.callbacks.look import Findings, Look
 from fg_lightning.loggers import Pictures
+from fg_lightning.visualization.animation import animation
 from fg_lightning.visualization.depth import depth_map
 from fg_lightning.visualization.film_strip import evenly_spaced, film_strip
 from fg_lightning.visualization.overlay import RGB, Normalization, enlarged, overlaid
@@ -23,6 +24,9 @@ BAND = 32
 
 MOST_COLUMNS = 24
 """Looks in a film strip."""
+
+MOST_FRAMES = 60
+"""Looks in an animation."""
 
 
 @dataclass(frozen=True)
@@ -90,15 +94,30 @@ class Artist:
         Raises:
             ValueError: if there are none.
         """
-        rows = _by_look(history.images())
-        chosen = [list(rows)[i] for i in evenly_spaced(len(rows), MOST_COLUMNS)]
+        chosen, captions = self._seen(history, MOST_COLUMNS)
         return film_strip(
             planar(self.images),
-            [(history.looks[index].title, planar(history.maps(index))) for index in chosen],
+            chosen,
             row_names=[self.named(label) for label in _values(self.labels, len(self.pictures_of_images))],
-            captions=[[self.answer(_number(row["prediction"]), _number(row["confidence"])) for row in rows[i]] for i in chosen],
+            captions=captions,
             normalization=self.normalization,
         )
+
+    def animation(self, history: History) -> list[Image.Image]:
+        """The film strip in motion, a frame a look, of those whose maps there are.
+
+        Raises:
+            ValueError: if there are none.
+        """
+        chosen, captions = self._seen(history, MOST_FRAMES)
+        return animation(planar(self.images), chosen, captions=captions, normalization=self.normalization)
+
+    def _seen(self, history: History, most: int) -> tuple[list[tuple[str, Tensor]], list[list[str]]]:
+        """Of at most so many looks the title and maps, and below each image what the network says."""
+        rows = _by_look(history.images())
+        chosen = [list(rows)[i] for i in evenly_spaced(len(rows), most)]
+        looks = [(history.looks[index].title, planar(history.maps(index))) for index in chosen]
+        return looks, [[self.answer(_number(row["prediction"]), _number(row["confidence"])) for row in rows[i]] for i in chosen]
 
     def answer(self, predicted: float | None, confidence: float | None) -> str:
         """What the network says of an image, and how surely."""

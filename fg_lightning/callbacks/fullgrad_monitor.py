@@ -58,6 +58,8 @@ class FullGradMonitor(Callback):
         normalization: (mean, std) of the channels, to show images as they were; by default what the data's transforms say, or
             else each image's own range.
         class_names: by default what the data set says.
+        animation: when training ends, also write `animation.gif`: the film strip in motion.
+        report: when training ends, also write `report.html`, as `fg-lightning report` does: one file that opens without a network.
         strict: raise what goes wrong instead of warning.
 
     Raises:
@@ -82,6 +84,8 @@ class FullGradMonitor(Callback):
         psi: Union[str, Psi] = "absolute",
         normalization: Union[tuple[Sequence[float], Sequence[float]], None] = None,
         class_names: Union[Sequence[str], None] = None,
+        animation: bool = False,
+        report: bool = False,
         strict: bool = False,
     ) -> None:
         super().__init__()
@@ -90,7 +94,7 @@ class FullGradMonitor(Callback):
         self.num_samples = num_samples
         self.psi = psi
         self.strict = strict
-        self.settings = Settings.checked(psi, target, forward, normalization, class_names)
+        self.settings = Settings.checked(psi, target, forward, normalization, class_names, animation=animation, report=report)
         self._given = None if probe is None else Probe.given(probe)
         self._faults = Faults(strict)
         self._checkpoint: dict[str, Any] = {}

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from fg_lightning.callbacks.growing import GrowingArray
-from fg_lightning.callbacks.look import NUMBERS, Findings, Look
+from fg_lightning.callbacks.look import NUMBERS, Findings, Layer, Look
 from fg_lightning.callbacks.probe import Probe
 
 FORMAT = 1
@@ -31,7 +31,7 @@ COLUMNS = {
         *("look", "image", "label", "explained", "prediction", "confidence"),
         *("output", "input_term", "bias_term", "implicit_term", "completeness_error", "map_peak"),
     ),
-    LAYERS: ("look", "layer", "module", "kind", "share"),
+    LAYERS: ("look", "layer", "module", "kind", "share", "terms"),
 }
 """The tables of a folder. `look` counts from 0 and says which entry of `maps.npy` belongs to a row."""
 
@@ -161,7 +161,7 @@ class History:
             GrowingArray(self.folder / "maps.npy").append(scaled.half().numpy())
             images = zip(*_columns(findings, labels), peaks.tolist(), strict=True)
             self._append(IMAGES, [(index, i, *row) for i, row in enumerate(images)])
-            self._append(LAYERS, [(index, i, layer.module, layer.kind, layer.share) for i, layer in enumerate(findings.layers)])
+            self._append(LAYERS, [(index, i, *_layer_cells(layer)) for i, layer in enumerate(findings.layers)])
             self._append(HISTORY, [(index, look.epoch, look.step, *(look.numbers.get(f"fullgrad/{key}") for key in NUMBERS))])
             self._is_torn = False
         self.looks.append(look)
@@ -219,6 +219,11 @@ def _columns(findings: Findings, labels: Tensor | None) -> list[Sequence[Any]]:
     answers = findings.answers
     values = [labels, answers.explained, answers.predicted, answers.confidence, *findings.terms.values()]
     return [[None] * count if value is None or value.ndim != 1 else value.tolist() for value in values]
+
+
+def _layer_cells(layer: Layer) -> tuple[str, str, float, str]:
+    """The columns of `layers.csv` from module on; the images' terms in one cell, with spaces between."""
+    return layer.module, layer.kind, layer.share, " ".join(f"{term:.5g}" for term in layer.terms)
 
 
 def _storable(tensor: Tensor) -> Tensor:

@@ -60,11 +60,13 @@ class Layer:
         module: its qualified name; empty for the input.
         kind: input, explicit or implicit.
         share: sum over the probe of sign(f) times term, over the sum of |f|.
+        terms: what they add to each image's output.
     """
 
     module: str
     kind: str
     share: float
+    terms: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,10 @@ def _findings(module: nn.Module, maps: Tensor, terms: FullGradients, answers: An
     output = terms.output.cpu()
     shares = ((output.sign() * table).sum(1) / output.abs().sum()).tolist()
     places = {name: place for place, (name, _) in enumerate(module.named_modules())}
-    layers = [Layer(Called.own_name(name), kind, share) for (kind, name), share in zip(names, shares, strict=True)]
+    layers = [
+        Layer(Called.own_name(name), kind, share, tuple(of_each))
+        for (kind, name), share, of_each in zip(names, shares, table.tolist(), strict=True)
+    ]
     layers.sort(key=lambda layer: (layer.kind != "input", places.get(layer.module, -1), layer.kind))
     explicit = 1 + len(terms.bias_terms)
     sums = {"input_term": table[0], "bias_term": table[1:explicit].sum(0), "implicit_term": table[explicit:].sum(0)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Union
 
 from lightning.pytorch import LightningModule, Trainer
@@ -24,6 +25,7 @@ from fg_lightning.callbacks.task import MonitorTarget
 from fg_lightning.fullgrad.postprocess import Psi, find_psi
 from fg_lightning.fullgrad.target import TargetError
 from fg_lightning.loggers import log_of
+from fg_lightning.visualization.animation import save_animation
 from fg_lightning.visualization.mounted import pixels
 from fg_lightning.visualization.overlay import Normalization, displayed
 
@@ -37,9 +39,11 @@ class Settings:
     forward: Forward | None = None
     normalization: Normalization | None = None
     class_names: Sequence[str] | None = None
+    animation: bool = False
+    report: bool = False
 
     @classmethod
-    def checked(cls, psi: Any, target: Any, forward: Any, normalization: Any, class_names: Any) -> Settings:
+    def checked(cls, psi: Any, target: Any, forward: Any, normalization: Any, class_names: Any, **drawn: bool) -> Settings:
         """From what a person passed.
 
         Raises:
@@ -60,7 +64,10 @@ class Settings:
             except (TypeError, ValueError):
                 raise ValueError(f"normalization must be (mean, std), numbers for the channels, not {normalization!r}") from None
             normalization = Normalization(mean, std)
-        return cls(psi, target, forward, normalization, class_names)
+        for name, value in drawn.items():
+            if not isinstance(value, bool):
+                raise TypeError(f"{name} must be True or False, not {value!r}")
+        return cls(psi, target, forward, normalization, class_names, **drawn)
 
     def decisive(self) -> dict[str, str]:
         """What must be the same for maps to be comparable, in words."""
@@ -193,17 +200,27 @@ class Watch:
                 with self._faults.kept_from_training():
                     log.conclude(drawn, self.history.looks[-1].step)
         rank_zero_info(f"FullGradMonitor: {len(self.history.looks)} looks, see {self.history.strip_path}")
+        if self._settings.report:
+            from fg_lightning.report import write_report  # it reads what callbacks wrote
 
-    def _drawn(self) -> dict[str, Image.Image]:
-        """The film strip, and bias terms by depth; nothing of a run without a folder."""
+            with self._faults.kept_from_training():
+                rank_zero_info(f"FullGradMonitor: report, see {write_report(self.history.folder)}")
+
+    def _drawn(self) -> dict[str, Image.Image | Path]:
+        """The film strip, and bias terms by depth, the animation if asked; nothing of a run without a folder."""
         history = self.history
         if history.folder is None or self._artist is None:
             return {}
         drawn = {"film_strip": self._artist.film_strip(history), "bias_terms": bias_terms(history)}
         for name, picture in drawn.items():
             picture.save(history.folder / f"{name}.png")
+        logged: dict[str, Image.Image | Path] = {f"fullgrad/{name}": picture for name, picture in drawn.items()}
+        if self._settings.animation:
+            path = history.folder / "animation.gif"
+            save_animation(self._artist.animation(history), path)
+            logged["fullgrad/animation"] = path
         self._drawn_looks = len(history.looks)
-        return {f"fullgrad/{name}": picture for name, picture in drawn.items()}
+        return logged
 
     def _begin(self, module: LightningModule, findings: Findings) -> Artist:
         """What it takes the first look to know: how to draw, and what to say of it."""

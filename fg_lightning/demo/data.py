@@ -50,5 +50,8 @@ class DigitsDataModule(LightningDataModule):
     def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         return DataLoader(self.val, batch_size=500, num_workers=self.num_workers)
 
+    def predict_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        return self.test_dataloader()
+
     def test_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         return DataLoader(self.test, batch_size=500, num_workers=self.num_workers)

@@ -1,6 +1,6 @@
 """fg-lightning explain: overlays of a network's maps on a person's own pictures."""
 
-from fg_lightning.explain.errors import CannotExplain
+from fg_lightning.errors import CannotRun
 from fg_lightning.explain.run import explain
 
-__all__ = ["CannotExplain", "explain"]
+__all__ = ["CannotRun", "explain"]

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from fg_lightning.explain.errors import CannotExplain
+from fg_lightning.errors import CannotRun
 from fg_lightning.visualization import Normalization
 
 Transform = Callable[[Image.Image], Tensor]
@@ -45,15 +45,15 @@ class Network:
         """The index of a class that is given by either.
 
         Raises:
-            CannotExplain: if there is no class of that name.
+            CannotRun: if there is no class of that name.
         """
         if isinstance(target, int):
             return target
         names = [name.lower() for name in self.classes]
         if not names:
-            raise CannotExplain(f"the network has no class names to find {target!r} in; give the index of an output, --target 3")
+            raise CannotRun(f"the network has no class names to find {target!r} in; give the index of an output, --target 3")
         if target.lower() not in names:
-            raise CannotExplain(f"the network has no class {target!r}{_like(target.lower(), names)}; an index does as well")
+            raise CannotRun(f"the network has no class {target!r}{_like(target.lower(), names)}; an index does as well")
         return names.index(target.lower())
 
     def class_name(self, index: int) -> str:
@@ -73,11 +73,11 @@ def find_network(
     """A network as the arguments of `explain` name it.
 
     Raises:
-        CannotExplain: if they lead nowhere.
+        CannotRun: if they lead nowhere.
     """
     if "." not in model and ":" not in model:
         if checkpoint is not None or transform is not None:
-            raise CannotExplain(
+            raise CannotRun(
                 f"{model} is a classifier of torchvision, with weights and a transform of its own; --checkpoint and --transform "
                 "take the import path of your own class, --model my_package.my_module.Net"
             )
@@ -87,7 +87,7 @@ def find_network(
     try:
         normalization = Normalization(mean, std)
     except ValueError as error:
-        raise CannotExplain(f"--mean and --std: {error}") from error
+        raise CannotRun(f"--mean and --std: {error}") from error
     return from_import_path(model, checkpoint, picture_transform(size, mean, std), normalization)
 
 
@@ -99,23 +99,23 @@ def from_torchvision(name: str, weights: str = "DEFAULT") -> Network:
         weights: "DEFAULT", another of its sets of weights such as "IMAGENET1K_V1", or "none" for random ones.
 
     Raises:
-        CannotExplain: if there is no such classifier or set of weights, or the weights cannot be downloaded.
+        CannotRun: if there is no such classifier or set of weights, or the weights cannot be downloaded.
     """
     names = torchvision.models.list_models(module=torchvision.models)
     if name not in names:
-        raise CannotExplain(
+        raise CannotRun(
             f"torchvision has no classifier {name!r}{_like(name, names)}; "
             "a network of your own is given by its import path, such as my_package.my_module.build"
         )
     sets = torchvision.models.get_model_weights(name)
     if weights != "none" and weights not in sets.__members__:
-        raise CannotExplain(f"{name} has the weights {', '.join(sets.__members__)}, or none for random ones, but not {weights!r}")
+        raise CannotRun(f"{name} has the weights {', '.join(sets.__members__)}, or none for random ones, but not {weights!r}")
     chosen = sets["DEFAULT" if weights == "none" else weights]
     transform = chosen.transforms()
     try:
         model = torchvision.models.get_model(name, weights=None if weights == "none" else chosen)
     except (URLError, OSError) as error:
-        raise CannotExplain(
+        raise CannotRun(
             f"the weights of {name} could not be downloaded ({error}). Fetch {chosen.url} on another machine and put it "
             f"into {Path(torch.hub.get_dir()) / 'checkpoints'}, or take random weights, --weights none"
         ) from error
@@ -134,18 +134,18 @@ def from_import_path(path: str, checkpoint: Path | None, transform: Transform, n
         normalization: the last step of that; None where it is not known.
 
     Raises:
-        CannotExplain: if there is nothing there, it is no network, or the checkpoint is not its own.
+        CannotRun: if there is nothing there, it is no network, or the checkpoint is not its own.
     """
     found = imported(path)
     try:
         model = found if isinstance(found, nn.Module) else _loaded(found, path, checkpoint) if checkpoint else found()
-    except CannotExplain:
+    except CannotRun:
         raise
     except Exception as error:
         made = f"loaded from {checkpoint}" if checkpoint else "made without arguments"
-        raise CannotExplain(f"{path} could not be {made}: {type(error).__name__}: {error}") from error
+        raise CannotRun(f"{path} could not be {made}: {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
-        raise CannotExplain(f"{path} gives {type(model).__name__}, but a torch.nn.Module is needed")
+        raise CannotRun(f"{path} gives {type(model).__name__}, but a torch.nn.Module is needed")
     return Network(model, transform, normalization)
 
 
@@ -166,23 +166,23 @@ def imported(path: str) -> Any:
     """What an import path such as package.module.name leads to.
 
     Raises:
-        CannotExplain: if it leads nowhere.
+        CannotRun: if it leads nowhere.
     """
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
         return pkgutil.resolve_name(path)
     except (ImportError, AttributeError, ValueError) as error:
-        raise CannotExplain(
+        raise CannotRun(
             f"{path!r} cannot be imported ({error}); expected package.module.name, as in an import statement"
         ) from error
 
 
 def _loaded(found: Any, path: str, checkpoint: Path) -> nn.Module:
     if not (isinstance(found, type) and issubclass(found, LightningModule)):
-        raise CannotExplain(f"--checkpoint takes a LightningModule class, but {path} is {getattr(found, '__name__', found)!r}")
+        raise CannotRun(f"--checkpoint takes a LightningModule class, but {path} is {getattr(found, '__name__', found)!r}")
     if not checkpoint.is_file():
-        raise CannotExplain(f"there is no checkpoint {checkpoint}")
+        raise CannotRun(f"there is no checkpoint {checkpoint}")
     model: nn.Module = found.load_from_checkpoint(checkpoint, map_location="cpu")
     return model
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from fg_lightning.attribution import CONTROLS
-from fg_lightning.explain.errors import CannotExplain
+from fg_lightning.errors import CannotRun
 from fg_lightning.metrics import PixelPerturbation
 from fg_lightning.removal import Fill, Order
 from fg_lightning.visualization.curves import curves
@@ -26,7 +26,7 @@ class PerturbationCurves:
         fill: what replaces them.
 
     Raises:
-        CannotExplain: if one of these makes no sense.
+        CannotRun: if one of these makes no sense.
     """
 
     def __init__(self, fractions: Sequence[float], order: Order, fill: Fill) -> None:
@@ -37,7 +37,7 @@ class PerturbationCurves:
         try:
             self._new()
         except (TypeError, ValueError) as error:
-            raise CannotExplain(str(error)) from error
+            raise CannotRun(str(error)) from error
 
     def update(self, method: str, model: nn.Module, images: Tensor, maps: Tensor, target: Tensor | None) -> None:
         """
@@ -49,13 +49,13 @@ class PerturbationCurves:
             target: [N], or None where the network has one output.
 
         Raises:
-            CannotExplain: if no change can be measured, as where the output is 0.
+            CannotRun: if no change can be measured, as where the output is 0.
         """
         metric = self._metrics.setdefault(method, self._new().to(images.device))
         try:
             metric.update(model, images, maps, target)
         except ValueError as error:
-            raise CannotExplain(f"the perturbation by {method} cannot be measured: {error}") from error
+            raise CannotRun(f"the perturbation by {method} cannot be measured: {error}") from error
 
     def write(self, folder: Path, methods: Sequence[str]) -> dict[str, Path]:
         """Writes a table, a row for each fraction and a column for each of these methods, and a plot of it.

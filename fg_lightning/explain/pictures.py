@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from fg_lightning.explain.errors import CannotExplain
+from fg_lightning.errors import CannotRun
 from fg_lightning.explain.network import Transform
 
 
@@ -22,7 +22,7 @@ def find_pictures(images: str | Sequence[str]) -> list[Path]:
         images: files, folders (of which every file that is a picture by its name), or patterns such as "photos/*.jpg".
 
     Raises:
-        CannotExplain: if one of them stands for no picture.
+        CannotRun: if one of them stands for no picture.
     """
     found: list[Path] = []
     for name in [images] if isinstance(images, str) else images:
@@ -30,13 +30,13 @@ def find_pictures(images: str | Sequence[str]) -> list[Path]:
         if path.is_dir():
             files = sorted(file for file in path.iterdir() if file.suffix.lower() in Image.registered_extensions())
             if not files:
-                raise CannotExplain(f"there is no picture in the folder {path} (folders in it are not searched)")
+                raise CannotRun(f"there is no picture in the folder {path} (folders in it are not searched)")
         elif path.is_file():
             files = [path]
         else:
             files = sorted(Path(file) for file in glob(str(path)) if Path(file).is_file())
             if not files:
-                raise CannotExplain(f"there is no file, no folder and no match of {name!r} (looked from {Path.cwd()})")
+                raise CannotRun(f"there is no file, no folder and no match of {name!r} (looked from {Path.cwd()})")
         found.extend(files)
     return list(dict.fromkeys(found))
 
@@ -45,17 +45,17 @@ def read(path: Path, transform: Transform) -> Tensor:
     """A picture as [C, H, W], turned as its camera says.
 
     Raises:
-        CannotExplain: if the file is no picture or damaged, or the transform does not give [C, H, W].
+        CannotRun: if the file is no picture or damaged, or the transform does not give [C, H, W].
     """
     try:
         with Image.open(path) as file:
             picture = ImageOps.exif_transpose(file).convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow raises on damaged files
-        raise CannotExplain(f"{path} cannot be read as a picture ({error})") from error
+        raise CannotRun(f"{path} cannot be read as a picture ({error})") from error
     image = transform(picture)
     if not isinstance(image, Tensor) or image.ndim != 3 or not image.is_floating_point():
         got = f"a {image.dtype} tensor {list(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
-        raise CannotExplain(f"the transform must make a picture into a floating-point tensor [C, H, W], but gave {got}")
+        raise CannotRun(f"the transform must make a picture into a floating-point tensor [C, H, W], but gave {got}")
     return image
 
 

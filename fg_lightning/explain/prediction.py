@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fg_lightning.explain.errors import CannotExplain
+from fg_lightning.errors import CannotRun
 from fg_lightning.explain.network import Network
 from fg_lightning.fullgrad.target import main_output
 
@@ -34,13 +34,13 @@ def predict(network: Network, images: Tensor, target: int | None) -> Prediction:
         target: the class to explain; None for the predicted one.
 
     Raises:
-        CannotExplain: if the network does not take these images, or what it gives are no scores of classes.
+        CannotRun: if the network does not take these images, or what it gives are no scores of classes.
     """
     try:
         with torch.no_grad():
             scores = main_output(network.model(images))
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        raise CannotExplain(
+        raise CannotRun(
             f"the network fails on images of shape {list(images.shape)}: {error}\n"
             "--size, --mean, --std or --transform say how pictures become what it takes (one mean: grey pictures)"
         ) from error
@@ -49,9 +49,9 @@ def predict(network: Network, images: Tensor, target: int | None) -> Prediction:
         targets = None if scores.ndim == 1 else scores.new_zeros(len(images), dtype=torch.long)
         return Prediction(targets, [f"output {row['output']:.3g}" for row in rows], rows)
     if scores.ndim != 2 or len(scores) != len(images):
-        raise CannotExplain(f"the network must give a score for each class, [{len(images)}, K], but gives {list(scores.shape)}")
+        raise CannotRun(f"the network must give a score for each class, [{len(images)}, K], but gives {list(scores.shape)}")
     if target is not None and not 0 <= target < scores.shape[1]:
-        raise CannotExplain(f"there is no class {target}: the network has {scores.shape[1]} outputs, 0 to {scores.shape[1] - 1}")
+        raise CannotRun(f"there is no class {target}: the network has {scores.shape[1]} outputs, 0 to {scores.shape[1] - 1}")
     probabilities = scores.softmax(1)
     predicted = scores.argmax(1)
     targets = predicted if target is None else torch.full_like(predicted, target)

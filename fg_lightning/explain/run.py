@@ -51,7 +51,7 @@ def explain(
         device: cpu, cuda, or any other of torch's; auto takes a GPU where there is one.
 
     Raises:
-        CannotExplain: if there is nothing to explain, or no way to; the message says why and what to do.
+        CannotRun: if there is nothing to explain, or no way to; the message says why and what to do.
     """
     # The command line reads this signature to print its help, which takes no torch.
     from fg_lightning.explain.network import find_network

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from fg_lightning.attribution import METHODS, Factory, find_method
-from fg_lightning.explain.errors import CannotExplain
+from fg_lightning.errors import CannotRun
 from fg_lightning.explain.network import Network
 from fg_lightning.explain.perturbation import PerturbationCurves
 from fg_lightning.explain.pictures import in_batches, names_of, read
@@ -31,13 +31,13 @@ def find_methods(methods: str | Sequence[str]) -> dict[str, Factory]:
         methods: names with commas between them, a list of them, or "all".
 
     Raises:
-        CannotExplain: if there is no method of one of the names.
+        CannotRun: if there is no method of one of the names.
     """
     names = [name.strip() for name in methods.split(",")] if isinstance(methods, str) else list(methods)
     try:
         return {name: find_method(name) for name in (METHODS if names == ["all"] else names)}
     except ValueError as error:
-        raise CannotExplain(str(error)) from error
+        raise CannotRun(str(error)) from error
 
 
 class Session:
@@ -54,7 +54,7 @@ class Session:
         curves: what measures how the output changes as pixels are replaced, if anything.
 
     Raises:
-        CannotExplain: if the class or the device is unknown.
+        CannotRun: if the class or the device is unknown.
     """
 
     def __init__(
@@ -76,14 +76,14 @@ class Session:
             self.device = torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
             network.model.to(self.device).eval()
         except (RuntimeError, AssertionError) as error:  # the last is torch's where it was built without CUDA
-            raise CannotExplain(str(error)) from error
+            raise CannotRun(str(error)) from error
         self._attributions: dict[str, Attribution] = {name: factory(network.model) for name, factory in methods.items()}
 
     def run(self, files: Sequence[Path], batch_size: int) -> None:
         """Explains all the files, writes what comes out, and prints where it lies.
 
         Raises:
-            CannotExplain: if no file can be read, no method works, or the network does not take the images.
+            CannotRun: if no file can be read, no method works, or the network does not take the images.
         """
         names = names_of(files)
         rows: list[dict[str, object]] = []
@@ -111,13 +111,13 @@ class Session:
         for path in files:
             try:
                 image = read(path, self.network.transform)
-            except CannotExplain as error:
+            except CannotRun as error:
                 failures.append(error)
                 self._left_out(str(error))
                 continue
             yield path, image
         if len(failures) == len(files):
-            raise CannotExplain(f"none of {len(files)} pictures can be read; the first: {failures[0]}")
+            raise CannotRun(f"none of {len(files)} pictures can be read; the first: {failures[0]}")
 
     def _drawn(self, method: str, images: Tensor, target: Tensor | None) -> Tensor | None:
         """The maps of a method, measured as well; None, and none from now on, if it cannot explain this network."""
@@ -128,12 +128,12 @@ class Session:
             self._note({str(warning.message) for warning in caught})
             check_maps(maps, images)
         except torch.OutOfMemoryError as error:
-            raise CannotExplain(f"{method} takes more memory than there is; take a smaller --batch_size or --size") from error
+            raise CannotRun(f"{method} takes more memory than there is; take a smaller --batch_size or --size") from error
         except (TypeError, ValueError, RuntimeError) as error:
             self._left_out(f"{method}: {error}")
             del self._attributions[method]
             if not self._attributions:
-                raise CannotExplain("no method is left that could explain this network") from error
+                raise CannotRun("no method is left that could explain this network") from error
             return None
         if self.curves is not None:
             self.curves.update(method, self.network.model, images, maps, target)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Union
 
 from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt
 from lightning.pytorch import LightningDataModule, LightningModule
+
+from fg_lightning.errors import CannotRun
 
 
 def roar(
@@ -70,7 +71,6 @@ def roar(
     from fg_lightning.attribution import METHODS
     from fg_lightning.demo import DigitClassifier, DigitsDataModule
     from fg_lightning.roar.engines import LocalEngine, RayEngine
-    from fg_lightning.roar.errors import CannotRun
     from fg_lightning.roar.experiment import ROARExperiment, summary_table
 
     names = methods.split(",") if isinstance(methods, str) else methods
@@ -102,8 +102,8 @@ def roar(
             results = experiment.run(retry_failed)
         finally:
             chosen.close()
-    except (CannotRun, ValueError) as error:
-        sys.exit(f"fg-lightning: {error}")
+    except ValueError as error:
+        raise CannotRun(str(error)) from error
     console.print(summary_table(results))
     for name in ("results.csv", "summary.csv", "curves.png"):
         console.print(f"{name:12} {experiment.output / name}", soft_wrap=True, highlight=False)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-from fg_lightning.roar.errors import CannotRun
+from fg_lightning.errors import CannotRun
 
 Item = TypeVar("Item")
 

@@ -1,10 +1,6 @@
 """What is raised where a person has to change something."""
 
 
-class CannotRun(ValueError):
-    """The experiment cannot start, or not here; the message says why and what to do."""
-
-
 class StoreError(ValueError):
     """A saliency store is not what it is taken for; the message says what was found and what to do."""
 

@@ -15,18 +15,19 @@ from rich.console import Console
 from rich.table import Table
 
 from fg_lightning.attribution import Factory, find_method
+from fg_lightning.errors import CannotRun
 from fg_lightning.removal import Fill, Order
 from fg_lightning.removal.ranking import check_fraction, check_order
 from fg_lightning.roar.cells import ALL, Cell, Result, cells_of, read_result, write_result
 from fg_lightning.roar.engines import Engine, LocalEngine
-from fg_lightning.roar.errors import CannotRun
+from fg_lightning.roar.examples import write_examples
 from fg_lightning.roar.figure import accuracy_curves
 from fg_lightning.roar.folder import check_identity, check_room, held
 from fg_lightning.roar.plan import Mode, Plan
 from fg_lightning.roar.progress import Watch
 from fg_lightning.roar.ranking import Explained
 from fg_lightning.roar.results import SUMMARY, Results
-from fg_lightning.roar.views import views_of
+from fg_lightning.roar.views import View, views_of
 
 MODES = ("roar", "kar", "road")
 
@@ -146,7 +147,9 @@ class ROARExperiment:
             check_identity(self.output, self._identity())
             pending = [cell for cell in self.cells if self._is_pending(cell, retry_failed)]
             if pending:
-                check_room(self.output, self._bytes_of_stores(pending))
+                views = self._views()
+                check_room(self.output, self._bytes_of_stores(views, pending))
+                write_examples(self.output, list(views.values())[-1])
                 self._make_base()
                 self._run_cells(self._with_maps(pending), len(self.cells) - len(pending))
             results = self.results()
@@ -211,12 +214,14 @@ class ROARExperiment:
         if self.plan.wandb is not None:
             _log_summary(self.plan.wandb, self.output, results)
 
-    def _bytes_of_stores(self, pending: Sequence[Cell]) -> int:
+    def _views(self) -> dict[str, View]:
         data = self.plan.data()
         data.prepare_data()
         for stage in ("fit", "test"):
             data.setup(stage)
-        views = views_of(data, prepare=self.plan.prepare, transform=self.plan.transform)
+        return views_of(data, prepare=self.plan.prepare, transform=self.plan.transform)
+
+    def _bytes_of_stores(self, views: Mapping[str, View], pending: Sequence[Cell]) -> int:
         pixels = sum(len(view.plane) * math.prod(view.shape) for view in views.values())
         wide = 2 if math.prod(next(iter(views.values())).shape) <= 2**16 else 4
         missing = {cell.method for cell in pending if not self.plan.store_path(cell.method).exists()} - {ALL}

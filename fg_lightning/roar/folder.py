@@ -13,8 +13,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from fg_lightning.errors import CannotRun
 from fg_lightning.roar.atomic import write_atomically, write_json
-from fg_lightning.roar.errors import CannotRun
 
 NAME = "experiment.json"
 HOLDER = "running.json"

@@ -22,6 +22,14 @@ MODES = ("L", "RGB", "F", "I")
 """Of PIL images, those whose pixels are numbers."""
 
 
+PACKED: dict[str, tuple[str, type[np.unsignedinteger[Any]]]] = {"L": ("L", np.uint8), "RGB": ("RGBX", np.uint32)}
+"""Of modes whose channels are bytes, PIL's name for pixels of one integer each, and that integer."""
+
+
+SMALL = 64 * 64
+"""Pixels from which on PIL images are painted bit by bit."""
+
+
 def is_picture(value: Any) -> bool:
     """Whether a part of a sample is an image."""
     return isinstance(value, Image.Image) or (isinstance(value, (Tensor, np.ndarray)) and value.ndim >= 2)
@@ -71,12 +79,11 @@ def with_values(image: Picture, mask: Mask, values: npt.NDArray[np.float64]) -> 
         own = values if image.is_floating_point() else values.round()
         fill = torch.as_tensor(own).to(image.dtype).reshape(-1, *(1,) * (image.ndim - 1))
         return torch.where(torch.from_numpy(mask), fill, image)
-    if isinstance(image, Image.Image) and image.mode in ("L", "RGB"):  # four times as fast as by way of numpy
-        _check_values(values, len(image.mode))
-        colour = tuple(int(value) for value in np.broadcast_to(values.round(), len(image.mode)))
-        painted = image.copy()
-        painted.paste(colour if len(colour) > 1 else colour[0], mask=Image.fromarray(mask))
-        return painted
+    if isinstance(image, Image.Image) and image.mode in PACKED:
+        channels = len(image.mode)
+        _check_values(values, channels)
+        colour = [min(max(round(value), 0), 255) for value in values.tolist()] * (channels // len(values))
+        return _pasted(image, mask, colour) if mask.size < SMALL else _painted(image, mask, bytes(colour))
     pixels = np.array(image)
     own = values if np.issubdtype(pixels.dtype, np.floating) else values.round()
     _check_values(values, 1 if pixels.ndim == 2 else pixels.shape[2])
@@ -113,6 +120,21 @@ def content(image: Picture) -> bytes:
     if isinstance(image, Tensor):
         return image.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     return np.ascontiguousarray(np.asarray(image)).tobytes()
+
+
+def _pasted(image: Image.Image, mask: Mask, colour: list[int]) -> Image.Image:
+    pasted = image.copy()
+    pasted.paste(tuple(colour) if len(colour) > 1 else colour[0], mask=Image.fromarray(mask))
+    return pasted
+
+
+def _painted(image: Image.Image, mask: Mask, colour: bytes) -> Image.Image:
+    """As `_pasted`, bit by bit: three times as fast for large images, and slower for small ones."""
+    raw, kind = PACKED[image.mode]
+    old = np.frombuffer(image.tobytes("raw", raw), kind)
+    new = np.frombuffer(colour.ljust(old.itemsize, b"\xff"), kind)
+    all_bits = np.negative(mask.reshape(-1).astype(kind))
+    return Image.frombytes(image.mode, image.size, (old ^ (old ^ new) & all_bits).tobytes(), "raw", raw)
 
 
 def _as_bytes(values: Float[Tensor, "c *s"]) -> Tensor:

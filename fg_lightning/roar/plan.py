@@ -14,11 +14,11 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from torchmetrics.functional.image import total_variation
 
 from fg_lightning.attribution import Factory
+from fg_lightning.errors import CannotRun
 from fg_lightning.removal import Fill, Order
 from fg_lightning.roar.atomic import write_atomically
 from fg_lightning.roar.cells import ALL, Cell, Result
 from fg_lightning.roar.datamodule import ROARDataModule
-from fg_lightning.roar.errors import CannotRun
 from fg_lightning.roar.ranking import Explained, predictor
 from fg_lightning.roar.store import SaliencyStore
 from fg_lightning.roar.training import deterministic, fitted, tested

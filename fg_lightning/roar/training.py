@@ -13,7 +13,8 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from fg_lightning.roar.errors import CannotRun, Diverged
+from fg_lightning.errors import CannotRun
+from fg_lightning.roar.errors import Diverged
 from fg_lightning.roar.quiet import quiet
 
 ALONE: dict[str, Any] = {

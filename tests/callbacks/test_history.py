@@ -184,6 +184,11 @@ def test_a_run_leaves_all_that_was_found(tmp_path):
     for name, term in terms.bias_terms.items():
         assert shares["explicit", name] == pytest.approx(float((terms.output.sign() * term).sum() / total), abs=1e-5)
     assert sum(shares.values()) == pytest.approx(1, abs=1e-4)  # float32
+    by_image = {
+        row["module"]: [float(term) for term in row["terms"].split()] for row in read.layers(-1) if row["kind"] == "explicit"
+    }
+    for name, term in terms.bias_terms.items():
+        assert by_image[name] == pytest.approx(term.tolist(), rel=1e-4, abs=1e-5)  # float32, and five digits
     assert [path.name for path in sorted((folder / "probe").iterdir())] == ["000.png", "001.png", "002.png", "003.png"]
     assert imread(folder / "probe" / "000.png").shape[:2] == (8, 8)
     assert imread(folder / "saliency" / "epoch_0002.png").shape[0] > 112

@@ -1,0 +1,45 @@
+"""Your own attribution method through remove-and-retrain, beside FullGrad and random: python examples/judge_your_method.py
+
+A method is a function of the network's scores and the images that gives a map of at least 0 for each. This one takes the gradient
+halfway to a black image. Eight short trainings on digits; results.csv and curves.png lie in judged/.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fg_lightning.attribution import METHODS
+from fg_lightning.attribution.method import channel_sum, method_from
+from fg_lightning.attribution.scores import Scores
+from fg_lightning.demo import DigitClassifier, DigitsDataModule
+from fg_lightning.roar import ROARExperiment
+
+
+def halfway_gradient(scores: Scores, images: Float[Tensor, "n c h w"], *, black: float = -1.0) -> Float[Tensor, "n 1 h w"]:
+    """The magnitude of the gradient halfway to black.
+
+    Args:
+        scores: gives the explained outputs [N] of any version of the images.
+        images: as the network takes them.
+        black: the value of a black pixel.
+    """
+    middle = ((images.detach() + black) / 2).requires_grad_()
+    (gradient,) = torch.autograd.grad(scores(middle).sum(), middle)
+    return channel_sum(gradient)
+
+
+METHODS["halfway_gradient"] = method_from(halfway_gradient)
+
+if __name__ == "__main__":
+    experiment = ROARExperiment(
+        "judged",
+        DigitsDataModule,
+        DigitClassifier,
+        methods=["random", "fullgrad", "halfway_gradient"],
+        fractions=[0.3, 0.7],
+        seeds=1,  # more, for confidence bands and p-values
+        max_epochs=1,
+    )
+    for score in experiment.run().scores():
+        print(f"{score.method:18} area above random {score.area:+.4f}, masks' total variation {score.total_variation:.3f}")
+    print("curves", experiment.output / "curves.png")

@@ -1,0 +1,36 @@
+"""FullGrad smoothed over noise in two ways, by Captum's NoiseTunnel and by SmoothFullGrad: python examples/smooth_by_captum.py
+
+They differ in what is averaged. NoiseTunnel averages finished maps, psi of the terms of every noisy image, so that nothing cancels.
+SmoothFullGrad averages the terms and draws the map of their means, so that what changes its sign under noise fades out.
+"""
+
+import torch
+from captum.attr import NoiseTunnel
+from lightning.pytorch import Trainer, seed_everything
+
+from fg_lightning import FullGrad, SmoothFullGrad
+from fg_lightning.demo import DigitClassifier, DigitsDataModule
+from fg_lightning.visualization.comparison import comparison
+
+NOISE = 0.15
+"""The standard deviation, as a share of the images' range, which is 2."""
+
+if __name__ == "__main__":
+    seed_everything(0)
+    data, model = DigitsDataModule(), DigitClassifier()
+    Trainer(max_epochs=1, logger=False, enable_checkpointing=False).fit(model, data)
+    model.eval()
+    images, labels = next(iter(data.val_dataloader()))
+    images, labels = images[:4], labels[:4]
+
+    maps = {
+        "FullGrad": FullGrad(model).attribute(images, labels),
+        "NoiseTunnel(FullGrad)": NoiseTunnel(FullGrad(model)).attribute(
+            images, nt_type="smoothgrad", nt_samples=20, stdevs=2 * NOISE, target=labels
+        ),
+        "SmoothFullGrad": SmoothFullGrad(model, n_samples=20, noise=NOISE).attribute(images, labels),
+    }
+    both = torch.stack([maps["NoiseTunnel(FullGrad)"], maps["SmoothFullGrad"]]).flatten(2)
+    print("cosine similarity of the two", torch.cosine_similarity(*both).tolist())
+    comparison(images[0], {name: found[0] for name, found in maps.items()}).save("smooth.png")
+    print("picture                      smooth.png")

@@ -1,0 +1,23 @@
+"""fg-lightning report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Union
+
+
+def report(run_dir: Path, output: Union[Path, None] = None) -> None:
+    """Write what a monitored run or a ROAR experiment found as one HTML file that opens without a network.
+
+    Args:
+        run_dir: the folder of the run (or any folder above its only fullgrad/), or that of the experiment.
+        output: the file; by default report.html in the folder.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from fg_lightning.report import write_report
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        path = write_report(run_dir, output, track=lambda what, items: progress.track(items, description=what))
+    Console().print(f"report  {path} ({path.stat().st_size / 1e6:.1f} MB)", soft_wrap=True, highlight=False)

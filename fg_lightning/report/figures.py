@@ -1,0 +1,156 @@
+"""Curves for the page, by plotly: colours that words take (text, grid) are the page's own and are put in there."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import plotly.graph_objects as go  # type: ignore[import-untyped]
+
+Numbers = Sequence[float | None]
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#a6761d")
+"""Okabe and Ito's, which the colour-blind tell apart, on light and dark ground."""
+
+SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "triangle-down", "star")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """
+    Attributes:
+        name: of the element on the page.
+        title: above it.
+        said: what it shows, for those who do not see it.
+        content: data and layout, as plotly.js takes them.
+        height: in CSS pixels.
+        wide: whether it takes the whole width.
+    """
+
+    name: str
+    title: str
+    said: str
+    content: dict[str, Any]
+    height: int = 280
+    wide: bool = False
+
+
+def lines(
+    name: str,
+    title: str,
+    moments: Sequence[float],
+    titles: Sequence[str],
+    values: Mapping[str, Numbers],
+    *,
+    xlabel: str,
+    log_scale: bool = False,
+) -> Figure:
+    """A line for every quantity, over the looks.
+
+    Args:
+        name: see `Figure`.
+        title: see `Figure`.
+        moments: where the looks lie on the axis.
+        titles: what they are called.
+        values: of every quantity a number for each look, None where there is none.
+        xlabel: what the axis counts.
+        log_scale: of the quantities; what is not positive is left out.
+    """
+    figure = go.Figure(layout=layout(xlabel))
+    marked = len(moments) <= 40
+    for (quantity, given), colour, symbol in zip(values.items(), cycle(COLOURS), cycle(SYMBOLS)):
+        shown = [None if value is None or (log_scale and value <= 0) else value for value in given]
+        figure.add_scatter(
+            x=list(moments),
+            y=shown,
+            name=quantity,
+            mode="lines+markers" if marked else "lines",
+            line={"color": colour, "width": 2},
+            marker={"symbol": symbol, "size": 6},
+            text=list(titles),
+            hovertemplate="%{text}: %{y:.3g}",
+        )
+    figure.update_layout(showlegend=len(values) > 1)
+    if log_scale:
+        figure.update_yaxes(type="log", exponentformat="power", dtick=1 if _decades(values) <= 6 else None)
+    return Figure(name, title, "; ".join(course(quantity, given) for quantity, given in values.items()), plain(figure))
+
+
+def shares_by_layer(layers: Sequence[str], titles: Sequence[str], shares: npt.NDArray[np.float64]) -> Figure:
+    """What share of the output each layer explains, [layers, looks], the input at the top, as `depth_map` draws it."""
+    magnitudes = np.abs(shares[np.isfinite(shares)])
+    limit = max(float(np.percentile(magnitudes, 90)) if magnitudes.size else 0.0, 1e-3)
+    figure = go.Figure(layout=layout("look"))
+    figure.add_heatmap(
+        z=[[None if np.isnan(share) else float(f"{share:.4g}") for share in row] for row in shares],
+        x=list(range(len(titles))),
+        y=list(range(len(layers))),
+        customdata=[list(titles) for _ in layers],
+        text=[[html.escape(layer)] * len(titles) for layer in layers],
+        hovertemplate="%{text}, %{customdata}: %{z:.3g}<extra></extra>",
+        colorscale="RdBu_r",
+        zmid=0,
+        zmin=-limit,
+        zmax=limit,
+        colorbar={"thickness": 10, "tickfont": {"size": 11}},
+    )
+    height = min(900, 110 + 17 * len(layers))
+    room = max(1, height // 17 - 6)
+    named = range(0, len(layers), -(-len(layers) // room))
+    figure.update_yaxes(
+        autorange="reversed",
+        tickvals=list(named),
+        ticktext=[_short(layers[i]) for i in named],
+        tickfont={"size": 11},
+        showgrid=False,
+    )
+    looks = sorted({0, len(titles) - 1, *range(0, len(titles), -(-len(titles) // 6))})
+    figure.update_xaxes(tickvals=looks, ticktext=[titles[i] for i in looks], title=None, showgrid=False)
+    largest = [layers[i] for i in np.argsort(-np.abs(np.nan_to_num(shares[:, -1])), kind="stable")[:3]]
+    said = f"largest at {titles[-1]}: {', '.join(largest)}" if titles else ""
+    return Figure("layers", "Share of the output by layer", said, plain(figure), height, wide=True)
+
+
+def layout(xlabel: str) -> dict[str, Any]:
+    """Without colours of its own, so that the page's show through."""
+    axis = {"automargin": True, "zeroline": False, "title": {"standoff": 8}}
+    return {
+        "template": None,
+        "margin": {"l": 48, "r": 8, "t": 8, "b": 40},
+        "xaxis": {**axis, "title": {"text": xlabel, "standoff": 8}},
+        "yaxis": axis,
+        "hovermode": "x unified",
+        "legend": {"orientation": "h", "y": -0.24, "yanchor": "top", "x": 0},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+    }
+
+
+def plain(figure: go.Figure) -> dict[str, Any]:
+    """As JSON has it; what is not a number is null."""
+    content: dict[str, Any] = json.loads(figure.to_json())
+    return content
+
+
+def course(name: str, values: Numbers) -> str:
+    """From where to where a quantity went, in words."""
+    known = [value for value in values if value is not None and not np.isnan(value)]
+    if not known:
+        return f"{name}: no values"
+    return f"{name} from {known[0]:.3g} to {known[-1]:.3g}, between {min(known):.3g} and {max(known):.3g}"
+
+
+def _decades(values: Mapping[str, Numbers]) -> float:
+    known = [value for given in values.values() for value in given if value is not None and value > 0]
+    return float(np.log10(max(known) / min(known))) if known else 0.0
+
+
+def _short(name: str, most: int = 26) -> str:
+    """The end of a name, which tells layers apart, with plotly's markup taken as words."""
+    return html.escape(name if len(name) <= most else f"…{name[1 - most :]}")

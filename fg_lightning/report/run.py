@@ -1,0 +1,166 @@
+"""What a monitored run left on disk, as far as it can be read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from fg_lightning.callbacks.drawing import Artist, planar
+from fg_lightning.callbacks.growing import GrowingArray
+from fg_lightning.callbacks.history import HISTORY, IMAGES, LAYERS
+from fg_lightning.callbacks.look import NUMBERS, Look
+from fg_lightning.errors import CannotRun
+from fg_lightning.report.tables import number, rows_of
+from fg_lightning.visualization.film_strip import evenly_spaced
+
+ANSWERS = ("label", "explained", "prediction", "confidence")
+TERMS = ("output", "input_term", "bias_term", "implicit_term", "completeness_error")
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """What the biases of a module, or the input, add to the output at one look: of all images together, and of each."""
+
+    module: str
+    kind: str
+    share: float
+    terms: tuple[float, ...]
+
+    @property
+    def name(self) -> str:
+        return "input" if self.kind == "input" else self.module or "(root)"
+
+
+@dataclass(frozen=True)
+class Run:
+    """
+    Attributes:
+        folder: that all of it lies in.
+        about: what stands in `probe.json`; empty if it is not there.
+        looks: those whose numbers can be read, by their index into the maps.
+        maps: [looks, N, 1, *S], mapped from the disk; None if there are none.
+        pictures: the images as a person sees them, None for those that are not there.
+        images: rows of `images.csv`, by look and image.
+        layers: rows of `layers.csv`, by look.
+        notes: what could not be read, in sentences.
+    """
+
+    folder: Path
+    about: dict[str, Any]
+    looks: dict[int, Look]
+    maps: npt.NDArray[np.float16] | None
+    pictures: list[Image.Image | None]
+    images: dict[tuple[int, int], dict[str, float | None]]
+    layers: dict[int, list[LayerRow]]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def artist(self) -> Artist:
+        """Names classes."""
+        names = self.about.get("class_names")
+        return Artist(torch.empty(0), [], class_names=[str(name) for name in names] if isinstance(names, list) else None)
+
+    def maps_of(self, look: int) -> npt.NDArray[np.float32] | None:
+        """The maps of a look, each relative to its own peak, [N, H, W]; None where they are lost."""
+        if self.maps is None or look >= len(self.maps):
+            return None
+        found = planar(torch.from_numpy(np.array(self.maps[look])).float())[:, 0].numpy()
+        return None if np.isnan(found).all() else np.nan_to_num(found)
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether maps have negative values, as a few looks tell."""
+        return self.maps is not None and any(bool((self.maps[i] < 0).any()) for i in evenly_spaced(len(self.maps), 5))
+
+
+def read_run(folder: Path) -> Run:
+    """
+    Raises:
+        CannotRun: if not one look can be read.
+    """
+    notes: list[str] = []
+    looks = dict(rows_of(folder / HISTORY, _look, notes))
+    if not looks:
+        raise CannotRun(
+            f"{folder} is the folder of a monitored run, but no look stands in its {HISTORY}"
+            + (f" ({' '.join(notes)})" if notes else "")
+            + "; the first one is there as soon as training begins"
+        )
+    about = _about(folder / "probe.json", notes)
+    maps = _maps(folder / "maps.npy", len(looks), notes)
+    images = dict(rows_of(folder / IMAGES, _image, notes))
+    layers: dict[int, list[LayerRow]] = {}
+    for look, row in rows_of(folder / LAYERS, _layer, notes):
+        layers.setdefault(look, []).append(row)
+    count = _count(about, maps, images)
+    pictures = [_picture(folder / "probe" / f"{i:03d}.png") for i in range(count)]
+    missing = sum(picture is None for picture in pictures)
+    if missing:
+        notes.append(f"{missing} of {count} images are missing from probe/.")
+    if not (folder / "film_strip.png").is_file():
+        notes.append("There is no film_strip.png, which is drawn when training ends: the run goes on, or it was killed.")
+    return Run(folder, about, dict(sorted(looks.items())), maps, pictures, images, layers, notes)
+
+
+def _look(row: dict[str, str]) -> tuple[int, Look]:
+    numbers = {key: number(row.get(key)) for key in NUMBERS}
+    known = {key: float(value) for key, value in numbers.items() if value is not None}
+    return int(row["look"]), Look(int(row["epoch"]), int(row["step"]), known)
+
+
+def _image(row: dict[str, str]) -> tuple[tuple[int, int], dict[str, float | None]]:
+    return (int(row["look"]), int(row["image"])), {key: number(row[key]) for key in (*ANSWERS, *TERMS)}
+
+
+def _layer(row: dict[str, str]) -> tuple[int, LayerRow]:
+    terms = tuple(float(term) for term in (row.get("terms") or "").split())
+    return int(row["look"]), LayerRow(row["module"], row["kind"], float(row["share"]), terms)
+
+
+def _about(path: Path, notes: list[str]) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        notes.append(f"{path.name} is {'damaged' if path.is_file() else 'missing'}: classes have no names here.")
+        return {}
+
+
+def _maps(path: Path, looks: int, notes: list[str]) -> npt.NDArray[np.float16] | None:
+    try:
+        maps: npt.NDArray[Any] = GrowingArray(path).read()
+    except FileNotFoundError:
+        notes.append(f"{path.name} is missing: images are shown without maps.")
+        return None
+    except (OSError, ValueError, EOFError) as error:
+        notes.append(f"{path.name} is damaged: images are shown without maps ({error}).")
+        return None
+    if maps.ndim < 4 or maps.shape[2] != 1 or not np.issubdtype(maps.dtype, np.floating):
+        notes.append(f"{path.name} holds no maps [looks, N, 1, ...], but {maps.dtype}{list(maps.shape)}: images are shown without.")
+        return None
+    if len(maps) < looks:
+        notes.append(f"{path.name} holds the maps of {len(maps)} of {looks} looks.")
+    return maps
+
+
+def _count(about: dict[str, Any], maps: npt.NDArray[Any] | None, images: dict[tuple[int, int], Any]) -> int:
+    """How many images the probe has."""
+    if maps is not None:
+        return maps.shape[1]
+    shape = about.get("images")
+    if isinstance(shape, list) and shape and isinstance(shape[0], int):
+        return shape[0]
+    return 1 + max((image for _, image in images), default=-1)
+
+
+def _picture(path: Path) -> Image.Image | None:
+    try:
+        return Image.open(path).convert("RGB")
+    except OSError:
+        return None

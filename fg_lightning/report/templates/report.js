@@ -1,0 +1,112 @@
+"use strict";
+
+const element = (id) => document.getElementById(id);
+const read = (id) => JSON.parse(element(id).textContent);
+const bytes = (base64) => Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+
+function made(name, attributes = {}, ...children) {
+  const found = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) found.setAttribute(key, value);
+  found.append(...children);
+  return found;
+}
+
+// --- curves
+
+const contents = read("figures");
+
+function colours() {
+  const style = getComputedStyle(document.documentElement);
+  const [text, line, card] = ["--text", "--line", "--card"].map((name) => style.getPropertyValue(name).trim());
+  return {
+    "font.color": text, "hoverlabel.bgcolor": card, "hoverlabel.bordercolor": line,
+    "xaxis.gridcolor": line, "yaxis.gridcolor": line, "xaxis.linecolor": line, "yaxis.linecolor": line,
+  };
+}
+
+async function unpackedPlotly() {
+  const stream = new Blob([bytes(element("plotly").textContent)]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const script = made("script");
+  script.text = await new Response(stream).text();
+  document.head.append(script);
+  return window.Plotly;
+}
+
+async function drawFigures() {
+  await new Promise((resolve) => setTimeout(resolve, 30));  // what a person sees first is painted first
+  const plotly = await unpackedPlotly();
+  const config = { responsive: true, displaylogo: false, displayModeBar: false };
+  for (const [name, { data, layout }] of Object.entries(contents)) {
+    layout.font = { family: getComputedStyle(document.body).fontFamily, size: 12 };
+    await plotly.newPlot(element(`figure-${name}`), data, layout, config);
+    await plotly.relayout(element(`figure-${name}`), colours());
+  }
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+    for (const name of Object.keys(contents)) plotly.relayout(element(`figure-${name}`), colours());
+  });
+  document.documentElement.dataset.drawn = "true";
+  return plotly;
+}
+
+let start;
+const drawn = new Promise((resolve) => { start = resolve; }).then(drawFigures);
+drawn.catch((error) => {
+  for (const name of Object.keys(contents)) element(`figure-${name}`).textContent = `This browser cannot draw curves (${error.message}).`;
+});
+
+// --- tables
+
+function compared(first, second) {
+  const [a, b] = [first, second].map(Number);
+  if (first === "" || second === "") return (first === "") - (second === "");
+  return Number.isNaN(a) || Number.isNaN(b) ? first.localeCompare(second) : a - b;
+}
+
+function sort(heading) {
+  const descending = heading.getAttribute("aria-sort") === "ascending";
+  for (const other of heading.parentElement.children) other.removeAttribute("aria-sort");
+  heading.setAttribute("aria-sort", descending ? "descending" : "ascending");
+  const body = heading.closest("table").tBodies[0];
+  const value = (row) => row.cells[heading.cellIndex].dataset.value ?? row.cells[heading.cellIndex].textContent.trim();
+  const known = [...body.rows].filter((row) => value(row) !== "");
+  const unknown = [...body.rows].filter((row) => value(row) === "");
+  known.sort((a, b) => (descending ? -1 : 1) * compared(value(a), value(b)));
+  body.append(...known, ...unknown);
+}
+
+for (const heading of document.querySelectorAll("table.sortable thead th")) {
+  heading.firstElementChild.addEventListener("click", () => sort(heading));
+}
+
+// --- sprites
+
+async function redOf(source) {
+  const picture = new Image();
+  picture.src = source;
+  await picture.decode();
+  const canvas = made("canvas", { width: picture.naturalWidth, height: picture.naturalHeight });
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  context.drawImage(picture, 0, 0);
+  const { data, width } = context.getImageData(0, 0, canvas.width, canvas.height);
+  const levels = new Uint8Array(data.length / 4);
+  for (let i = 0; i < levels.length; i++) levels[i] = data[4 * i];
+  return { levels, width };
+}
+
+// A tile of a sprite, its levels by a table of colours [r, g, b, a].
+function paint(canvas, sprite, index, { columns, height, width, palette }) {
+  if (canvas.width !== width || canvas.height !== height) [canvas.width, canvas.height] = [width, height];
+  const context = canvas.getContext("2d");
+  const found = context.createImageData(width, height);
+  const start = Math.floor(index / columns) * height * sprite.width + (index % columns) * width;
+  for (let y = 0, to = 0; y < height; y++) {
+    for (let x = 0; x < width; x++, to += 4) {
+      const colour = palette[sprite.levels[start + y * sprite.width + x]];
+      found.data[to] = colour[0];
+      found.data[to + 1] = colour[1];
+      found.data[to + 2] = colour[2];
+      found.data[to + 3] = colour[3];
+    }
+  }
+  context.putImageData(found, 0, 0);
+}

@@ -1,0 +1,112 @@
+"""fg-lightning fit, validate, test and predict: Lightning's CLI over this package's classifier and data, or a person's own."""
+
+from __future__ import annotations
+
+import pkgutil
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from fg_lightning.training.classifier import ImageClassifier
+from fg_lightning.training.images import ImageDataModule
+
+MODEL = "fg_lightning.training.ImageClassifier"
+DATA = "fg_lightning.demo.DigitsDataModule"
+
+BEST = {
+    "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+    "init_args": {"monitor": "val/accuracy", "mode": "max", "filename": "best", "save_last": True},
+}
+"""Of a classifier's weights the best and the last are kept, unless the configuration says which."""
+
+PREDICTIONS = {"class_path": "fg_lightning.training.predictions.PredictionsTable"}
+
+MORE = (
+    "The network's options: {0} --model.help ImageClassifier. The data's: {0} --data.help TorchvisionDataModule, or "
+    "ImageFolderDataModule; by default 5,000 MNIST digits. Your own: --model my_package.Net --data my_package.Data. The options of "
+    "either are --model.NAME and --data.NAME. The monitor: --config fullgrad_monitor.yaml, or "
+    "--trainer.callbacks+ fg_lightning.FullGradMonitor."
+)
+
+DESCRIPTIONS = {
+    "fit": "Train an image classifier, any of torchvision's or your own: --model.name resnet18 --data ... --trainer.max_epochs 20.",
+    "validate": "Measure a trained classifier on the validation images: --ckpt_path best.ckpt and the same --data.",
+    "test": "Measure a trained classifier on the test images: --ckpt_path best.ckpt and the same --data.",
+    "predict": "Write what a trained classifier says of the test images to predictions.csv: --ckpt_path best.ckpt --data ...",
+}
+
+
+class TrainingCLI(LightningCLI):
+    """Lightning's CLI with defaults that work: resnet18 on 5,000 MNIST digits, ten epochs from seed 0."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.set_defaults({"model": {"class_path": MODEL}, "data": {"class_path": DATA}})
+
+    def before_instantiate_classes(self) -> None:
+        trainer = self.config[self.subcommand].trainer
+        given = trainer.callbacks or []
+        callbacks = given if isinstance(given, list) else [given]
+        has_one = any(callback.class_path.endswith("ModelCheckpoint") for callback in callbacks)
+        if self.subcommand == "fit" and self._is_classifier() and trainer.enable_checkpointing is not False and not has_one:
+            callbacks = [*callbacks, BEST]
+        if self.subcommand == "predict":
+            callbacks = [*callbacks, PREDICTIONS]
+        trainer.callbacks = callbacks or None
+
+    def after_fit(self) -> None:
+        """Says where the weights are, and what else can be done with them."""
+        path = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+        if path and self.trainer.is_global_zero:
+            print(f"\ncheckpoint  {path}")
+            if self._is_classifier():
+                print(next_steps(Path(path), self.datamodule))
+
+    def _is_classifier(self) -> bool:
+        return issubclass(pkgutil.resolve_name(self.config[self.subcommand].model.class_path), ImageClassifier)
+
+
+def train(args: Sequence[str]) -> None:
+    """Runs fit, validate, test or predict.
+
+    Args:
+        args: what stands behind the program's name, the command first.
+
+    Raises:
+        CannotRun: if the network is none of torchvision's, or its weights cannot be downloaded.
+        CannotRun: if model and data do not make sense, alone or together, or the data cannot be downloaded.
+    """
+    # Lightning's own use of torch; and its advice on workers, which data in memory do not need.
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)")
+    warnings.filterwarnings("ignore", message=".*does not have many workers")
+    commands = {
+        name: {"description": f"{text} {MORE.format(f'fg-lightning {name}')}", "usage": f"fg-lightning {name} [options]"}
+        for name, text in DESCRIPTIONS.items()
+    }
+    TrainingCLI(
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,  # they would be made before the model fits the data
+        seed_everything_default=0,
+        trainer_defaults={"max_epochs": 10},
+        save_config_kwargs={"overwrite": True},
+        parser_kwargs={"prog": "fg-lightning", **commands},
+        args=None if list(args) == sys.argv[1:] else list(args),  # Lightning warns of arguments that are not the process's
+    )
+
+
+def next_steps(checkpoint: Path, data: LightningDataModule) -> str:
+    """The commands that test a classifier's checkpoint and explain pictures with it."""
+    lines = [f"  fg-lightning test --ckpt_path '{checkpoint}' ... (the same --data)"]
+    if isinstance(data, ImageDataModule):
+        mean, std = (",".join(map(str, numbers)) for numbers in (data.normalization.mean, data.normalization.std))
+        lines.append(
+            f"  fg-lightning explain PICTURES --model {MODEL} --checkpoint '{checkpoint}' "
+            f"--size {data.size} --mean '[{mean}]' --std '[{std}]'"
+        )
+    return "\n".join(lines)

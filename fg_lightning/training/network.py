@@ -1,0 +1,117 @@
+"""A classifier of torchvision, and what is changed in it to fit other images and classes."""
+
+from __future__ import annotations
+
+import warnings
+from itertools import takewhile
+from typing import Any
+
+import torch
+from torch import nn
+from torchvision.models import GoogLeNet, Inception3
+
+from fg_lightning.explain.network import from_torchvision
+
+
+def classifier(name: str, weights: str | None = None) -> nn.Module:
+    """A classifier of torchvision without its auxiliary heads, so that its output are logits [N, K] in training, too.
+
+    Args:
+        name: as in `torchvision.models.list_models()`.
+        weights: "DEFAULT", another of its sets of weights, or None for random ones.
+
+    Raises:
+        CannotRun: if there is no such classifier or set of weights, or the weights cannot be downloaded.
+    """
+    with warnings.catch_warnings():  # Inception and GoogLeNet announce that their random weights will be others one day
+        warnings.filterwarnings("ignore", "The default weight initialization", FutureWarning)
+        network = from_torchvision(name, weights or "none").model
+    if isinstance(network, GoogLeNet):
+        network.aux_logits, network.aux1, network.aux2 = False, None, None
+    if isinstance(network, Inception3):
+        network.aux_logits, network.AuxLogits = False, None
+    return network
+
+
+def outputs(network: nn.Module) -> int:
+    """How many classes a classifier tells apart."""
+    _, head = _head(network)
+    return head.out_features if isinstance(head, nn.Linear) else head.out_channels
+
+
+def with_outputs(network: nn.Module, classes: int) -> None:
+    """Replaces the last layer by an untrained one for so many classes, if it has others."""
+    path, head = _head(network)
+    bias = head.bias is not None
+    if outputs(network) == classes:
+        return
+    if isinstance(head, nn.Linear):
+        new: nn.Module = nn.Linear(head.in_features, classes, bias)
+    else:
+        new = nn.Conv2d(head.in_channels, classes, 1, bias=bias)  # SqueezeNet
+    network.set_submodule(path, new.to(head.weight))
+
+
+def channels(network: nn.Module) -> int:
+    """How many channels the images of a classifier have."""
+    return _stem(network)[1].in_channels
+
+
+@torch.no_grad()
+def with_channels(network: nn.Module, wanted: int) -> None:
+    """Replaces the first convolution by one for images of so many channels, if it is for others.
+
+    Its weights are the old ones: added up for one channel, which gives what a grey image in all old channels gave; repeated for
+    more, and scaled so that their sum stays.
+    """
+    path, old = _stem(network)
+    if old.in_channels == wanted:
+        return
+    new = _convolution_like(old, in_channels=wanted)
+    order = torch.arange(wanted) % old.in_channels
+    new.weight.copy_(old.weight.sum(1, keepdim=True) if wanted == 1 else old.weight[:, order] * old.in_channels / wanted)
+    if old.bias is not None and new.bias is not None:
+        new.bias.copy_(old.bias)
+    network.set_submodule(path, new)
+    if isinstance(network, GoogLeNet | Inception3):
+        network.transform_input = False  # it takes three channels apart
+
+
+def for_small_images(network: nn.Module) -> None:
+    """Keeps the resolution at the network's beginning, as is usual for CIFAR's 32 x 32 pixels (He et al. 2016, section 4.2).
+
+    The first convolution takes every pixel, 3 x 3 if it was larger, and the max-pooling between it and the second is left out.
+    Networks that begin with patches, such as ViT, stay as they are.
+    """
+    path, old = _stem(network)
+    if old.stride == (1, 1) or old.stride == old.kernel_size:
+        return
+    small = _convolution_like(old, kernel_size=3, stride=1, padding=1)
+    if old.kernel_size == (3, 3):
+        small.load_state_dict(old.state_dict())
+    second = _convolutions(network)[1][1]
+    before = list(takewhile(lambda found: found[1] is not second, network.named_modules()))
+    network.set_submodule(path, small)
+    for name, module in before:
+        if isinstance(module, nn.MaxPool2d):
+            network.set_submodule(name, nn.Identity())
+
+
+def _convolution_like(old: nn.Conv2d, **changed: int) -> nn.Conv2d:
+    same = ("in_channels", "out_channels", "kernel_size", "stride", "padding")
+    given: dict[str, Any] = {name: getattr(old, name) for name in same} | changed
+    return nn.Conv2d(**given, bias=old.bias is not None).to(old.weight)
+
+
+def _stem(network: nn.Module) -> tuple[str, nn.Conv2d]:
+    """The first convolution, and where it is."""
+    return _convolutions(network)[0]
+
+
+def _head(network: nn.Module) -> tuple[str, nn.Linear | nn.Conv2d]:
+    """The last layer with weights, and where it is."""
+    return [(path, module) for path, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
+
+
+def _convolutions(network: nn.Module) -> list[tuple[str, nn.Conv2d]]:
+    return [(path, module) for path, module in network.named_modules() if isinstance(module, nn.Conv2d)]

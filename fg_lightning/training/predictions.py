@@ -1,0 +1,63 @@
+"""What a classifier predicts, image by image, as a table."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from torch import Tensor
+
+
+class PredictionsTable(BasePredictionWriter):
+    """Writes `predictions.csv` into the run's folder: a row for every image, in the order of the data.
+
+    Columns: `image`, its place in the data; `label` where the batch has one; `prediction`, the likeliest class; `class`, its name,
+    where the datamodule has the attribute `classes`; `confidence`, its probability. In several processes each writes a table of its
+    own, `predictions_0.csv`, ...
+
+    `predict_step` must give probabilities [N, K], as `ImageClassifier`'s does.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("batch")
+        self.path: Path | None = None
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        own = f"_{trainer.global_rank}" if trainer.world_size > 1 else ""
+        self.path = Path(trainer.log_dir or trainer.default_root_dir) / f"predictions{own}.csv"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("w", newline="") as file:
+            csv.writer(file).writerow(["image", "label", "prediction", "class", "confidence"])
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        if not isinstance(prediction, Tensor) or prediction.ndim != 2:
+            raise TypeError(
+                f"predict_step gave {type(prediction).__name__}, but probabilities [N, K] are needed for a table of predictions; "
+                "call Trainer.predict yourself for anything else"
+            )
+        names = getattr(getattr(trainer, "datamodule", None), "classes", [])
+        labels = batch[1].tolist() if isinstance(batch, (tuple, list)) and len(batch) > 1 else [""] * len(prediction)
+        confidences, classes = (column.tolist() for column in prediction.max(1))
+        assert self.path is not None
+        places = batch_indices or range(len(prediction))
+        with self.path.open("a", newline="") as file:
+            for row in zip(places, labels, classes, confidences, strict=True):
+                name = names[row[2]] if row[2] < len(names) else ""
+                csv.writer(file).writerow([*row[:3], name, f"{row[3]:.4f}"])
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            print(f"predictions  {self.path}")

@@ -1,0 +1,129 @@
+"""Folders as a monitored run and a ROAR experiment leave them, written by the real classes; and a report read back."""
+
+import base64
+import io
+import json
+import math
+from html.parser import HTMLParser
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from fg_lightning.callbacks.history import History
+from fg_lightning.callbacks.look import NUMBERS, Findings, Layer, Look
+from fg_lightning.callbacks.probe import Probe
+from fg_lightning.callbacks.task import Answers
+from fg_lightning.removal import ranks
+from fg_lightning.roar.cells import ALL, Cell, Result, write_result
+from fg_lightning.roar.manifest import Manifest, SplitIdentity
+
+NAMES = ["cat", "dog", "bird"]
+
+
+def smooth_maps(n, size, generator, signed=False):
+    """Random blobs [N, 1, size, size], as maps are."""
+    coarse = torch.rand(n, 1, max(2, size // 8), max(2, size // 8), generator=generator)
+    return F.interpolate(coarse - (0.5 if signed else 0.0), (size, size), mode="bilinear")
+
+
+def run(folder, looks=4, n=5, size=12, *, signed=False, names=NAMES, layers=2, strip=True):
+    """A run of so many looks at n images; returns the maps of every look."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(n) % 3
+    pictures = [np.random.default_rng(i).integers(0, 255, (size, size, 3), dtype=np.uint8) for i in range(n)]
+    about = {"module": "Net", "psi": "signed" if signed else "absolute", "images": [n, 3, size, size], "class_names": names}
+    history = History(folder)
+    history.begin(about, Probe(torch.rand(n, 3, size, size, generator=generator), labels), pictures)
+    maps = []
+    for epoch in range(looks):
+        maps.append(smooth_maps(n, size, generator, signed))
+        numbers = {
+            f"fullgrad/{key}": (epoch + 1) * 10.0 ** -(i + 1) for i, key in enumerate(NUMBERS) if epoch or "drift" not in key
+        }
+        terms = ("output", "input_term", "bias_term", "implicit_term", "completeness_error")
+        history.add(
+            Look(epoch, 10 * epoch, numbers),
+            Findings(
+                maps[-1],
+                Answers(labels, (labels + 1) % 3 if epoch == 0 else labels, torch.rand(n, generator=generator)),
+                {name: torch.rand(n, generator=generator) for name in terms},
+                [Layer("", "input", 0.5), *(Layer(f"layer.{i}", "explicit", (-1) ** i / (i + 2)) for i in range(layers))],
+            ),
+            labels,
+        )
+    if strip:
+        (folder / "film_strip.png").touch()
+    return maps
+
+
+def experiment(
+    folder, methods=("random", "fullgrad"), fractions=(0.25, 0.5), seeds=2, *, mode="roar", order="morf", images=7, side=6
+):
+    """An experiment whose accuracies fall with the fraction; returns the ranks of its test images by method."""
+    (folder / "cells").mkdir(parents=True)
+    about = {"mode": mode, "order": order, "model": "my.Net", "data": {"calls": "my.Data"}, "imputation": "mean", "max_epochs": 3}
+    (folder / "experiment.json").write_text(json.dumps(about))
+    for seed in range(seeds):
+        write_result(folder, Result(Cell(ALL, 0.0, seed), 0.9, total_variation=0.0, seconds=1.5))
+        for i, method in enumerate(methods):
+            for fraction in fractions:
+                write_result(
+                    folder, Result(Cell(method, fraction, seed), 0.9 - fraction * (i + 1) / 2 - seed / 100, {}, 0.1 * (i + 1))
+                )
+    stored = {}
+    for i, method in enumerate(methods):
+        maps = torch.rand(images, 1, side, side, generator=torch.Generator().manual_seed(i))
+        stored[method] = ranks(maps)
+        store = folder / "stores" / method
+        store.mkdir(parents=True)
+        (store / "test.ranks").write_bytes(stored[method].numpy().astype(np.uint16).tobytes())
+        splits = {"test": SplitIdentity(images, "0", "Set")}
+        Manifest(method, {}, "predicted", "Net 0", (side, side), 50, splits, finished=True, channel_mean=(0.0,)).write(store)
+    return stored
+
+
+class Page(HTMLParser):
+    """A report, read back.
+
+    Attributes:
+        scripts: what stands in every script, by its id, or its place where it has none.
+        elements: (tag, attributes) of all.
+        words: what a person reads, but for scripts and styles.
+    """
+
+    def __init__(self, path):
+        super().__init__()
+        self.scripts, self.elements, self.words, self._inside = {}, [], "", []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag in ("script", "style", "title"):
+            self._inside = [tag, dict(attrs).get("id", len(self.scripts))]
+
+    def handle_endtag(self, tag):
+        if self._inside and tag == self._inside[0]:
+            self._inside = []
+
+    def handle_data(self, data):
+        if self._inside and self._inside[0] == "script":
+            self.scripts[self._inside[1]] = self.scripts.get(self._inside[1], "") + data
+        elif not self._inside:
+            self.words += data
+
+    def data(self, name="data"):
+        return json.loads(self.scripts[name])
+
+    def tiles(self, name, count):
+        """The tiles of a sprite, [count, height, width]."""
+        picture = decoded(self.scripts[name])[..., 0]
+        columns = math.ceil(math.sqrt(count))
+        height, width = picture.shape[0] // math.ceil(count / columns), picture.shape[1] // columns
+        corners = [(i // columns * height, i % columns * width) for i in range(count)]
+        return np.stack([picture[top : top + height, left : left + width] for top, left in corners])
+
+
+def decoded(content):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(content))).convert("RGB"))

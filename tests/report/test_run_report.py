@@ -1,0 +1,334 @@
+"""The report of a monitored run, read back from its one file."""
+
+import base64
+import gzip
+import re
+
+import numpy as np
+import pytest
+import torch
+from made_up import Page, decoded, run
+from networks import LIGHTNINGS_OWN, Classifier, loader, trainer
+from PIL import Image
+from plotly.offline import get_plotlyjs
+
+from fg_lightning import FullGradMonitor
+from fg_lightning.cli import main
+from fg_lightning.report import CannotRun, write_report
+from fg_lightning.report.sprites import ENCODINGS, Encoding, fitting, levels, palette, picture_webp, sprite
+from fg_lightning.visualization.overlay import displayed, enlarged, overlaid
+
+pytestmark = LIGHTNINGS_OWN
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "version_0" / "fullgrad"
+    maps = run(folder)
+    return folder, maps, Page(write_report(folder))
+
+
+def overlaid_by_page(page, picture, level, strength):
+    """What a browser makes of a level: a colour with its own opacity, times the layer's, over grey."""
+    table = np.array(page.data()["palette"], dtype=float)[level]
+    opacity = strength * table[..., 3:] / 255
+    grey = picture.mean(-1, keepdims=True)
+    return (1 - opacity) * grey + opacity * table[..., :3]
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_image_and_map_are_layers_that_add_up_to_the_overlay(tmp_path, signed):
+    maps = run(tmp_path, looks=2, signed=signed)
+    page = Page(write_report(tmp_path))
+    picture = np.asarray(Image.open(tmp_path / "probe" / "003.png"))
+    for strength in (0.3, 0.7):
+        seen = overlaid_by_page(page, picture, page.tiles("maps-1", 5)[3], strength)
+        expected = overlaid(picture, maps[1][3].half(), strength=strength)
+        # one level of 256 from the float16 on disk, and rounding
+        assert np.abs(enlarged(seen.round().astype(np.uint8)).astype(int) - expected).max() <= 3
+
+
+def test_every_map_of_every_look_is_there_without_loss(written):
+    _, maps, page = written
+    assert [name for name in page.scripts if str(name).startswith("maps-")] == ["maps-0", "maps-1", "maps-2", "maps-3"]
+    for look in range(4):
+        tiles = page.tiles(f"maps-{look}", 5)
+        expected = np.stack([levels(values.numpy(), is_signed=False) for values in maps[look][:, 0]])
+        assert np.abs(tiles.astype(int) - expected).max() <= 1  # float16 on disk
+
+
+def test_the_images_are_there_as_they_were_and_are_named(written):
+    folder, _, page = written
+    images = [attributes for tag, attributes in page.elements if tag == "img"]
+    assert [image["alt"] for image in images] == [
+        f"image {i}, label {name}" for i, name in enumerate(["cat", "dog", "bird", "cat", "dog"])
+    ]
+    for i, image in enumerate(images):
+        content = image["src"].removeprefix("data:image/webp;base64,")
+        assert (decoded(content) == np.asarray(Image.open(folder / "probe" / f"{i:03d}.png"))).all()
+
+
+def test_what_is_known_of_an_image(written):
+    folder, _, page = written
+    data = page.data()
+    assert [look["title"] for look in data["looks"]] == ["untrained", "epoch 1", "epoch 2", "epoch 3"]
+    first = data["images"][0][0]
+    assert (first["label"], first["explained"], first["right"]) == ("cat", "cat", False)
+    last = data["images"][3][1]
+    assert (last["label"], last["right"]) == ("dog", True)
+    assert re.fullmatch(r"dog \d+%", last["prediction"])
+    row = (folder / "images.csv").read_text().splitlines()[-4].split(",")
+    assert last["terms"] == pytest.approx([float(cell) for cell in row[6:11]], rel=1e-4)
+    assert data["layers"][3][1] == {"name": "layer.0", "kind": "explicit", "share": 0.5}
+
+
+def test_curves_are_those_of_the_history(written):
+    figures = written[2].data("figures")
+    assert set(figures) == {"completeness", "shares", "drift", "concentration", "layers"}
+    assert figures["completeness"]["layout"]["yaxis"]["type"] == "log"
+    mean, largest = figures["completeness"]["data"]
+    assert (mean["name"], mean["x"], mean["y"]) == ("mean", [0, 1, 2, 3], pytest.approx([0.1, 0.2, 0.3, 0.4]))
+    assert largest["y"] == pytest.approx([0.01, 0.02, 0.03, 0.04])
+    since = figures["drift"]["data"][0]["y"]
+    assert since[0] is None
+    assert since[1:] == pytest.approx([2e-6, 3e-6, 4e-6])
+    assert figures["layers"]["data"][0]["z"] == [[0.5] * 4, [0.5] * 4, [pytest.approx(-1 / 3, abs=1e-4)] * 4]
+
+
+def test_what_cannot_lie_on_a_logarithmic_axis_is_left_out():
+    from fg_lightning.report.figures import lines
+
+    figure = lines("a", "A", [0, 1, 2], ["x", "y", "z"], {"q": [0.0, 0.5, None]}, xlabel="epoch", log_scale=True)
+    assert figure.content["data"][0]["y"] == [None, 0.5, None]
+    assert "q from 0 to 0.5" in figure.said
+
+
+def test_nothing_is_asked_of_a_network(written):
+    folder, _, page = written
+    for _, attributes in page.elements:
+        for name in ("src", "href", "srcset", "action", "data"):
+            assert not attributes.get(name) or attributes[name].startswith("data:")
+    styles = re.findall(r"url\(|@import", (folder / "report.html").read_text().split("</style>")[0])
+    assert styles == []
+    assert gzip.decompress(base64.b64decode(page.scripts["plotly"])).decode() == get_plotlyjs()
+    assert (folder / "report.html").stat().st_size < 3e6
+
+
+def test_a_screen_reader_is_told_what_there_is(written):
+    page = written[2]
+    for tag, attributes in page.elements:
+        if tag == "img":
+            assert attributes["alt"]
+        if tag == "canvas":
+            assert attributes.get("aria-hidden") or attributes.get("role") == "img"
+        if attributes.get("class") == "figure":
+            assert re.search(r"from .* to .*between|largest at", attributes["aria-label"])
+    labelled = {attributes["for"] for tag, attributes in page.elements if tag == "label"}
+    assert {attributes["id"] for tag, attributes in page.elements if tag == "input"} == labelled
+    assert page.elements[0] == ("html", {"lang": "en"})
+
+
+def test_words_of_a_user_stay_words(tmp_path):
+    evil = ["</script><script>alert(1)</script>", "<img src=x onerror=alert(2)>", "\"'&lt;{{ 7*7 }}"]
+    folder = tmp_path / "<b>run&" / "fullgrad"
+    run(folder, names=evil)
+    page = Page(write_report(folder))
+    assert "<b>run&" in page.words
+    assert not any("onerror" in attributes or tag == "b" for tag, attributes in page.elements)
+    assert not any("alert(1)" in content for name, content in page.scripts.items() if name != "data")
+    assert page.data()["images"][1][0]["label"] == evil[0]
+    alts = [attributes["alt"] for tag, attributes in page.elements if tag == "img"]
+    assert alts[1:3] == [f"image 1, label {evil[1]}", f"image 2, label {evil[2]}"]
+
+
+def test_what_the_layers_add_to_each_image_is_there_in_16_bits(tmp_path):
+    monitor = FullGradMonitor(num_samples=4, strict=True)
+    trainer(tmp_path, monitor).fit(Classifier(), loader(seed=1), loader(16, seed=2))
+    path = write_report(tmp_path)
+    page = Page(path)
+    attributes = next(attributes for _, attributes in page.elements if attributes.get("id") == "terms-2")
+    terms = np.frombuffer(base64.b64decode(page.scripts["terms-2"]), "<i2").reshape(-1, 4) * float(attributes["data-scale"])
+    rows = monitor.history.layers(2)
+    expected = np.array([[float(term) for term in row["terms"].split()] for row in rows])
+    assert np.abs(terms - expected).max() <= np.abs(expected).max() / 32767
+    outputs = [image["terms"][0] for image in page.data()["images"][2]]
+    assert terms.sum(0) == pytest.approx(outputs, abs=1e-3)
+
+
+# --- in few bytes
+
+
+def test_maps_that_take_too_much_are_reduced_and_it_is_said(tmp_path, monkeypatch):
+    maps = run(tmp_path, looks=3, n=4, size=128)
+    monkeypatch.setattr("fg_lightning.report.run_page.fitting", lambda looks, sprite_of: fitting(looks, sprite_of, budget=4_000))
+    page = Page(write_report(tmp_path))
+    said = re.search(r"Maps are reduced from 128 by 128 to (\d+) by \1, in 8 bits, WebP quality \d+", page.words)
+    side = int(said[1])
+    assert side < 128
+    tiles = page.tiles("maps-2", 4).astype(float)
+    expected = np.stack([levels(values.numpy(), is_signed=False) for values in maps[2][:, 0]]).astype(float)
+    enlarged_back = [np.asarray(Image.fromarray(tile).resize((128, 128), Image.Resampling.BILINEAR)) for tile in tiles]
+    assert np.abs(np.stack(enlarged_back) - expected).mean() < 8  # of 255
+
+
+def test_the_best_encoding_that_fits_is_taken():
+    asked = []
+
+    def sized(look, encoding):
+        asked.append(encoding)
+        return b"0" * (1000 if encoding == ENCODINGS[0] else 100)
+
+    assert fitting(range(10), sized, budget=10_000) == ENCODINGS[0]
+    assert fitting(range(10), sized, budget=9_999) == ENCODINGS[1]
+    assert fitting(range(10), sized, budget=10) == ENCODINGS[-1]
+    assert fitting([], sized, budget=10) == ENCODINGS[0]
+
+
+def test_maps_of_any_shape_make_a_sprite():
+    maps = np.random.default_rng(0).random((7, 5, 9)).astype(np.float32)
+    picture = decoded(base64.b64encode(sprite(maps, Encoding(), is_signed=False)))
+    assert picture.shape == (3 * 5, 3 * 9, 3)
+    assert (picture[5:10, 9:18, 0] == levels(maps[4], is_signed=False)).all()
+    assert Encoding(4, 50).size(5, 9) == (2, 4)
+
+
+def test_large_pictures_are_reduced():
+    picture = Image.fromarray(np.asarray(displayed(torch.rand(3, 600, 900))))
+    assert decoded(base64.b64encode(picture_webp(picture))).shape == (299, 448, 3)
+
+
+def test_opacity_falls_to_half_where_saliency_is_lowest():
+    assert [palette(is_signed=False)[i][3] for i in (0, 255)] == [128, 255]
+    assert [palette(is_signed=True)[i][3] for i in (0, 255)] == [255, 255]
+    assert palette(is_signed=True)[127][3] == pytest.approx(128, abs=1)
+
+
+# --- what is not as it should be
+
+
+def note_of(folder):
+    page = Page(write_report(folder))
+    start = page.words.find("What the network looks at")
+    return page, page.words[:start]
+
+
+def test_a_whole_run_has_nothing_to_note(written):
+    assert not any(attributes.get("role") == "note" for _, attributes in written[2].elements)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "noted"),
+    [
+        ("maps.npy", None, "maps.npy is missing: images are shown without maps"),
+        ("maps.npy", b"\x93NUMPY", "maps.npy is damaged"),
+        ("maps.npy", b"", "maps.npy is damaged"),
+        ("images.csv", None, "images.csv is missing"),
+        ("layers.csv", None, "layers.csv is missing"),
+        ("probe.json", None, "probe.json is missing: classes have no names"),
+        ("probe.json", b"{", "probe.json is damaged"),
+        ("probe/002.png", None, "1 of 5 images are missing"),
+        ("probe/002.png", b"no picture", "1 of 5 images are missing"),
+        ("film_strip.png", None, "the run goes on, or it was killed"),
+    ],
+)
+def test_what_is_missing_or_damaged_is_said_and_the_rest_is_shown(tmp_path, name, content, noted):
+    run(tmp_path)
+    (tmp_path / name).unlink()
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    page, notes = note_of(tmp_path)
+    assert noted in notes
+    assert len(page.data()["looks"]) == 4
+    assert sum(attributes.get("class") == "tile" for _, attributes in page.elements) == 5
+
+
+@pytest.mark.parametrize("name", ["history.csv", "images.csv", "layers.csv"])
+def test_damaged_rows_are_counted_and_left_out(tmp_path, name):
+    run(tmp_path)
+    lines = (tmp_path / name).read_text().splitlines()
+    lines[2] = "\0garbage,,\xff"
+    lines[3] = lines[3][:4]
+    (tmp_path / name).write_text("\n".join(lines) + "\n", encoding="latin-1")
+    page, notes = note_of(tmp_path)
+    assert re.search(rf"2 of \d+ rows of {name} are damaged", notes)
+    assert len(page.data()["looks"]) == (2 if name == "history.csv" else 4)
+
+
+def test_fewer_maps_than_looks(tmp_path):
+    run(tmp_path)
+    entries = np.load(tmp_path / "maps.npy")
+    entries[1] = np.nan
+    np.save(tmp_path / "maps.npy", entries[:3])
+    page, notes = note_of(tmp_path)
+    assert "the maps of 3 of 4 looks" in notes
+    assert [bool(page.scripts.get(f"maps-{look}")) for look in range(4)] == [True, False, True, False]
+
+
+def test_a_run_with_one_look(tmp_path):
+    run(tmp_path, looks=1)
+    page = Page(write_report(tmp_path))
+    slider = next(attributes for _, attributes in page.elements if attributes.get("id") == "look")
+    assert (slider["max"], "disabled" in slider) == ("0", True)
+
+
+def test_a_run_is_found_below_the_folder_that_is_named(tmp_path):
+    run(tmp_path / "logs" / "version_0" / "fullgrad")
+    assert write_report(tmp_path) == tmp_path / "logs" / "version_0" / "fullgrad" / "report.html"
+    run(tmp_path / "logs" / "version_1" / "fullgrad")
+    with pytest.raises(CannotRun, match=r"2 runs below .*newest is first: .*version_1.*version_0"):
+        write_report(tmp_path)
+    assert write_report(tmp_path / "logs" / "version_1", tmp_path / "new" / "x.html") == tmp_path / "new" / "x.html"
+
+
+def test_where_there_is_nothing_to_report_the_reason_is_said(tmp_path):
+    with pytest.raises(CannotRun, match="does not exist"):
+        write_report(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    with pytest.raises(CannotRun, match="is a file"):
+        write_report(tmp_path / "file")
+    with pytest.raises(CannotRun, match="neither a monitored run"):
+        write_report(tmp_path)
+    run(tmp_path / "begun", looks=0)
+    with pytest.raises(CannotRun, match=r"no look stands in its history\.csv"):
+        write_report(tmp_path / "begun")
+    run(tmp_path / "run")
+    with pytest.raises(CannotRun, match=r"cannot be written: .*--output"):
+        write_report(tmp_path / "run", tmp_path / "file" / "report.html")
+
+
+# --- how a person gets one
+
+
+def test_the_command_says_where_it_lies(tmp_path, capsys):
+    run(tmp_path / "fullgrad")
+    main(["report", str(tmp_path), "--output", str(tmp_path / "r.html")])
+    printed = capsys.readouterr().out
+    assert re.search(r"report  .*r\.html \(2\.\d MB\)", printed)
+    assert (tmp_path / "r.html").is_file()
+    with pytest.raises(SystemExit, match=r"fg-lightning: .* does not exist"):
+        main(["report", str(tmp_path / "nowhere")])
+
+
+def test_a_monitor_writes_it_at_the_end_if_asked(tmp_path):
+    monitor = FullGradMonitor(num_samples=4, report=True, animation=True, strict=True)
+    trainer(tmp_path, monitor).fit(Classifier(), loader(seed=1), loader(16, seed=2))
+    folder = tmp_path / "fullgrad" / "version_0"
+    page = Page(folder / "report.html")
+    assert len(page.data()["looks"]) == 3
+    assert not any(attributes.get("role") == "note" for _, attributes in page.elements)
+    with Image.open(folder / "animation.gif") as picture:
+        assert picture.n_frames == 3
+    with pytest.raises(TypeError, match="report must be True or False, not 'yes'"):
+        FullGradMonitor(report="yes")
+
+
+def test_a_report_that_cannot_be_written_is_a_warning(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("fg_lightning.report.write_report", full)
+    with pytest.warns(UserWarning, match="no space left on device .*training goes on"):
+        trainer(tmp_path, FullGradMonitor(num_samples=4, report=True)).fit(Classifier(), loader(seed=1), loader(16, seed=2))
+    assert not list(tmp_path.rglob("report.html"))
+    trainer(tmp_path / "without", FullGradMonitor(num_samples=4)).fit(Classifier(), loader(seed=1), loader(16, seed=2))
+    assert not list((tmp_path / "without").rglob("*.gif"))

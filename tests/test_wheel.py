@@ -1,0 +1,43 @@
+"""The wheel holds all that the package needs, and works outside the repository."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+SCRIPT = """
+import torch
+import fg_lightning
+from fg_lightning.report import write_report
+
+assert fg_lightning.__file__.startswith({folder!r}), fg_lightning.__file__
+model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(72, 3)).double()
+terms = fg_lightning.full_gradients(model, torch.rand(2, 1, 8, 8).double())
+assert terms.completeness_error.max() < 1e-12  # float64
+"""
+
+
+@pytest.mark.slow
+def test_the_wheel_has_everything_in_it_and_runs_elsewhere(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "build", "--outdir", str(tmp_path / "dist"), str(ROOT)]
+    built = subprocess.run(build, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr + built.stdout[-2000:]
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    inside = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    in_the_repository = {str(p.relative_to(ROOT)) for p in (ROOT / "fg_lightning").rglob("*") if p.is_file() and p.suffix != ".pyc"}
+    assert inside == in_the_repository
+
+    folder = tmp_path / "installed"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), str(wheel)]
+    subprocess.run(install, check=True)
+    command = [sys.executable, "-c", SCRIPT.format(folder=str(folder))]
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr

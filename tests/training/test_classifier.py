@@ -1,0 +1,119 @@
+"""The classifier fits itself to the data, and its checkpoints are complete."""
+
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule, Trainer
+from torch.utils.data import DataLoader, TensorDataset
+
+from fg_lightning.errors import CannotRun
+from fg_lightning.training import ImageClassifier
+
+pytestmark = [
+    # Lightning's own use of torch, and its advice
+    pytest.mark.filterwarnings("ignore:.*isinstance\\(treespec, LeafSpec\\)"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*smaller than the logging interval"),
+]
+
+
+class Grey(LightningDataModule):
+    """Sixteen grey images of ten classes."""
+
+    def __init__(self):
+        super().__init__()
+        self.images = TensorDataset(torch.rand(16, 1, 28, 28), torch.arange(16) % 10)
+
+    def train_dataloader(self):
+        return DataLoader(self.images, 8)
+
+    val_dataloader = test_dataloader = train_dataloader
+
+
+def short_trainer(folder, **settings):
+    given = {"max_epochs": 1, "limit_train_batches": 2, "limit_val_batches": 1, "limit_test_batches": 1, "logger": False}
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "default_root_dir": folder}
+    return Trainer(**given, **quiet, **settings)
+
+
+def test_it_fits_itself_to_the_data_and_its_checkpoint_needs_no_arguments(tmp_path):
+    model, trainer = ImageClassifier("mobilenet_v3_small"), short_trainer(tmp_path)
+    trainer.fit(model, Grey())
+    assert {"train/loss", "train/accuracy", "val/loss", "val/accuracy"} <= set(trainer.callback_metrics)
+    images = torch.rand(2, 1, 28, 28)
+    again = ImageClassifier.load_from_checkpoint(trainer.checkpoint_callback.best_model_path).eval()
+    assert again.network.features[0][0].stride == (1, 1)
+    assert again(images).shape == (2, 10)
+    assert torch.equal(again(images), model.eval()(images))
+
+
+def test_its_weights_make_an_untrained_one_the_same():
+    first = ImageClassifier("squeezenet1_1", num_classes=7, in_channels=1, small_images=True).eval()
+    second = ImageClassifier("squeezenet1_1").eval()
+    second.load_state_dict(first.state_dict())
+    images = torch.rand(2, 1, 32, 32)
+    assert torch.equal(first(images), second(images))
+
+
+def test_weight_files_hold_nothing_but_tensors(tmp_path):
+    torch.save(ImageClassifier("squeezenet1_1").state_dict(), tmp_path / "weights.pt")
+    assert torch.load(tmp_path / "weights.pt", weights_only=True)
+
+
+def test_the_accuracy_is_the_share_of_right_answers(tmp_path):
+    model, data = ImageClassifier("squeezenet1_1"), Grey()
+    (scores,) = short_trainer(tmp_path).test(model, data, verbose=False)
+    images, labels = next(iter(data.test_dataloader()))
+    with torch.no_grad():
+        right = (model.eval()(images).argmax(1) == labels).float().mean()
+    assert scores["test/accuracy"] == pytest.approx(float(right))
+
+
+def test_predictions_are_probabilities(tmp_path):
+    model = ImageClassifier("squeezenet1_1", num_classes=4)
+    loader = DataLoader(TensorDataset(torch.rand(3, 3, 64, 64), torch.tensor([0, 1, 2])), 3)
+    (found,) = short_trainer(tmp_path).predict(model, loader)
+    torch.testing.assert_close(found.sum(1), torch.ones(3))  # float32
+
+
+def test_images_that_the_network_cannot_take_are_refused_with_the_way_out(tmp_path):
+    with pytest.raises(CannotRun, match=r"densenet121 takes no images of shape \[1, 28, 28\].*--data.size 224"):
+        short_trainer(tmp_path).fit(ImageClassifier("densenet121", small_images=False), Grey())
+
+
+def test_too_few_outputs_are_refused(tmp_path):
+    with pytest.raises(CannotRun, match="the data has 10 classes, but num_classes is 3"):
+        short_trainer(tmp_path).fit(ImageClassifier("squeezenet1_1", num_classes=3), Grey())
+
+
+def test_data_that_does_not_say_how_many_classes_it_has_is_asked_to(tmp_path):
+    class Silent(LightningDataModule):
+        def train_dataloader(self):
+            return DataLoader([(torch.rand(3, 64, 64), 0)] * 4, 2)
+
+        val_dataloader = train_dataloader
+
+    with pytest.raises(CannotRun, match="Silent does not say how many classes it has"):
+        short_trainer(tmp_path).fit(ImageClassifier("squeezenet1_1"), Silent())
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        ({"lr": 0.0}, "lr"),
+        ({"weight_decay": -1.0}, "weight_decay"),
+        ({"warmup": 2.0}, "warmup"),
+        ({"label_smoothing": -0.1}, "label_smoothing"),
+        ({"num_classes": 0}, "num_classes"),
+        ({"in_channels": 0}, "in_channels"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(given, what):
+    with pytest.raises(CannotRun, match=what):
+        ImageClassifier(**given)
+
+
+def test_unknown_networks_and_weights_are_refused_with_those_that_exist():
+    with pytest.raises(CannotRun, match="did you mean resnet18"):
+        ImageClassifier("resnet1")
+    with pytest.raises(CannotRun, match="IMAGENET1K_V1"):
+        ImageClassifier("resnet18", weights="IMAGENET")

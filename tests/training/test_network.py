@@ -1,0 +1,85 @@
+"""What is changed in torchvision's networks to fit other images and classes."""
+
+import pytest
+import torch
+import torchvision.models
+from torch import nn
+from torchvision.models import get_model
+
+from fg_lightning.training.network import channels, classifier, for_small_images, outputs, with_channels, with_outputs
+
+NAMES = [
+    name
+    for name in torchvision.models.list_models(module=torchvision.models)
+    if not name.startswith("regnet") or name.endswith("400mf")  # the others are as these, and need memory to be made
+]
+
+
+def without_memory(name):
+    with torch.device("cpu" if name.startswith("regnet") else "meta"):
+        return get_model(name, weights=None, **({"init_weights": False} if name in ("googlenet", "inception_v3") else {}))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_classifier_of_torchvision_gets_its_last_layer_and_its_first(name):
+    network = without_memory(name)
+    assert (outputs(network), channels(network)) == (1000, 3)
+    with_outputs(network, 7)
+    with_channels(network, 1)
+    assert (outputs(network), channels(network)) == (7, 1)
+    for_small_images(network)
+    assert (outputs(network), channels(network)) == (7, 1)
+
+
+def test_a_grey_image_gives_what_it_gave_in_three_channels():
+    network, grey = classifier("squeezenet1_1").eval(), torch.rand(2, 1, 64, 64)
+    before = network(grey.expand(-1, 3, -1, -1))
+    with_channels(network, 1)
+    torch.testing.assert_close(network(grey), before, rtol=1e-4, atol=1e-5)  # float32, another order of summation
+
+
+def test_equal_channels_give_the_same_however_many_they_are():
+    network, grey = classifier("squeezenet1_1").eval(), torch.rand(2, 1, 64, 64)
+    before = network(grey.expand(-1, 3, -1, -1))
+    with_channels(network, 6)
+    torch.testing.assert_close(network(grey.expand(-1, 6, -1, -1)), before, rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_is_replaced_that_fits():
+    network = classifier("resnet18")
+    first, last = network.conv1, network.fc
+    with_channels(network, 3)
+    with_outputs(network, 1000)
+    assert network.conv1 is first
+    assert network.fc is last
+
+
+def test_a_resnet_for_small_images_is_the_one_of_the_literature():
+    network = classifier("resnet18")
+    for_small_images(network)
+    assert (network.conv1.kernel_size, network.conv1.stride, network.conv1.padding) == ((3, 3), (1, 1), (1, 1))
+    assert isinstance(network.maxpool, nn.Identity)
+    found = []
+    network.layer4.register_forward_hook(lambda module, inputs, output: found.append(output.shape))
+    network.eval()(torch.rand(1, 3, 32, 32))
+    assert found == [(1, 512, 4, 4)]
+
+
+def test_three_by_three_kernels_keep_their_weights():
+    network = classifier("mobilenet_v3_small")
+    weight = network.features[0][0].weight.clone()
+    for_small_images(network)
+    assert network.features[0][0].stride == (1, 1)
+    assert torch.equal(network.features[0][0].weight, weight)
+
+
+def test_networks_that_begin_with_patches_stay_as_they_are():
+    network = without_memory("vit_b_16")
+    before = network.conv_proj
+    for_small_images(network)
+    assert network.conv_proj is before
+
+
+def test_in_training_there_are_logits_alone():
+    network = classifier("inception_v3")
+    assert network.train()(torch.rand(2, 3, 96, 96)).shape == (2, 1000)
