@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from fg_lightning.visualization.film_strip import evenly_spaced
-from fg_lightning.visualization.overlay import RGB, Normalization, displayed, overlaid
+from fg_lightning.visualization.overlay import Normalization, displayed, overlaid, reduced
 from fg_lightning.visualization.sheet import contact_sheet
 
 LARGEST_SIDE = 160
@@ -57,7 +56,7 @@ def animation(
     frames = []
     for k in evenly_spaced(len(looks), max_frames):
         title, maps = looks[k]
-        overlays = [_reduced(overlaid(picture, saliency)) for picture, saliency in zip(pictures, maps, strict=True)]
+        overlays = [reduced(overlaid(picture, saliency), LARGEST_SIDE) for picture, saliency in zip(pictures, maps, strict=True)]
         frames.append(contact_sheet(overlays, captions[k] if captions else [""] * len(images), title=title, is_signed=is_signed))
     size = max(frame.width for frame in frames), max(frame.height for frame in frames)
     return [_padded(frame, size) for frame in frames]
@@ -90,16 +89,6 @@ def save_animation(frames: Sequence[Image.Image], path: Path) -> None:
         loop=0,
         optimize=path.suffix == ".gif",
     )
-
-
-def _reduced(picture: RGB) -> RGB:
-    height, width = picture.shape[:2]
-    scale = LARGEST_SIDE / max(height, width)
-    if scale >= 1:
-        return picture
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    rgb: RGB = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BOX))
-    return rgb
 
 
 def _padded(frame: Image.Image, size: tuple[int, int]) -> Image.Image:

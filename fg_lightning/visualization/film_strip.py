@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from fg_lightning.visualization.mounted import mounted
-from fg_lightning.visualization.overlay import RGB, Normalization, displayed, enlarged, overlaid
+from fg_lightning.visualization.overlay import Normalization, displayed, enlarged, overlaid, reduced
 
 LARGEST_SIDE = 224
 """Larger frames are reduced: a strip is looked at as a whole."""
@@ -48,7 +48,7 @@ def film_strip(
     pictures = [displayed(image, normalization) for image in images]
     return mounted(
         [
-            [_frame(enlarged(picture)), *(_frame(overlaid(picture, looks[k][1][i])) for k in chosen)]
+            [reduced(shown, LARGEST_SIDE) for shown in (enlarged(picture), *(overlaid(picture, looks[k][1][i]) for k in chosen))]
             for i, picture in enumerate(pictures)
         ],
         column_names=["image", *(looks[k][0] for k in chosen)],
@@ -63,13 +63,3 @@ def evenly_spaced(count: int, at_most: int) -> list[int]:
     if count <= at_most:
         return list(range(count))
     return np.linspace(0, count - 1, at_most).round().astype(int).tolist()
-
-
-def _frame(picture: RGB) -> RGB:
-    height, width = picture.shape[:2]
-    scale = LARGEST_SIDE / max(height, width)
-    if scale >= 1:
-        return picture
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    rgb: RGB = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BOX))
-    return rgb

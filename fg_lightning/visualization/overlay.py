@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
 COLORMAP = "inferno"
@@ -145,3 +146,14 @@ def enlarged(picture: RGB) -> RGB:
     """Every pixel repeated by a whole factor, until the shorter side has `SMALLEST_SIDE` pixels."""
     factor = max(1, -(-SMALLEST_SIDE // min(picture.shape[:2])))
     return picture if factor == 1 else picture.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def reduced(picture: RGB, side: int) -> RGB:
+    """The same, or a smaller picture whose longer side has `side` pixels."""
+    height, width = picture.shape[:2]
+    scale = side / max(height, width)
+    if scale >= 1:
+        return picture
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    smaller: RGB = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BOX))
+    return smaller
