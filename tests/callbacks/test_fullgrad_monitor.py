@@ -331,5 +331,6 @@ def test_arguments_of_another_kind_are_refused_at_once(arguments, reason):
 def test_it_keeps_its_word_on_the_arguments_of_its_configuration():
     """What callbacks/*.yaml and FG_LIGHTNING may name."""
     assert list(inspect.signature(FullGradMonitor).parameters) == [
-        *("every_n_epochs", "num_samples", "probe", "target", "forward", "psi", "normalization", "class_names", "strict"),
+        *("every_n_epochs", "num_samples", "probe", "target", "forward", "psi", "normalization", "class_names"),
+        *("animation", "report", "strict"),
     ]

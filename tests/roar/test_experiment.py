@@ -49,7 +49,7 @@ def test_every_cell_is_a_row_and_everything_is_there(done):
     expected += [(method, "0.5", seed) for method in ("random", "gradient") for seed in "01"]
     assert found == expected
     assert all(0 <= float(row["accuracy"]) <= 1 and not row["reason"] for row in rows(folder))
-    names = {"base.pt", "cells", "curves.png", "experiment.json", "results.csv", "stores", "summary.csv"}
+    names = {"base.pt", "cells", "curves.png", "examples", "experiment.json", "results.csv", "stores", "summary.csv"}
     assert {path.name for path in folder.iterdir()} - {".lock"} == names
     assert [score.method for score in results.scores()] == ["gradient"]
 
