@@ -82,7 +82,7 @@ class FullGradMonitor(Callback):
         target: MonitorTarget = None,
         forward: Union[Forward, None] = None,
         psi: Union[str, Psi] = "absolute",
-        normalization: Union[tuple[Sequence[float], Sequence[float]], None] = None,
+        normalization: Union[Sequence[Sequence[float]], None] = None,
         class_names: Union[Sequence[str], None] = None,
         animation: bool = False,
         report: bool = False,
