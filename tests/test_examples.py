@@ -11,6 +11,7 @@ pytestmark = [
     # Lightning's own use of torch, and its advice
     pytest.mark.filterwarnings("ignore:.*isinstance\\(treespec, LeafSpec\\)"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*have no `val_dataloader`"),
 ]
 
 MINUTES = {
