@@ -77,7 +77,7 @@ class Method(Attribution):
 def method_from(draw: Draw) -> Factory:
     """A factory for `METHODS` from a function (scores, images, settings by name) -> maps [N, 1, *S].
 
-    Example:
+    Examples:
         >>> import torch
         >>> from fg_lightning.attribution import METHODS
         >>> def brightness(scores, images, *, gamma=1.0):

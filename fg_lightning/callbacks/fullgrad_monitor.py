@@ -66,7 +66,7 @@ class FullGradMonitor(Callback):
         TypeError: if an argument is of no kind that makes sense.
         ValueError: if it makes no sense otherwise.
 
-    Example:
+    Examples:
         >>> from lightning.pytorch import Trainer
         >>> trainer = Trainer(callbacks=[FullGradMonitor(every_n_epochs=5)], logger=False)
     """

@@ -60,7 +60,7 @@ class FullGrad(Attribution):
         TypeError: if the model is no module.
         ValueError: if there is no psi of that name.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 10))
         >>> FullGrad(model).attribute(torch.rand(2, 1, 8, 8), target=3).shape
         torch.Size([2, 1, 8, 8])

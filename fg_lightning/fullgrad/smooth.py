@@ -54,7 +54,7 @@ class SmoothFullGrad(FullGrad):
         TypeError: if the model is no module.
         ValueError: if there is no psi of that name, or n_samples, noise or internal_batch_size is out of range.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 10))
         >>> SmoothFullGrad(model, n_samples=3).attribute(torch.rand(2, 1, 8, 8), target=3).shape
         torch.Size([2, 1, 8, 8])

@@ -30,7 +30,7 @@ def pointing_game(maps: Float[Tensor, "n 1 *s"], mask: Bool[Tensor, "n 1 *s"], *
         TypeError: if the maps are not floating-point or the mask is not boolean.
         ValueError: if shapes do not fit, the maps hold NaN, a mask is empty, or the tolerance is negative.
 
-    Example:
+    Examples:
         >>> maps = torch.tensor([[[[0.1, 0.9], [0.2, 0.3]]]])
         >>> pointing_game(maps, torch.tensor([[[[False, True], [False, False]]]]))
         tensor([1.])
@@ -56,7 +56,7 @@ def relevance_mass(maps: Float[Tensor, "n 1 *s"], mask: Bool[Tensor, "n 1 *s"]) 
         TypeError: if the maps are not floating-point or the mask is not boolean.
         ValueError: if shapes do not fit, the maps hold NaN or negative values, or a mask is empty.
 
-    Example:
+    Examples:
         >>> maps = torch.tensor([[[[1.0, 3.0], [2.0, 2.0]]]])
         >>> relevance_mass(maps, torch.tensor([[[[False, True], [False, False]]]]))
         tensor([0.3750])

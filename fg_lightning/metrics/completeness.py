@@ -20,7 +20,7 @@ def completeness_error(
 
     Takes and raises what `full_gradients` does.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 10))
         >>> completeness_error(model, torch.rand(2, 1, 8, 8)) < 1e-3
         tensor([True, True])
@@ -34,7 +34,7 @@ class CompletenessError(SampleMeans):
     `update(model, images, target=None, **options)` takes what `full_gradients` does; `compute()` gives "completeness_error" and
     "completeness_error_max".
 
-    Example:
+    Examples:
         >>> metric = CompletenessError()
         >>> metric.update(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), torch.ones(5, 1, 2, 2))
         >>> {name: bool(value < 1e-3) for name, value in metric.compute().items()}

@@ -22,7 +22,7 @@ def gini_index(maps: Float[Tensor, "n 1 *s"]) -> Float[Tensor, " n"]:
         TypeError: if the maps are no floating-point tensor.
         ValueError: if they are not [N, 1, *S], or hold NaN or negative values.
 
-    Example:
+    Examples:
         >>> gini_index(torch.tensor([[[1.0, 1.0, 1.0, 1.0]], [[0.0, 0.0, 0.0, 5.0]]]))
         tensor([0.0000, 0.7500])
     """
@@ -37,7 +37,7 @@ def entropy(maps: Float[Tensor, "n 1 *s"]) -> Float[Tensor, " n"]:
 
     Takes and raises what `gini_index` does.
 
-    Example:
+    Examples:
         >>> entropy(torch.tensor([[[1.0, 1.0, 1.0, 1.0]], [[0.0, 0.0, 1.0, 1.0]]]))
         tensor([1.0000, 0.5000])
     """
@@ -50,7 +50,7 @@ class Concentration(SampleMeans):
 
     `update(maps)` takes what they do; `compute()` gives both by name.
 
-    Example:
+    Examples:
         >>> metric = Concentration()
         >>> metric.update(torch.tensor([[[0.0, 0.0, 1.0, 1.0]]]))
         >>> metric.compute()

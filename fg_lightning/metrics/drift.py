@@ -25,7 +25,7 @@ def rank_correlation(maps: Float[Tensor, "n 1 *s"], others: Float[Tensor, "n 1 *
         TypeError: if either is no floating-point tensor.
         ValueError: if they are not [N, 1, *S] of one shape, or hold NaN.
 
-    Example:
+    Examples:
         >>> maps = torch.tensor([[[1.0, 2.0, 3.0]]])
         >>> rank_correlation(maps, torch.tensor([[[1.0, 9.0, 4.0]]]))
         tensor([0.5000])
@@ -39,7 +39,7 @@ def cosine_drift(maps: Float[Tensor, "n 1 *s"], others: Float[Tensor, "n 1 *s"])
 
     Takes and raises what `rank_correlation` does.
 
-    Example:
+    Examples:
         >>> maps = torch.tensor([[[3.0, 4.0]]])
         >>> cosine_drift(maps, torch.tensor([[[1.0, 0.0]]]))
         tensor([0.4000])
@@ -53,7 +53,7 @@ class Drift(SampleMeans):
 
     `update(maps, others)` takes what they do; `compute()` gives both by name.
 
-    Example:
+    Examples:
         >>> metric = Drift()
         >>> metric.update(torch.tensor([[[0.0, 3.0, 4.0]]]), torch.tensor([[[0.0, 4.0, 3.0]]]))
         >>> metric.compute()

@@ -78,7 +78,7 @@ def pixel_perturbation(
         ValueError: if fractions lie outside 0..1, shapes or targets do not fit, maps hold NaN, the output is not finite, or is 0
             where a change is to be relative to it.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 1, bias=False))
         >>> nn.init.ones_(model[1].weight).tolist()
         [[1.0, 1.0, 1.0, 1.0]]
@@ -137,7 +137,7 @@ class PixelPerturbation(Metric):
         TypeError: if the fill is of no known kind.
         ValueError: if fractions are none, do not rise or lie outside 0..1, or there is no such order, fill, change or output.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 1, bias=False))
         >>> nn.init.ones_(model[1].weight).tolist()
         [[1.0, 1.0, 1.0, 1.0]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from PIL import Image
 
 from fg_lightning.errors import CannotRun
 from fg_lightning.removal import removed
-from fg_lightning.report.tables import number, rows_of
+from fg_lightning.report.tables import facts_of, number, rows_of
 from fg_lightning.roar.cells import Cell, Result, read_result
 from fg_lightning.roar.errors import StoreError
 from fg_lightning.roar.folder import NAME
@@ -77,7 +76,7 @@ def read_experiment(folder: Path) -> Experiment:
         CannotRun: if no training has been recorded.
     """
     notes: list[str] = []
-    about = _about(folder / NAME, notes)
+    about = facts_of(folder / NAME, "what the experiment was is not known.", notes)
     found = _of_cells(folder, notes) or _of_table(folder, about, notes)
     if not found:
         raise CannotRun(
@@ -97,14 +96,6 @@ def read_experiment(folder: Path) -> Experiment:
         [Steps(method, _levels(store, indices, fractions, results.order)) for method, store in stores.items()] if fractions else []
     )
     return Experiment(folder, about, results, steps, indices, [_picture(folder / EXAMPLES, i) for i in indices], notes)
-
-
-def _about(path: Path, notes: list[str]) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
-        notes.append(f"{path.name} is {'damaged' if path.is_file() else 'missing'}: what the experiment was is not known.")
-        return {}
 
 
 def _of_cells(folder: Path, notes: list[str]) -> list[Result]:

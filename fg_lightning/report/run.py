@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from fg_lightning.callbacks.growing import GrowingArray
 from fg_lightning.callbacks.history import HISTORY, IMAGES, LAYERS
 from fg_lightning.callbacks.look import NUMBERS, Look
 from fg_lightning.errors import CannotRun
-from fg_lightning.report.tables import number, rows_of
+from fg_lightning.report.tables import facts_of, number, rows_of
 from fg_lightning.visualization.film_strip import evenly_spaced
 
 ANSWERS = ("label", "explained", "prediction", "confidence")
@@ -93,7 +92,7 @@ def read_run(folder: Path) -> Run:
             + (f" ({' '.join(notes)})" if notes else "")
             + "; the first one is there as soon as training begins"
         )
-    about = _about(folder / "probe.json", notes)
+    about = facts_of(folder / "probe.json", "classes have no names here.", notes)
     maps = _maps(folder / "maps.npy", len(looks), notes)
     images = dict(rows_of(folder / IMAGES, _image, notes))
     layers: dict[int, list[LayerRow]] = {}
@@ -122,14 +121,6 @@ def _image(row: dict[str, str]) -> tuple[tuple[int, int], dict[str, float | None
 def _layer(row: dict[str, str]) -> tuple[int, LayerRow]:
     terms = tuple(float(term) for term in (row.get("terms") or "").split())
     return int(row["look"]), LayerRow(row["module"], row["kind"], float(row["share"]), terms)
-
-
-def _about(path: Path, notes: list[str]) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
-        notes.append(f"{path.name} is {'damaged' if path.is_file() else 'missing'}: classes have no names here.")
-        return {}
 
 
 def _maps(path: Path, looks: int, notes: list[str]) -> npt.NDArray[np.float16] | None:

@@ -1,9 +1,10 @@
-"""Tables as a killed process, a full disk or a person left them: the rows that can be read."""
+"""Tables and facts as a killed process, a full disk or a person left them: the rows that can be read."""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +30,21 @@ def rows_of(path: Path, read: Callable[[dict[str, str]], Row], notes: list[str])
     if len(rows) < len(given):
         notes.append(f"{len(given) - len(rows)} of {len(given)} rows of {path.name} are damaged and left out.")
     return rows
+
+
+def facts_of(path: Path, lost: str, notes: list[str]) -> dict[str, Any]:
+    """What a JSON file says; nothing if it is missing or damaged.
+
+    Args:
+        path: the file.
+        lost: what is not known without it, a sentence's end.
+        notes: gets that sentence.
+    """
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        notes.append(f"{path.name} is {'damaged' if path.is_file() else 'missing'}: {lost}")
+        return {}
 
 
 def number(cell: str | None) -> float | None:

@@ -123,7 +123,7 @@ class ROARDataModule(LightningDataModule):
         TypeError: in `setup`, if a data set is not map-style.
         ValueError: if the fraction lies outside 0..1, or order or imputation are unknown.
 
-    Example:
+    Examples:
         >>> data = ROARDataModule(DigitsDataModule(), "stores/fullgrad", fraction=0.3)  # doctest: +SKIP
         >>> trainer.fit(DigitClassifier(), data)  # doctest: +SKIP
     """

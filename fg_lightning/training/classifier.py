@@ -48,7 +48,7 @@ class ImageClassifier(LightningModule):
         CannotRun: if there is no such network or set of weights, or the weights cannot be downloaded.
         CannotRun: if a number is out of range; in `setup`, if the data does not fit, or does not say how many classes it has.
 
-    Example:
+    Examples:
         >>> from fg_lightning.training import TorchvisionDataModule
         >>> trainer.fit(ImageClassifier("resnet18"), TorchvisionDataModule("CIFAR10"))  # doctest: +SKIP
     """

@@ -103,7 +103,7 @@ class TorchvisionDataModule(ImageDataModule):
         CannotRun: if there is no such data set, or a number is out of range.
         CannotRun: in `prepare_data`, if it can neither be found nor downloaded.
 
-    Example:
+    Examples:
         >>> data = TorchvisionDataModule("CIFAR10", batch_size=128)
         >>> data.num_classes
         10
