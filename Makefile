@@ -18,7 +18,7 @@ slow: $(INSTALLED)
 shapes: $(INSTALLED)
 	$(BIN)/python -m pytest --jaxtyping-packages=fg_lightning,typechecker.checked -k "not refused" \
 		--ignore=tests/callbacks/test_attach.py --ignore=tests/callbacks/test_distributed.py \
-		tests/callbacks tests/removal tests/metrics tests/test_attribution.py tests/fullgrad/test_saliency.py tests/fullgrad/test_postprocess.py tests/fullgrad/test_readings.py
+		tests/callbacks tests/removal tests/metrics tests/attribution tests/fullgrad/test_saliency.py tests/fullgrad/test_postprocess.py tests/fullgrad/test_readings.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

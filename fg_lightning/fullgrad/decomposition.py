@@ -19,7 +19,7 @@ from fg_lightning.fullgrad.target import Selection, Target
 
 @dataclass(frozen=True)
 class FullGradients:
-    """The full-gradients of a batch, term by term (Srinivas & Fleuret 2019, proposition 1 with implicit biases).
+    """The full-gradients of a batch, term by term (Srinivas & Fleuret 2019, with implicit biases).
 
     `output = input_term + sum of bias_terms + sum of implicit_terms + residual`, for every sample.
 

@@ -5,7 +5,7 @@ rows in two, tokens merge rows and columns behind a class token. A `Layout` writ
 piece of one axis of the input, and follows them through the operations that move, merge and split dimensions. Where an operation
 is not known to keep samples apart there is no layout, and the caller treats the samples one at a time.
 
-How operations move the axes is the table in movement.py.
+How operations move the axes is the table in movement/.
 """
 
 from __future__ import annotations

@@ -81,6 +81,15 @@ def linearise(call: Call) -> list[Bias]:
     return [Bias("implicit", y.detach() - tangent, i) for i, (y, tangent) in enumerate(zip(call.outputs, tangents, strict=True))]
 
 
+def where_constant(rule: Rule, *operands: tuple[int, str]) -> Rule:
+    """The rule where the named operands (weights, statistics) are constants, `linearise` elsewhere."""
+
+    def guarded(call: Call) -> list[Bias]:
+        return linearise(call) if any(call.depends(call.argument(*operand)) for operand in operands) else rule(call)
+
+    return guarded
+
+
 def _dependent_outputs(call: Call, result: Any) -> list[Tensor]:
     """Those in the result of a repeated call that correspond to the call's own outputs."""
     tensors = tensors_in(result)

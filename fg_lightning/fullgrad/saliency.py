@@ -38,7 +38,7 @@ Place = Callable[[Union[Term, None], Union[Tensor, TermValues]], None]
 
 
 class FullGrad(Attribution):
-    """FullGrad (Srinivas & Fleuret 2019, eq. 5): psi of the input's term plus psi of every bias term that lies on the image plane.
+    """FullGrad (Srinivas & Fleuret 2019): psi of the input's term plus psi of every bias term that lies on the image plane.
 
         map(x) = psi(grad_x f * x) + sum over operations of psi(grad_y f * b)
 

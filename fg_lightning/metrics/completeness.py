@@ -16,7 +16,7 @@ from fg_lightning.metrics.means import SampleMeans
 def completeness_error(
     model: nn.Module, images: Float[Tensor, "n c *s"], target: Target = None, **options: Any
 ) -> Float[Tensor, " n"]:
-    """|f - input term - sum of bias terms| / |f| (Srinivas & Fleuret 2019, proposition 1).
+    """|f - input term - sum of bias terms| / |f| (Srinivas & Fleuret 2019, completeness).
 
     Takes and raises what `full_gradients` does.
 

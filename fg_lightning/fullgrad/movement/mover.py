@@ -1,0 +1,57 @@
+"""What a mover is, and the three things that most of them do: take the first operand's layout, align several, resize one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fg_lightning.fullgrad.call import Call
+from fg_lightning.fullgrad.layout import SAMPLE, Dim, Factor, Layout, plain
+
+LayoutOf = Callable[[Any], "Layout | None"]
+Mover = Callable[[Call, LayoutOf, Tensor], "Layout | None"]
+"""(call, the layout of an operand, one output) -> the output's layout, or None where it cannot be known or samples mix."""
+
+
+def first_layout(call: Call, layout_of: LayoutOf) -> Layout:
+    """The layout of the first operand that depends on the input."""
+    layout = layout_of(call.dependent[0])
+    assert layout is not None  # `follow` has seen to it
+    return layout
+
+
+def align(layouts: Sequence[Layout | None], shape: Sequence[int]) -> Layout | None:
+    """Layouts broadcast to a shape: each dimension from the first that knows about it; None where samples disagree."""
+    first = layouts[0] if layouts else None
+    if first is not None and first.shape == tuple(shape) and all(layout is first for layout in layouts):
+        return first
+    dims = [plain(size) for size in shape]
+    for layout in layouts:
+        assert layout is not None
+        if len(layout.dims) > len(dims):
+            return None
+        for i, dim in enumerate(reversed(layout.dims), start=1):
+            if dim.has(SAMPLE) and not dims[-i].is_plain() and dims[-i] != dim:
+                return None
+            if dim.size == dims[-i].size and dims[-i].is_plain():
+                dims[-i] = dim
+    return Layout(tuple(dims))
+
+
+def resize(layout: Layout, shape: torch.Size) -> Layout | None:
+    """The layout with dimensions of other sizes, each resampled."""
+    if len(shape) != len(layout.dims):
+        return None
+    if layout.shape == shape:
+        return layout
+    return Layout(tuple(resample(dim, size) for dim, size in zip(layout.dims, shape, strict=True)))
+
+
+def resample(dim: Dim, size: int) -> Dim:
+    """A whole spatial axis at another resolution; anything else loses its places."""
+    if dim.size == size:
+        return dim
+    return Dim((Factor(dim.factors[0].axis, size),)) if dim.spans_an_axis() and not dim.factors[0].shift else plain(size)

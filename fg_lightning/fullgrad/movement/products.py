@@ -1,0 +1,77 @@
+"""Products of matrices, attention and einsum: an entry of the product lies where its row, its query, its letter lies."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from fg_lightning.fullgrad.call import Call
+from fg_lightning.fullgrad.layout import SAMPLE, Dim, Layout, plain
+from fg_lightning.fullgrad.movement.mover import LayoutOf, align, first_layout
+
+
+def linear(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+    layout = first_layout(call, layout_of)
+    if len(call.dependent) > 1 or layout.dims[-1].has(SAMPLE):
+        return None
+    return Layout((*layout.dims[:-1], plain(output.shape[-1])))
+
+
+def matrix_product(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+    """[..., M, K] x [..., K, P] -> [..., M, P]"""
+    first = 1 if call.name in ("addmm", "baddbmm") else 0
+    a, b = call.argument(first, "input"), call.argument(first + 1, "other")
+    left, right = layout_of(a) if call.depends(a) else None, layout_of(b) if call.depends(b) else None
+    if a.ndim < 2 or b.ndim < 2 or (left and left.dims[-1].has(SAMPLE)) or (right and right.dims[-2].has(SAMPLE)):
+        return None
+    batched = [replace(side, dims=(*side.dims[:-2], plain(1), plain(1))) for side in (left, right) if side]
+    layout = align(batched, output.shape)
+    if layout is None:
+        return None
+    rows = left.dims[-2] if left else plain(output.shape[-2])
+    columns = right.dims[-1] if right else plain(output.shape[-1])
+    if left and not columns.has(SAMPLE):  # an entry of an attention map lies where its query lies
+        columns = plain(columns.size)
+    return Layout((*layout.dims[:-2], rows, columns))
+
+
+def scaled_dot_product(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+    """The output lies where the queries lie."""
+    layouts = [layout_of(t) for t in call.args[:3] if call.depends(t)]
+    if any(layout is None or any(dim.has(SAMPLE) for dim in layout.dims[-2:]) for layout in layouts):
+        return None
+    return align([replace(x, dims=(*x.dims[:-1], plain(output.shape[-1]))) for x in layouts if x], output.shape)
+
+
+def einsum(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+    """Each letter of the result from the first operand that has it; a letter summed over must not carry samples."""
+    equation, operands = call.args[0], call.args[1] if isinstance(call.args[1], (tuple, list)) else call.args[1:]
+    if not isinstance(equation, str):
+        return None
+    inputs, arrow, result = equation.replace(" ", "").partition("->")
+    if not arrow:
+        result = "..." * ("..." in inputs) + "".join(sorted(c for c in set(inputs) - set(",.") if inputs.count(c) == 1))
+    terms = inputs.split(",")
+    counts = [t.ndim - len(term.replace("...", "")) for term, t in zip(terms, operands, strict=True)]
+    unused = [chr(code) for code in range(ord("A"), ord("z")) if chr(code).isalpha() and chr(code) not in equation]
+    dots = "".join(unused[: max(counts)])  # the dimensions behind "...", aligned at the last
+    terms = [term.replace("...", dots[len(dots) - count :]) for term, count in zip(terms, counts, strict=True)]
+    result = result.replace("...", dots)
+    dims: dict[str, Dim] = {}
+    for letters, operand in zip(terms, operands, strict=True):
+        layout = layout_of(operand) if call.depends(operand) else None
+        for letter, dim in zip(letters, layout.dims if layout else (), strict=False):
+            if dim.has(SAMPLE) and (letter not in result or dims.get(letter, dim) != dim):
+                return None
+            if letter not in dims or dims[letter].is_plain():
+                dims[letter] = dim
+    placed: list[Dim] = []
+    seen: set[tuple[Any, int]] = set()
+    for letter, size in zip(result, output.shape, strict=True):
+        dim = dims.get(letter, plain(size))
+        places = {(f.axis, f.step) for f in dim.factors if f.axis not in (None, SAMPLE)}
+        placed.append(plain(size) if places & seen and not dim.has(SAMPLE) else dim)  # an attention map lies where its queries lie
+        seen |= places
+    return Layout(tuple(placed))

@@ -1,0 +1,95 @@
+"""The general fallback, either way, against the definition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from operations.definition import TOLERANCE, Operand, const, z
+from torch import Tensor
+
+from fg_lightning.fullgrad.call import Call, tensors_in
+from fg_lightning.fullgrad.linearisation import NotDifferentiable, _double_reverse_mode, _forward_mode, linearise
+
+# torch itself says so when forward-mode differentiation is first used.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")
+
+ONE_CALL = {
+    "sin": (torch.sin, (z(2, 3),), {}),
+    "mul": (torch.mul, (z(2, 3), z(3)), {}),
+    "softmax": (torch.softmax, (z(2, 3), 1), {}),
+    "atan2": (torch.atan2, (z(2, 3), const(2, 3)), {}),
+    "layer_norm": (torch.layer_norm, (z(2, 3), (3,), const(3), const(3)), {}),
+    "cat": (torch.cat, ([z(2, 3), const(2, 3)], 1), {}),
+    "var_mean": (torch.var_mean, (z(2, 3),), {"dim": 1}),
+    "mul_": (torch.Tensor.mul_, (z(2, 3), z(3)), {}),
+    "sigmoid_": (torch.Tensor.sigmoid_, (z(2, 3),), {}),
+    "max": (torch.max, (z(2, 3),), {"dim": 1}),
+    "cdist": (torch.cdist, (z(2, 3), const(4, 3)), {}),
+}
+
+ONE_REVERSE_PASS_ONLY = {"cdist"}  # torch has neither a forward-mode nor a double-backward formula that reaches its operands
+
+
+def call_of(name: str) -> tuple[Call, list[Tensor]]:
+    """A call as the tape builds it, and the outputs minus Jacobian times operands."""
+    function, args, kwargs = ONE_CALL[name]
+    torch.manual_seed(4)
+
+    def built(tree: Any) -> Any:
+        if isinstance(tree, Operand):
+            leaf = torch.randn(tree.shape, dtype=torch.float64, requires_grad=True)
+            leaves.append(leaf)
+            return leaf.clone()
+        return [built(item) for item in tree] if isinstance(tree, list) else tree
+
+    leaves: list[Tensor] = []
+    call = Call(function, tuple(built(arg) for arg in args), kwargs)
+    if call.in_place:
+        call.keep_overwritten()
+    result = function(*call.args, **call.kwargs)
+    call.has_run(tensors_in(result))
+    expected = []
+    for y in call.outputs:
+        rows = [torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True) for value in y.flatten()]
+        product = [sum((g * leaf).sum() for g, leaf in zip(row, leaves, strict=True) if g is not None) for row in rows]
+        expected.append((y - torch.stack(product).reshape(y.shape)).detach())
+    return call, expected
+
+
+@pytest.mark.parametrize("name", [name for name in ONE_CALL if name not in ONE_REVERSE_PASS_ONLY])
+@pytest.mark.parametrize("mode", [_forward_mode, _double_reverse_mode])
+def test_either_way_to_a_jacobian_product_gives_the_bias(mode: Callable[[Call], list[Tensor]], name: str) -> None:
+    call, expected = call_of(name)
+    for y, tangent, bias in zip(call.outputs, mode(call), expected, strict=True):
+        torch.testing.assert_close(y.detach() - tangent, bias, **TOLERANCE)
+
+
+@pytest.mark.parametrize("name", [name for name in ONE_CALL if name not in ONE_REVERSE_PASS_ONLY])
+def test_fallback_gives_one_bias_for_each_output(name: str) -> None:
+    call, expected = call_of(name)
+    biases = linearise(call)
+    assert [bias.output for bias in biases] == list(range(len(expected)))
+    for bias, value in zip(biases, expected, strict=True):
+        torch.testing.assert_close(bias.value, value, **TOLERANCE)
+
+
+def test_fallback_says_when_an_operation_cannot_be_differentiated_twice() -> None:
+    class Cube(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            ctx.save_for_backward(x)
+            return x**3
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:
+            return 3 * ctx.saved_tensors[0] ** 2 * gradient
+
+    x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True).clone()
+    call = Call(Cube.apply, (x,), {})
+    call.has_run([Cube.apply(x)])
+    with pytest.raises(NotDifferentiable):
+        linearise(call)
