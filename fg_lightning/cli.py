@@ -18,6 +18,7 @@ COMMANDS = {
     "explain": "fg_lightning.explain.run",
     "roar": "fg_lightning.roar.command",
     "report": "fg_lightning.report.command",
+    "completion": "fg_lightning.completion",
     "fit": LIGHTNING,
     "validate": LIGHTNING,
     "test": LIGHTNING,

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -82,11 +83,32 @@ def train(args: Sequence[str]) -> None:
     # Lightning's own use of torch; and its advice on workers, which data in memory do not need.
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)")
     warnings.filterwarnings("ignore", message=".*does not have many workers")
+    _run(TrainingCLI, None if list(args) == sys.argv[1:] else list(args))  # Lightning warns of arguments that are not the process's
+
+
+def options() -> LightningArgumentParser:
+    """The parser of fit, validate, test and predict, with a parser for each; nothing is parsed."""
+
+    class Parser(Exception):
+        pass
+
+    class Unparsed(TrainingCLI):
+        def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+            raise Parser(parser)
+
+    try:
+        _run(Unparsed, [])
+    except Parser as built:
+        parser: LightningArgumentParser = built.args[0]
+    return parser
+
+
+def _run(cli: type[TrainingCLI], args: list[str] | None) -> None:
     commands = {
         name: {"description": f"{text} {MORE.format(f'fg-lightning {name}')}", "usage": f"fg-lightning {name} [options]"}
         for name, text in DESCRIPTIONS.items()
     }
-    TrainingCLI(
+    cli(
         LightningModule,
         LightningDataModule,
         subclass_mode_model=True,
@@ -96,7 +118,7 @@ def train(args: Sequence[str]) -> None:
         trainer_defaults={"max_epochs": 10},
         save_config_kwargs={"overwrite": True},
         parser_kwargs={"prog": "fg-lightning", **commands},
-        args=None if list(args) == sys.argv[1:] else list(args),  # Lightning warns of arguments that are not the process's
+        args=args,
     )
 
 
