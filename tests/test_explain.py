@@ -243,6 +243,21 @@ def test_a_picture_is_turned_as_its_camera_says() -> None:
     assert seen == [(2, 4)]
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+def test_a_picture_of_sixteen_bits_keeps_its_greys(dtype: type) -> None:
+    ramp = np.linspace(0, 65535, 256).round().astype(dtype).reshape(1, 256)
+    Image.fromarray(ramp).save("ramp.tif")
+    seen: list[np.ndarray] = []
+    read(Path("ramp.tif"), lambda picture: seen.append(np.asarray(picture)) or torch.zeros(3, 2, 2))
+    assert np.array_equal(seen[0][0, :, 1], np.arange(256))
+
+
+def test_a_picture_of_unknown_range_is_refused() -> None:
+    Image.fromarray(np.array([[0.5, 2e5]], dtype=np.float32)).save("depth.tif")
+    with pytest.raises(CannotRun, match=r"depth\.tif cannot be read .* from 0\.5 to 200000; save it with 8 or 16 bits"):
+        read(Path("depth.tif"), lambda picture: torch.zeros(3, 2, 2))
+
+
 # --- what cannot be done ---------------------------------------------------------------------------------------------------------
 
 IMPOSSIBLE = {
@@ -278,6 +293,11 @@ IMPOSSIBLE = {
     "falling fractions": (["photos", *NET, "--perturb", "lerf", "--fractions", "[0.2,0.1]"], "each larger than the one before"),
     "no such device": (["photos", *NET, "--device", "abacus"], "abacus"),
     "no such class": (["photos", *NET, "--target", "5"], "there is no class 5: the network has 5 outputs, 0 to 4"),
+    "a class of one output": (
+        ["photos", "--model", "networks_of_a_user.one_output", "--target", "7"],
+        "there is no class 7: the network has a single output",
+    ),
+    "a file for a folder": (["photos", *NET, "--output", "photos/notes.txt/maps"], r"photos/notes\.txt is a file"),
     "no class names": (["photos", *NET, "--target", "cat"], "no class names to find 'cat' in"),
     "a dense output": (["photos", "--model", "networks_of_a_user.dense"], r"a score for each class, \[2, K\], but gives \[2, 5, "),
     "another size": (

@@ -7,6 +7,7 @@ from glob import glob
 from itertools import chain, count
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -49,7 +50,7 @@ def read(path: Path, transform: Transform) -> Tensor:
     """
     try:
         with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file).convert("RGB")
+            picture = _eight_bits(ImageOps.exif_transpose(file)).convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow raises on damaged files
         raise CannotRun(f"{path} cannot be read as a picture ({error})") from error
     image = transform(picture)
@@ -57,6 +58,20 @@ def read(path: Path, transform: Transform) -> Tensor:
         got = f"a {image.dtype} tensor {list(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
         raise CannotRun(f"the transform must make a picture into a floating-point tensor [C, H, W], but gave {got}")
     return image
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """A picture of 16 bits in 8, which Pillow's conversion cuts off at 255; any other as it is.
+
+    Raises:
+        ValueError: where nothing says which number is white.
+    """
+    if not picture.mode.startswith(("I", "F")):
+        return picture
+    values = np.asarray(picture)
+    if picture.mode == "F" or values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"its pixels are numbers from {values.min():g} to {values.max():g}; save it with 8 or 16 bits a channel")
+    return Image.fromarray((values / 257).round().astype(np.uint8))
 
 
 def names_of(files: Sequence[Path]) -> dict[Path, str]:

@@ -45,6 +45,8 @@ def predict(network: Network, images: Tensor, target: int | None) -> Prediction:
             "--size, --mean, --std or --transform say how pictures become what it takes (one mean: grey pictures)"
         ) from error
     if scores.shape == images.shape[:1] or scores.shape == (len(images), 1):
+        if target:
+            raise CannotRun(f"there is no class {target}: the network has a single output for each image; leave out --target")
         rows: list[dict[str, object]] = [{"output": float(score)} for score in scores.flatten()]
         targets = None if scores.ndim == 1 else scores.new_zeros(len(images), dtype=torch.long)
         return Prediction(targets, [f"output {row['output']:.3g}" for row in rows], rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -83,8 +84,9 @@ class Session:
         """Explains all the files, writes what comes out, and prints where it lies.
 
         Raises:
-            CannotRun: if no file can be read, no method works, or the network does not take the images.
+            CannotRun: if no file can be read, no method works, the network does not take the images, or nothing can be written.
         """
+        _check_place(self.output)
         names = names_of(files)
         rows: list[dict[str, object]] = []
         columns = (TextColumn("{task.description:20}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -129,7 +131,7 @@ class Session:
             check_maps(maps, images)
         except torch.OutOfMemoryError as error:
             raise CannotRun(f"{method} takes more memory than there is; take a smaller --batch_size or --size") from error
-        except (TypeError, ValueError, RuntimeError) as error:
+        except (TypeError, ValueError, RuntimeError, AssertionError) as error:  # the last is Captum's
             self._left_out(f"{method}: {error}")
             del self._attributions[method]
             if not self._attributions:
@@ -168,3 +170,15 @@ class Session:
 
     def _left_out(self, why: str) -> None:
         self.console.print(f"left out: {why}", style="yellow", highlight=False, markup=False)
+
+
+def _check_place(folder: Path) -> None:
+    """
+    Raises:
+        CannotRun: if no such folder can be made or written to.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise CannotRun(f"{there} is a file, so that there cannot be a folder {folder}; name another one with --output")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise CannotRun(f"nothing may be written to {there}; name another folder with --output")

@@ -82,7 +82,7 @@ class PointingGame(SampleMeans):
     plot_upper_bound = 1.0
 
     def __init__(self, tolerance: int = 0, **settings: Any) -> None:
-        super().__init__(**settings)
+        super().__init__(tolerance, **settings)
         self.tolerance = tolerance
 
     def update(self, maps: Float[Tensor, "n 1 *s"], mask: Bool[Tensor, "n 1 *s"]) -> None:

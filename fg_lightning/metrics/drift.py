@@ -45,7 +45,7 @@ def cosine_drift(maps: Float[Tensor, "n 1 *s"], others: Float[Tensor, "n 1 *s"])
         tensor([0.4000])
     """
     _check_pair(maps, others)
-    return (1 - F.cosine_similarity(maps.flatten(1), others.flatten(1))).clamp_min(0)
+    return (1 - F.cosine_similarity(_to_unit_scale(maps), _to_unit_scale(others))).clamp_min(0)
 
 
 class Drift(SampleMeans):
@@ -74,6 +74,13 @@ def _check_pair(maps: Tensor, others: Tensor) -> None:
             f"maps of shape {tuple(maps.shape)} cannot be compared with maps of shape {tuple(others.shape)}: "
             "expected two maps of each image, of one size"
         )
+
+
+def _to_unit_scale(maps: Float[Tensor, "n 1 *s"]) -> Float[Tensor, "n p"]:
+    """Each map over its largest magnitude: squares of very small and very large numbers are none in 32 bits."""
+    flat = maps.flatten(1)
+    largest = flat.abs().amax(1, keepdim=True)
+    return flat / torch.where(largest > 0, largest, 1)
 
 
 def _centred_ranks(values: Float[Tensor, "n p"]) -> Float[Tensor, "n p"]:

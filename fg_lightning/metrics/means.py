@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Union
+from zlib import crc32
 
 import torch
 from jaxtyping import Float
@@ -13,10 +14,21 @@ from torch import Tensor
 from torchmetrics import Metric
 
 
+def keep_apart(metric: Metric, *choices: object) -> None:
+    """Gives a metric a state that no metric of another kind, or of other choices, has.
+
+    A `MetricCollection` compares the states of its metrics after the first batch, and takes those for one whose numbers are equal
+    so far.
+    """
+    identity = f"{type(metric).__qualname__}{choices}".encode()
+    metric.add_state("identity", torch.tensor(crc32(identity)), dist_reduce_fx="max")
+
+
 class SampleMeans(Metric):
     """Means over samples.
 
     Args:
+        *choices: what the numbers of a sample depend on.
         **settings: torchmetrics' own, such as `sync_on_compute`.
 
     Attributes:
@@ -29,10 +41,11 @@ class SampleMeans(Metric):
     sums: Tensor
     count: Tensor
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, *choices: object, **settings: Any) -> None:
         super().__init__(**settings)
         self.add_state("sums", torch.zeros(len(self.names)), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+        keep_apart(self, *choices)
 
     def _add(self, *numbers: Float[Tensor, " n"]) -> None:
         self.sums += torch.stack(numbers).sum(1).to(self.sums)

@@ -17,6 +17,7 @@ from torchmetrics.utilities.plot import plot_curve
 from fg_lightning.fullgrad.decomposition import as_tuple
 from fg_lightning.fullgrad.record import undisturbed
 from fg_lightning.fullgrad.target import Selection, Target, main_output
+from fg_lightning.metrics.means import keep_apart
 from fg_lightning.removal import Fill, Order, find_imputer, ranks, removed
 from fg_lightning.removal.batch import check_images
 from fg_lightning.removal.ranking import check_maps, check_order
@@ -94,6 +95,8 @@ def pixel_perturbation(
     if output == "probability" and callable(target) and not isinstance(target, Tensor):
         raise ValueError("a target that is a function chooses its own numbers: let it return probabilities, with output='logit'")
     check_images(images)
+    if not len(images):
+        raise ValueError("images must hold at least one image, but the batch is empty")
     check_maps(maps, images)
     imputer, places = find_imputer(fill), ranks(maps.to(images.device), seed)
     changed = _CHANGES[change or USUAL[order]]
@@ -178,6 +181,7 @@ class PixelPerturbation(Metric):
         self.seed = seed
         self.add_state("sums", torch.zeros(len(self.fractions)), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+        keep_apart(self, self.fractions, order, fill, self.change, output, seed)
 
     @property
     def higher_is_better(self) -> bool:  # type: ignore[override]

@@ -10,6 +10,7 @@ import matplotlib as mpl
 import pytest
 import torch
 from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.functional import spearman_corrcoef
 
 from fg_lightning import full_gradients
@@ -90,7 +91,9 @@ def test_cosine_drift_is_one_less_the_cosine(size: tuple[int, ...]) -> None:
             sum(x * x for x in a.flatten().tolist()) * sum(y * y for y in b.flatten().tolist())
         )
         assert float(found) == pytest.approx(1 - cosine, abs=1e-6)  # float32
-    assert (cosine_drift(maps, 3 * maps) < 1e-6).all()
+    for scale in (3, 1e-12, 1e30):
+        assert (cosine_drift(maps, scale * maps) < 1e-6).all()
+        torch.testing.assert_close(cosine_drift(scale * maps, scale * others), cosine_drift(maps, others), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -225,6 +228,21 @@ def test_the_tolerance_of_the_pointing_game_is_a_setting() -> None:
         metric.update(maps, mask)
         results.append(float(metric.compute()["pointing_game"]))
     assert results == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("other", [PointingGame(3), RelevanceMass()])
+def test_a_collection_keeps_metrics_apart_whose_first_batch_is_alike(other: Metric) -> None:
+    """torchmetrics compares states after the first batch: here every image scores 1 by any of them."""
+    full, none = torch.ones(2, 1, 4, 4, dtype=torch.bool), torch.zeros(2, 1, 4, 4, dtype=torch.bool)
+    none[..., 0] = True
+    alone = other.clone()
+    collection = MetricCollection({"exact": PointingGame(), "other": other.clone()})
+    for maps, mask in ((random_maps(4, 4, n=2), full), (random_maps(4, 4, n=2, seed=3), none)):
+        collection.update(maps=maps, mask=mask)
+        alone.update(maps, mask)
+    (expected,) = alone.compute().values()
+    exact, found = collection.compute().values()
+    assert found == expected != exact
 
 
 def test_total_variation_is_torchmetrics() -> None:

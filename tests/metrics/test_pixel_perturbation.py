@@ -181,7 +181,7 @@ def test_what_two_processes_gather_is_the_mean_over_all_their_images() -> None:
     other, whole = PixelPerturbation(FRACTIONS), PixelPerturbation(FRACTIONS)
     other.update(model, images[:4], maps[:4], 1)
     whole.update(model, images, maps, 1)
-    gathered = iter([other.sums, other.count])
+    gathered = iter([other.sums, other.count, other.identity])
     synced = PixelPerturbation(FRACTIONS, dist_sync_fn=lambda state, group: [state, next(gathered)])
     synced.distributed_available_fn = lambda: True
     synced.update(model, images[4:], maps[4:], 1)
@@ -254,6 +254,19 @@ def test_it_can_be_pickled_and_collected() -> None:
     }
 
 
+def test_a_collection_keeps_fills_apart_that_a_black_batch_makes_alike() -> None:
+    model, (images, maps) = network(), images_and_maps()
+    fills = {"black": 0.0, "mean": "mean"}
+    metrics = {name: PixelPerturbation([0.2, 0.5], fill=fill, change="drop") for name, fill in fills.items()}
+    collection = MetricCollection({name: metric.clone() for name, metric in metrics.items()})
+    for batch in (torch.zeros_like(images), images):
+        collection.update(model, batch, maps, 1)
+        for metric in metrics.values():
+            metric.update(model, batch, maps, 1)
+    for name, metric in metrics.items():
+        assert torch.equal(collection.compute()[name], metric.compute())
+
+
 BAD_SETTINGS = {
     "percentages": ({"fractions": [0.5, 5, 10]}, r"2 of 3 fractions lie outside 0..1: 5, 10; .* divided by 100"),
     "nan": ({"fractions": [float("nan")]}, r"1 of 1 fractions lie outside"),
@@ -289,6 +302,7 @@ BAD_BATCHES = {
     "fewer maps": (lambda x, m: (network(), x, m[:3]), ValueError, r"\(3, 1, 8, 8\) do not go with images of shape \(4, 2, 8, 8\)"),
     "a map for each channel": (lambda x, m: (network(), x, m.expand(-1, 2, -1, -1)), ValueError, r"maps must be \[N, 1, \*S\]"),
     "nan": (lambda x, m: (network(), x, m.where(m < 0.9, torch.nan)), ValueError, "of 256 saliency values are NaN"),
+    "none": (lambda x, m: (network(), x[:0], m[:0]), ValueError, "at least one image, but the batch is empty"),
     "bytes": (lambda x, m: (network(), (x * 255).byte(), m), TypeError, r"floating-point tensor .*, not torch.uint8"),
     "a function": (lambda x, m: (torch.sum, x, m), TypeError, "model must be a torch.nn.Module"),
     "no class": (lambda x, m: (network(), x, m, 7), ValueError, "out of range"),
