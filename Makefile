@@ -29,7 +29,7 @@ docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf .venv build dist fg_demo .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv build dist site fg_demo .mypy_cache .ruff_cache .pytest_cache
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -25,12 +25,12 @@ if __name__ == "__main__":
 
     maps = {
         "FullGrad": FullGrad(model).attribute(images, labels),
-        "NoiseTunnel(FullGrad)": NoiseTunnel(FullGrad(model)).attribute(
+        "NoiseTunnel": NoiseTunnel(FullGrad(model)).attribute(
             images, nt_type="smoothgrad", nt_samples=20, stdevs=2 * NOISE, target=labels
         ),
         "SmoothFullGrad": SmoothFullGrad(model, n_samples=20, noise=NOISE).attribute(images, labels),
     }
-    both = torch.stack([maps["NoiseTunnel(FullGrad)"], maps["SmoothFullGrad"]]).flatten(2)
+    both = torch.stack([maps["NoiseTunnel"], maps["SmoothFullGrad"]]).flatten(2)
     print("cosine similarity of the two", torch.cosine_similarity(*both).tolist())
     comparison(images[0], {name: found[0] for name, found in maps.items()}).save("smooth.png")
     print("picture                      smooth.png")

@@ -16,6 +16,13 @@ def test_import_loads_nothing_heavy(module):
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
 
 
+def test_the_package_is_the_command():
+    said = subprocess.run(
+        [sys.executable, "-m", "fg_lightning", "explain", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    assert said.startswith("usage: fg-lightning")
+
+
 @pytest.mark.parametrize("name", ["fullgrad.saliency", "callbacks.fullgrad_monitor"])
 def test_examples_in_docstrings_do_what_they_show(name):
     results = doctest.testmod(importlib.import_module(f"fg_lightning.{name}"))
