@@ -26,6 +26,7 @@ from fg_lightning.attribution import METHODS
 from fg_lightning.cli import COMMANDS, main
 from fg_lightning.demo import DigitClassifier, DigitsDataModule
 from fg_lightning.fullgrad.biases import RULES
+from fg_lightning.fullgrad.movement import MOVERS
 from fg_lightning.loggers import SHOWN
 from fg_lightning.roar import ROARExperiment, SaliencyStore
 
@@ -40,7 +41,7 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def _tables() -> Iterator[None]:
     """What a page adds to the tables of the package is gone after it."""
-    with patch.dict(RULES), patch.dict(METHODS), patch.dict(SHOWN):
+    with patch.dict(RULES), patch.dict(MOVERS), patch.dict(METHODS), patch.dict(SHOWN):
         yield
 
 

@@ -13,12 +13,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
-from fg_lightning.attribution.method import Factory, OneOrTuple, channel_sum
+from fg_lightning.attribution.method import Factory, OneOrTuple, channel_sum, named_after
 from fg_lightning.attribution.scores import Scores
 from fg_lightning.fullgrad.target import Target
 from fg_lightning.removal.seeds import seeds_of
 
 CONVOLUTION = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+"""By the number of spatial dimensions."""
 
 
 def random(scores: Scores, images: Float[Tensor, "n c *s"], *, seed: int = 0) -> Float[Tensor, "n 1 *s"]:
@@ -79,7 +80,7 @@ def blurred(factory: Factory) -> Factory:
     def build(model: nn.Module, *, sigma: float | None = None, **settings: Any) -> Blurred:
         return Blurred(factory(model, **settings), sigma)
 
-    return build
+    return named_after(factory, build, "blurred_")
 
 
 def blur(maps: Float[Tensor, "n 1 *s"], sigma: float) -> Float[Tensor, "n 1 *s"]:

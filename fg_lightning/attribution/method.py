@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fg_lightning.attribution.scores import Scores
 from fg_lightning.fullgrad.decomposition import check_images
-from fg_lightning.fullgrad.record import as_the_model_takes, undisturbed
+from fg_lightning.fullgrad.record import as_the_model_takes, undisturbed, unwrapped
 from fg_lightning.fullgrad.target import Target
 
 Draw = Callable[..., Float[Tensor, "n 1 *s"]]
@@ -67,7 +67,7 @@ class Method(Attribution):
         """
         images = inputs[0] if isinstance(inputs, tuple) and len(inputs) == 1 else inputs
         check_images(self.model, images)
-        model = self.model.module if isinstance(self.model, nn.DataParallel | nn.parallel.DistributedDataParallel) else self.model
+        model = unwrapped(self.model)
         with undisturbed(model, images.device):
             leaf = as_the_model_takes(images, model).requires_grad_()
             maps = self.draw(Scores(model, leaf, target), leaf).detach()
@@ -95,6 +95,15 @@ def method_from(draw: Draw) -> Factory:
         return Method(model, partial(draw, **settings))
 
     build.__doc__ = draw.__doc__
+    return named_after(draw, build)
+
+
+def named_after(source: Callable[..., Any], build: Factory, prefix: str = "") -> Factory:
+    """The factory under the name and module of what it is made from, by which stores and experiments know it again."""
+    if hasattr(source, "__qualname__"):
+        build.__module__ = source.__module__
+        build.__name__ = prefix + source.__name__
+        build.__qualname__ = source.__qualname__.removesuffix(source.__name__) + build.__name__
     return build
 
 

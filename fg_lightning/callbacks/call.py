@@ -30,9 +30,6 @@ class Called(nn.Module):
         probe: whose batch the images belong to.
         forward: how to call the module on a batch; None to call it on the images alone.
 
-    Attributes:
-        output: what the module gave for the whole batch.
-
     Raises:
         ValueError: if the module has no forward and not one network.
     """
@@ -43,7 +40,6 @@ class Called(nn.Module):
         self._path = "" if forward is not None or _has_forward(module) else _only_network(module)
         self._probe = probe
         self._forward = forward
-        self.output: Any = None
 
     @property
     def arguments(self) -> tuple[Tensor, ...]:
@@ -59,8 +55,6 @@ class Called(nn.Module):
         candidates, rest = arguments[:split], arguments[split:]
         with _logging_nothing(self.module):
             output = self._called(images, rest)
-        if len(images) == len(self._probe):
-            self.output = output
         return output, candidates
 
     def _called(self, images: Tensor, rest: tuple[Tensor, ...]) -> Any:

@@ -59,13 +59,13 @@ class Layer:
     Attributes:
         module: its qualified name; empty for the input.
         kind: input, explicit or implicit.
-        share: sum over the probe of sign(f) times term, over the sum of |f|.
+        share: sum over the probe of sign(f) times term, over the sum of |f|; None where that is 0.
         terms: what they add to each image's output.
     """
 
     module: str
     kind: str
-    share: float
+    share: float | None
     terms: tuple[float, ...] = ()
 
 
@@ -149,16 +149,18 @@ class Looker:
     def _look(self, module: nn.Module, probe: Probe) -> tuple[Tensor, FullGradients, Any, Tensor | None]:
         """Of one part of the probe: maps, terms, the output, and the labels that stay explained."""
         called = Called(module, probe, self._forward)
+        outputs: list[Any] = []  # the first is of the whole batch, any others of single images
 
         def explained(called_output: tuple[Any, tuple[Tensor, ...]]) -> Tensor:
             output, candidates = called_output
+            outputs.append(output)
             if self.task is None:
                 self._understand(main_output(output), probe)
             return self.task.explained(output, self._of(candidates))  # type: ignore[union-attr]
 
         maps, terms = FullGrad(called, psi=self._psi).attribute_with_terms(probe.images, explained, called.arguments)
         assert self.task is not None
-        return maps.detach().float(), terms, called.output, self.task.fixed(called.output, self._of(probe.candidates))
+        return maps.detach().float(), terms, outputs[0], self.task.fixed(outputs[0], self._of(probe.candidates))
 
     def _understand(self, scores: Tensor, probe: Probe) -> None:
         if self._target is None:
@@ -196,7 +198,8 @@ def _findings(module: nn.Module, maps: Tensor, terms: FullGradients, answers: An
     names = [("input", ""), *((kind, name) for kind, of_kind in kinds.items() for name in of_kind)]
     table = torch.stack([terms.input_term, *(term for of_kind in kinds.values() for term in of_kind.values())]).cpu()
     output = terms.output.cpu()
-    shares = ((output.sign() * table).sum(1) / output.abs().sum()).tolist()
+    total = output.abs().sum()
+    shares = ((output.sign() * table).sum(1) / total).tolist() if total > 0 else [None] * len(table)
     places = {name: place for place, (name, _) in enumerate(module.named_modules())}
     layers = [
         Layer(Called.own_name(name), kind, share, tuple(of_each))
@@ -224,8 +227,9 @@ def numbers_of(findings: Findings, previous: Tensor | None, untrained: Tensor | 
     kinds = {"input": "input_share", "explicit": "bias_share", "implicit": "implicit_share"}
     error = findings.terms["completeness_error"]
     numbers = {"completeness_error": error.mean(), "completeness_error_max": error.max()}
-    for kind, key in kinds.items():
-        numbers[key] = torch.tensor([layer.share for layer in findings.layers if layer.kind == kind]).sum()
+    if all(layer.share is not None for layer in findings.layers):
+        for kind, key in kinds.items():
+            numbers[key] = torch.tensor([layer.share for layer in findings.layers if layer.kind == kind]).sum()
     for key, earlier in (("drift", previous), ("drift_from_untrained", untrained)):
         if earlier is not None and not earlier.isnan().any():  # as they are where they were lost
             numbers[key] = cosine_drift(findings.maps, earlier).mean()

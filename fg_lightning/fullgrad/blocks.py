@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fg_lightning.fullgrad.layout import Layout
 from fg_lightning.fullgrad.linearisation import Pointwise, computed
-from fg_lightning.fullgrad.postprocess import EPSILON, Psi, Rescaling, extremes, greatest, least, like
+from fg_lightning.fullgrad.postprocess import EPSILON, Psi, Rescaling, extremes, greatest, least, like, planes_of
 
 BLOCK = 1 << 19
 """Numbers in a block for each thread, 2 MiB in float32: smaller ones cost calls, larger ones leave the caches."""
@@ -51,18 +51,20 @@ class TermValues:
             return TermValues(self.product, view(self.bias), view(self.gradient))
         return TermValues(self.product, Pointwise(self.bias.function, tuple(map(view, self.bias.operands))), view(self.gradient))
 
-    def on_plane(self, layout: Layout, n: int, axes: int) -> TermValues:
+    def on_plane(self, layout: Layout, n: int, axes: int) -> Tensor | TermValues:
         """[N, C, *S], C whatever is neither sample nor place."""
+        if layout.is_cut:  # what was taken away contributes nothing, whatever a bias would compute from nothing
+            return layout.to_plane(self.all(), n, axes)
         shape = self.gradient.shape
         return self.seen(lambda operand: layout.to_plane(operand.expand(shape), n, axes))
 
     def reduced(self, psi: Psi) -> Tensor:
         """psi of a term that is on the plane, [N, *S]."""
         if self.gradient.device.type != "cpu" or self.gradient.numel() <= _block():
-            return psi(self.all())
+            return planes_of(psi, self.all())
         groups = list(self._groups())
         if not isinstance(psi, Rescaling):
-            return torch.cat([psi(group.all()) for group in groups])
+            return torch.cat([planes_of(psi, group.all()) for group in groups])
         sums, lows, highs = (torch.cat(parts) for parts in zip(*[group._summed(psi) for group in groups], strict=True))
         offset, span = psi.scale(lows, highs)
         if (offset > _DROWNING * span).any():
@@ -130,4 +132,4 @@ def _block() -> int:
 
 def reduced(values: Tensor | TermValues, psi: Psi) -> Tensor:
     """psi of what lies on the plane, [N, *S]."""
-    return psi(values) if isinstance(values, Tensor) else values.reduced(psi)
+    return planes_of(psi, values) if isinstance(values, Tensor) else values.reduced(psi)

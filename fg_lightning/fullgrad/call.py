@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import cache, partial
@@ -85,7 +86,10 @@ def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
         items = [map_tensors(function, item) for item in tree]
         return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
     if isinstance(tree, dict):
-        return {key: map_tensors(function, item) for key, item in tree.items()}
+        mapped = copy.copy(tree)  # of its own class, whose attributes and default it keeps
+        for key, item in tree.items():
+            mapped[key] = map_tensors(function, item)
+        return mapped
     return tree
 
 
@@ -108,9 +112,22 @@ def _repeat(
     return args[0] if in_place else result
 
 
-def _operands_by_position(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+_OPERANDS = {
+    "mm": ("input", "mat2"),
+    "bmm": ("input", "mat2"),
+    "mv": ("input", "vec"),
+    "addmm": ("input", "mat1", "mat2"),
+    "addmv": ("input", "mat", "vec"),
+    "addbmm": ("input", "batch1", "batch2"),
+    "baddbmm": ("input", "batch1", "batch2"),
+    "where": ("condition", "input", "other"),
+}
+"""What torch calls the operands of an operation, where it is not input and other."""
+
+
+def _operands_by_position(operation: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """`torch.mul(input=x, other=y)` as `torch.mul(x, y)`, so that rules find operands in one place."""
-    for position, name in enumerate(("input", "other")):
+    for position, name in enumerate(_OPERANDS.get(operation, ("input", "other"))):
         if name in kwargs and len(args) == position:
             args, kwargs = (*args, kwargs[name]), {key: value for key, value in kwargs.items() if key != name}
     return args, kwargs
@@ -138,7 +155,7 @@ class Call:
         self.function = function
         self.name = operation_name(function) if name is None else name
         if kwargs:
-            args, kwargs = _operands_by_position(args, kwargs)
+            args, kwargs = _operands_by_position(self.name, args, kwargs)
         dependent = [t for t in tensors_in((args, kwargs) if kwargs else args) if t.requires_grad]
         if any(t.is_leaf for t in dependent):
             args, kwargs = map_tensors(lambda t: t.detach() if t.is_leaf else t, (args, kwargs))

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from fg_lightning.fullgrad.linearisation import Pointwise, computed
+from fg_lightning.fullgrad.hearing import Term
+from fg_lightning.fullgrad.linearisation import Pointwise, computed, real_product
 from fg_lightning.fullgrad.readings import Reading
 from fg_lightning.fullgrad.record import Recording, SamplesMixed, record
-from fg_lightning.fullgrad.tape import Term
-from fg_lightning.fullgrad.target import Selection, Target
+from fg_lightning.fullgrad.target import Selection, Target, target_of
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,10 @@ class FullGradients:
         implicit_terms: implicit biases (those of non-linearities), likewise.
         unaccounted: operations that could not be linearised, so that their biases are missing from the sum.
         linearised: operations without a rule, whose bias came from the general fallback.
+        undrawn: operations with a bias term that lies nowhere on the image plane, as behind a global pooling, or where is not
+            known; FullGrad leaves them out of the map.
+        ran_alone: the operation behind which the samples of the batch could not be told apart, so that each was run alone; None
+            where they went together.
     """
 
     output: Float[Tensor, " n"]
@@ -42,6 +46,8 @@ class FullGradients:
     implicit_terms: dict[str, Float[Tensor, " n"]]
     unaccounted: tuple[str, ...] = ()
     linearised: tuple[str, ...] = ()
+    undrawn: tuple[str, ...] = ()
+    ran_alone: str | None = None
 
     @property
     def residual(self) -> Float[Tensor, " n"]:
@@ -113,6 +119,7 @@ class TermSums:
     def collected(self, recording: Recording, target: Tensor | None) -> FullGradients:
         """The terms of a run in forward order, by module; a bias whose output leads nowhere counts nothing."""
         by_kind: dict[str, dict[str, Tensor]] = {"explicit": {}, "implicit": {}}
+        axes = recording.images.ndim - 2
         for term in recording.terms:
             value = self._sums.get(id(term), torch.zeros_like(recording.output))
             sums = by_kind[term.kind]
@@ -126,29 +133,37 @@ class TermSums:
             implicit_terms=by_kind["implicit"],
             unaccounted=tuple(dict.fromkeys(recording.unaccounted)),
             linearised=tuple(dict.fromkeys(recording.linearised)),
+            undrawn=tuple(dict.fromkeys(named(term) for term in recording.terms if not term.layout.on_plane(axes))),
         )
 
 
-def real_product(gradient: Tensor, bias: Tensor) -> Tensor:
-    """Entry by entry what a bias contributes; torch's gradient at a complex tensor is the conjugate of what multiplies it."""
-    return (gradient.conj() * bias).real if gradient.is_complex() else gradient * bias
+def named(term: Term) -> str:
+    return f"{term.operation} in {term.module or 'the model itself'}"
 
 
-def joined(parts: list[FullGradients]) -> FullGradients:
-    """Results of single samples as the result of a batch."""
+def joined(parts: list[FullGradients], ran_alone: str | None = None) -> FullGradients:
+    """Results of some samples each as the result of a batch, and why it was run in such parts."""
+    ran_alone = next((part.ran_alone for part in parts if part.ran_alone), ran_alone)
+    return replace(_merged(parts, torch.cat), ran_alone=ran_alone)
 
-    def join(values: list[Any]) -> Any:
+
+def _merged(parts: list[FullGradients], merge: Callable[[list[Tensor]], Tensor]) -> FullGradients:
+    """Field by field, and of terms name by name; a module that a part was routed past has terms of 0 there."""
+
+    def merged(values: list[Any]) -> Any:
         if isinstance(values[0], Tensor):
-            return torch.cat(values)
-        if values[0] is None:
-            return None
-        names = dict.fromkeys(name for value in values for name in value)  # a sample may be routed past a module
+            return merge(values)
+        if values[0] is None or isinstance(values[0], str):
+            return values[0]
+        names = dict.fromkeys(name for value in values for name in value)
         if isinstance(values[0], tuple):
             return tuple(names)
-        zero = torch.zeros_like(parts[0].output)
-        return {name: torch.cat([value.get(name, zero) for value in values]) for name in names}
+        return {
+            name: merge([value.get(name, torch.zeros_like(part.output)) for value, part in zip(values, parts, strict=True)])
+            for name in names
+        }
 
-    return FullGradients(**{f.name: join([getattr(part, f.name) for part in parts]) for f in fields(FullGradients)})
+    return FullGradients(**{f.name: merged([getattr(part, f.name) for part in parts]) for f in fields(FullGradients)})
 
 
 # --- what every entry to the decomposition shares --------------------------------------------------------------------------------
@@ -195,10 +210,12 @@ def one_by_one_if_mixed(
     images: Tensor,
     target: Target,
     arguments: tuple[Any, ...],
-    join: Callable[[list[Result]], Result],
+    join: Callable[[list[Result], str], Result],
     output_of: Callable[[Result], Tensor],
 ) -> Result:
     """Runs on the batch; where its samples cannot be told apart, on each alone, if the model gives each the same output alone.
+
+    `join` gets the results of the samples and the operation that made them necessary.
 
     Raises:
         ValueError: if the model's output for a sample depends on the others, naming the operation.
@@ -211,6 +228,8 @@ def one_by_one_if_mixed(
         try:
             parts = [run(*rows_of(images, target, arguments, i, i + 1)) for i in range(n)]
         except Exception as error:
+            if not hasattr(error, "_fg_in_forward"):
+                raise
             raise ValueError(f"{mixes}it (or the target function) cannot be run on one image alone ({error})") from error
         alone = torch.cat([output_of(part) for part in parts])
         tolerance = 1e-3 if alone.dtype == torch.float32 else 1e-6
@@ -219,7 +238,7 @@ def one_by_one_if_mixed(
                 f"{mixes}its output for an image depends on the other images (batch statistics in evaluation?). "
                 "Pass one image at a time to explain it alone."
             ) from mixed
-        return join(parts)
+        return join(parts, mixed.operation)
 
 
 def rows_of(
@@ -227,23 +246,11 @@ def rows_of(
 ) -> tuple[Tensor, Target, tuple[Any, ...]]:
     """Some images of a batch and what goes with them: of the additional arguments that have a row for each image, those rows."""
     n = len(images)
-    if isinstance(target, list) or (isinstance(target, Tensor) and target.numel() > 1):
-        target = target[start:stop]
     rows = tuple(a[start:stop] if isinstance(a, Tensor) and a.ndim and len(a) == n else a for a in arguments)
-    return images[start:stop], target, rows
+    return images[start:stop], target_of(target, start, stop), rows
 
 
 def averaged(parts: list[FullGradients]) -> FullGradients:
     """The mean, term by term, of results for the same target; complete where they are, since the sum of terms is linear."""
-
-    def mean(values: list[Any]) -> Any:
-        if isinstance(values[0], Tensor):
-            return torch.stack(values).mean(0)
-        names = dict.fromkeys(name for value in values for name in value)
-        if isinstance(values[0], tuple):
-            return tuple(names)
-        zero = torch.zeros_like(parts[0].output)
-        return {name: torch.stack([value.get(name, zero) for value in values]).mean(0) for name in names}
-
-    numbers = {f.name: mean([getattr(part, f.name) for part in parts]) for f in fields(FullGradients) if f.name != "target"}
-    return FullGradients(target=parts[0].target, **numbers)
+    untargeted = [replace(part, target=None) for part in parts]
+    return replace(_merged(untargeted, lambda values: torch.stack(values).mean(0)), target=parts[0].target)

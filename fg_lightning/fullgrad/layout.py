@@ -11,26 +11,25 @@ How operations move the axes is the table in movement/.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 
 from torch import Tensor
 
-SAMPLE = 0  # the axis of the samples; 1, 2, 3 are the spatial axes of the input
+from fg_lightning.fullgrad.axis import Axis
+
+SAMPLE = 0  # the axis of the samples
 
 
 @dataclass(frozen=True, slots=True)
 class Factor:
-    """A run of `size` positions, `step` apart, along an axis: the samples', a spatial one, tokens, or None for any other.
+    """A run of `size` positions, `step` apart, along an axis: the samples', a spatial one, tokens, or None for any other."""
 
-    `shift` says how far the whole axis was rolled, as shifted windows do.
-    """
-
-    axis: int | Tokens | None
+    axis: int | Axis | Tokens | None
     size: int
     step: int = 1
-    shift: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +56,37 @@ class Dim:
     def is_plain(self) -> bool:
         return all(f.axis is None for f in self.factors)
 
-    def spans_an_axis(self) -> bool:
-        """Whether this is the whole of one spatial axis and nothing else, so that it may be resampled or rolled."""
-        return len(self.factors) == 1 and self.factors[0].axis in (1, 2, 3) and self.factors[0].step == 1
+    @property
+    def whole(self) -> Axis | None:
+        """The spatial axis that this dimension is all of, and nothing else, so that it may be resampled, rolled or cut."""
+        axis = self.factors[0].axis if len(self.factors) == 1 else None
+        return axis if isinstance(axis, Axis) and axis.length == self.size else None
+
+    @property
+    def places(self) -> list[tuple[Axis, Factor]]:
+        """The pieces of spatial axes in it, those among tokens too."""
+        return [(f.axis, f) for factor in self.factors for f in _placed(factor) if isinstance(f.axis, Axis)]
+
+    @property
+    def samples(self) -> tuple[tuple[int, int, int], ...]:
+        """Where the samples lie in it: how many there are in a run, how far apart in the batch, and how far apart here."""
+        found, apart = [], 1
+        for factor in reversed(self.factors):
+            if factor.axis == SAMPLE and factor.size > 1:
+                found.append((factor.size, factor.step, apart))
+            apart *= factor.size
+        return tuple(found)
 
 
 @cache
 def plain(size: int) -> Dim:
     """A dimension that is neither sample nor place."""
     return Dim((Factor(None, size),))
+
+
+def spanning(axis: Axis) -> Dim:
+    """A dimension that is a whole spatial axis."""
+    return Dim((Factor(axis, axis.length),))
 
 
 @dataclass(frozen=True)
@@ -77,7 +98,7 @@ class Layout:
     @classmethod
     def of_images(cls, images: Tensor) -> Layout:
         """[N, C, *S]"""
-        spatial = (Dim((Factor(i, size),)) for i, size in enumerate(images.shape[2:], start=1))
+        spatial = (spanning(Axis(number, size)) for number, size in enumerate(images.shape[2:], start=1))
         return cls((Dim((Factor(SAMPLE, images.shape[0]),)), plain(images.shape[1]), *spatial))
 
     @classmethod
@@ -97,11 +118,28 @@ class Layout:
     @cached_property
     def _image_axes(self) -> int | None:
         """How many spatial axes there are, if the dimensions are those of [N, C, *S] already, as they mostly are."""
-        if not all(len(dim.factors) == 1 for dim in self.dims):
+        if len(self.dims) < 2 or [f.axis for dim in self.dims[:2] for f in dim.factors] != [SAMPLE, None]:
             return None
-        factors = [dim.factors[0] for dim in self.dims]
-        is_in_order = [f.axis for f in factors] == [SAMPLE, None, *range(1, len(factors) - 1)]
-        return len(factors) - 2 if is_in_order and not any(f.shift or f.step > 1 for f in factors) else None
+        axes = [dim.whole for dim in self.dims[2:]]
+        is_in_order = all(axis and axis.number == i and axis.is_the_images for i, axis in enumerate(axes, start=1))
+        return len(axes) if is_in_order else None
+
+    @cached_property
+    def _axes(self) -> dict[int, Axis | None]:
+        """The spatial axes by number, each as its pieces tile it; None for one that they do not."""
+        pieces: defaultdict[int, list[Factor]] = defaultdict(list)
+        for dim in self.dims:
+            for axis, piece in dim.places:
+                pieces[axis.number].append(piece)
+        return {number: _tiled(of_axis) for number, of_axis in pieces.items()}
+
+    def coarsened(self, i: int) -> Dim:
+        """Dimension `i`; if it is what is left of an axis whose finer positions became channels, all of that axis, coarser."""
+        dim = self.dims[i]
+        if len(dim.factors) != 1 or dim.whole or not isinstance(axis := dim.factors[0].axis, Axis):
+            return dim
+        left = self._axes[axis.number]
+        return spanning(left) if left and left.length == dim.size else dim
 
     def per_sample(self, tensor: Tensor, n: int) -> Tensor:
         """Sums a tensor of this layout over everything but the samples: [N]."""
@@ -122,10 +160,17 @@ class Layout:
 
     def on_plane(self, axes: int) -> bool:
         """Whether the spatial axes can all be read off this layout, each in one piece or in pieces that tile it."""
-        if self._image_axes == axes:
-            return True
-        factors = [place for dim in self.dims for f in dim.factors for place in _places(f)]
-        return all(_tiles([f for f in factors if f.axis == axis]) for axis in range(1, axes + 1))
+        return self._image_axes == axes or all(self._axes.get(number) for number in range(1, axes + 1))
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether a slice took part of the image away, so that the plane has more places than the tensor."""
+        return self._image_axes is None and any(axis and axis.is_cut for axis in self._axes.values())
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether each sample is a row of channels, [N, K], as behind a flatten: what lies nowhere because nothing does there."""
+        return sum(any(f.axis != SAMPLE and f.size > 1 for f in dim.factors) for dim in self.dims) <= 1
 
     def to_plane(self, tensor: Tensor, n: int, axes: int) -> Tensor:
         """A tensor of this layout as [N, C, *S], C everything that is neither sample nor place; a view where there can be one."""
@@ -136,28 +181,30 @@ class Layout:
         for i, factor in enumerate(factors):
             if isinstance(factor.axis, Tokens):
                 tensor = tensor.narrow(i, factor.axis.lead, factor.size - factor.axis.lead)
-        factors = [place for f in factors for place in _places(f)]
+        factors = [place for f in factors for place in _placed(f)]
         tensor = tensor.reshape([f.size for f in factors])
+        found = [axis for number in range(1, axes + 1) if (axis := self._axes[number])]
+        belongs_to = [f.axis.number if isinstance(f.axis, Axis) else f.axis for f in factors]
         order: list[int] = []
         for axis in (SAMPLE, None, *range(1, axes + 1)):
-            order += sorted((i for i, f in enumerate(factors) if f.axis == axis), key=lambda i: -factors[i].step)
-        sizes = [math.prod(f.size for f in factors if f.axis == axis) for axis in range(1, axes + 1)]
-        plane = tensor.permute(order).reshape(n, -1, *sizes)
-        for axis in range(1, axes + 1):
-            shift = next((f.shift for f in factors if f.axis == axis), 0)
-            if shift:
-                plane = plane.roll(-shift, axis + 1)
+            order += sorted((i for i, own in enumerate(belongs_to) if own == axis), key=lambda i: -factors[i].step)
+        plane = tensor.permute(order).reshape(n, -1, *(axis.length for axis in found))
+        for axis in found:
+            plane = axis.on_the_image(plane, axis.number + 1)
         return plane
 
 
-def _places(factor: Factor) -> tuple[Factor, ...]:
+def _placed(factor: Factor) -> tuple[Factor, ...]:
     return factor.axis.places if isinstance(factor.axis, Tokens) else (factor,)
 
 
-def _tiles(pieces: list[Factor]) -> bool:
-    covered = 1
-    for piece in sorted(pieces, key=lambda f: (f.step, f.size)):
-        if piece.size > 1 and piece.step != covered:
-            return False
+def _tiled(pieces: list[Factor]) -> Axis | None:
+    """The axis that pieces make up, at the resolution of the finest; None if they leave gaps or belong to several."""
+    axis = pieces[0].axis
+    assert isinstance(axis, Axis)
+    finest = covered = min((f.step for f in pieces if f.size > 1), default=1)
+    for piece in sorted(pieces, key=lambda f: f.step):
+        if piece.axis != axis or (piece.size > 1 and piece.step != covered):
+            return None
         covered *= piece.size
-    return bool(pieces)
+    return axis.resampled(axis.length // finest) if covered == axis.length else None

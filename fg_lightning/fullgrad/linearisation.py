@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -34,16 +35,41 @@ def computed(bias: Tensor | Pointwise) -> Tensor:
     return bias if isinstance(bias, Tensor) else bias()
 
 
+def real_product(gradient: Tensor, bias: Tensor) -> Tensor:
+    """Entry by entry what a bias contributes; torch's gradient at a complex tensor is the conjugate of what multiplies it."""
+    return (gradient.conj() * bias).real if gradient.is_complex() else gradient * bias
+
+
+class Summed(NamedTuple):
+    """A bias b = y - J z of which only the sum that it contributes is known, <g, b> = <g, y> - <J^T g, z>.
+
+    That takes one reverse pass of the operation, J^T g; it says what counts for which sample, and not in which place.
+
+    Attributes:
+        output: y, with the history of the operation run once more.
+        operands: z, in the order of the call's dependent operands.
+    """
+
+    output: Tensor
+    operands: list[Tensor]
+
+    def contributions(self, gradient: Tensor) -> tuple[Tensor, ...]:
+        """The entries of <g, y> and, for each operand, those of <J^T g, z>."""
+        pulled = torch.autograd.grad(self.output, self.operands, gradient, retain_graph=True, materialize_grads=True)
+        pairs = zip((gradient, *pulled), (self.output, *self.operands), strict=True)
+        return tuple(real_product(of, values.detach()) for of, values in pairs)
+
+
 class Bias(NamedTuple):
     """A bias of one output of an operation, broadcastable to it; computed when its gradient comes where that saves memory."""
 
     kind: Kind
-    value: Tensor | Pointwise | Callable[[], Tensor]
+    value: Tensor | Pointwise | Summed | Callable[[], Tensor]
     output: int = 0
 
 
 class NotDifferentiable(RuntimeError):
-    """An operation whose Jacobian product cannot be had, so that its bias is unknown."""
+    """An operation that cannot be run once more, so that its bias is unknown."""
 
 
 Rule = Callable[[Call], list[Bias]]
@@ -66,19 +92,21 @@ def reads_overwritten(when: Callable[[Call], bool] = lambda call: True) -> Calla
 def linearise(call: Call) -> list[Bias]:
     """y - J z by a Jacobian-vector product: right for any differentiable operation, at the price of running it again.
 
+    Where neither forward mode nor two reverse passes can differentiate the operation, its own backward pass says what the bias
+    contributes, though not where.
+
     Raises:
-        NotDifferentiable: where neither forward mode nor two reverse passes can differentiate the operation.
+        NotDifferentiable: where the operation cannot be run once more.
     """
     call.linearised = True
-    first, second = (_double_reverse_mode, _forward_mode) if call.is_custom else (_forward_mode, _double_reverse_mode)
+    modes = (_double_reverse_mode, _forward_mode) if call.is_custom else (_forward_mode, _double_reverse_mode)
+    for mode in modes:
+        with suppress(RuntimeError):  # torch has no formula for this operation in this mode
+            return [Bias("implicit", value, i) for i, value in enumerate(mode(call))]
     try:
-        tangents = first(call)
-    except (RuntimeError, NotImplementedError):  # torch has no formula for this operation in this mode
-        try:
-            tangents = second(call)
-        except (RuntimeError, NotImplementedError) as error:
-            raise NotDifferentiable(str(error)) from error
-    return [Bias("implicit", y.detach() - tangent, i) for i, (y, tangent) in enumerate(zip(call.outputs, tangents, strict=True))]
+        return [Bias("implicit", value, i) for i, value in enumerate(_reverse_mode(call))]
+    except RuntimeError as error:
+        raise NotDifferentiable(str(error)) from error
 
 
 def where_constant(rule: Rule, *operands: tuple[int, str]) -> Rule:
@@ -96,7 +124,33 @@ def _dependent_outputs(call: Call, result: Any) -> list[Tensor]:
     return [tensors[i] for i in call.places]
 
 
+def _run_on_leaves(call: Call) -> tuple[list[Tensor], list[Tensor]]:
+    """The operation once more, with its dependent operands as leaves of a graph: (operands, outputs)."""
+    operands: list[Tensor] = []
+
+    def leaf(t: Tensor) -> Tensor:
+        value = call.value(t)
+        if not call.depends(t):
+            return value
+        operands.append(value.clone().requires_grad_())
+        # A custom function may work in place as well, and no leaf may be overwritten.
+        return operands[-1].clone() if call.in_place or call.is_custom else operands[-1]
+
+    with torch.enable_grad():
+        return operands, _dependent_outputs(call, call.repeat(*map_tensors(leaf, (call.args, call.kwargs))))
+
+
+def _reverse_mode(call: Call) -> list[Summed]:
+    operands, outputs = _run_on_leaves(call)
+    return [Summed(output, operands) for output in outputs]
+
+
 def _forward_mode(call: Call) -> list[Tensor]:
+    """y - J z by a tangent z that is carried along.
+
+    Raises:
+        NotImplementedError: where the tangent is lost, since the operation has no formula for it or an output does not depend.
+    """
     with forward_ad.dual_level(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's own, of the scripting behind its forward-mode formulas
 
@@ -108,22 +162,19 @@ def _forward_mode(call: Call) -> list[Tensor]:
 
         result = call.repeat(*map_tensors(dual, (call.args, call.kwargs)))
         tangents = [forward_ad.unpack_dual(t).tangent for t in _dependent_outputs(call, result)]
-        return [torch.zeros_like(y) if t is None else t.clone() for t, y in zip(tangents, call.outputs, strict=True)]
+        if any(t is None for t in tangents):
+            raise NotImplementedError("the operation does not carry tangents along")
+        return [y.detach() - t for y, t in zip(call.outputs, tangents, strict=True)]
 
 
 def _double_reverse_mode(call: Call) -> list[Tensor]:
-    """J z as the derivative of v -> J^T v, which is linear in v, along z."""
-    operands: list[Tensor] = []
+    """y - J z, with J z as the derivative of v -> J^T v, which is linear in v, along z.
 
-    def leaf(t: Tensor) -> Tensor:
-        value = call.value(t)
-        if not call.depends(t):
-            return value
-        operands.append(value.clone().requires_grad_())
-        return operands[-1].clone() if call.in_place else operands[-1]
-
+    Raises:
+        NotImplementedError: where J^T v forgets v, since the operation's backward pass was not written to be differentiated.
+    """
     with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
-        outputs = _dependent_outputs(call, call.repeat(*map_tensors(leaf, (call.args, call.kwargs))))
+        operands, outputs = _run_on_leaves(call)
         probes = [_anything_like(y).requires_grad_() for y in outputs]
         pulled = torch.autograd.grad(outputs, operands, probes, create_graph=True, allow_unused=True)
         linked = [(p, z.detach()) for p, z in zip(pulled, operands, strict=True) if p is not None and p.requires_grad]
@@ -133,7 +184,7 @@ def _double_reverse_mode(call: Call) -> list[Tensor]:
     cut_off = [p for p in pulled if p is not None and (not p.requires_grad or all(t is None for t in tangents))]
     if any(bool(p.any()) for p in cut_off):
         raise NotImplementedError("the operation's backward pass is not differentiable")
-    return [torch.zeros_like(y) if t is None else t for t, y in zip(tangents, outputs, strict=True)]
+    return [y.detach() if t is None else y.detach() - t for t, y in zip(tangents, call.outputs, strict=True)]
 
 
 def _anything_like(tensor: Tensor) -> Tensor:

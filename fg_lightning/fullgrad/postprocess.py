@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Union
+from typing import Any, Union
 
 import torch
 import torch.nn.functional as F
@@ -87,9 +87,28 @@ def find_psi(psi: Union[str, Psi]) -> Psi:
     """
     if callable(psi):
         return psi
-    if psi not in PSI:
+    if not isinstance(psi, str) or psi not in PSI:
         raise ValueError(f"psi must be one of {', '.join(PSI)}, or a function [N, C, *S] -> [N, *S], not {psi!r}")
     return PSI[psi]
+
+
+def planes_of(psi: Psi, term: Float[Tensor, "n c *s"]) -> Tensor:
+    """psi of a term, [N, *S].
+
+    Raises:
+        ValueError: if psi returns anything else.
+    """
+    planes = psi(term)
+    if isinstance(planes, Tensor) and planes.ndim == term.ndim - 1 and len(planes) == len(term):
+        return planes
+    raise ValueError(
+        f"psi must return [N, *S] of a term [N, C, *S], here of shape {tuple(term.shape)}, but returned {kind_of(planes)}"
+    )
+
+
+def kind_of(value: Any) -> str:
+    """What was got in place of a tensor of some shape, for messages."""
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
 def upsample(planes: Float[Tensor, "n *s"], size: tuple[int, ...]) -> Float[Tensor, "n 1 *t"]:

@@ -6,19 +6,23 @@ model is touched.
 
 from __future__ import annotations
 
+import operator
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from threading import RLock
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fg_lightning.fullgrad.call import map_tensors
+from fg_lightning.fullgrad.hearing import Term, Visitor
 from fg_lightning.fullgrad.readings import Reading, operations_of
-from fg_lightning.fullgrad.tape import Tape, Term, Visitor
+from fg_lightning.fullgrad.tape import Tape
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -86,22 +90,44 @@ def record(
         ValueError: if the selected output does not depend on the images.
     """
     with undisturbed(model, images.device, autocast=autocast):
-        model = model.module if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)) else model
+        model = unwrapped(model)
         leaf = as_the_model_takes(images, model).requires_grad_()
         names = {id(module): name for name, module in model.named_modules()}
-        with closing(Tape(x := leaf.clone(), visitor, names, operations_of(reading))) as tape:
+        tape = Tape(x := leaf.clone(), visitor, names, operations_of(reading))
+        with closing(tape.hearing):
             inputs, parameters = (x, *map_tensors(_lifted, additional_forward_args)), constants_of(model)
             with tape.following_modules(), tape.meeting_what_torch_hides(), tape:
-                output = select(_called(model, parameters, inputs))
+                output = _explained(model, parameters, inputs, select)
             if not output.requires_grad:
                 raise ValueError(
                     "the model's output does not depend on the images, so there is nothing to decompose; "
-                    "does its forward detach them, use torch.inference_mode(), or return a class index?"
+                    "does its forward detach them, use torch.inference_mode() or torch.func.vjp, or return a class index?"
                 )
             if tape.mixed_by and tape.n > 1:
                 raise SamplesMixed(tape.mixed_by, output.detach())
-            (gradient,) = torch.autograd.grad(output.sum(), leaf, materialize_grads=True)
-    return Recording(leaf.detach(), output.detach(), gradient, tape.terms, tape.unaccounted, tape.linearised)
+            with tape.hearing.on():
+                (gradient,) = torch.autograd.grad(output.sum(), leaf, materialize_grads=True)
+    return Recording(leaf.detach(), output.detach(), gradient, tape.hearing.terms, tape.unaccounted, tape.linearised)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network in what runs it on several devices, compiles it, or, as Fabric does, converts its inputs."""
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return unwrapped(model.module)
+    for name in ("_orig_mod", "_forward_module"):  # of torch.compile, of Fabric.setup
+        inner = getattr(model, name, None)
+        if isinstance(inner, nn.Module):
+            return unwrapped(inner)
+    return model
+
+
+def _explained(model: nn.Module, constants: dict[str, Tensor], inputs: tuple[Any, ...], select: Callable[[Any], Tensor]) -> Tensor:
+    """The selected output, [N]; an error of the model or of `select` is marked as theirs."""
+    try:
+        return select(_called(model, constants, inputs))
+    except Exception as error:
+        error._fg_in_forward = True  # type: ignore[attr-defined]
+        raise
 
 
 def _called(model: nn.Module, constants: dict[str, Tensor], inputs: tuple[Any, ...]) -> Any:
@@ -147,7 +173,9 @@ def constants_of(model: nn.Module) -> dict[str, Tensor]:
 
 @contextmanager
 def undisturbed(model: nn.Module, device: torch.device, *, autocast: bool = False) -> Iterator[None]:
-    """Runs a model in evaluation mode, eagerly and with gradients; flags and random state are put back, also when it raises.
+    """Runs a model in evaluation mode, eagerly and with gradients; it and the random state are put back, also when it raises.
+
+    Random state, flags and what of torch is patched belong to all threads, so that a second one waits.
 
     Args:
         model: any module.
@@ -156,6 +184,7 @@ def undisturbed(model: nn.Module, device: torch.device, *, autocast: bool = Fals
     """
     with ExitStack() as stack:
         enter = stack.enter_context
+        enter(_ONE_THREAD)
         enter(torch.inference_mode(False))
         enter(torch.enable_grad())
         enter(torch.random.fork_rng(devices=[device.index] if device.type == "cuda" else []))
@@ -166,17 +195,55 @@ def undisturbed(model: nn.Module, device: torch.device, *, autocast: bool = Fals
         yield
 
 
+_ONE_THREAD = RLock()
+
+
 @contextmanager
 def _evaluation(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode set flag by flag, since `eval()` may be overridden to do more, and undone flag by flag."""
-    in_training = [module for module in model.modules() if module.training]
+    """Evaluation mode, set flag by flag, since `eval()` may be overridden to do more; all attributes of all modules are put back.
+
+    A forward counts its calls in them, and keeps what it would compute again: weights that are constants here, and what holds in
+    evaluation alone.
+    """
+    modules = list(model.modules())
+    in_training = [module for module in modules if module.training]
+    kept = list(_contents(modules))
     try:
         for module in in_training:
             module.training = False
         yield
     finally:
+        for container, items in kept:
+            _put_back(container, items)
         for module in in_training:
             module.training = True
+
+
+_CONTAINERS = {dict, OrderedDict, defaultdict, list, set, deque}
+_TORCHS_OWN = vars(nn.Module()).keys() - {"_buffers", "_modules"}  # functional_call puts the parameters back
+
+
+def _contents(modules: Iterable[nn.Module]) -> Iterator[tuple[Any, Any]]:
+    """The attributes of each module, and each of them that is a plain container, with copies of what is in them."""
+    for module in modules:
+        attributes = vars(module)
+        yield attributes, attributes.copy()
+        for name in attributes.keys() - _TORCHS_OWN:
+            value = attributes[name]
+            if type(value) in _CONTAINERS:
+                yield value, value.copy()
+
+
+def _put_back(container: Any, items: Any) -> None:
+    """Let a container hold these items again; it stays the object that it is."""
+    if isinstance(container, dict):
+        container.update(items)
+        if len(container) != len(items):
+            for added in container.keys() - items.keys():
+                del container[added]
+    elif len(container) != len(items) or not all(map(operator.is_, container, items)):
+        container.clear()
+        (container.update if isinstance(container, set) else container.extend)(items)
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Union
 
 import torch
@@ -18,14 +20,14 @@ from fg_lightning.fullgrad.decomposition import (
     as_tuple,
     check_images,
     joined,
+    named,
     one_by_one_if_mixed,
-    real_product,
 )
-from fg_lightning.fullgrad.linearisation import Pointwise
-from fg_lightning.fullgrad.postprocess import Psi, find_psi, upsample
+from fg_lightning.fullgrad.hearing import Term
+from fg_lightning.fullgrad.linearisation import Pointwise, real_product
+from fg_lightning.fullgrad.postprocess import Psi, find_psi, kind_of, upsample
 from fg_lightning.fullgrad.readings import Reading, operations_of
 from fg_lightning.fullgrad.record import record
-from fg_lightning.fullgrad.tape import Term
 from fg_lightning.fullgrad.target import Selection, Target
 
 UserLayout = Callable[[Term, Tensor], Union[Tensor, None]]
@@ -132,9 +134,9 @@ class FullGrad(Attribution):
         def draw(images: Tensor, target: Target, arguments: tuple[Any, ...]) -> tuple[Tensor, FullGradients | Tensor]:
             return self._map(images, target, arguments, with_terms)
 
-        def join(parts: list[tuple[Tensor, FullGradients | Tensor]]) -> tuple[Tensor, FullGradients | Tensor]:
+        def join(parts: list[tuple[Tensor, FullGradients | Tensor]], operation: str) -> tuple[Tensor, FullGradients | Tensor]:
             maps, terms = zip(*parts, strict=True)
-            return torch.cat(maps), joined(list(terms)) if with_terms else torch.cat(terms)
+            return torch.cat(maps), joined(list(terms), operation) if with_terms else torch.cat(terms)
 
         def output_of(part: tuple[Tensor, FullGradients | Tensor]) -> Tensor:
             return part[1].output if isinstance(part[1], FullGradients) else part[1]
@@ -152,7 +154,12 @@ class FullGrad(Attribution):
     def _run(
         self, images: Tensor, target: Target, arguments: tuple[Any, ...], with_terms: bool, place: Place
     ) -> FullGradients | Tensor:
-        """One forward and one backward pass, in which `place` gets what of every term that counts lies on the image plane."""
+        """One forward and one backward pass, in which `place` gets what of every term that counts lies on the image plane.
+
+        Warns where more terms are lost than placed, those behind the plane's end left aside.
+        """
+        placed: list[Term] = []
+        lost: list[Term] = []
         selection, sums, axes = Selection(target, len(images)), TermSums(len(images)), images.ndim - 2
 
         def visit(term: Term, bias: Tensor | Pointwise, gradient: Tensor) -> None:
@@ -161,11 +168,12 @@ class FullGrad(Attribution):
             if not self._counts(term):
                 return
             values = TermValues(self._values, bias, gradient)
-            given = self.layout(term, values.all()) if self.layout else None
-            if given is not None:
-                place(term, given)
-            elif term.layout.on_plane(axes):
-                place(term, values.on_plane(term.layout, len(images), axes))
+            given = self._laid_out(term, values, images) if self.layout and gradient.shape != (len(images),) else None
+            if given is not None or term.layout.on_plane(axes):
+                placed.append(term)
+                place(term, values.on_plane(term.layout, len(images), axes) if given is None else given)
+            elif not term.layout.is_flat:
+                lost.append(term)
 
         recording = record(
             self.model,
@@ -177,7 +185,28 @@ class FullGrad(Attribution):
             autocast=self.autocast,
         )
         place(None, recording.input_gradient * recording.images)
+        if len(lost) > len(placed):
+            _warn_once(
+                f"FullGrad draws {len(placed)} of {len(placed) + len(lost)} bias terms of this network: where in the image the "
+                f"others lie is not known, from {named(lost[-1])} on. `full_gradients(...).undrawn` names them, and "
+                "FullGrad(model, layout=...) takes a function that says how they lie."
+            )
         return sums.collected(recording, selection.target) if with_terms else recording.output
+
+    def _laid_out(self, term: Term, values: TermValues, images: Tensor) -> Tensor | None:
+        """A term as the user's layout lies it on the plane.
+
+        Raises:
+            ValueError: if that is no [N, C, *S].
+        """
+        assert self.layout is not None
+        given = self.layout(term, values.all())
+        if given is None or (isinstance(given, Tensor) and given.ndim == images.ndim and len(given) == len(images)):
+            return given
+        raise ValueError(
+            f"layout must return {named(term)} as [N, C, *S], of {images.ndim} dimensions for these {len(images)} images, "
+            f"or None, but returned {kind_of(given)}"
+        )
 
     def _counts(self, term: Term) -> bool:
         return term.kind == "explicit" or self.implicit
@@ -185,6 +214,12 @@ class FullGrad(Attribution):
     def _values(self, bias: Tensor, gradient: Tensor) -> Tensor:
         """What of a term is drawn, in the shape of the operation's output."""
         return real_product(gradient, bias)
+
+
+@cache
+def _warn_once(message: str) -> None:
+    """Once for each network, as Python's own filter would, were it not reset by whoever catches warnings."""
+    warnings.warn(message, stacklevel=2)
 
 
 class SimpleFullGrad(FullGrad):

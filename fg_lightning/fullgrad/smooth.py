@@ -9,7 +9,7 @@ from typing import Any, Union
 import torch
 from torch import Tensor, nn
 
-from fg_lightning.fullgrad.blocks import TermValues
+from fg_lightning.fullgrad.blocks import TermValues, reduced
 from fg_lightning.fullgrad.decomposition import (
     FullGradients,
     as_tuple,
@@ -19,12 +19,12 @@ from fg_lightning.fullgrad.decomposition import (
     one_by_one_if_mixed,
     rows_of,
 )
+from fg_lightning.fullgrad.hearing import Term
 from fg_lightning.fullgrad.linearisation import Pointwise
 from fg_lightning.fullgrad.postprocess import Psi
 from fg_lightning.fullgrad.readings import Reading
 from fg_lightning.fullgrad.record import record
 from fg_lightning.fullgrad.saliency import Canvas, FullGrad, UserLayout
-from fg_lightning.fullgrad.tape import Term
 from fg_lightning.fullgrad.target import Selection, Target
 
 
@@ -91,31 +91,32 @@ class SmoothFullGrad(FullGrad):
     ) -> tuple[Tensor, FullGradients | Tensor]:
         check_images(self.model, inputs)
         n, arguments = len(inputs), as_tuple(additional_forward_args)
-        predicted, most = self._looked_over(inputs, target, arguments)
-        together = min(most, n if callable(target) else self.internal_batch_size or max(1, n // 3))  # a function wants its batch
+        predicted, mixing = self._looked_over(inputs, target, arguments)
+        together = n if callable(target) else self.internal_batch_size or max(1, n // 3)  # a function wants its batch
+        together = 1 if mixing else together
         target = predicted if target is None else target
         portions = [rows_of(inputs, target, arguments, start, start + together) for start in range(0, n, together)]
         maps, terms = zip(*[self._averaged_map(*portion, with_terms) for portion in portions], strict=True)
-        return torch.cat(maps), joined(list(terms)) if with_terms else torch.cat(terms)
+        return torch.cat(maps), joined(list(terms), mixing) if with_terms else torch.cat(terms)
 
-    def _looked_over(self, images: Tensor, target: Target, arguments: tuple[Any, ...]) -> tuple[Tensor | None, int]:
-        """The classes predicted for the images as they are, and how many may go together: one where operations mix the samples.
+    def _looked_over(self, images: Tensor, target: Target, arguments: tuple[Any, ...]) -> tuple[Tensor | None, str | None]:
+        """The classes predicted for the images as they are, and the operation that mixes samples, so that each goes alone.
 
         Raises:
             ValueError: if the model's output for an image depends on the others.
         """
 
-        def look(images: Tensor, target: Target, arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor | None, int]:
+        def look(images: Tensor, target: Target, arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor | None, str | None]:
             selection = Selection(target, len(images))
             recording = record(self.model, images, selection, _pass_over, additional_forward_args=arguments, autocast=self.autocast)
-            return recording.output, selection.target, len(images)
+            return recording.output, selection.target, None
 
-        def join(parts: list[tuple[Tensor, Tensor | None, int]]) -> tuple[Tensor, Tensor | None, int]:
+        def join(parts: list[tuple[Tensor, Tensor | None, str | None]], operation: str) -> tuple[Tensor, Tensor | None, str | None]:
             classes = [part[1] for part in parts if part[1] is not None]
-            return torch.cat([part[0] for part in parts]), torch.cat(classes) if classes else None, 1
+            return torch.cat([part[0] for part in parts]), torch.cat(classes) if classes else None, operation
 
-        _, predicted, most = one_by_one_if_mixed(look, images, target, arguments, join, lambda part: part[0])
-        return predicted, most
+        _, predicted, mixing = one_by_one_if_mixed(look, images, target, arguments, join, lambda part: part[0])
+        return predicted, mixing
 
     def _averaged_map(
         self, images: Tensor, target: Target, arguments: tuple[Any, ...], with_terms: bool
@@ -133,7 +134,7 @@ class SmoothFullGrad(FullGrad):
             results.append(self._run(noisy, target, arguments, with_terms, place))
         canvas = Canvas(images)
         for values in sums.values():
-            canvas.add(self.psi(values.div_(self.n_samples)))
+            canvas.add(reduced(values.div_(self.n_samples), self.psi))
         return canvas.drawn(), averaged(results) if with_terms else torch.stack(results).mean(0)
 
     def _noisy_versions(self, images: Tensor) -> Iterator[Tensor]:

@@ -15,6 +15,15 @@ Target = Union[None, int, Sequence[Any], Tensor, Callable[[Any], Tensor]]
 function from the model's output to [N]."""
 
 
+def target_of(target: Target, start: int, stop: int) -> Target:
+    """The target of some samples of a batch: of one for each sample those, any other as it is."""
+    if isinstance(target, np.ndarray):
+        target = torch.as_tensor(target)
+    if isinstance(target, Tensor):
+        return target[start:stop] if target.numel() > 1 else target
+    return target[start:stop] if isinstance(target, Sequence) and not isinstance(target, (tuple, str)) else target
+
+
 class TargetError(ValueError):
     """A target that does not fit the model's output."""
 

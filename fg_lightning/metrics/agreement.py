@@ -5,15 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from fg_lightning.attribution.controls import CONVOLUTION
 from fg_lightning.metrics.concentration import shares_of
 from fg_lightning.metrics.means import SampleMeans
 from fg_lightning.removal.ranking import check_maps
-
-CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 def pointing_game(maps: Float[Tensor, "n 1 *s"], mask: Bool[Tensor, "n 1 *s"], *, tolerance: int = 0) -> Float[Tensor, " n"]:
@@ -125,4 +123,4 @@ def _dilated(mask: Tensor, radius: int) -> Tensor:
     axes = mask.ndim - 2
     offsets = torch.meshgrid(*[torch.arange(-radius, radius + 1)] * axes, indexing="ij")
     ball = torch.stack(offsets).square().sum(0) <= radius**2
-    return CONVOLUTIONS[axes](mask.float(), ball.to(mask.device).float()[None, None], padding=radius) > 0.5
+    return CONVOLUTION[axes](mask.float(), ball.to(mask.device).float()[None, None], padding=radius) > 0.5

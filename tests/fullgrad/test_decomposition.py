@@ -133,6 +133,30 @@ def test_frozen_parameters_count_like_any_others() -> None:
     assert all(torch.equal(result.bias_terms[name], term) for name, term in expected.bias_terms.items())
 
 
+def test_arguments_keep_their_class() -> None:
+    class Conditions(dict[str, Tensor]):
+        """Its entries are attributes, too."""
+
+        name = "none"
+
+        def __getattr__(self, name: str) -> Tensor:
+            if name not in self:
+                raise AttributeError(name)
+            return self[name]
+
+    class Scaled(nn.Module):
+        def forward(self, x: Tensor, conditions: Conditions) -> Tensor:
+            assert conditions.name == "a scale"
+            return (x * conditions.scale).flatten(1)
+
+    x, conditions = images(3), Conditions(scale=torch.tensor(3.0, dtype=torch.float16))
+    conditions.name = "a scale"
+    result = full_gradients(Scaled(), x, target=0, additional_forward_args=conditions)
+    assert torch.equal(result.output, 3 * x[:, 0, 0, 0])
+    assert list(conditions) == ["scale"]
+    assert conditions.scale.dtype is torch.float16
+
+
 def test_what_is_detached_is_a_constant() -> None:
     class Detached(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

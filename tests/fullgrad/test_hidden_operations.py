@@ -5,11 +5,13 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
+from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
-from fg_lightning import full_gradients
+from fg_lightning import FullGrad, full_gradients
 
 # Rounding of a few hundred operations in float64.
 EXACT = 1e-11
@@ -50,6 +52,98 @@ class TwoOutputs(torch.autograd.Function):
     def backward(ctx, first, second):
         (x,) = ctx.saved_tensors
         return 2 * x * first + 3 * x**2 * second
+
+
+class TwoOutputsOrNone(TwoOutputs):
+    """Its backward gets None for an output that is not used."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.set_materialize_grads(False)
+        return TwoOutputs.forward(ctx, x)
+
+    @staticmethod
+    def backward(ctx, first, second):
+        (x,) = ctx.saved_tensors
+        return (0 if first is None else 2 * x * first) + (0 if second is None else 3 * x**2 * second)
+
+
+class Squared(torch.autograd.Function):
+    """Works in place."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x.clone())
+        ctx.mark_dirty(x.square_())
+        return x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 2 * ctx.saved_tensors[0] * gradient
+
+
+class SquaredUnnoticed(Squared):
+    """Works in place on memory that torch does not watch, as extensions do."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x.clone())
+        x.data.square_()
+        ctx.mark_dirty(x)
+        return x
+
+
+class InnerGraph(torch.autograd.Function):
+    """Keeps a graph of its own for the backward pass, which is then cut off from the outer one."""
+
+    @staticmethod
+    def forward(ctx, x):
+        with torch.enable_grad():
+            ctx.x = x.detach().requires_grad_()
+            ctx.y = F.silu(ctx.x)
+        return ctx.y.detach()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return torch.autograd.grad(ctx.y, ctx.x, gradient, retain_graph=True)[0]
+
+
+@torch.library.custom_op("fg_lightning_tests::square_plus_one", mutates_args=())
+def square_plus_one(x: Tensor) -> Tensor:
+    return x * x + 1
+
+
+square_plus_one.register_autograd(
+    lambda ctx, gradient: 2 * ctx.saved_tensors[0] * gradient,
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+)
+
+
+class Deformed(nn.Module):
+    """A convolution whose offsets and weights depend on the input; torchvision's has one backward pass and no forward mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.offsets, self.mask = nn.Conv2d(4, 18, 3, padding=1), nn.Conv2d(4, 9, 3, padding=1)
+        self.deformed = torchvision.ops.DeformConv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        return self.deformed(x, self.offsets(x), self.mask(x).sigmoid())
+
+
+class Cells(nn.Module):
+    """Rows read one by one; the output of an LSTM cell is made of the cell state that it returns beside it."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.gru = nn.LSTMCell(24, 8), nn.GRUCell(8, 8)
+
+    def forward(self, x):
+        hidden = cell = state = x.new_zeros(len(x), 8)
+        for row in x.unbind(2):
+            hidden, cell = self.lstm(row.flatten(1), (hidden, cell))
+            state = self.gru(hidden, state)
+        return state
 
 
 class OnlyOnce(torch.autograd.Function):
@@ -120,6 +214,18 @@ HIDING: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
     "custom function, bound early": lambda: swish,
     "custom function with its context apart": lambda: SwishWithContextApart.apply,
     "custom function with two outputs": lambda: lambda x: torch.cat(TwoOutputs.apply(x), 1),
+    "custom function, one of two outputs used": lambda: lambda x: TwoOutputs.apply(x)[1],
+    "custom function, one of two outputs used, the other None": lambda: lambda x: TwoOutputsOrNone.apply(x)[1],
+    "custom function that works in place": lambda: lambda x: Squared.apply(x + 1),
+    "custom function that works in place on another's output": lambda: lambda x: Squared.apply(swish(x)),
+    "custom function that works in place, unnoticed": lambda: lambda x: SquaredUnnoticed.apply(x + 1),
+    "custom function that can be differentiated once": lambda: OnlyOnce.apply,
+    "custom function with a graph of its own": lambda: InnerGraph.apply,
+    "custom operation": lambda: square_plus_one,
+    "deformable convolution": Deformed,
+    "variance without its mean": lambda: lambda x: torch.var_mean(x, (2, 3))[0],
+    "R of a QR decomposition": lambda: lambda x: torch.linalg.qr(x)[1],
+    "LSTM and GRU cells": Cells,
     "custom function twice": lambda: lambda x: swish(swish(x)),
     "custom function that returns its input": lambda: ReversedGradient.apply,
     "module with backward hooks": Hooked,
@@ -187,11 +293,66 @@ def test_a_custom_function_is_named_after_its_module_and_its_class():
     assert terms.linearised == ("Swish in inner",)
 
 
-def test_what_cannot_be_differentiated_twice_is_named_and_the_error_shows_it():
+def test_what_can_be_differentiated_once_counts_and_is_not_drawn():
     model, images = around(OnlyOnce.apply)
-    terms = full_gradients(model, images)
-    assert terms.unaccounted == ("OnlyOnce in the model itself",)
+
+    class Refuses(FullGrad):
+        def _counts(self, term):
+            assert term.operation != "OnlyOnce" or not term.layout.on_plane(2)
+            return super()._counts(term)
+
+    def layout(term, values):
+        assert term.operation != "OnlyOnce"  # whose places nobody can say
+
+    maps, terms = Refuses(model, layout=layout).attribute_with_terms(images, 1)
+    assert terms.linearised == ("OnlyOnce in the model itself",)
+    assert maps.isfinite().all()
+
+
+def test_what_cannot_be_run_again_is_named_and_the_error_shows_it():
+    runs = []
+
+    class FirstTime(Swish):
+        @staticmethod
+        def forward(ctx, x):
+            runs.append(x)
+            if len(runs) > 1:
+                raise RuntimeError("once only")
+            return Swish.forward(ctx, x)
+
+    model, images = around(FirstTime.apply)
+    runs.clear()
+    terms = full_gradients(model, images[:1])
+    assert terms.unaccounted == ("FirstTime in the model itself",)
     assert terms.completeness_error.min() > 1e-3
+
+
+def test_gradients_that_a_forward_asks_for_itself_are_not_taken_for_the_outputs():
+    class Energy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 1)
+
+        def forward(self, x):
+            y = F.silu(self.conv(x))
+            (gradient,) = torch.autograd.grad(y.square().sum(), y, create_graph=True)
+            self.output = y + gradient / 2  # y once more
+            return self.output
+
+    model, images = around(Energy())
+    terms = full_gradients(model, images, 1)
+    outputs = {}
+    model.inner.conv.register_forward_hook(lambda module, args, y: outputs.__setitem__("y", y))
+    (gradient,) = torch.autograd.grad(model(images)[:, 1].sum(), outputs["y"])
+    expected = (gradient.sum((2, 3)) * model.inner.conv.bias).sum(1).detach()
+    assert torch.allclose(terms.bias_terms["inner.conv"], expected, rtol=1e-10)
+    assert "which torch did not show" in terms.unaccounted[0]
+
+
+def test_what_torch_hides_from_the_graph_is_named_among_the_reasons():
+    model, images = around(lambda x: torch.func.vjp(torch.sin, x)[1](x)[0])
+    with pytest.raises(ValueError, match=r"torch\.func\.vjp"):
+        full_gradients(model, images)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit.script itself
@@ -241,6 +402,10 @@ def test_samples_that_are_routed_differently_keep_all_their_terms():
 def test_a_wrapped_model_is_unwrapped_and_a_scripted_or_lazy_one_refused():
     model, images = around(swish)
     assert torch.equal(full_gradients(nn.DataParallel(model), images, 1).input_term, full_gradients(model, images, 1).input_term)
+    for wrapped in (torch.compile(model), Fabric(accelerator="cpu", devices=1).setup(model), nn.DataParallel(torch.compile(model))):
+        terms = full_gradients(wrapped, images, 1)
+        assert list(terms.bias_terms) == ["conv", "head"]
+        assert torch.equal(terms.input_term, full_gradients(model, images, 1).input_term)
     with pytest.raises(ValueError, match="lazy modules"):
         full_gradients(nn.Sequential(nn.Flatten(), nn.LazyLinear(2)), images)
 

@@ -5,16 +5,24 @@ from __future__ import annotations
 import gc
 import random
 import weakref
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch._functorch.apis as functorch_apis
+import torch._functorch.eager_transforms as eager_transforms
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import FunctionMeta
+from torch.nn.utils import prune
+from torch.utils import checkpoint as checkpoints
+from torch.utils.checkpoint import CheckpointFunction
 
 from fg_lightning import FullGrad, SimpleFullGrad, full_gradients
 from fg_lightning.fullgrad.call import Call
@@ -61,7 +69,8 @@ def state_of(model: nn.Module, x: Tensor) -> dict[str, Any]:
         "hooks": [len(hooks) for module in model.modules() for name, hooks in vars(module).items() if name.endswith("_hooks")],
         "tensor hooks": [bool(t._backward_hooks) for t in [x, *model.parameters(), *model.buffers()]],
         "attributes": [sorted(vars(t)) for t in [x, *model.parameters(), *model.buffers()]],
-        "module attributes": [sorted(vars(module)) for module in model.modules()],
+        "module attributes": [{name: id(value) for name, value in vars(module).items()} for module in model.modules()],
+        "module contents": [contents(value) for module in model.modules() for value in vars(module).values()],
         "flags": [module.training for module in model.modules()],
         "requires_grad": [t.requires_grad for t in [x, *model.parameters()]],
         "grad": [None if t.grad is None else t.grad.tolist() for t in [x, *model.parameters()]],
@@ -76,6 +85,12 @@ def state_of(model: nn.Module, x: Tensor) -> dict[str, Any]:
         "autocast": torch.is_autocast_enabled("cpu"),
         "function modes": torch.overrides._len_torch_function_stack(),
     }
+
+
+def contents(value: Any) -> list[tuple[int, int]]:
+    """Which objects are in a dictionary, list or set."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, set)) else ()
+    return [(id(key) if isinstance(value, dict) else 0, id(item)) for key, item in items]
 
 
 def assert_unchanged(before: dict[str, Any], after: dict[str, Any]) -> None:
@@ -95,6 +110,50 @@ def test_nothing_is_changed(method: str, fail: bool) -> None:
         with pytest.raises(KeyError, match="halfway") if fail else nullcontext():
             METHODS[method](model, x)
     assert_unchanged(before, state_of(model, x))
+
+
+class Remembers(Net):
+    """Counts, keeps and computes once, in plain attributes and in a buffer made when it is needed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        prune.identity(self.head, "weight")  # set anew as an attribute before each forward
+        self.count = 0
+        self.doubled: Tensor | None = None
+        self.seen: list[Tensor] = []
+        self.sizes: set[int] = {6}
+        self.cache: dict[str, Tensor] = {"input": torch.ones(1)}
+        self.of_each: defaultdict[int, list[int]] = defaultdict(list)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += 1
+        self.seen.append(x)
+        self.sizes.add(len(self.seen))
+        self.cache["input"] = x
+        self.of_each[self.count] = [1]
+        self.doubled = self.conv.weight * 2 if self.doubled is None else self.doubled
+        self.scale = self.cache.setdefault("scale", self.norm.weight.sum() if self.training else torch.zeros(()))
+        if not hasattr(self, "made"):
+            self.register_buffer("made", torch.ones(1))
+        return super().forward(x) + self.doubled.sum() + self.scale
+
+
+@pytest.mark.parametrize("fail", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_what_a_model_keeps_in_plain_attributes_is_as_it_was(method: str, fail: bool) -> None:
+    model, x = Remembers(), torch.rand(2, 3, 6, 6)
+    model.conv.weight.requires_grad_()
+    model.fail = fail
+    before = state_of(model, x)
+    for _ in range(2):
+        with pytest.raises(KeyError, match="halfway") if fail else nullcontext():
+            METHODS[method](model, x)
+    assert_unchanged(before, state_of(model, x))
+    model.fail = False
+    model(x).sum().backward()  # by weights that no look has cut off
+    assert model.conv.weight.grad is not None
+    assert model.head.weight_orig.grad is not None
+    assert model.scale.requires_grad
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -206,6 +265,71 @@ def test_memory_does_not_grow(method: str, fail: bool) -> None:
     settled = call(30)
     # One activation kept in each call would be 75 MB, all of them 500 MB; the allocator's own coming and going is a few.
     assert call(CALLS) - settled < 40
+
+
+# --- threads ---------------------------------------------------------------------------------------------------------------------
+
+
+class Between(nn.Module):
+    """Does something else in the middle of its forward."""
+
+    def __init__(self, something: Callable[[], Any]) -> None:
+        super().__init__()
+        self.head = nn.Linear(108, 3)
+        self.something = something
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.something()
+        return self.head(x.flatten(1))
+
+
+def patched() -> list[Any]:
+    """What of torch is not itself while a model is met."""
+    return [
+        vars(CheckpointFunction).get("apply"),
+        vars(FunctionMeta).get("__getattribute__"),
+        *(value for name, value in vars(checkpoints).items() if name.startswith("_checkpoint_without_reentrant_generator")),
+        *(vars(functorch_apis)["vmap_impl"], eager_transforms.grad_impl),
+    ]
+
+
+def test_threads_leave_torch_as_it_was() -> None:
+    first_in, second_in, first_out = Event(), Event(), Event()
+    x, before, errors = torch.rand(2, 3, 6, 6), patched(), {}
+
+    def first() -> None:
+        model = Between(lambda: (first_in.set(), second_in.wait(0.3)))  # until the second is in as well, if it ever comes in
+        errors["first"] = full_gradients(model, x, 0).completeness_error.max()
+        first_out.set()
+
+    def second() -> None:
+        first_in.wait(10)
+        errors["second"] = full_gradients(Between(lambda: (second_in.set(), first_out.wait(10))), x, 0).completeness_error.max()
+
+    threads = [Thread(target=run) for run in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(now is then for now, then in zip(patched(), before, strict=True))
+    assert max(errors["first"], errors["second"]) < 1e-4  # float32
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpoints_of_other_threads_go_on_being_checkpoints(use_reentrant: bool) -> None:
+    runs: list[Tensor] = []
+
+    def train() -> None:
+        z = torch.ones(3, requires_grad=True)
+        checkpoints.checkpoint(lambda z: (runs.append(z), z.exp())[1], z, use_reentrant=use_reentrant).sum().backward()
+
+    def in_another_thread() -> None:
+        thread = Thread(target=train)
+        thread.start()
+        thread.join()
+
+    full_gradients(Between(in_another_thread), torch.rand(2, 3, 6, 6), 0)
+    assert len(runs) == 2  # once more in the backward pass
 
 
 # --- contexts --------------------------------------------------------------------------------------------------------------------

@@ -11,11 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fg_lightning import FullGrad, full_gradients
-from fg_lightning.fullgrad import Term
+from fg_lightning.fullgrad.layout import Layout
 from fg_lightning.fullgrad.tape import Tape
 
 # torch itself says so when forward-mode differentiation is first used.
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:FullGrad draws"),  # of networks made of what scrambles places
+]
 
 N, C, H, W = 3, 4, 8, 6
 
@@ -45,6 +48,9 @@ class Network(nn.Module):
         y = self.function(y, *self.inner)
         y = torch.sigmoid(y + 0.25).flatten(1)
         return y @ const(y.shape[1], 3)
+
+
+CHOSEN = torch.tensor([1, 0])
 
 
 def windows(x: Tensor, size: int = 2) -> Tensor:
@@ -160,9 +166,54 @@ SEQUENCES: dict[str, tuple[Callable[..., Tensor], Callable[[], nn.Module] | None
         lambda x, lstm: lstm(x.mean(3).transpose(1, 2))[0],
         lambda: nn.LSTM(C, 3, batch_first=True),
     ),
+    "last state of an lstm": (
+        lambda x, lstm: lstm(x.mean(3).transpose(1, 2))[1][0].transpose(0, 1),
+        lambda: nn.LSTM(C, 3, batch_first=True),
+    ),
+    "last state of a gru, batch second": (
+        lambda x, gru: gru(x.mean(3).permute(2, 0, 1))[1].transpose(0, 1),
+        lambda: nn.GRU(C, 3),
+    ),
+    "lstm cell": (lambda x, cell: torch.cat(cell(x.mean((2, 3)), (x.amax((2, 3)), x[:, :, 0, 0])), 1), lambda: nn.LSTMCell(C, C)),
+    "bilinear": (lambda x, layer: layer(x.mean((2, 3)), x[:, :, 0, 0]), lambda: nn.Bilinear(C, C, 3)),
+    "cosine similarity": (lambda x: F.cosine_similarity(x, const(C, H, W)), None),
+    "cosine similarity of two": (lambda x: F.cosine_similarity(x.flatten(2), x[:, :, :1, 0].exp(), dim=2), None),
+    "variance and mean": (lambda x: torch.stack(torch.var_mean(x, 1)).prod(0), None),
+    "norm of matrices": (lambda x: torch.linalg.norm(x, dim=1).exp(), None),
+    "diagonal": (lambda x: x.diagonal(dim1=2, dim2=3).exp(), None),
+    "hstack": (lambda x: torch.hstack([x, x * x, const(1, 1, H, W).expand(len(x), -1, -1, -1)]).exp(), None),
+    "vstack with samples second": (lambda x: torch.vstack([x.transpose(0, 1), x.exp().transpose(0, 1)]).transpose(0, 1), None),
+    "index_add": (lambda x: x.index_add(1, CHOSEN, x[:, 2:].exp()).exp(), None),
+    "index_add to a constant": (
+        lambda x: const(1, 2, H, W).repeat(len(x), 1, 1, 1).index_add(1, CHOSEN[:1], x[:, :1]).exp(),
+        None,
+    ),
+    "index_copy": (lambda x: x.index_copy(2, CHOSEN, x[:, :, 2:4].exp()).exp(), None),
+    "index_fill": (lambda x: x.index_fill(3, CHOSEN, 2.0).exp(), None),
+    "scatter": (lambda x: x.scatter(1, x.detach().argsort(1), x.exp()).exp(), None),
+    "scatter_add": (lambda x: x.scatter_add(1, x.detach().argsort(1), x.exp()).exp(), None),
+    "fft over columns": (lambda x: torch.fft.irfft(torch.fft.rfft(x) * const(H, W // 2 + 1)).exp(), None),
+    "fft, channels last": (lambda x: torch.fft.ifft2(torch.fft.fft2(x.permute(0, 2, 3, 1), dim=(1, 2))).real.exp(), None),
+    "windows of padded, rolled rows": (
+        lambda x: windows_reversed(_padded_rolled_windows(x).softmax(1).exp(), len(x), H + 2, W + 2),
+        None,
+    ),
+    "patch merging": (lambda x: F.linear(_merged(x), const(3, 4 * C), const(3)), None),
+    "patches with samples between": (lambda x: _merged(x).view(len(x) * 2, -1, 2, 2 * C).softmax(1).view(len(x), -1).exp(), None),
+    "unfold and fold": (lambda x: F.fold(F.unfold(x, 3, padding=1).exp(), (H, W), 3, padding=1), None),
     "tokens first": (lambda x: (tokens(x).transpose(0, 1).exp() + const(H * W, 1, C)).mean(0), None),
     "loop over samples": (lambda x: torch.stack([sample.exp() * sample for sample in x]), None),
 }
+
+
+def _merged(x: Tensor) -> Tensor:
+    """[N, C, H, W] -> [N, H / 2, W / 2, 4 C] by one view, as timm's Swin merges its patches."""
+    n, c, h, w = x.shape
+    return x.permute(0, 2, 3, 1).reshape(n, h // 2, 2, w // 2, 2, c).permute(0, 1, 3, 4, 2, 5).flatten(3)
+
+
+def _padded_rolled_windows(x: Tensor) -> Tensor:
+    return windows(F.pad(x, (0, 2, 0, 2)).roll((1, -2), (3, 2)))
 
 
 def _assigned(x: Tensor) -> Tensor:
@@ -210,21 +261,15 @@ def test_maps_of_a_batch_are_those_of_its_images_alone(name: str) -> None:
 
 
 # What the table of movements does not know: each image runs alone, which is right and slower.
-RUN_ALONE = {
-    "repeat",
-    "repeat_interleave",
-    "unfold",
-    "lstm over rows",
-    "loop over samples",
-}
+RUN_ALONE = {"loop over samples"}
 
 
-@pytest.mark.parametrize("name", [name for name in SEQUENCES if name not in RUN_ALONE])
+@pytest.mark.parametrize("name", SEQUENCES)
 def test_a_batch_runs_once(name: str) -> None:
     model, calls = network(name), []
     model.before.register_forward_hook(lambda module, args, output: calls.append(len(output)))
     full_gradients(model, images(), target=1)
-    assert calls == [N]
+    assert calls == ([N, *[1] * N] if name in RUN_ALONE else [N])
 
 
 # --- the plane -------------------------------------------------------------------------------------------------------------------
@@ -264,11 +309,42 @@ ON_PLANE: dict[str, Callable[[Tensor], Tensor]] = {
     "einsum": lambda x: torch.einsum("nchw->wnhc", x),
     "unflatten": lambda x: x.flatten(2).unflatten(2, (H, W)),
     "squeeze": lambda x: x.mean(1, keepdim=True).squeeze(1),
+    "one channel, which is left out": lambda x: x[:, :1].reshape(len(x), H, W),
+    "padded": lambda x: F.pad(x, (1, 3, 0, 2)),
+    "padded, channels last": lambda x: F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 3, 0, 2)),
+    "padded by reflection": lambda x: F.pad(x, (1, 3, 0, 2), mode="reflect"),
+    "padded and cut back": lambda x: F.pad(x, (1, 3, 0, 2))[:, :, :H, 1 : 1 + W],
+    "padded and cut by a negative pad": lambda x: F.pad(F.pad(x, (1, 3, 0, 2)), (-1, -3, 0, -2)),
+    "windows of padded, rolled rows": _padded_rolled_windows,
+    "windows of padded, rolled rows, reversed": lambda x: windows_reversed(_padded_rolled_windows(x), len(x), H + 2, W + 2).roll(
+        (-1, 2), (3, 2)
+    )[:, :, :H, :W],
+    "cut into windows by unfold": lambda x: x.unfold(2, 2, 2).unfold(3, 3, 3),
+    "patch merging, not yet merged": _merged,
+    "tokens behind one that depends on the input": lambda x: torch.cat([x.mean((2, 3))[:, None], tokens(x)], 1),
+    "tokens behind one, by hstack": lambda x: torch.hstack([const(len(x), 1, C).float(), tokens(x)]),
+    "written to along the channels": lambda x: x.index_add(1, torch.tensor([1]), x[:, :1] * 0),
     "rolled": lambda x: x.roll((1, -2), (3, 2)),
     "rolled there and back": lambda x: windows_reversed(windows(x.roll((1, -2), (3, 2))), len(x)).roll((-1, 2), (3, 2)),
     "windows of rolled rows": lambda x: windows(x.roll((1, -2), (3, 2))),
     "windows of other sizes": lambda x: windows_reversed(windows(x), len(x)).view(len(x), C, 2, H // 2, W).transpose(2, 3),
 }
+
+
+def _average(size: int) -> Tensor:
+    """A kernel that leaves every image where it is, on the whole."""
+    return torch.full((C, C, size, size), 1 / (C * size * size))
+
+
+def layout_behind(function: Callable[[Tensor], Tensor], images: Tensor) -> Layout:
+    """How the term of a bias lies that is added to what a function makes of images."""
+    leaf = images.clone().requires_grad_()
+    with Tape(x := leaf.clone(), lambda term, bias, gradient: None, {}) as tape:
+        y = function(x) + 1.0
+    assert tape.mixed_by is None
+    layout = tape.hearing.terms[-1].layout
+    assert layout.shape == tuple(y.shape)
+    return layout
 
 
 @pytest.mark.parametrize("n", [1, 3])
@@ -277,18 +353,106 @@ def test_every_place_is_found_at_its_row_and_column(name: str, n: int) -> None:
     function = ON_PLANE[name]
     sample, _, row, column = torch.meshgrid(*(torch.arange(float(size)) for size in (n, C, H, W)), indexing="ij")
 
-    seen: list[Term] = []
-    leaf = sample.clone().requires_grad_()
-    with Tape(x := leaf.clone(), lambda term, bias, gradient: seen.append(term), {}) as tape:
-        y = function(x) + 1.0
-    y.sum().backward()
-    assert tape.mixed_by is None
-    layout = seen[0].layout  # backwards, so that the addition comes first
-    assert layout.shape == tuple(y.shape)
+    layout = layout_behind(function, sample)
     assert layout.on_plane(2)
     for index in (sample, row, column):
         plane = layout.to_plane(function(index), n, 2)
         assert torch.equal(plane, index[:, :1].expand(n, plane.shape[1], H, W))
+
+
+COARSE: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
+    "patches merged": (lambda x: _merge_patches(x), 2),
+    "patches merged twice": (lambda x: _merge_patches(_merge_patches(x).permute(0, 3, 1, 2)), 4),
+    "patches merged, cut into windows, merged": (
+        lambda x: _merge_patches(windows_reversed(windows(_merge_patches(x).permute(0, 3, 1, 2)), len(x), 4, 6)),
+        4,
+    ),
+    "patches merged and rolled": (lambda x: _merge_patches(x).roll((1, -2), (2, 1)), 2),
+    "patches of a rolled image merged": (lambda x: _merge_patches(x.roll((4, -2), (3, 2))), 2),
+    "patches of a padded image merged": (lambda x: _merge_patches(F.pad(x, (0, 4, 2, 0))), 2),
+    "patches merged, then a convolution": (lambda x: F.conv2d(_merge_patches(x).permute(0, 3, 1, 2), _average(2), stride=2), 4),
+    "space to depth, then a convolution": (
+        lambda x: F.conv2d(_merged(x).permute(0, 3, 1, 2), torch.full((4 * C, 4 * C, 1, 1), 1 / (4 * C))),
+        2,
+    ),
+    "largest of each window": (lambda x: x.view(*x.shape[:2], x.shape[2] // 2, 2, -1, 2).amax((3, 5)), 2),
+    "one of each window": (lambda x: x.view(*x.shape[:2], x.shape[2] // 2, 2, -1, 2)[:, :, :, 1, :, 0], 2),
+    "every other row and column": (lambda x: x[:, :, ::2, 1::2], 2),
+    "average pooling": (lambda x: F.avg_pool2d(x, 2), 2),
+    "patches of F.unfold": (lambda x: F.linear(F.unfold(x, 2, stride=2).transpose(1, 2), torch.full((3, 4 * C), 1 / (4 * C))), 2),
+    "patches of Tensor.unfold": (lambda x: x.unfold(2, 2, 2).unfold(3, 2, 2).mean((-1, -2)), 2),
+    "stages that carry a class token on": (lambda x: _two_stages_with_a_class_token(x), 2),
+}
+
+
+def _merge_patches(x: Tensor) -> Tensor:
+    """[N, C, H, W] -> [N, H / 2, W / 2, C], every entry the mean of its patch."""
+    merged = _merged(x)
+    return F.linear(merged, torch.full((C, merged.shape[-1]), 1 / merged.shape[-1]))
+
+
+def _two_stages_with_a_class_token(x: Tensor) -> Tensor:
+    stage = torch.cat([const(1, 1, C).float().expand(len(x), -1, -1), tokens(x)], 1)
+    token, places = stage[:, :1], stage[:, 1:].transpose(1, 2).reshape(x.shape)
+    return torch.cat([token, tokens(F.conv2d(places, _average(2), stride=2))], 1)
+
+
+@pytest.mark.parametrize("name", COARSE)
+def test_what_was_mixed_into_channels_leaves_a_coarser_plane(name: str) -> None:
+    function, size = COARSE[name]
+    h, w = 8, 12
+    sample, _, row, column = torch.meshgrid(*(torch.arange(float(length)) for length in (2, C, h, w)), indexing="ij")
+    layout = layout_behind(function, sample)
+    assert layout.on_plane(2)
+    for index in (sample, row // size, column // size):
+        plane = layout.to_plane(function(index), 2, 2)
+        expected = index[:, :1, ::size, ::size]
+        # float32 means of at most 16 equal numbers
+        torch.testing.assert_close(plane, expected.expand_as(plane), rtol=1e-5, atol=1e-5)
+        assert plane.shape[2:] == (h // size, w // size)
+
+
+CUT: dict[str, tuple[Callable[[Tensor], Tensor], slice, slice]] = {
+    "upper rows": (lambda x: x[:, :, :5], slice(0, 5), slice(0, W)),
+    "one row": (lambda x: x[:, :, 2:3], slice(2, 3), slice(0, W)),
+    "columns, narrow": (lambda x: x.narrow(3, 2, 3), slice(0, H), slice(2, 5)),
+    "a stripe": (lambda x: x.chunk(4, 2)[3], slice(6, 8), slice(0, W)),
+    "a crop, channels last": (lambda x: x.permute(0, 2, 3, 1)[:, 1:7, 2:], slice(1, 7), slice(2, W)),
+    "a crop of a crop": (lambda x: x[:, :, 2:][:, :, 1:4], slice(3, 6), slice(0, W)),
+    "a crop of what was padded": (lambda x: F.pad(x, (2, 2, 2, 2))[:, :, 4:9, :4], slice(2, 7), slice(0, 2)),
+    "a crop by a negative pad": (lambda x: F.pad(x, (-1, -2, 0, -3)), slice(0, 5), slice(1, 4)),
+    "tokens of a crop": (lambda x: tokens(x[:, :, 3:]), slice(3, H), slice(0, W)),
+    "windows of a crop": (lambda x: windows(x[:, :, 2:6]), slice(2, 6), slice(0, W)),
+    "a crop, padded again": (lambda x: F.pad(x[:, :, 2:6], (0, 0, 2, 2)), slice(2, 6), slice(0, W)),
+}
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_what_a_slice_took_away_is_zero_on_the_plane(name: str) -> None:
+    function, rows, columns = CUT[name]
+    row, column = torch.meshgrid(torch.arange(1.0, H + 1), torch.arange(1.0, W + 1), indexing="ij")
+    layout = layout_behind(function, torch.zeros(2, C, H, W))
+    assert layout.on_plane(2)
+    for index in (row, column):
+        expected = torch.zeros(H, W)
+        expected[rows, columns] = index[rows, columns]
+        plane = layout.to_plane(function(index.expand(2, C, H, W)), 2, 2)
+        assert torch.equal(plane, expected.expand_as(plane))
+
+
+ATTENTION_MAPS: dict[str, Callable[[Tensor], Tensor]] = {
+    "matmul": lambda t: t @ t.transpose(1, 2),
+    "bmm": lambda t: torch.bmm(t, t.transpose(1, 2)),
+    "einsum": lambda t: torch.einsum("nqc,nkc->nqk", t, t),
+}
+
+
+@pytest.mark.parametrize("name", ATTENTION_MAPS)
+def test_an_attention_map_lies_where_its_queries_lie(name: str) -> None:
+    layout = layout_behind(lambda x: ATTENTION_MAPS[name](tokens(x)), torch.zeros(2, C, H, W))
+    row = torch.arange(H).repeat_interleave(W)
+    plane = layout.to_plane(row[:, None].expand(2, H * W, H * W), 2, 2)
+    assert torch.equal(plane, torch.arange(H)[:, None].expand(2, H * W, H, W))
 
 
 OFF_PLANE: dict[str, Callable[[Tensor], Tensor]] = {
@@ -297,6 +461,11 @@ OFF_PLANE: dict[str, Callable[[Tensor], Tensor]] = {
     "linear over tokens": lambda x: F.linear(x.flatten(2), const(5, H * W).float()),
     "rows turned around": lambda x: x.flip(2),
     "channels and columns rolled into one": lambda x: x.transpose(2, 3).flatten(2).roll(1, 2),
+    "two crops in the other order": lambda x: torch.cat([x[:, :, 3:], x[:, :, :3]], 2),
+    "a crop of rolled rows": lambda x: x.roll(1, 2)[:, :, 2:6],
+    "places in a window, over all windows": lambda x: x.view(len(x), C, 2, H // 2, 2, W // 2).mean((2, 4)),
+    "the first of the windows": lambda x: x.view(len(x), C, 2, H // 2, W)[:, :, 0],
+    "windows of a window": lambda x: x.view(len(x), C, 2, 2, H // 4, W).mean(3),
     "flat": lambda x: F.linear(x.flatten(1), const(5, C * H * W).float()),
     "pooled and squeezed": lambda x: x.mean((2, 3)),
 }
@@ -304,12 +473,7 @@ OFF_PLANE: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("name", OFF_PLANE)
 def test_what_lies_on_no_plane_is_not_taken_for_one(name: str) -> None:
-    seen: list[Term] = []
-    leaf = torch.zeros(2, C, H, W, requires_grad=True)
-    with Tape(x := leaf.clone(), lambda term, bias, gradient: seen.append(term), {}):
-        y = OFF_PLANE[name](x) + 1.0
-    y.sum().backward()
-    assert not seen[0].layout.on_plane(2)
+    assert not layout_behind(OFF_PLANE[name], torch.zeros(2, C, H, W)).on_plane(2)
 
 
 # --- samples that mix ------------------------------------------------------------------------------------------------------------
@@ -336,6 +500,14 @@ MIXING: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "the batch as channels": (lambda x: F.conv2d(x.transpose(0, 1), const(N, N, 1, 1)).transpose(0, 1), "conv2d"),
     "reshape across samples": (lambda x: x.transpose(0, 1).reshape(x.shape), ""),
     "assignment across samples": (lambda x: _assigned_across(x), "getitem"),
+    "assignment in another order": (lambda x: _assigned_in_another_order(x), "setitem"),
+    "layer norm over the batch": (lambda x: F.layer_norm(x.movedim(0, -1), (N,)).movedim(-1, 0), "layer_norm"),
+    "pad of the batch": (lambda x: F.pad(x, (0, 0, 0, 0, 0, 0, 1, 0))[:-1], "pad"),
+    "pairs of samples": (lambda x: F.cosine_similarity(x.flatten(1)[None], x.flatten(1)[:, None], dim=-1), "cosine_similarity"),
+    "scatter over the batch": (lambda x: x.scatter(0, x.detach().argsort(0), x.exp()), "scatter"),
+    "index_add over the batch": (lambda x: x.index_add(0, torch.tensor([1]), const(1, C, H, W)), "index_add"),
+    "each image twice": (lambda x: x.repeat_interleave(2, 0)[:N], "repeat_interleave"),
+    "unfold over the batch": (lambda x: x.unfold(0, N, 1)[0].movedim(-1, 0).flip(0), "unfold"),
     "sorted over the batch": (lambda x: x.sort(0).values, "sort"),
 }
 
@@ -343,6 +515,12 @@ MIXING: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
 def _assigned_across(x: Tensor) -> Tensor:
     y = x.clone()
     y[0] = x[1]
+    return y
+
+
+def _assigned_in_another_order(x: Tensor) -> Tensor:
+    y = x.clone()
+    y[torch.arange(len(x) - 1, -1, -1)] = x.exp()
     return y
 
 
@@ -368,7 +546,7 @@ def test_batch_norm_without_running_statistics_is_refused_and_named_with_its_mod
 
 @pytest.mark.parametrize("kind", [list, tuple, torch.tensor])
 def test_each_sample_keeps_its_own_target_where_samples_run_alone(kind: Callable[[Any], Any]) -> None:
-    model = network("repeat")  # whose batch is told apart by running each image alone
+    model = network("loop over samples")  # whose batch is told apart by running each image alone
     targets = [2, 0, 1] if kind is not tuple else (1,)
     together = full_gradients(model, images(), target=kind(targets))
     for i, target in enumerate([2, 0, 1] if kind is not tuple else [1, 1, 1]):
@@ -381,8 +559,8 @@ def test_each_sample_keeps_its_own_target_where_samples_run_alone(kind: Callable
 def test_additional_arguments_follow_their_samples_where_samples_run_alone() -> None:
     class Conditioned(nn.Module):
         def forward(self, x: Tensor, condition: Tensor, scale: float) -> Tensor:
-            repeated = x.repeat(1, 2, 1, 1)  # whose batch is told apart by running each image alone
-            return (repeated.exp().mean((2, 3)) * condition).sum(1) * scale
+            alone = torch.stack([sample.exp() for sample in x])  # whose batch is told apart by running each image alone
+            return (alone.mean((2, 3)) * condition).sum(1) * scale
 
     condition = torch.rand(N, 1, generator=torch.Generator().manual_seed(3), dtype=torch.float64) + 0.5
     together = full_gradients(Conditioned(), images(), additional_forward_args=(condition, 2.0))

@@ -11,7 +11,14 @@ from operations.definition import TOLERANCE, Operand, const, z
 from torch import Tensor
 
 from fg_lightning.fullgrad.call import Call, tensors_in
-from fg_lightning.fullgrad.linearisation import NotDifferentiable, _double_reverse_mode, _forward_mode, linearise
+from fg_lightning.fullgrad.linearisation import (
+    NotDifferentiable,
+    Summed,
+    _double_reverse_mode,
+    _forward_mode,
+    _reverse_mode,
+    linearise,
+)
 
 # torch itself says so when forward-mode differentiation is first used.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")
@@ -63,8 +70,18 @@ def call_of(name: str) -> tuple[Call, list[Tensor]]:
 @pytest.mark.parametrize("mode", [_forward_mode, _double_reverse_mode])
 def test_either_way_to_a_jacobian_product_gives_the_bias(mode: Callable[[Call], list[Tensor]], name: str) -> None:
     call, expected = call_of(name)
-    for y, tangent, bias in zip(call.outputs, mode(call), expected, strict=True):
-        torch.testing.assert_close(y.detach() - tangent, bias, **TOLERANCE)
+    for bias, value in zip(mode(call), expected, strict=True):
+        torch.testing.assert_close(bias, value, **TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ONE_CALL)
+def test_one_reverse_pass_gives_what_the_bias_contributes(name: str) -> None:
+    call, expected = call_of(name)
+    for bias, value in zip(_reverse_mode(call), expected, strict=True):
+        gradient = torch.randn(value.shape, dtype=torch.float64)
+        of_output, *of_operands = bias.contributions(gradient)
+        assert [t.shape for t in of_operands] == [t.shape for t in call.dependent]
+        torch.testing.assert_close(of_output.sum() - sum(t.sum() for t in of_operands), (gradient * value).sum(), **TOLERANCE)
 
 
 @pytest.mark.parametrize("name", [name for name in ONE_CALL if name not in ONE_REVERSE_PASS_ONLY])
@@ -76,20 +93,42 @@ def test_fallback_gives_one_bias_for_each_output(name: str) -> None:
         torch.testing.assert_close(bias.value, value, **TOLERANCE)
 
 
-def test_fallback_says_when_an_operation_cannot_be_differentiated_twice() -> None:
-    class Cube(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor) -> Tensor:
-            ctx.save_for_backward(x)
-            return x**3
+class Cube(torch.autograd.Function):
+    """Can be differentiated once."""
 
-        @staticmethod
-        @torch.autograd.function.once_differentiable
-        def backward(ctx: Any, gradient: Tensor) -> Tensor:
-            return 3 * ctx.saved_tensors[0] ** 2 * gradient
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3
 
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return 3 * ctx.saved_tensors[0] ** 2 * gradient
+
+
+def test_fallback_takes_the_one_reverse_pass_where_there_is_no_second() -> None:
     x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True).clone()
     call = Call(Cube.apply, (x,), {})
     call.has_run([Cube.apply(x)])
-    with pytest.raises(NotDifferentiable):
+    (bias,) = linearise(call)
+    assert isinstance(bias.value, Summed)
+    of_output, of_operand = bias.value.contributions(torch.ones(2, 3, dtype=torch.float64))
+    torch.testing.assert_close((of_output - of_operand).sum(), (-2 * x.detach() ** 3).sum(), **TOLERANCE)
+
+
+def test_fallback_says_when_an_operation_cannot_be_run_again() -> None:
+    runs = iter([True])
+
+    class Once(Cube):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            if not next(runs, False):
+                raise RuntimeError("once only")
+            return Cube.forward(ctx, x)
+
+    x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True).clone()
+    call = Call(Once.apply, (x,), {})
+    call.has_run([Once.apply(x)])
+    with pytest.raises(NotDifferentiable, match="once only"):
         linearise(call)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +14,7 @@ from captum.attr import NoiseTunnel
 from captum.metrics import sensitivity_max
 from torch import Tensor, nn
 
-from fg_lightning import FullGrad, SimpleFullGrad, SmoothFullGrad
+from fg_lightning import FullGrad, SimpleFullGrad, SmoothFullGrad, full_gradients
 from fg_lightning.fullgrad.postprocess import PSI
 
 MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
@@ -293,6 +295,86 @@ def test_smooth_fullgrad_takes_images_one_by_one_where_they_cannot_be_told_apart
     method = SmoothFullGrad(Windows(), n_samples=2)
     alone = torch.cat([method.attribute(images[i : i + 1], 1) for i in range(6)])
     torch.testing.assert_close(method.attribute(images, 1), alone, rtol=1e-10, atol=1e-10)
+
+
+class Halves(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x / 2
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient / 2
+
+
+class Halved(nn.Module):
+    """A custom function: nobody knows how it moves samples."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Halves.apply(F.silu(x)).flatten(1)
+
+
+def test_the_operation_for_which_images_went_one_by_one_is_named() -> None:
+    images = torch.randn(3, 2, 4, 4, dtype=torch.float64)
+    for method in (FullGrad(Halved()), SmoothFullGrad(Halved(), n_samples=2)):
+        _, terms = method.attribute_with_terms(images, [0, 1, 2])
+        assert terms.ran_alone == "Halves in the model itself"
+        assert terms.target is not None
+        assert terms.target.tolist() == [0, 1, 2]
+        assert terms.completeness_error.max() < 1e-10  # float64
+        assert method.attribute_with_terms(images[:1], 0)[1].ran_alone is None
+    assert full_gradients(Halved(), images, 0).ran_alone == "Halves in the model itself"
+    assert full_gradients(nn.Flatten(), images, 0).ran_alone is None
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor, lambda classes: range(len(classes))])
+@pytest.mark.parametrize("model", [Halved(), nn.Flatten()])
+@pytest.mark.parametrize("method", [FullGrad, partial(SmoothFullGrad, n_samples=2)])
+def test_targets_of_each_image_may_come_in_any_sequence(
+    method: Callable[[nn.Module], FullGrad], model: nn.Module, kind: Callable[[list[int]], Any]
+) -> None:
+    images = torch.randn(6, 2, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    classes = [0, 1, 2, 3, 4, 5]
+    assert torch.equal(method(model).attribute(images, kind(classes)), method(model).attribute(images, classes))
+
+
+@pytest.mark.parametrize("model", [Halved(), nn.Flatten()])
+def test_an_error_in_psi_is_not_laid_at_the_models_door(model: nn.Module) -> None:
+    def psi(term: Tensor) -> Tensor:
+        raise KeyError("in psi")
+
+    with pytest.raises(KeyError, match="in psi"):
+        FullGrad(model, psi=psi).attribute(torch.randn(3, 2, 4, 4), 0)
+
+
+def test_a_model_that_takes_no_single_image_is_said_to_mix_samples() -> None:
+    class InPairs(LessTheMean):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.unflatten(0, (-1, 2)).flatten(0, 1))
+
+    with pytest.raises(ValueError, match=r"mixes the samples of a batch, first in .* cannot be run on one image alone"):
+        FullGrad(InPairs()).attribute(torch.randn(4, 2, 4, 4), 0)
+
+
+@pytest.mark.parametrize(
+    ("psi", "got"),
+    [(lambda t: t.sum(), r"shape \(\)"), (lambda t: t.sum(1, keepdim=True), r"shape \(2, 1, 4, 4\)"), (lambda t: 1.0, "a float")],
+)
+def test_a_psi_that_returns_no_plane_is_refused(psi: Callable[[Tensor], Any], got: str) -> None:
+    with pytest.raises(ValueError, match=rf"psi must return \[N, \*S\].*returned {got}"):
+        FullGrad(nn.Sequential(nn.SiLU(), nn.Flatten()), psi=psi).attribute(torch.randn(2, 2, 4, 4), 0)
+
+
+@pytest.mark.parametrize("psi", ["nonsense", ["absolute"], None])
+def test_a_psi_of_no_known_kind_is_refused(psi: Any) -> None:
+    with pytest.raises(ValueError, match="psi must be one of absolute, positive, signed, or a function"):
+        FullGrad(nn.Flatten(), psi=psi)
+
+
+def test_a_layout_that_returns_no_images_is_refused() -> None:
+    model = nn.Sequential(nn.SiLU(), nn.Flatten())
+    with pytest.raises(ValueError, match=r"layout must return silu in 0 as \[N, C, \*S\].*returned shape \(2, 4, 4\)"):
+        FullGrad(model, layout=lambda term, values: values[0]).attribute(torch.randn(2, 2, 4, 4), 0)
 
 
 @pytest.mark.parametrize("n", [2, 3, 7])

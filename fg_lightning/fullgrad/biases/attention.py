@@ -45,7 +45,8 @@ def attention(call: Call) -> list[Bias]:
     if call.depends(mask) or call.argument(4, "dropout_p", 0.0):
         return linearise(call)
     degree, linear_in_v = call.depends(q) + call.depends(k), call.depends(v)
-    scale = call.kwargs.get("scale") or 1 / math.sqrt(q.shape[-1])
+    scale = call.kwargs.get("scale")
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     q, k, v, y = call.value(q), call.value(k), call.value(v), call.result()
     shared_by = q.shape[-3] // k.shape[-3] if call.kwargs.get("enable_gqa") else 1
 
@@ -57,7 +58,10 @@ def attention(call: Call) -> list[Bias]:
             masked = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -math.inf)
         elif mask is not None:
             masked = scores.masked_fill(~mask, -math.inf) if mask.dtype is torch.bool else scores + mask
-        weighted = masked.softmax(-1) * scores
+        weights = masked.softmax(-1)
+        if mask is not None:  # a query that may look at nothing has no weights, and torch's output of 0
+            weights = weights.masked_fill(masked == -math.inf, 0)
+        weighted = weights * scores
         return (1 - linear_in_v) * y - degree * (weighted @ values - weighted.sum(-1, keepdim=True) * y)
 
     return [Bias("implicit", implicit)]

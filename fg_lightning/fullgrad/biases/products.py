@@ -12,17 +12,24 @@ from fg_lightning.fullgrad.linearisation import Bias, Pointwise, Rule, reads_ove
 def bilinear_plus(*, addend: tuple[int, str] | None, factors: tuple[tuple[int, str], tuple[int, str]]) -> Rule:
     """factor_1 * factor_2 + addend, with `*` any bilinear product: convolution, linear, matrix products."""
 
+    def degree_of(call: Call) -> int:
+        return sum(call.depends(call.argument(*factor)) for factor in factors)
+
+    def addend_read(call: Call) -> Tensor | None:
+        """Not where beta is 0, since torch then reads not even a NaN, nor where the sum is linear in all that depends."""
+        added = None if addend is None or call.kwargs.get("beta", 1) == 0 else call.argument(*addend)
+        return None if call.depends(added) and degree_of(call) == 1 else added
+
+    @reads_overwritten(lambda call: addend_read(call) is not None)
     def rule(call: Call) -> list[Bias]:
-        degree = sum(call.depends(call.argument(*factor)) for factor in factors)
-        added = None if addend is None else call.argument(*addend)
+        degree, added = degree_of(call), addend_read(call)
+        shift = None if added is None else _as_added(call, call.value(added))
         biases = []
-        if added is not None:
-            shift = _as_added(call, added)
-            if not call.depends(added):
-                biases.append(Bias("explicit", shift))
+        if shift is not None and not call.depends(added):
+            biases.append(Bias("explicit", shift))
         if degree != 1:
             y = call.result()
-            product = y if added is None else y - call.value(shift)
+            product = y if shift is None else y - shift
             biases.append(Bias("implicit" if degree else "explicit", lambda: (1 - degree) * product))
         return biases
 

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from fg_lightning.fullgrad.call import Call
-from fg_lightning.fullgrad.layout import SAMPLE, Dim, Layout, plain
-from fg_lightning.fullgrad.movement.mover import LayoutOf, Mover, align, first_layout, resize
+from fg_lightning.fullgrad.layout import SAMPLE, Layout, plain, spanning
+from fg_lightning.fullgrad.movement.mover import LayoutOf, Mover, align, extend, first_layout, resize
 
 
 def broadcast(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
@@ -47,6 +47,16 @@ def over_last(count: Callable[[Call], int]) -> Mover:
     return mover
 
 
+def padded(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+    """pad: the image's places keep apart from those that are put around them."""
+    layout, pads = first_layout(call, layout_of), call.argument(1, "pad")
+    dims = list(layout.dims)
+    for d, before, after in zip(range(len(dims) - 1, -1, -1), pads[::2], pads[1::2], strict=False):
+        if before or after:
+            dims[d] = extend(layout.coarsened(d), before, after)
+    return Layout(tuple(dims))
+
+
 def along_dims(position: int, name: str = "dim", *, default: Any = None, keeps_order: bool = True) -> Mover:
     """Operations along one dimension or several: softmax, cumsum; where they change the order of its entries it lies nowhere."""
 
@@ -67,16 +77,16 @@ def along_dims(position: int, name: str = "dim", *, default: Any = None, keeps_o
 def rolled(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     """roll: a whole spatial axis remembers how far, anything else loses its places."""
     shifts, along = call.argument(1, "shifts"), call.argument(2, "dims")
-    dims = list(first_layout(call, layout_of).dims)
+    layout = first_layout(call, layout_of)
+    dims = list(layout.dims)
     if along is None or along == ():
         return None
     shifts, along = (x if isinstance(x, (tuple, list)) else (x,) for x in (shifts, along))
     for shift, d in zip(shifts, along, strict=True):
         if dims[d].has(SAMPLE):
             return None
-        factor = dims[d].factors[0]
-        whole = dims[d].spans_an_axis()
-        dims[d] = Dim((replace(factor, shift=(factor.shift + shift) % factor.size),)) if whole else plain(dims[d].size)
+        axis = layout.coarsened(d).whole
+        dims[d] = spanning(replace(axis, shift=(axis.shift + shift) % axis.length)) if axis else plain(dims[d].size)
     return Layout(tuple(dims))
 
 
@@ -120,6 +130,6 @@ def repeated(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     )
 
 
-def rows_only(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """Only the first dimension stays what it is."""
-    return Layout((first_layout(call, layout_of).dims[0], *(plain(size) for size in output.shape[1:])))
+def interleaved(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+    """repeat_interleave: of a spatial axis each place so many times, which is the axis at a finer resolution."""
+    return along_dims(2)(call, layout_of, output) if isinstance(call.argument(1, "repeats"), int) else None

@@ -1,15 +1,16 @@
-"""What a mover is, and the three things that most of them do: take the first operand's layout, align several, resize one."""
+"""What a mover is, and what most of them do: take the first operand's layout, align several, resize one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fg_lightning.fullgrad.call import Call
-from fg_lightning.fullgrad.layout import SAMPLE, Dim, Factor, Layout, plain
+from fg_lightning.fullgrad.layout import SAMPLE, Dim, Layout, plain, spanning
 
 LayoutOf = Callable[[Any], "Layout | None"]
 Mover = Callable[[Call, LayoutOf, Tensor], "Layout | None"]
@@ -34,7 +35,7 @@ def align(layouts: Sequence[Layout | None], shape: Sequence[int]) -> Layout | No
         if len(layout.dims) > len(dims):
             return None
         for i, dim in enumerate(reversed(layout.dims), start=1):
-            if dim.has(SAMPLE) and not dims[-i].is_plain() and dims[-i] != dim:
+            if dim.has(SAMPLE) and not dims[-i].is_plain() and dims[-i].samples != dim.samples:
                 return None
             if dim.size == dims[-i].size and dims[-i].is_plain():
                 dims[-i] = dim
@@ -47,11 +48,19 @@ def resize(layout: Layout, shape: torch.Size) -> Layout | None:
         return None
     if layout.shape == shape:
         return layout
-    return Layout(tuple(resample(dim, size) for dim, size in zip(layout.dims, shape, strict=True)))
+    dims = zip(layout.dims, shape, strict=True)
+    return Layout(tuple(dim if dim.size == size else resample(layout.coarsened(i), size) for i, (dim, size) in enumerate(dims)))
 
 
 def resample(dim: Dim, size: int) -> Dim:
     """A whole spatial axis at another resolution; anything else loses its places."""
-    if dim.size == size:
-        return dim
-    return Dim((Factor(dim.factors[0].axis, size),)) if dim.spans_an_axis() and not dim.factors[0].shift else plain(size)
+    axis = dim.whole
+    return plain(size) if axis is None or axis.shift else spanning(axis.resampled(size))
+
+
+def extend(dim: Dim, before: int, after: int) -> Dim:
+    """A whole spatial axis with entries more at its ends, or fewer if they are negative; anything else loses its places."""
+    axis, size = dim.whole, dim.size + before + after
+    if axis is None or axis.shift:
+        return plain(size)
+    return spanning(replace(axis, length=size, lead=axis.lead + before, tail=axis.tail + after))

@@ -1,10 +1,11 @@
-"""Products of matrices, attention and einsum: an entry of the product lies where its row, its query, its letter lies."""
+"""Products of matrices and rows, attention and einsum: an entry lies where its row, its query, its letter lies."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fg_lightning.fullgrad.call import Call
@@ -45,6 +46,23 @@ def scaled_dot_product(call: Call, layout_of: LayoutOf, output: Tensor) -> Layou
     return align([replace(x, dims=(*x.dims[:-1], plain(output.shape[-1]))) for x in layouts if x], output.shape)
 
 
+def cell(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+    """Cells of LSTM, GRU and RNN, and F.bilinear: [..., C] and [..., D] -> [..., E], row by row."""
+    layouts = [layout for t in call.dependent if (layout := layout_of(t))]
+    if any(layout.dims[-1].has(SAMPLE) for layout in layouts):
+        return None
+    return align([replace(layout, dims=(*layout.dims[:-1], plain(output.shape[-1]))) for layout in layouts], output.shape)
+
+
+def cosine_similarity(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+    """Along one dimension, which goes, of two tensors broadcast to one another."""
+    shape = torch.broadcast_shapes(call.argument(0, "x1").shape, call.argument(1, "x2").shape)
+    layout, along = align([layout_of(t) for t in call.dependent], shape), call.argument(2, "dim", 1) % len(shape)
+    if layout is None or layout.dims[along].has(SAMPLE):
+        return None
+    return Layout((*layout.dims[:along], *layout.dims[along + 1 :]))
+
+
 def einsum(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     """Each letter of the result from the first operand that has it; a letter summed over must not carry samples."""
     equation, operands = call.args[0], call.args[1] if isinstance(call.args[1], (tuple, list)) else call.args[1:]
@@ -63,7 +81,7 @@ def einsum(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     for letters, operand in zip(terms, operands, strict=True):
         layout = layout_of(operand) if call.depends(operand) else None
         for letter, dim in zip(letters, layout.dims if layout else (), strict=False):
-            if dim.has(SAMPLE) and (letter not in result or dims.get(letter, dim) != dim):
+            if dim.has(SAMPLE) and (letter not in result or dims.get(letter, dim).samples != dim.samples):
                 return None
             if letter not in dims or dims[letter].is_plain():
                 dims[letter] = dim
@@ -71,7 +89,7 @@ def einsum(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     seen: set[tuple[Any, int]] = set()
     for letter, size in zip(result, output.shape, strict=True):
         dim = dims.get(letter, plain(size))
-        places = {(f.axis, f.step) for f in dim.factors if f.axis not in (None, SAMPLE)}
+        places = {(axis.number, piece.step) for axis, piece in dim.places}
         placed.append(plain(size) if places & seen and not dim.has(SAMPLE) else dim)  # an attention map lies where its queries lie
         seen |= places
     return Layout(tuple(placed))

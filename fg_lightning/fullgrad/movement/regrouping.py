@@ -27,8 +27,10 @@ def _merged(factors: list[Factor]) -> list[Factor]:
     """Neighbours that are one run of an axis as one factor, such as a window's place and the places in it."""
     merged: list[Factor] = []
     for factor in factors:
+        if factor == Factor(None, 1):
+            continue
         last = merged[-1] if merged else None
-        continues = last is not None and last.axis == factor.axis and last.shift == factor.shift
+        continues = last is not None and last.axis == factor.axis
         if last is not None and continues and (factor.axis is None or last.step == factor.size * factor.step):
             merged[-1] = replace(factor, size=last.size * factor.size)
         else:
@@ -50,9 +52,9 @@ def _dealt(queue: list[Factor], size: int) -> Dim | None:
             need //= head.size
         elif head.size % need == 0 and not isinstance(head.axis, Tokens):
             inner = head.size // need
-            taken.append(replace(head, size=need, step=head.step * inner))
+            taken.append(replace(head, size=need, step=1 if head.axis is None else head.step * inner))
             queue[0] = replace(head, size=inner)
             need = 1
         else:
             return None
-    return Dim(tuple(taken)) if need == 1 else plain(0) if size == 0 else None
+    return Dim(tuple(taken) or (Factor(None, 1),)) if need == 1 else plain(0) if size == 0 else None

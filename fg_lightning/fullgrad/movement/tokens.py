@@ -9,25 +9,26 @@ from torch import Tensor
 
 from fg_lightning.fullgrad.call import Call
 from fg_lightning.fullgrad.layout import SAMPLE, Dim, Factor, Layout, Tokens, plain
-from fg_lightning.fullgrad.movement.mover import LayoutOf, align, resample
+from fg_lightning.fullgrad.movement.mover import LayoutOf, align, extend, resample
 
 T = TypeVar("T")
 
 
 def side_by_side(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """cat: constants put before what depends on the input, such as a class token, become its lead."""
+    """cat, hstack, vstack: what lies nowhere and is put before places, such as a class token, becomes their lead."""
     parts = list(call.argument(0, "tensors"))
-    along = call.argument(1, "dim", call.kwargs.get("axis", 0)) % output.ndim
+    given = call.argument(1, "dim", call.kwargs.get("axis", 0))
+    along = {"hstack": 1, "vstack": 0}.get(call.name, given) % output.ndim
     layouts = [layout for t in call.dependent if (layout := layout_of(t))]
-    if any(layout.dims[along].has(SAMPLE) for layout in layouts):
+    if any(len(layout.dims) != output.ndim or layout.dims[along].has(SAMPLE) for layout in layouts):
         return None
-    rest = align([Layout(_with(layout.dims, along, plain(1))) for layout in layouts], _with(tuple(output.shape), along, 1))
+    rest = align([Layout(with_item(layout.dims, along, plain(1))) for layout in layouts], with_item(tuple(output.shape), along, 1))
     if rest is None:
         return None
-    joined, last = plain(output.shape[along]), layouts[-1].dims[along]
-    if len(layouts) == 1 and call.depends(parts[-1]) and not last.is_plain():
+    joined, *before, last = plain(output.shape[along]), *(layout.dims[along] for layout in layouts)
+    if call.depends(parts[-1]) and not last.is_plain() and all(dim.is_plain() for dim in before):
         joined = _behind(sum(t.shape[along] for t in parts[:-1]), last)
-    return Layout(_with(rest.dims, along, joined))
+    return Layout(with_item(rest.dims, along, joined))
 
 
 def stacked(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
@@ -39,13 +40,14 @@ def stacked(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
 
 
 def sliced(dim: Dim, start: int, size: int, step: int) -> Dim:
-    """A slice of a dimension: of tokens the places alone, of an axis its places at another resolution."""
-    if size == dim.size:
-        return dim
+    """A part of a dimension: of tokens the places alone, of a spatial axis a piece, in steps at another resolution."""
     tokens = dim.factors[0].axis if len(dim.factors) == 1 else None
     if isinstance(tokens, Tokens) and step == 1 and start <= tokens.lead and start + size == dim.size:
         return _behind(-start, dim)
-    return resample(dim, size)
+    first = start // step
+    if step > 1:
+        dim = resample(dim, max(dim.size // step, first + size))
+    return extend(dim, -first, first + size - dim.size)
 
 
 def _behind(lead: int, dim: Dim) -> Dim:
@@ -58,5 +60,5 @@ def _behind(lead: int, dim: Dim) -> Dim:
     return Dim((Factor(Tokens(lead, places), size),)) if lead else Dim(places)
 
 
-def _with(items: tuple[T, ...], i: int, item: T) -> tuple[T, ...]:
+def with_item(items: tuple[T, ...], i: int, item: T) -> tuple[T, ...]:
     return (*items[:i], item, *items[i + 1 :])

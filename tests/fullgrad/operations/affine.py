@@ -53,6 +53,7 @@ ADDING = cases(
         "hstack": (lambda x: torch.hstack([x, const(2, 3)]), z(2, 3)),
         "vstack": (lambda x: torch.vstack([x, const(2, 3)]), z(2, 3)),
         "where": (lambda x, y: torch.where(MASK, x, y), z(2, 3), z(2, 3)),
+        "where by keyword": (lambda x, y: torch.where(MASK, input=x, other=y), z(2, 3), z(2, 3)),
         "where with a constant": (lambda x: (torch.where(MASK, x, 2.0), torch.where(MASK, const(2, 3), x)), z(2, 3)),
         "masked_fill": (lambda x: x.masked_fill(MASK, 3.0), z(2, 3)),
         "masked_fill_": (in_place(lambda x: x.masked_fill_(MASK, 3.0)), z(2, 3)),

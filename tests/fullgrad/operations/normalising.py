@@ -46,6 +46,9 @@ MASKS: dict[str, dict[str, Any]] = {
     ", infinite mask": {"attn_mask": torch.where(const(3, 5) > -1, 0.0, -math.inf).double()},
     ", causal": {"is_causal": True},
     ", scaled": {"scale": 0.3},
+    ", scaled by 0": {"scale": 0.0},
+    ", a query masked out": {"attn_mask": torch.tensor([[True] * 5, [False] * 5, [True, False, True, True, False]])},
+    ", a query at minus infinity": {"attn_mask": torch.tensor([[0.5] * 5, [-math.inf] * 5, [0.0] * 5]).double()},
 }
 
 ATTENTION = {
