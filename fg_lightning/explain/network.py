@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import pkgutil
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -117,7 +115,7 @@ def from_torchvision(name: str, weights: str = "DEFAULT") -> Network:
     except (URLError, OSError) as error:
         raise CannotRun(
             f"the weights of {name} could not be downloaded ({error}). Fetch {chosen.url} on another machine and put it "
-            f"into {Path(torch.hub.get_dir()) / 'checkpoints'}, or take random weights, --weights none"
+            f"into {Path(torch.hub.get_dir()) / 'checkpoints'}, or take random weights (--weights none; fit: --model.weights none)"
         ) from error
     classes = () if weights == "none" else tuple(chosen.meta["categories"])
     return Network(model, transform, Normalization(transform.mean, transform.std), classes)
@@ -168,8 +166,6 @@ def imported(path: str) -> Any:
     Raises:
         CannotRun: if it leads nowhere.
     """
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
     try:
         return pkgutil.resolve_name(path)
     except (ImportError, AttributeError, ValueError) as error:

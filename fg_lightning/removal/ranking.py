@@ -67,8 +67,8 @@ def removed(ranks: Ranks, fraction: float, order: Order = "morf") -> Ranks:
     check_order(order)
     pixels = math.prod(ranks.shape[1:])
     count = round(fraction * pixels)
-    if isinstance(ranks, Tensor) and ranks.dtype is torch.uint16:
-        ranks = ranks.int()  # torch compares no unsigned integers
+    if isinstance(ranks, Tensor) and ranks.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        ranks = ranks.long()  # torch compares none of these
     return ranks < count if order == "morf" else ranks >= pixels - count
 
 

@@ -3,8 +3,17 @@
 from fg_lightning.errors import CannotRun
 from fg_lightning.removal import top_pixels
 from fg_lightning.roar.datamodule import ROARDataModule
-from fg_lightning.roar.errors import RandomImages, StoreError
+from fg_lightning.roar.errors import RandomImages, StoreError, UnfitData
 from fg_lightning.roar.experiment import ROARExperiment
 from fg_lightning.roar.store import SaliencyStore
 
-__all__ = ["CannotRun", "ROARDataModule", "ROARExperiment", "RandomImages", "SaliencyStore", "StoreError", "top_pixels"]
+__all__ = [
+    "CannotRun",
+    "ROARDataModule",
+    "ROARExperiment",
+    "RandomImages",
+    "SaliencyStore",
+    "StoreError",
+    "UnfitData",
+    "top_pixels",
+]

@@ -49,7 +49,11 @@ class Result:
 
 
 def cells_of(methods: Sequence[str], fractions: Sequence[float], seeds: int) -> list[Cell]:
-    """Every cell in the order of the table; what no method has a part in comes first, once a seed."""
+    """Every cell in the order of the table; what no method has a part in comes first, once a seed.
+
+    Fractions are told apart as far as the cells' names tell them, so that 0.3 and 0.1 + 0.2 are one.
+    """
+    fractions = sorted({float(f"{fraction:g}") for fraction in fractions})
     shared = [Cell(ALL, fraction, seed) for fraction in fractions if fraction in (0, 1) for seed in range(seeds)]
     own = [(method, fraction) for method in methods for fraction in fractions if 0 < fraction < 1]
     return shared + [Cell(method, fraction, seed) for method, fraction in own for seed in range(seeds)]

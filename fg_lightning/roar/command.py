@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Union
+from typing import TYPE_CHECKING, Any, Literal, Union
 
 from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt
 from lightning.pytorch import LightningDataModule, LightningModule
 
 from fg_lightning.errors import CannotRun
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from fg_lightning.roar.results import Results
 
 
 def roar(
@@ -45,7 +51,7 @@ def roar(
         output: the folder that everything is kept in.
         methods: names with commas between them, or all; random is always in.
         fractions: of the pixels that are removed (mode kar: kept), each 0 to 1; 0 is always in.
-        seeds: so many trainings for each method and fraction.
+        seeds: so many trainings for each method and fraction; mode road, which trains none, tests once.
         max_epochs: of every training.
         order: morf, the most relevant pixels first, or lerf, the least relevant first.
         mode: roar; kar keeps the fraction and removes the rest; road removes it and does not retrain.
@@ -55,14 +61,14 @@ def roar(
         model: the class path of your LightningModule, which takes images and logs its test accuracy; arguments with --model.NAME.
         checkpoint: of the network that is explained; by default one is trained on intact images.
         target: the class that is explained; with label the masks may leak it.
-        metric: the test metric that counts; by default the one with acc in its name.
+        metric: the test metric that counts, higher for a better network; by default the one with acc in its name.
         engine: local, one training after the other, or ray.
         address: of a running Ray cluster, or auto; by default Ray is started on this machine.
         cpus: that a training takes of the Ray cluster.
         gpus: that a training takes of the Ray cluster; 0.25 puts four on one.
         threads: of a training on a CPU; numbers depend on it.
         chunk: so many images are explained at once.
-        trainer: further arguments of Lightning's Trainer, as a dict.
+        trainer: further arguments of Lightning's Trainer, as a dict; a training takes one device.
         wandb: a Weights & Biases project, for a run a training and one of the whole; by default none.
         retry_failed: also run again what failed.
     """
@@ -71,12 +77,12 @@ def roar(
     from fg_lightning.attribution import METHODS
     from fg_lightning.demo import DigitClassifier, DigitsDataModule
     from fg_lightning.roar.engines import LocalEngine, RayEngine
-    from fg_lightning.roar.experiment import ROARExperiment, summary_table
+    from fg_lightning.roar.experiment import ROARExperiment
 
     names = methods.split(",") if isinstance(methods, str) else methods
     console = Console()
+    chosen = RayEngine(address, cpus, gpus) if engine == "ray" else LocalEngine()
     try:
-        chosen = RayEngine(address, cpus, gpus) if engine == "ray" else LocalEngine()
         try:
             experiment = ROARExperiment(
                 output,
@@ -99,13 +105,37 @@ def roar(
                 wandb=wandb,
                 console=console,
             )
-            results = experiment.run(retry_failed)
-        finally:
-            chosen.close()
-    except ValueError as error:
-        raise CannotRun(str(error)) from error
-    console.print(summary_table(results))
+        except (TypeError, ValueError) as error:  # of what was given; the user's own code has not run yet
+            raise CannotRun(str(error)) from error
+        results = experiment.run(retry_failed)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("fg-lightning: stopped; the same command goes on where it was")
+        sys.exit(130)
+    finally:
+        chosen.close()
+    if results.scores():
+        console.print(_summary_table(results))
     for name in ("results.csv", "summary.csv", "curves.png"):
         console.print(f"{name:12} {experiment.output / name}", soft_wrap=True, highlight=False)
+    console.print(f"{'a page':12} fg-lightning report '{experiment.output}'", soft_wrap=True, highlight=False)
     if results.failed:
         console.print(f"{len(results.failed)} cells failed, see results.csv; to try them again: --retry_failed true", style="red")
+
+
+def _summary_table(results: Results) -> Table:
+    """The methods' scores for a terminal, the best first."""
+    from rich.table import Table
+
+    count = len(results.seeds)
+    table = Table(
+        title="area between each method's curve and random's: more than 0 is better than random",
+        title_justify="left",
+        caption=f"{count} seed{'s' * (count > 1)}" + ": intervals and p-values say little" * (count < 5),
+        caption_justify="left",
+    )
+    for column in ("method", "area", "± 95 %", "p", "p (Holm)", "total variation"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for s in results.scores():
+        numbers = (f"{s.area:+.4f}", f"{s.interval:.4f}", f"{s.p:.3g}", f"{s.p_holm:.3g}", f"{s.total_variation:.3f}")
+        table.add_row(s.method, *numbers)
+    return table

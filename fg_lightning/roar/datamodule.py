@@ -10,16 +10,22 @@ from typing import Any, Union
 import numpy as np
 import numpy.typing as npt
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader, Dataset
 
+from fg_lightning.errors import CannotRun
 from fg_lightning.removal import Fill, Order, find_imputer, noisy_linear, removed
 from fg_lightning.removal.ranking import check_fraction, check_order
-from fg_lightning.roar.pixels import Mask, Picture, imputed, spatial_shape, with_values
+from fg_lightning.roar.pixels import Mask, Picture, imputed, planes, spatial_shape, with_values
+from fg_lightning.roar.samples import finished, with_image
 from fg_lightning.roar.store import SaliencyStore
 from fg_lightning.roar.transforms import Transform
-from fg_lightning.roar.views import View, finished, mapped, rebuilt, views_of, with_image
+from fg_lightning.roar.views import View, mapped, rebuilt, views_of
 
 Values = npt.NDArray[np.float64]
+
+HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+"""What Lightning calls for every batch, the datamodule's or else the network's."""
 
 
 class Removal:
@@ -39,6 +45,7 @@ class Removal:
         self.order = order
         self.keep = keep
         self._values: Values | None = None
+        self._given: Values | None = None
         if isinstance(imputation, str) and imputation == "mean":
             self._values = np.asarray(mean, float)
         elif isinstance(imputation, str) and imputation == "noisy_linear":
@@ -46,12 +53,28 @@ class Removal:
         else:
             self._impute = find_imputer(imputation)
             if not isinstance(imputation, str) and not callable(imputation):
-                self._values = np.asarray(imputation, float).reshape(-1)
+                self._values = self._given = np.asarray(imputation, float).reshape(-1)
 
     @property
     def is_none(self) -> bool:
         """Whether no pixel of any image goes."""
         return self.fraction == (1 if self.keep else 0)
+
+    def check(self, image: Picture) -> None:
+        """Replaces one pixel of an image, to raise now what replacing any would raise.
+
+        Raises:
+            CannotRun: if numbers are given that are not in the image's units, or not as many as it has channels.
+            UnfitData: if the image holds what cannot be imputed.
+        """
+        if self._given is not None and _are_shares(self._given) and not planes(image).is_floating_point():
+            raise CannotRun(
+                f"pixels would be replaced by {self._given.tolist()}, but the images hold integers before their transform: give "
+                f"numbers in their own units, such as {[round(255 * value) for value in self._given.tolist()]} in 0..255"
+            )
+        mask = np.zeros(spatial_shape(image), bool)
+        mask.flat[0] = True
+        self(image, mask)
 
     def mask(self, ranks: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
         """Which pixels of ranked images [N, *S] go."""
@@ -120,7 +143,8 @@ class ROARDataModule(LightningDataModule):
     Raises:
         StoreError: if there is no store, or, in `setup`, if it is of other data.
         RandomImages: in `setup`, if the data gives another image each time for one index.
-        TypeError: in `setup`, if a data set is not map-style.
+        UnfitData: in `setup`, if a data set is not map-style, or its pixels are not those of what the network sees.
+        CannotRun: in `setup`, if numbers to replace pixels with are not in the images' units, or not one for every channel.
         ValueError: if the fraction lies outside 0..1, or order or imputation are unknown.
 
     Examples:
@@ -149,20 +173,30 @@ class ROARDataModule(LightningDataModule):
         self.removal = Removal(fraction, order, imputation, keep, self.store.manifest.channel_mean, seed)
         self._given = {"prepare": prepare, "transform": transform}
         self._views: dict[str, View] = {}
+        for hook in HOOKS:  # where the base has none, the network's is called, which one here would keep from it
+            if is_overridden(hook, base, LightningDataModule):
+                setattr(self, hook, getattr(base, hook))
 
     def prepare_data(self) -> None:
         self.base.prepare_data()
 
     def setup(self, stage: str) -> None:
         self.base.trainer = self.trainer
+        if self._views:
+            return
         for needed in ("fit", "test"):  # the evaluation transform is the test images'
             self.base.setup(needed)
-        self._views = views_of(self.base, **self._given)
-        for view in self._views.values():
+        views = views_of(self.base, **self._given)
+        for view in views.values():
             self.store.check(view)
+            if not self.removal.is_none:
+                self.removal.check(view.plane.image(0))
+        self._views = views
 
     def teardown(self, stage: str) -> None:
         self.base.teardown(stage)
+        if is_overridden("teardown", self.base, LightningDataModule):
+            self._views = {}  # the base may have let go of its data
 
     def train_dataloader(self) -> Any:
         return mapped(self.base.train_dataloader(), "train", self._masked)
@@ -172,15 +206,6 @@ class ROARDataModule(LightningDataModule):
 
     def test_dataloader(self) -> Any:
         return mapped(self.base.test_dataloader(), "test", self._masked) if self._has("test") else []
-
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        return self.base.on_before_batch_transfer(batch, dataloader_idx)
-
-    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
-        return self.base.transfer_batch_to_device(batch, device, dataloader_idx)
-
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        return self.base.on_after_batch_transfer(batch, dataloader_idx)
 
     def state_dict(self) -> dict[str, Any]:
         return self.base.state_dict()
@@ -197,3 +222,8 @@ class ROARDataModule(LightningDataModule):
 
     def _masked(self, name: str, loader: DataLoader[Any]) -> DataLoader[Any]:
         return rebuilt(loader, Masked(self._views[name], self.store, self.removal))
+
+
+def _are_shares(values: Values) -> bool:
+    """Whether numbers are of a scale that ends at 1, such as 0.485, rather than at 255."""
+    return bool((abs(values) <= 1).all() and (values != values.round()).any())

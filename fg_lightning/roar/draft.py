@@ -17,7 +17,7 @@ from fg_lightning.roar.store import ranks_path
 
 
 class Draft:
-    """Ranks, channel sums and a byte for every chunk that is done, in files of their final size, written in place.
+    """Ranks, channel sums and a byte for every chunk that is done, in files that are written in place.
 
     A chunk is marked as done after its ranks are on disk. Whoever is killed has lost the chunk at work; two who write the same one
     write the same.
@@ -52,7 +52,7 @@ class Draft:
             ):
                 with path.open("ab") as file:
                     file.truncate(size)
-            self._sums(split).mkdir(exist_ok=True)
+            self._sums(split).touch()
 
     def remaining(self) -> list[tuple[str, int]]:
         """Split and number of every chunk that is not done."""
@@ -85,7 +85,7 @@ class Draft:
             sums: of every channel over the chunk's pixels, [C].
         """
         rows = np.ascontiguousarray(ranks, self.manifest.dtype)
-        sums.astype("<f8").tofile(self._sums(split) / f"{number}.f8")
+        _write_at(self._sums(split), sums.astype("<f8").tobytes(), number * sums.nbytes)
         _write_at(ranks_path(self.folder, split), rows.tobytes(), self.places(split, number).start * self.manifest.row)
         _write_at(self._done(split), b"\1", number)
 
@@ -100,14 +100,12 @@ class Draft:
             raise StoreError(f"{len(missing)} chunks of the saliency store {self.folder} were not written; make it again to go on")
         split = next(iter(self.manifest.splits))  # the training images where there are any
         pixels = self.manifest.splits[split].length * self.manifest.pixels
-        sums = [np.fromfile(self._sums(split) / f"{number}.f8", "<f8") for number in range(self._chunks(split))]
-        mean = tuple(float(value) for value in np.sum(sums, axis=0) / pixels)
+        sums = np.fromfile(self._sums(split), "<f8").reshape(self._chunks(split), -1)
+        mean = tuple((sums.sum(0) / pixels).tolist())
         replace(self.manifest, finished=True, channel_mean=mean).write(self.folder)
         for split in self.manifest.splits:
             self._done(split).unlink()
-            for path in self._sums(split).iterdir():
-                path.unlink()
-            self._sums(split).rmdir()
+            self._sums(split).unlink()
 
     def _chunks(self, split: str) -> int:
         return math.ceil(self.manifest.splits[split].length / self.manifest.chunk)

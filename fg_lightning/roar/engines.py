@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from fg_lightning.errors import CannotRun
+from fg_lightning.roar.folder import room
 
 Item = TypeVar("Item")
 
@@ -47,7 +47,11 @@ class LocalEngine:
 
     def run(self, work: Callable[[Item], Any], items: Sequence[Item]) -> Iterator[Done[Item]]:
         for item in items:
-            yield _tried(work, item)
+            try:
+                done = _tried(work, item)
+            except SystemExit as error:  # which Lightning makes of Ctrl-C
+                raise KeyboardInterrupt from error
+            yield done
 
     def close(self) -> None:
         pass
@@ -113,13 +117,10 @@ class RayEngine:
 
 def _tried(work: Callable[[Item], Any], item: Item) -> Done[Item]:
     try:
-        return Done(item, work(item))
+        with room():
+            return Done(item, work(item))
     except CannotRun:
         raise
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT):
-            raise CannotRun(f"{error.strerror}: {error.filename or ''}; make room, and start again to go on") from error
-        return Done(item, reason=_reason(error))
     except Exception as error:
         return Done(item, reason=_reason(error))
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
+import torch
 from PIL import Image
-from torch import Tensor
 
-from fg_lightning.roar.pixels import Picture
+from fg_lightning.roar.pixels import planes
 from fg_lightning.roar.views import View
 from fg_lightning.visualization.film_strip import evenly_spaced
-from fg_lightning.visualization.overlay import displayed
+from fg_lightning.visualization.overlay import Normalization, displayed
 
 FOLDER = "examples"
 MOST = 6
+
+AS_THEY_ARE = Normalization([0.0], [1.0])
+"""For bytes; other images are scaled by their minimum and maximum."""
 
 
 def write_examples(folder: Path, view: View) -> None:
@@ -23,10 +25,6 @@ def write_examples(folder: Path, view: View) -> None:
         return
     (folder / FOLDER).mkdir(exist_ok=True)
     for index in evenly_spaced(len(view.plane), MOST):
-        _as_pil(view.plane.image(index)).save(folder / FOLDER / f"{index:06d}.png")
-
-
-def _as_pil(picture: Picture) -> Image.Image:
-    if isinstance(picture, Image.Image):
-        return picture.convert("RGB")
-    return Image.fromarray(displayed(picture) if isinstance(picture, Tensor) else np.asarray(picture).squeeze()).convert("RGB")
+        image = planes(view.plane.image(index))
+        pixels = displayed(image, AS_THEY_ARE if image.dtype is torch.uint8 else None)
+        Image.fromarray(pixels).save(folder / FOLDER / f"{index:06d}.png")

@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Union
 
-import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from rich.console import Console
-from rich.table import Table
 
 from fg_lightning.attribution import Factory, find_method
 from fg_lightning.errors import CannotRun
 from fg_lightning.removal import Fill, Order
 from fg_lightning.removal.ranking import check_fraction, check_order
+from fg_lightning.roar.arguments import check_counts, check_makers, check_metric, check_mode, check_names, on_one_device
+from fg_lightning.roar.base import hash_of, load_weights, read_weights, write_weights
 from fg_lightning.roar.cells import ALL, Cell, Result, cells_of, read_result, write_result
+from fg_lightning.roar.check import checked_views
 from fg_lightning.roar.engines import Engine, LocalEngine
 from fg_lightning.roar.examples import write_examples
 from fg_lightning.roar.figure import accuracy_curves
-from fg_lightning.roar.folder import check_identity, check_room, held
-from fg_lightning.roar.plan import Mode, Plan
+from fg_lightning.roar.folder import check_room, held, room
+from fg_lightning.roar.identity import check_identity, identity_of
+from fg_lightning.roar.plan import BASE_SEED, Mode, Plan
 from fg_lightning.roar.progress import Watch
 from fg_lightning.roar.ranking import Explained
-from fg_lightning.roar.results import SUMMARY, Results
-from fg_lightning.roar.views import View, views_of
-
-MODES = ("roar", "kar", "road")
+from fg_lightning.roar.results import Results
+from fg_lightning.roar.views import View
 
 FRACTIONS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -51,26 +49,27 @@ class ROARExperiment:
         model: makes an untrained LightningModule that takes images alone and logs its accuracy in `test_step`.
         methods: names in `fg_lightning.attribution.METHODS`, or factories by name; random is always in.
         fractions: of the pixels, each 0 to 1. In modes "roar" and "road" 0, intact images, is always in; in "kar" 0 and 1 are.
-        seeds: so many trainings for each method and fraction, from seeds 0, 1, ...
+        seeds: so many trainings for each method and fraction, from seeds 0, 1, ...; "road" trains none, and tests once.
         max_epochs: of every training.
         order: "morf", the most relevant pixels first, or "lerf", the least relevant first.
         mode: "roar" removes a fraction of pixels; "kar" keeps it and removes the rest; "road" removes it and does not retrain.
         imputation: what replaces pixels, see `ROARDataModule`; by default "mean", and "noisy_linear" for "road".
         checkpoint: Lightning's, of the network that is explained; by default one is trained, like the cells, on intact images.
         target: "predicted" or "label": the class that is explained.
-        metric: the test metric that counts; by default the one with "acc" in its name.
+        metric: the test metric that counts, higher for a better network; by default the one with "acc" in its name.
         engine: where the trainings run, in this process by default; see `RayEngine`.
         threads: torch's threads of a training on the CPU, the same for every engine, since numbers depend on it.
         chunk: so many images are explained at once.
         prepare: see `ROARDataModule`.
         transform: see `ROARDataModule`.
-        trainer: further arguments of every Trainer, such as {"precision": "bf16-mixed"}.
+        trainer: further arguments of every Trainer, such as {"precision": "bf16-mixed"}. A training has one device, and copies of
+            the callbacks that are given.
         wandb: a Weights & Biases project: a run a training in one group, and one of the whole; by default none.
         console: to say on how far it is.
 
     Raises:
         TypeError: if data or model is an instance.
-        ValueError: if methods, fractions, seeds, epochs, order or mode make no sense.
+        ValueError: if methods, fractions, seeds, epochs, order, mode, metric or devices make no sense.
     """
 
     def __init__(
@@ -98,7 +97,11 @@ class ROARExperiment:
         wandb: str | None = None,
         console: Console | None = None,
     ) -> None:
-        _check_arguments(data, model, mode, {"seeds": seeds, "max_epochs": max_epochs, "threads": threads, "chunk": chunk})
+        check_makers(data, model)
+        check_mode(mode)
+        check_counts(seeds=seeds, max_epochs=max_epochs, threads=threads, chunk=chunk)
+        check_metric(metric)
+        check_names(methods)
         check_order(order)
         for fraction in fractions:
             check_fraction(fraction)
@@ -106,7 +109,7 @@ class ROARExperiment:
         intact = (0.0, 1.0) if mode == "kar" else (0.0,)
         named = methods if isinstance(methods, Mapping) else {name: find_method(name) for name in methods}
         named = {"random": find_method("random"), **named}
-        self.cells = cells_of(list(named), sorted({*intact, *map(float, fractions)}), seeds)
+        self.cells = cells_of(list(named), [*intact, *fractions], 1 if mode == "road" else seeds)
         self.plan = Plan(
             output=self.output,
             data=data,
@@ -120,10 +123,9 @@ class ROARExperiment:
             metric=metric,
             chunk=chunk,
             threads=threads,
-            base_seed=0,
             prepare=prepare,
             transform=transform,
-            trainer=dict(trainer or {}),
+            trainer=on_one_device(trainer or {}),
             wandb=None if wandb is None else {"project": wandb, "group": self.output.name},
         )
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
@@ -143,11 +145,12 @@ class ROARExperiment:
             CannotRun: if another process works in the folder, it holds another experiment, it cannot be written to, there is not
                 enough room, or the base network cannot be had.
         """
-        with held(self.output):
-            check_identity(self.output, self._identity())
+        with held(self.output), room():
+            checkpoint = None if self.checkpoint is None else hash_of(self.checkpoint)
+            check_identity(self.output, identity_of(self.plan, checkpoint), self.plan.base_path.exists())
             pending = [cell for cell in self.cells if self._is_pending(cell, retry_failed)]
             if pending:
-                views = self._views()
+                views = checked_views(self.plan)
                 check_room(self.output, self._bytes_of_stores(views, pending))
                 write_examples(self.output, list(views.values())[-1])
                 self._make_base()
@@ -164,20 +167,18 @@ class ROARExperiment:
     def _make_base(self) -> None:
         if self.plan.base_path.exists():
             return
+        for done in self.engine.run(self.plan.rehearse, [BASE_SEED]):
+            if done.reason:
+                raise CannotRun(f"a network cannot be tested on the data: {done.reason}")
         if self.checkpoint is not None:
-            state = _state_of(self.checkpoint)
-            try:
-                self.plan.model().load_state_dict(state)
-            except RuntimeError as error:
-                raise CannotRun(f"the checkpoint {self.checkpoint} is not of this model: {error}") from error
-            torch.save(state, self.plan.base_path.with_suffix(".part"))
-            self.plan.base_path.with_suffix(".part").replace(self.plan.base_path)
+            weights = read_weights(self.checkpoint)
+            load_weights(self.plan.model(), weights, self.checkpoint)
+            write_weights(self.plan.base_path, weights)
             return
-        with Watch(self.console, "base network", 0, 1, 1) as watch:
-            for done in self.engine.run(_without_item(self.plan.train_base), ["base"]):
-                if done.reason:
-                    raise CannotRun(f"the network that is to be explained could not be trained: {done.reason}")
-                watch.one_done("base")
+        self.console.print(f"the network that is explained is trained: {self.plan.max_epochs} epochs", highlight=False)
+        for done in self.engine.run(self.plan.train_base, [BASE_SEED]):
+            if done.reason:
+                raise CannotRun(f"the network that is to be explained could not be trained: {done.reason}")
 
     def _with_maps(self, pending: Sequence[Cell]) -> list[Cell]:
         """Makes the stores of the methods that have cells to run, and returns those that can be."""
@@ -211,121 +212,10 @@ class ROARExperiment:
         results.write_summary(self.output / "summary.csv")
         figure = accuracy_curves(results)
         figure.savefig(self.output / "curves.png")
-        if self.plan.wandb is not None:
-            _log_summary(self.plan.wandb, self.output, results)
-
-    def _views(self) -> dict[str, View]:
-        data = self.plan.data()
-        data.prepare_data()
-        for stage in ("fit", "test"):
-            data.setup(stage)
-        return views_of(data, prepare=self.plan.prepare, transform=self.plan.transform)
+        self.plan.log_summary(results)
 
     def _bytes_of_stores(self, views: Mapping[str, View], pending: Sequence[Cell]) -> int:
         pixels = sum(len(view.plane) * math.prod(view.shape) for view in views.values())
         wide = 2 if math.prod(next(iter(views.values())).shape) <= 2**16 else 4
         missing = {cell.method for cell in pending if not self.plan.store_path(cell.method).exists()} - {ALL}
         return pixels * wide * len(missing)
-
-    def _identity(self) -> dict[str, Any]:
-        """What may not change from one run to the next, since numbers depend on it."""
-        plan = self.plan
-        names = "mode order max_epochs target metric chunk threads base_seed trainer".split()
-        return {name: getattr(plan, name) for name in names} | {
-            "data": described(plan.data),
-            "model": described(plan.model),
-            "imputation": described(plan.imputation),
-            "prepare": described(plan.prepare),
-            "transform": described(plan.transform),
-            "checkpoint": None if self.checkpoint is None else hashlib.sha256(_read(self.checkpoint)).hexdigest()[:16],
-        }
-
-
-def summary_table(results: Results) -> Table:
-    """The methods' scores for a terminal, the best first."""
-    table = Table(title="area between each method and random, over the seeds", title_justify="left")
-    for column in ("method", "area", "± 95 %", "p", "p (Holm)", "total variation"):
-        table.add_column(column, justify="left" if column == "method" else "right")
-    for s in results.scores():
-        numbers = (f"{s.area:+.4f}", f"{s.interval:.4f}", f"{s.p:.3g}", f"{s.p_holm:.3g}", f"{s.total_variation:.3f}")
-        table.add_row(s.method, *numbers)
-    return table
-
-
-def described(value: Any) -> Any:
-    """A factory, function or setting in words that stay the same from one process to the next."""
-    if isinstance(value, partial):
-        # What the command line makes of a class path is a partial of functions of its own, with the class as the last argument.
-        called = value.args[-1] if value.func.__module__.startswith("jsonargparse") else value.func
-        args = () if called is not value.func else value.args
-        return {"calls": described(called), **({"args": described(args)} if args else {}), **_described_items(value.keywords)}
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, Mapping):
-        return _described_items(value)
-    if isinstance(value, (list, tuple)):
-        return [*map(described, value)]
-    name = getattr(value, "__qualname__", None)
-    return f"{value.__module__}.{name}" if name else repr(value) if " at 0x" not in repr(value) else type(value).__qualname__
-
-
-def _described_items(items: Mapping[str, Any]) -> dict[str, Any]:
-    return {str(key): described(item) for key, item in items.items()}
-
-
-class _without_item:  # noqa: N801
-    """A function without arguments as one of an item; a class, so that it can be sent to other machines."""
-
-    def __init__(self, function: Callable[[], Any]) -> None:
-        self._function = function
-
-    def __call__(self, item: Any) -> Any:
-        return self._function()
-
-
-def _check_arguments(data: Any, model: Any, mode: str, counts: Mapping[str, int]) -> None:
-    for name, given, kind in (("data", data, LightningDataModule), ("model", model, LightningModule)):
-        if isinstance(given, kind) or not callable(given):
-            raise TypeError(
-                f"{name} must be a function that makes a new {kind.__name__}, such as the class itself or a lambda, since every "
-                f"training starts from scratch; not {type(given).__name__}"
-            )
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, not {count}")
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise CannotRun(f"the checkpoint {path} cannot be read: {error.strerror}") from error
-
-
-def _state_of(checkpoint: Path) -> dict[str, Any]:
-    import pickle
-
-    try:
-        found = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise CannotRun(f"{checkpoint} is no checkpoint that can be loaded without running code: {error}") from error
-    state: dict[str, Any] = found.get("state_dict", found)
-    return state
-
-
-def _log_summary(where: Mapping[str, Any], output: Path, results: Results) -> None:
-    import wandb
-
-    with wandb.init(name="summary", dir=output, **where) as run:
-        scores = [list(vars(score).values()) for score in results.scores()]
-        columns: list[Any] = [*SUMMARY]
-        rows = [[r.cell.method, r.cell.fraction, r.cell.seed, r.accuracy, r.total_variation] for r in results.results]
-        run.log(
-            {
-                "roar/curves": wandb.Image(str(output / "curves.png")),
-                "roar/summary": wandb.Table(columns=columns, data=scores),
-                "roar/results": wandb.Table(columns=[*"method fraction seed accuracy total_variation".split()], data=rows),
-            }
-        )

@@ -33,6 +33,7 @@ def accuracy_curves(results: Results) -> Figure:
     colours = cycle(matplotlib.colormaps["tab20"]([0, 2, 4, 6, 8, 10, 12, 16, 18, 1, 3, 5, 7, 9, 11, 13, 17, 19]))
     greys = cycle(["black", "grey", "darkgrey"])
     scores = {score.method: score for score in results.scores()}
+    highest = 1 if all(result.accuracy is None or result.accuracy <= 1 for result in results.results) else 100  # per cent
     in_order = [*scores, *(method for method in results.methods if method not in scores)]
     for i, method in enumerate(in_order):
         mean, half = mean_and_interval(results.accuracies(method))
@@ -43,7 +44,7 @@ def accuracy_curves(results: Results) -> Figure:
             label += f"  {scores[method].area:+.3f}  (TV {scores[method].total_variation:.2f})"
         style: dict[str, Any] = {"color": colour, "linewidth": 1.4, "markersize": 4}
         axes.plot(results.fractions, mean, f"{MARKERS[i % len(MARKERS)]}{line}", label=label, **style)
-        low, high = (np.clip(mean + side * np.nan_to_num(half), 0, 1) for side in (-1, 1))
+        low, high = (np.clip(mean + side * np.nan_to_num(half), 0, highest) for side in (-1, 1))
         axes.fill_between(results.fractions, low, high, color=colour, alpha=0.12, linewidth=0)
     seeds = len(results.seeds)
     axes.set(

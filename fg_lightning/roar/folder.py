@@ -1,15 +1,15 @@
-"""The folder of an experiment: one run at a time, of one experiment, with room enough."""
+"""The folder of an experiment: one run at a time, with room enough."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -48,6 +48,21 @@ def held(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+@contextmanager
+def room() -> Iterator[None]:
+    """
+    Raises:
+        CannotRun: if what is in it finds a disk full or not to be written to.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EDQUOT):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        raise CannotRun(f"{error.strerror}{where}: make room, and start again to go on") from error
+
+
 def check_room(folder: Path, needed: int) -> None:
     """
     Args:
@@ -62,29 +77,6 @@ def check_room(folder: Path, needed: int) -> None:
         raise CannotRun(
             f"the ranks of all methods take {needed / 1e9:.2f} GB in {folder}, but there are {free / 1e9:.2f} GB on its disk; "
             "make room, or take fewer methods or another folder with --output"
-        )
-
-
-def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Writes what an experiment is, or compares it with what is there.
-
-    Raises:
-        CannotRun: if another experiment is there.
-    """
-    path = folder / NAME
-    if not path.exists():
-        write_json(path, dict(identity))
-        return
-    try:
-        there = json.loads(path.read_text())
-    except ValueError as error:
-        raise CannotRun(f"{path} is damaged ({error}); take another folder, or remove this one") from error
-    here = json.loads(json.dumps(identity))
-    different = [f"{key} {there.get(key)!r} there, {value!r} here" for key, value in here.items() if there.get(key) != value]
-    if different:
-        raise CannotRun(
-            f"{folder} holds another experiment: {'; '.join(different)}. Take another folder with --output, or the same settings; "
-            "methods, fractions and seeds may change"
         )
 
 

@@ -41,7 +41,7 @@ class SplitIdentity:
 class Manifest:
     """
     Attributes:
-        method: its name.
+        method: its name, or what `described` says of its factory.
         settings: of the method, by name, as JSON.
         target: the class explained: "predicted" or "label".
         model: class and fingerprint of the network.
@@ -54,7 +54,7 @@ class Manifest:
         versions: of what made it.
     """
 
-    method: str
+    method: Any
     settings: Mapping[str, Any]
     target: str
     model: str
@@ -132,4 +132,5 @@ def _identity(manifest: Manifest) -> dict[str, Any]:
     splits = {
         f"{name} {what}": getattr(split, what) for name, split in manifest.splits.items() for what in ("length", "fingerprint")
     }
-    return {name: getattr(manifest, name) for name in names} | {"splits": ", ".join(manifest.splits)} | splits
+    found = {name: getattr(manifest, name) for name in names} | {"splits": ", ".join(manifest.splits)} | splits
+    return dict(json.loads(json.dumps(found)))  # tuples are lists in a manifest that was read

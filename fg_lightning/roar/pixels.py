@@ -7,16 +7,21 @@ from typing import Any, Union
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Float
+from jaxtyping import Shaped
 from PIL import Image
 from torch import Tensor
 
+from fg_lightning.errors import CannotRun
 from fg_lightning.removal import Imputer
+from fg_lightning.roar.errors import UnfitData
 
 Picture = Union[Image.Image, Tensor, npt.NDArray[Any]]
-"""PIL in a mode of MODES; a tensor [C, *S]; an array [H, W] or [H, W, C]. Integers are 0..255."""
+"""PIL in a mode of MODES; a tensor [C, *S]; an array [H, W] or [H, W, C]."""
 
 Mask = npt.NDArray[np.bool_]
+
+Limits = Union[torch.iinfo, "np.iinfo[Any]"]
+"""Of an integer type."""
 
 MODES = ("L", "RGB", "F", "I")
 """Of PIL images, those whose pixels are numbers."""
@@ -39,20 +44,29 @@ def spatial_shape(image: Picture) -> tuple[int, ...]:
     """The image's size without its channels, such as (H, W).
 
     Raises:
-        TypeError: if its pixels cannot be replaced.
+        UnfitData: if its pixels cannot be replaced.
     """
     if isinstance(image, Image.Image):
         if image.mode not in MODES:
-            raise TypeError(
-                f"images must be of the modes {', '.join(MODES)}, but are of mode {image.mode!r}, in which pixels have no mean; "
-                "let the data set give image.convert('RGB')"
+            wider = "I" if image.mode.startswith("I;") else "RGB"  # 16 bits are more than RGB has room for
+            raise UnfitData(
+                f"images must be of the modes {', '.join(MODES)}, but are of mode {image.mode!r}; let the data set give "
+                f"image.convert({wider!r})"
             )
         return image.size[::-1]
     if isinstance(image, Tensor) and image.ndim >= 2:
         return tuple(image.shape[1:])
     if isinstance(image, np.ndarray) and image.ndim in (2, 3):
         return image.shape[:2]
-    raise TypeError(f"images must be PIL images, tensors [C, *S] or arrays [H, W] or [H, W, C], not {_described(image)}")
+    raise UnfitData(f"images must be PIL images, tensors [C, *S] or arrays [H, W] or [H, W, C], not {_described(image)}")
+
+
+def planes(image: Picture) -> Shaped[Tensor, "c *s"]:
+    """The image's channels, in its own type."""
+    if isinstance(image, Tensor):
+        return image
+    pixels = np.array(image)
+    return torch.from_numpy(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1).copy())
 
 
 def channel_sums(image: Picture) -> npt.NDArray[np.float64]:
@@ -69,14 +83,14 @@ def with_values(image: Picture, mask: Mask, values: npt.NDArray[np.float64]) -> 
     Args:
         image: PIL stays PIL, integers stay integers.
         mask: [*S], True where a pixel goes.
-        values: one for every channel, or one for all, in the image's own units.
+        values: one for every channel, or one for all, in the image's own units; for integers the nearest that they can be.
 
     Raises:
-        ValueError: if there are not as many values as channels.
+        CannotRun: if there are not as many values as channels.
     """
     if isinstance(image, Tensor):
         _check_values(values, len(image))
-        own = values if image.is_floating_point() else values.round()
+        own = values if image.is_floating_point() else _nearest(values, torch.iinfo(image.dtype))
         fill = torch.as_tensor(own).to(image.dtype).reshape(-1, *(1,) * (image.ndim - 1))
         return torch.where(torch.from_numpy(mask), fill, image)
     if isinstance(image, Image.Image) and image.mode in PACKED:
@@ -85,7 +99,7 @@ def with_values(image: Picture, mask: Mask, values: npt.NDArray[np.float64]) -> 
         colour = [min(max(round(value), 0), 255) for value in values.tolist()] * (channels // len(values))
         return _pasted(image, mask, colour) if mask.size < SMALL else _painted(image, mask, bytes(colour))
     pixels = np.array(image)
-    own = values if np.issubdtype(pixels.dtype, np.floating) else values.round()
+    own = values if np.issubdtype(pixels.dtype, np.floating) else _nearest(values, np.iinfo(pixels.dtype))
     _check_values(values, 1 if pixels.ndim == 2 else pixels.shape[2])
     if pixels.ndim == 2:
         np.putmask(pixels, mask, own.astype(pixels.dtype))
@@ -95,23 +109,30 @@ def with_values(image: Picture, mask: Mask, values: npt.NDArray[np.float64]) -> 
 
 
 def imputed(image: Picture, mask: Mask, imputer: Imputer) -> Picture:
-    """A new image of the same kind, replaced by an imputer, which sees integers as 0..1.
+    """A new image of the same kind whose masked pixels are an imputer's, which sees bytes as 0..1; the others are as they were.
 
     Args:
-        image: PIL stays PIL, integers stay integers.
+        image: PIL stays PIL, bytes stay bytes.
         mask: [*S], True where a pixel goes.
         imputer: (images [1, C, *S], mask [1, 1, *S]) -> images.
+
+    Raises:
+        UnfitData: if the image holds integers that are no bytes, since it is not known which of them is 1.
     """
-    where = torch.from_numpy(mask)[None, None]
+    before, where = planes(image), torch.from_numpy(mask)
+    if before.is_floating_point():
+        after = imputer(before[None], where[None, None])[0]
+    elif before.dtype is torch.uint8:
+        after = (imputer(before[None].float() / 255, where[None, None])[0].clamp(0, 1) * 255).round()
+    else:
+        raise UnfitData(
+            f"pixels are imputed in images of bytes or floating-point numbers, but these hold {before.dtype}, of which it is not "
+            "known what the largest is; let the data set give them as float32 in 0..1, or fill pixels with 'mean' or a number"
+        )
+    changed = torch.where(where, after.to(before.dtype), before)
     if isinstance(image, Tensor):
-        if image.is_floating_point():
-            return imputer(image[None], where)[0]
-        return _as_bytes(imputer(image[None].float() / 255, where)[0]).to(image.dtype)
-    pixels = np.array(image)
-    first = torch.from_numpy(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1).copy())
-    changed = imputed(first, mask, imputer)
-    assert isinstance(changed, Tensor)
-    array = changed[0].numpy() if pixels.ndim == 2 else changed.permute(1, 2, 0).contiguous().numpy()
+        return changed
+    array = changed.permute(1, 2, 0).contiguous().numpy() if np.asarray(image).ndim == 3 else changed[0].numpy()
     return Image.fromarray(array) if isinstance(image, Image.Image) else array
 
 
@@ -137,13 +158,13 @@ def _painted(image: Image.Image, mask: Mask, colour: bytes) -> Image.Image:
     return Image.frombytes(image.mode, image.size, (old ^ (old ^ new) & all_bits).tobytes(), "raw", raw)
 
 
-def _as_bytes(values: Float[Tensor, "c *s"]) -> Tensor:
-    return (values.clamp(0, 1) * 255).round()
+def _nearest(values: npt.NDArray[np.float64], limits: Limits) -> npt.NDArray[np.float64]:
+    return values.round().clip(limits.min, limits.max)
 
 
 def _check_values(values: npt.NDArray[np.float64], channels: int) -> None:
     if len(values) not in (1, channels):
-        raise ValueError(f"there are {len(values)} numbers to fill pixels with, but the images have {channels} channels")
+        raise CannotRun(f"there are {len(values)} numbers to fill pixels with, but the images have {channels} channels")
 
 
 def _described(value: Any) -> str:

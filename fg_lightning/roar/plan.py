@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,14 +16,18 @@ from torchmetrics.functional.image import total_variation
 from fg_lightning.attribution import Factory
 from fg_lightning.errors import CannotRun
 from fg_lightning.removal import Fill, Order
-from fg_lightning.roar.atomic import write_atomically
+from fg_lightning.roar.base import load_weights, read_weights, write_weights
 from fg_lightning.roar.cells import ALL, Cell, Result
 from fg_lightning.roar.datamodule import ROARDataModule
 from fg_lightning.roar.ranking import Explained, predictor
+from fg_lightning.roar.results import SUMMARY, Results
 from fg_lightning.roar.store import SaliencyStore
 from fg_lightning.roar.training import deterministic, fitted, tested
 
 Mode = Literal["roar", "kar", "road"]
+
+BASE_SEED = 0
+"""Of the network that is explained."""
 
 MASKS = 500
 """So many test images' masks the total variation is the mean of."""
@@ -46,7 +50,6 @@ class Plan:
         metric: the logged test metric that counts as accuracy; None for the one with "acc" in its name.
         chunk: see `SaliencyStore.make`.
         threads: of torch, the same wherever a cell runs, since sums change with them.
-        base_seed: of the network that is explained.
         prepare: see `ROARDataModule`.
         transform: see `ROARDataModule`.
         trainer: further arguments of every Trainer.
@@ -65,7 +68,6 @@ class Plan:
     metric: str | None
     chunk: int
     threads: int
-    base_seed: int
     prepare: Any = None
     transform: Any = None
     trainer: Mapping[str, Any] = field(default_factory=dict)
@@ -78,23 +80,31 @@ class Plan:
     def store_path(self, method: str) -> Path:
         return self.output / "stores" / method
 
-    def train_base(self) -> None:
+    def rehearse(self, seed: int) -> None:
+        """Tests an untrained network on one batch: what is wrong with a test is said before anything is trained for it.
+
+        Raises:
+            CannotRun: if there is no test data, or the test does not log the metric that counts.
+        """
+        with deterministic(seed, self.threads):
+            metrics = tested(self.model(), self.data(), {**self.trainer, "limit_test_batches": 1}, None)
+        accuracy_of(metrics, self.metric)
+
+    def train_base(self, seed: int) -> None:
         """Trains the network that is explained, and writes its weights."""
-        with self._reproducibly(self.base_seed):
+        with deterministic(seed, self.threads):
             model = self.model()
-            fitted(model, self.data(), self.max_epochs, self.trainer, None)
-        buffer = io.BytesIO()
-        torch.save(model.state_dict(), buffer)
-        write_atomically(self.base_path, buffer.getvalue())
+            fitted(model, self.data(), self.max_epochs, {"enable_progress_bar": sys.stdout.isatty(), **self.trainer}, None)
+        write_weights(self.base_path, model.state_dict())
 
     def make_store(self, method: str) -> None:
         """Explains every image by a method."""
-        with self._reproducibly(self.base_seed):
+        with deterministic(BASE_SEED, self.threads):
             SaliencyStore.make(
                 self.store_path(method),
                 self._base_model(),
                 self.data(),
-                self._named(method),
+                self.methods[method],
                 target=self.target,
                 chunk=self.chunk,
                 prepare=self.prepare,
@@ -107,7 +117,7 @@ class Plan:
         start = time.monotonic()
         method = next(iter(self.methods)) if cell.method == ALL else cell.method
         store = SaliencyStore(self.store_path(method))
-        with self._reproducibly(cell.seed):
+        with deterministic(cell.seed, self.threads):
             model = self._base_model() if self.mode == "road" else self.model()
             data = ROARDataModule(
                 self.data(),
@@ -128,19 +138,13 @@ class Plan:
             finally:
                 if logger is not None:
                     logger.experiment.finish()
-        masks = torch.from_numpy(data.masks(_last(store), MASKS)).unsqueeze(1).float()
+        masks = torch.from_numpy(data.masks(store.splits[-1], MASKS)).unsqueeze(1).float()
         variation = float(total_variation(masks, reduction="mean")) / store.manifest.pixels if masks.ndim == 4 else None
         return Result(cell, accuracy_of(metrics, self.metric), metrics, variation, round(time.monotonic() - start, 3))
 
-    def _named(self, method: str) -> Any:
-        from fg_lightning.attribution import METHODS
-
-        METHODS.setdefault(method, self.methods[method])  # in another process it may not have been entered
-        return method
-
     def _base_model(self) -> LightningModule:
         model = self.model()
-        model.load_state_dict(torch.load(self.base_path, map_location="cpu", weights_only=True))
+        load_weights(model, read_weights(self.base_path), self.base_path)
         return model
 
     def _logger(self, cell: Cell) -> Any:
@@ -151,8 +155,22 @@ class Plan:
         settings = {"mode": self.mode, "order": self.order, "max_epochs": self.max_epochs, "imputation": str(self.imputation)}
         return WandbLogger(name=cell.name, save_dir=self.output, config={**vars(cell), **settings}, **self.wandb)
 
-    def _reproducibly(self, seed: int) -> Any:
-        return deterministic(seed, self.threads)
+    def log_summary(self, results: Results) -> None:
+        """Logs the scores, the table and the curves to Weights & Biases, where the experiment has a project there."""
+        if self.wandb is None:
+            return
+        import wandb
+
+        with wandb.init(name="summary", dir=self.output, **self.wandb) as run:
+            rows = [[r.cell.method, r.cell.fraction, r.cell.seed, r.accuracy, r.total_variation] for r in results.results]
+            columns: list[Any] = [*SUMMARY]
+            run.log(
+                {
+                    "roar/curves": wandb.Image(str(self.output / "curves.png")),
+                    "roar/summary": wandb.Table(columns=columns, data=[list(vars(score).values()) for score in results.scores()]),
+                    "roar/results": wandb.Table(columns=[*"method fraction seed accuracy total_variation".split()], data=rows),
+                }
+            )
 
 
 def accuracy_of(metrics: Mapping[str, float], name: str | None) -> float:
@@ -174,7 +192,3 @@ def accuracy_of(metrics: Mapping[str, float], name: str | None) -> float:
             "which one counts (a LightningModule logs it in its test_step)"
         )
     return metrics[found[0]]
-
-
-def _last(store: SaliencyStore) -> str:
-    return store.splits[-1]

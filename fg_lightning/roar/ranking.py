@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Union
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from fg_lightning.attribution import Factory, find_method
+from fg_lightning.errors import CannotRun
 from fg_lightning.removal import ranks
 from fg_lightning.roar.draft import Draft
-from fg_lightning.roar.errors import RandomImages, StoreError
+from fg_lightning.roar.errors import StoreError, UnfitData
+from fg_lightning.roar.identity import described
 from fg_lightning.roar.manifest import NAME, Manifest, SplitIdentity, model_fingerprint, read_manifest
-from fg_lightning.roar.pixels import channel_sums, content, is_picture, spatial_shape
+from fg_lightning.roar.pixels import Picture, channel_sums, spatial_shape
 from fg_lightning.roar.quiet import quiet
-from fg_lightning.roar.views import View, finished, views_of
+from fg_lightning.roar.samples import finished
+from fg_lightning.roar.views import View, views_of
 
 SILENT: dict[str, Any] = {
     "devices": 1,
@@ -35,14 +40,23 @@ Explained = Literal["predicted", "label"]
 
 
 class Chunk(NamedTuple):
-    """Consecutive images of a split, as the network takes them."""
+    """Consecutive images of a split.
+
+    Attributes:
+        split: by name.
+        number: of the chunk.
+        start: index of its first image.
+        batch: as the user's collation gives it.
+        place: of the images in a sample, and in a batch where it has the same form.
+        sums: of every channel over the pixels before their transform, [C].
+    """
 
     split: str
     number: int
-    indices: Tensor
-    images: Tensor
-    labels: Tensor | None
-    sums: Tensor
+    start: int
+    batch: Any
+    place: Any
+    sums: npt.NDArray[np.float64]
 
 
 class Chunks(Dataset[Chunk]):
@@ -52,6 +66,8 @@ class Chunks(Dataset[Chunk]):
         self.draft = draft
         self.views = dict(views)
         self.remaining = remaining
+        first = next(iter(self.views.values())).plane.image(0)
+        self.shape = [len(channel_sums(first)), *spatial_shape(first)]
 
     def __len__(self) -> int:
         return len(self.remaining)
@@ -60,18 +76,24 @@ class Chunks(Dataset[Chunk]):
         split, number = self.remaining[index]
         view, places = self.views[split], self.draft.places(split, number)
         samples = [view.plane[place] for place in places]
-        pictures = [sample[view.plane.place] for sample in samples]
-        for place, picture in zip(places, pictures, strict=True):
-            if spatial_shape(picture) != self.draft.manifest.shape:
-                raise ValueError(
-                    f"image {place} of the {split} data set is {spatial_shape(picture)} before its transform, others are "
-                    f"{self.draft.manifest.shape}: bring them to the network's size first with prepare=..., such as "
-                    "torchvision.transforms.v2.Compose([Resize(256), CenterCrop(224)])"
-                )
+        sums = [
+            self._sums(f"image {place} of the {split} data set", sample[view.plane.place])
+            for place, sample in zip(places, samples, strict=True)
+        ]
         batch = list(self.views.values())[-1].loader.collate_fn([finished(s, view.plane.place, view.evaluation) for s in samples])
-        images, labels = _images_and_labels(batch)
-        sums = np.sum([channel_sums(picture) for picture in pictures], axis=0)
-        return Chunk(split, number, torch.tensor(places), images, labels, torch.from_numpy(sums))
+        return Chunk(split, number, places.start, batch, view.plane.place, np.sum(sums, axis=0))
+
+    def _sums(self, name: str, picture: Picture) -> npt.NDArray[np.float64]:
+        """The picture's `channel_sums`, if it has the channels and the size that all have."""
+        sums = channel_sums(picture)
+        found = [len(sums), *spatial_shape(picture)]
+        if found != self.shape:
+            raise CannotRun(
+                f"{name} is {found} before its transform, channels first, others are {self.shape}: bring them to the network's "
+                "size and channels first with prepare=..., such as "
+                "torchvision.transforms.v2.Compose([RGB(), Resize(256), CenterCrop(224)])"
+            )
+        return sums
 
 
 class Ranking(LightningModule):
@@ -85,11 +107,15 @@ class Ranking(LightningModule):
         self._seed = seed
 
     def predict_step(self, batch: Chunk, batch_idx: int) -> npt.NDArray[Any]:
-        if self._target == "label" and batch.labels is None:
-            raise ValueError("target='label' takes labels, but no integers [N] were found in the batches; take target='predicted'")
+        images, labels = images_and_labels(batch.batch, batch.place)
+        if self._target == "label" and labels is None:
+            raise CannotRun(
+                "target='label' takes labels, but no integers [N] were found behind the images in the batches; let the data set "
+                "give the label after the image, or take target='predicted'"
+            )
         with torch.enable_grad():
-            maps = self._attribution.attribute(batch.images, batch.labels if self._target == "label" else None)
-        ties = [self._seed + int(index) for index in batch.indices]
+            maps = self._attribution.attribute(images, labels if self._target == "label" else None)
+        ties = [self._seed + batch.start + i for i in range(len(images))]
         places: npt.NDArray[Any] = ranks(maps.cpu(), ties).numpy()
         return places
 
@@ -110,7 +136,7 @@ class RankWriter(BasePredictionWriter):
                 "of one are not those of the other. Say with prepare=... what brings images to the network's size, apart from the "
                 "rest of the transform"
             )
-        self.draft.write(batch.split, batch.number, prediction, batch.sums.cpu().numpy())
+        self.draft.write(batch.split, batch.number, prediction, batch.sums)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.strategy.barrier("ranked")
@@ -120,16 +146,22 @@ class RankWriter(BasePredictionWriter):
 
 
 class Remaining(LightningDataModule):
-    """The same remaining chunks for every process, as the first one found them."""
+    """The same remaining chunks for every process, as the first one found them.
 
-    def __init__(self, draft: Draft, views: Mapping[str, View]) -> None:
+    Their batches go through the hooks that the user's would go through in a test: the datamodule's, else the network's.
+    """
+
+    def __init__(self, draft: Draft, views: Mapping[str, View], data: LightningDataModule, model: nn.Module) -> None:
         super().__init__()
         self.draft = draft
         self.views = views
+        self.data = data
+        self.model = model
 
     def setup(self, stage: str) -> None:
         found: tuple[list[tuple[str, int]] | None, str] = (None, "")
         assert self.trainer is not None
+        self.data.trainer = self.trainer
         if self.trainer.is_global_zero:
             try:
                 self.draft.begin()
@@ -146,15 +178,15 @@ class Remaining(LightningDataModule):
         chunks = Chunks(self.draft, self.views, self.remaining)
         return DataLoader(chunks, batch_size=1, num_workers=workers, collate_fn=_only)
 
+    def transfer_batch_to_device(self, batch: Chunk, device: torch.device, dataloader_idx: int) -> Chunk:
+        own = self._hook("on_before_batch_transfer")(batch.batch, dataloader_idx)
+        own = self._hook("transfer_batch_to_device")(own, device, dataloader_idx)
+        return batch._replace(batch=self._hook("on_after_batch_transfer")(own, dataloader_idx))
 
-class Ranked(Callback):
-    """Tells how many images are ranked."""
-
-    def __init__(self, tell: Any) -> None:
-        self._tell = tell
-
-    def on_predict_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *args: Any) -> None:
-        self._tell(len(batch.indices))
+    def _hook(self, name: str) -> Callable[..., Any]:
+        is_models = isinstance(self.model, LightningModule) and not is_overridden(name, self.data, LightningDataModule)
+        hook: Callable[..., Any] = getattr(self.model if is_models else self.data, name)
+        return hook
 
 
 def predictor(given: Mapping[str, Any]) -> Trainer:
@@ -188,7 +220,7 @@ def make_store(
     views = views_of(data, prepare=prepare, transform=transform)
     first = next(iter(views.values()))
     manifest = Manifest(
-        method=method if isinstance(method, str) else getattr(method, "__qualname__", type(method).__qualname__),
+        method=described(method),
         settings=settings,
         target=target,
         model=model_fingerprint(model),
@@ -200,46 +232,40 @@ def make_store(
         },
         seed=seed,
     )
-    for view in views.values():
-        _check_evaluation(view)
     if (folder / NAME).exists() and read_manifest(folder).finished and not read_manifest(folder).difference(manifest):
         return
     draft = Draft(folder, manifest)
     module = Ranking(model, factory, settings, target, seed)
-    trainer = trainer or predictor({})
+    trainer = trainer or predictor({"enable_progress_bar": sys.stdout.isatty()})
     writer = RankWriter(draft)
     trainer.callbacks.append(writer)  # type: ignore[attr-defined]
     try:
         with quiet():
-            trainer.predict(module, datamodule=Remaining(draft, views), return_predictions=False)
+            trainer.predict(module, datamodule=Remaining(draft, views, data, model), return_predictions=False)
     finally:
         trainer.callbacks.remove(writer)  # type: ignore[attr-defined]
 
 
-def _check_evaluation(view: View) -> None:
-    twice = [finished(view.plane[0], view.plane.place, view.evaluation)[view.plane.place] for _ in range(2)]
-    if is_picture(twice[0]) and content(twice[0]) != content(twice[1]):
-        raise RandomImages(
-            f"the {view.name} images are explained under a transform that draws at random; maps are of images as they are "
-            "tested: give the test data set, the last one that is looked at, a transform without augmentation"
-        )
+def images_and_labels(batch: Any, place: Any) -> tuple[Tensor, Tensor | None]:
+    """The images [N, C, *S] of a batch, and the first integers [N] behind them.
 
-
-def _images_and_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
-    """The first images [N, C, *S] of a batch, and the first integers [N] after them.
+    Args:
+        batch: as the network's steps get it.
+        place: where the images are: an index or a key; in a batch of another form they are the first that could be some.
 
     Raises:
-        TypeError: if there are no images.
+        UnfitData: if there are no images.
     """
-    values = list(batch.values()) if isinstance(batch, Mapping) else list(batch)
-    tensors = [value for value in values if isinstance(value, Tensor)]
-    images = next((value for value in tensors if value.ndim >= 3 and value.is_floating_point()), None)
-    if images is None:
-        raise TypeError(
+    parts = list(batch.items() if isinstance(batch, Mapping) else enumerate(batch))
+    found = [i for i, (_, part) in enumerate(parts) if isinstance(part, Tensor) and part.ndim >= 3 and part.is_floating_point()]
+    if not found:
+        raise UnfitData(
             "no images were found in a batch: expected a floating-point tensor [N, C, *S], such as torchvision's ToTensor gives"
         )
-    labels = (v for v in tensors if v.ndim == 1 and len(v) == len(images) and not v.is_floating_point())
-    return images, next(labels, None)
+    first = next((i for i in found if parts[i][0] == place), found[0])
+    images: Tensor = parts[first][1]
+    behind = (part for _, part in parts[first + 1 :] if isinstance(part, Tensor) and part.shape == images.shape[:1])
+    return images, next((part for part in behind if not part.is_floating_point()), None)
 
 
 def _only(chunks: list[Chunk]) -> Chunk:

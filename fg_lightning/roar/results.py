@@ -31,7 +31,7 @@ class Score:
         area: between its curve and random's, over the fractions from end to end, mean over the seeds; more than 0 where the method
             does better than random: the network misses what goes first, or lives on what is kept.
         interval: half of the 95 % confidence interval of the area; NaN of one seed.
-        p: two-sided, of a t-test of the areas of the seeds, paired with random's; NaN of one seed.
+        p: two-sided, of a t-test of the areas of the seeds, paired with random's; NaN of one seed, and where the areas do not vary.
         p_holm: the same, adjusted for the number of methods (Holm 1979).
         total_variation: of its masks, a pixel, mean over the fractions.
     """
@@ -151,10 +151,8 @@ def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]])
 def _paired_p(areas: npt.NDArray[np.float64]) -> float:
     from scipy.stats import ttest_1samp  # type: ignore[import-untyped]
 
-    if len(areas) < 2:
+    if len(areas) < 2 or np.allclose(areas, areas[0], rtol=1e-9, atol=1e-12):  # no variance to hold the mean against
         return float("nan")
-    if np.ptp(areas) == 0:  # t is infinite, or nothing differs
-        return 0.0 if areas[0] else 1.0
     return float(ttest_1samp(areas, 0).pvalue)
 
 

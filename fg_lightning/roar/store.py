@@ -95,7 +95,8 @@ class SaliencyStore:
         if view.fingerprint() != expected.fingerprint:
             raise StoreError(
                 f"the {view.name} images are not those that the saliency store {self.path} was made of ({expected.dataset}): they "
-                "are as many, but hold something else, or come in another order. Make a store of this data set"
+                "are as many, but hold something else, or come in another order. Make a store of this data set; where setup splits "
+                "at random, it is another one each time, unless random_split is given a generator with a seed"
             )
 
     @classmethod
@@ -121,7 +122,7 @@ class SaliencyStore:
         Args:
             path: the folder to make it in.
             model: the trained network; called on the images alone.
-            data: the user's, whose images are explained as their evaluation transform leaves them.
+            data: the user's, whose images are explained as their evaluation transform and the batch hooks leave them.
             method: a name in `fg_lightning.attribution.METHODS` or a factory.
             settings: of the method, as JSON.
             target: the class explained; "label" tells the masks what the image shows, so that they may leak it.
@@ -129,12 +130,14 @@ class SaliencyStore:
             seed: of ties.
             prepare: see `views_of`.
             transform: see `views_of`.
-            trainer: whose `predict` is used; its devices and nodes share the chunks. By default one on one device, silent.
+            trainer: whose `predict` is used; its devices and nodes share the chunks. By default one on one device, with a progress
+                bar on a terminal and silent elsewhere.
 
         Raises:
             StoreError: if a store of something else is there.
             RandomImages: if an image is another when it is read again.
-            TypeError: if the data is not map-style.
+            UnfitData: if the data is not map-style, or its pixels are not those of what the network sees, see `check_alignment`.
+            CannotRun: if images are of several sizes or numbers of channels, or labels are to be explained and there are none.
             ValueError: if there is no such method, or maps and images are not of one size.
         """
         from fg_lightning.roar.ranking import make_store

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 from unittest.mock import patch
 
@@ -37,7 +38,8 @@ class FiniteLoss(Callback):
         self._finite: Tensor | None = None
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
+        # Manual optimisation and a skipped batch give no loss.
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if isinstance(loss, Tensor):
             finite = loss.detach().isfinite().all()
             self._finite = finite if self._finite is None else self._finite & finite
@@ -54,7 +56,7 @@ def fitted(model: LightningModule, data: LightningDataModule, max_epochs: int, g
         Diverged: if its loss does not stay finite.
     """
     with quiet():
-        _trainer({**given, "max_epochs": max_epochs, "callbacks": [FiniteLoss()]}, logger).fit(model, data)
+        _trainer({**given, "max_epochs": max_epochs}, logger, FiniteLoss()).fit(model, data)
 
 
 def tested(model: LightningModule, data: LightningDataModule, given: Mapping[str, Any], logger: Any) -> dict[str, float]:
@@ -86,5 +88,8 @@ def deterministic(seed: int, threads: int) -> Iterator[None]:
             torch.backends.cudnn.benchmark = cudnn
 
 
-def _trainer(given: Mapping[str, Any], logger: Any) -> Trainer:
-    return Trainer(**{**ALONE, **given, **({} if logger is None else {"logger": logger})})
+def _trainer(given: Mapping[str, Any], logger: Any, *callbacks: Callback) -> Trainer:
+    """Its callbacks are copies of the user's, so that none carries what it has counted into the next training."""
+    of_user = given.get("callbacks") or []
+    own = [*deepcopy(of_user if isinstance(of_user, Sequence) else [of_user]), *callbacks]
+    return Trainer(**{**ALONE, **given, "callbacks": own, **({} if logger is None else {"logger": logger})})

@@ -11,9 +11,12 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader, Dataset
 
-from fg_lightning.roar.errors import RandomImages
-from fg_lightning.roar.pixels import Picture, content, is_picture, spatial_shape
-from fg_lightning.roar.transforms import Chain, Joint, Transform, split_transform, taken_apart
+from fg_lightning.errors import CannotRun
+from fg_lightning.roar.alignment import check_alignment
+from fg_lightning.roar.errors import RandomImages, UnfitData
+from fg_lightning.roar.pixels import Picture, content, spatial_shape
+from fg_lightning.roar.samples import place_of_image, with_image
+from fg_lightning.roar.transforms import Chain, Transform, split_transform, taken_apart
 
 SPLITS = ("train", "val", "test")
 
@@ -79,19 +82,29 @@ class View:
         length = len(self.plane)
         digest = hashlib.sha256(str(length).encode())
         for index in sorted({i * (length - 1) // (EXAMINED - 1) for i in range(EXAMINED)}):
-            first = content(self.plane.image(index))
-            if content(self.plane.image(index)) != first:
-                raise RandomImages(
-                    f"the {self.name} data set gives another image each time for index {index}, so that no map belongs to it. "
-                    "What is random must be in the data set's attribute `transform`, where it is found and applied after the "
-                    "pixels are removed, or be passed as transform=..."
-                )
-            digest.update(first)
+            digest.update(self.content(index))
         return digest.hexdigest()[:16]
+
+    def content(self, index: int) -> bytes:
+        """What an image on the plane holds.
+
+        Raises:
+            RandomImages: if it is another when it is read again.
+        """
+        first = content(self.plane.image(index))
+        if content(self.plane.image(index)) != first:
+            raise RandomImages(
+                f"the {self.name} data set gives another image each time for index {index}, so that no map belongs to it. "
+                "What is random must be in the data set's attribute `transform`, where it is found and applied after the "
+                "pixels are removed, or be passed as transform=..."
+            )
+        return first
 
 
 def views_of(data: LightningDataModule, *, prepare: Transform | None = None, transform: Transform | None = None) -> dict[str, View]:
     """The train, validation and test splits of a datamodule that is set up, by name.
+
+    Of the last of them, whose transform is the evaluation transform, an image is looked at, see `check_alignment`.
 
     Args:
         data: the user's.
@@ -100,61 +113,28 @@ def views_of(data: LightningDataModule, *, prepare: Transform | None = None, tra
         transform: what is done to every image after that; by default what each data set does.
 
     Raises:
-        TypeError: if a loader is none of torch's, a data set is not map-style, or no image is found in its samples.
-        ValueError: if there is no data.
+        UnfitData: if a loader is none of torch's, a data set is not map-style, no image is found in its samples, or its transform
+            cannot be taken away or moves pixels.
+        RandomImages: if the evaluation transform draws at random.
+        CannotRun: if there is no data.
     """
     loaders = {name: loader for split in SPLITS for name, loader in _loaders(data, split).items()}
     if not loaders:
-        raise ValueError(f"{type(data).__name__} has no train_dataloader, val_dataloader or test_dataloader")
-    parts = {name: taken_apart(loader.dataset) for name, loader in loaders.items()}
-    last = parts[list(parts)[-1]][1] if transform is None else transform
+        raise CannotRun(f"{type(data).__name__} has no train_dataloader, val_dataloader or test_dataloader")
+    parts = {name: taken_apart(loader.dataset, transform) for name, loader in loaders.items()}
+    last = parts[list(parts)[-1]][1]
     steps, evaluation = split_transform(last)
     if prepare is not None:
         steps, evaluation = [prepare], last
     views = {}
     for name, (raw, own) in parts.items():
         if not len(raw):  # type: ignore[arg-type]
-            raise ValueError(f"the {name} data set is empty")
-        own = own if transform is None else transform
+            raise CannotRun(f"the {name} data set is empty")
         begins, rest = split_transform(own)
         after = rest if prepare is None and [repr(step) for step in begins] == [repr(step) for step in steps] else own
         views[name] = View(name, loaders[name], Plane(raw, Chain(steps), place_of_image(raw[0])), after, evaluation)
+    check_alignment(views[name], is_own=prepare is None and transform is None)
     return views
-
-
-def place_of_image(sample: Any) -> Any:
-    """Where in a sample its image is: an index or a key.
-
-    Raises:
-        TypeError: if there is none.
-    """
-    items = sample.items() if isinstance(sample, Mapping) else enumerate(sample) if isinstance(sample, (tuple, list)) else ()
-    for place, value in items:
-        if is_picture(value):
-            return place
-    raise TypeError(
-        f"no image was found in a sample of type {type(sample).__name__}; expected a tuple, list or dict with a PIL image, "
-        "a tensor [C, *S] or an array [H, W, C], such as (image, label)"
-    )
-
-
-def with_image(sample: Any, place: Any, image: Any) -> Any:
-    """A sample of the same kind with another image."""
-    if isinstance(sample, Mapping):
-        return {**sample, place: image}
-    parts = [image if i == place else part for i, part in enumerate(sample)]
-    if hasattr(sample, "_fields"):
-        return type(sample)(*parts)
-    return tuple(parts) if isinstance(sample, tuple) else parts
-
-
-def finished(sample: Any, place: Any, transform: Transform | None) -> Any:
-    """A sample whose image, with its target where the transform takes both, is transformed."""
-    if transform is None:
-        return sample
-    if isinstance(transform, Joint):
-        return transform(*sample)
-    return with_image(sample, place, transform(sample[place]))
 
 
 def rebuilt(loader: DataLoader[Any], dataset: Dataset[Any], **changed: Any) -> DataLoader[Any]:
@@ -174,7 +154,7 @@ def mapped(loaders: Any, name: str, change: Callable[[str, DataLoader[Any]], Any
     if isinstance(loaders, Mapping):
         return {key: mapped(loader, f"{name}_{key}", change) for key, loader in loaders.items()}
     if not isinstance(loaders, DataLoader):
-        raise TypeError(
+        raise UnfitData(
             f"the {name} loader is {type(loaders).__name__}, but a torch.utils.data.DataLoader over a map-style data set is needed"
         )
     return change(name, loaders)

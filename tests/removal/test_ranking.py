@@ -118,7 +118,7 @@ def test_ranks_leave_the_global_random_state_alone() -> None:
 def test_removed_takes_ranks_as_they_are_stored(tmp_path, fraction: float, order: str) -> None:
     places = ranks(random_maps(16, 16))
     expected = removed(places, fraction, order)
-    for dtype in (torch.int16, torch.int32, torch.uint16):
+    for dtype in (torch.int16, torch.int32, torch.uint16, torch.uint32, torch.uint64):
         assert torch.equal(removed(places.to(dtype), fraction, order), expected)
     stored = np.lib.format.open_memmap(tmp_path / "ranks.npy", "w+", np.uint16, places.shape)
     stored[:] = places.numpy()

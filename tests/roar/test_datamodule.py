@@ -5,22 +5,31 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 from PIL import Image
 from tiny import SIDE, TENSOR, Data, Net, Squares
+from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 from torchvision.transforms import v2
 
-from fg_lightning.roar import ROARDataModule, SaliencyStore
+from fg_lightning.attribution import METHODS
+from fg_lightning.removal import ranks, top_pixels
+from fg_lightning.roar import CannotRun, ROARDataModule, SaliencyStore
 from fg_lightning.roar.pixels import imputed, spatial_shape, with_values
 from fg_lightning.roar.quiet import quiet
 from fg_lightning.roar.transforms import split_transform, taken_apart
 
 PIXELS = SIDE * SIDE
+SILENT = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
 
 
 def masked(store, base=None, fraction=0.3, **settings):
     data = ROARDataModule(base or Data(), store, fraction, **settings)
+    data.setup("fit")
+    return data
+
+
+def set_up(data):
     data.setup("fit")
     return data
 
@@ -86,10 +95,76 @@ def test_nothing_goes_at_fraction_0_and_a_network_trains(store, net):
     data = masked(store, fraction=0.0)
     for (a, _), (b, _) in zip(plain.test_dataloader(), data.test_dataloader(), strict=True):
         assert torch.equal(a, b)
-    silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = Trainer(max_epochs=1, accelerator="cpu", num_sanity_val_steps=0, **silent)
+    trainer = Trainer(max_epochs=1, accelerator="cpu", num_sanity_val_steps=0, **SILENT)
     with quiet():
         trainer.fit(Net(), ROARDataModule(Data(), store.path, 0.3))
+
+
+class OfData(Data):
+    """Its batches are changed on the device."""
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        assert self.trainer is not None  # a hook may ask it whether it is a training
+        return 3 * batch[0] - 1, batch[1]
+
+
+class OfNet(Net):
+    """Its batches are changed on the device, unless the datamodule does that."""
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return 5 * batch[0] + 1, batch[1]
+
+
+class Seeing(Callback):
+    """Keeps the images that a network is given."""
+
+    def __init__(self):
+        self.images = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.images.append(batch[0])
+
+    def on_test_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        self.images.append(batch[0])
+
+
+@pytest.mark.filterwarnings("ignore:You have overridden `on_after_batch_transfer`")
+@pytest.mark.parametrize(("base", "model", "factor", "shift"), [(OfData, Net, 3, -1), (Data, OfNet, 5, 1), (OfData, OfNet, 3, -1)])
+def test_batches_go_through_the_hooks_that_they_would_go_through_without_us(base, model, factor, shift, store, tmp_path):
+    torch.manual_seed(0)
+    net, seeing = model(), Seeing()
+    made = SaliencyStore.make(tmp_path / "s", net, base(), "input_x_gradient", chunk=20)
+    plain = torch.stack([image for image, _ in set_up(base()).test])
+    expected = ranks(METHODS["input_x_gradient"](net).attribute(factor * plain + shift), list(range(20)))
+    assert np.array_equal(made.ranks("test"), expected.numpy())
+    trainer = Trainer(max_steps=1, accelerator="cpu", num_sanity_val_steps=0, limit_val_batches=0, callbacks=[seeing], **SILENT)
+    with quiet():
+        trainer.fit(net, ROARDataModule(base(), store, 1.0, imputation=0))
+        trainer.test(net, ROARDataModule(base(), store, 1.0, imputation=0), verbose=False)
+    assert len(seeing.images) == 4
+    assert all(torch.equal(images, torch.full_like(images, shift - factor)) for images in seeing.images)  # all black, which is -1
+
+
+def test_the_base_is_set_up_once_unless_it_lets_go_of_its_data(store):
+    stages = []
+
+    class Counting(Data):
+        def setup(self, stage):
+            stages.append(stage)
+            super().setup(stage)
+
+    class Leaving(Counting):
+        def teardown(self, stage):
+            del self.train, self.val, self.test
+
+    for base, expected in ((Counting, ["fit", "test"]), (Leaving, ["fit", "test"] * 2)):
+        stages.clear()
+        trainer = Trainer(max_steps=1, accelerator="cpu", num_sanity_val_steps=0, limit_val_batches=0, **SILENT)
+        data = ROARDataModule(base(), store, 0.3)
+        with quiet():
+            trainer.fit(Net(), data)
+            trainer.test(Net(), data, verbose=False)
+        assert stages == expected
 
 
 def test_an_image_of_a_base_dict_batch(net, tmp_path):
@@ -124,28 +199,33 @@ def test_tensors_without_a_transform(net, tmp_path):
     assert torch.equal(images, torch.where(gone, plain.double().mean().float(), plain))
 
 
-def test_masks_lie_on_the_plane_that_the_network_sees(net, tmp_path):
-    """Images of twice the size, resized by the evaluation transform and cropped at random by the training's."""
-    big = v2.Compose([v2.Resize(SIDE), v2.CenterCrop(SIDE), TENSOR])
+def test_masks_lie_on_the_plane_that_the_network_sees(tmp_path):
+    """Photographs of several sizes, resized and cropped to 6 x 10 for the test, and in another way at random for the training."""
+    high, wide = 6, 10
+    sized = [v2.Resize((high + 2, wide)), v2.CenterCrop((high, wide))]
 
     class Big(Squares):
         def __getitem__(self, index):
-            image = Image.fromarray(self.pixels[index]).resize((2 * SIDE, 2 * SIDE + 2 * (index % 3)))
+            image = Image.fromarray(self.pixels[index]).resize((2 * wide, 2 * wide + 2 * (index % 3)))
             return self.transform(image), self.labels[index]
 
     class Photos(LightningDataModule):
         def train_dataloader(self):
-            return DataLoader(Big(10, transform=v2.Compose([v2.RandomResizedCrop(SIDE), TENSOR])), 5)
+            return DataLoader(Big(10, transform=v2.Compose([v2.RandomResizedCrop((high, wide)), TENSOR])), 5)
 
         def test_dataloader(self):
-            return DataLoader(Big(10, transform=big), 5)
+            return DataLoader(Big(10, transform=v2.Compose([*sized, TENSOR])), 5)
 
-    made = SaliencyStore.make(tmp_path / "s", net, Photos(), "gradient")
-    assert made.manifest.shape == (SIDE, SIDE)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * (high - 2) * (wide - 2), 2))
+    made = SaliencyStore.make(tmp_path / "s", net, Photos(), "gradient", chunk=10)
+    assert made.manifest.shape == (high, wide)
     data = masked(made, Photos(), fraction=0.5, imputation=0)
-    for images in (next(iter(data.train_dataloader()))[0], next(iter(data.test_dataloader()))[0]):
-        assert images.shape == (5, 1, SIDE, SIDE)
-    assert next(iter(data.test_dataloader()))[0].eq(-1).sum() >= 5 * PIXELS // 2
+    assert next(iter(data.train_dataloader()))[0].shape == (5, 1, high, wide)
+    plain = torch.stack([Photos().test_dataloader().dataset[i][0] for i in range(10)])
+    gone = top_pixels(METHODS["gradient"](net).attribute(plain), 0.5, seed=range(10))
+    images = torch.cat([images for images, _ in data.test_dataloader()])
+    assert torch.equal(images, torch.where(gone, -1.0, plain))
 
 
 def test_images_of_unequal_size_say_what_to_do(net, tmp_path):
@@ -157,8 +237,21 @@ def test_images_of_unequal_size_say_what_to_do(net, tmp_path):
         def train_dataloader(self):
             return DataLoader(Unequal(10), 5)
 
-    with pytest.raises(ValueError, match=r"before its transform, others are \(8, 8\): bring them to the network's size first"):
+    with pytest.raises(CannotRun, match=r"image 5 .* is \[1, 7, 8\] before its transform, .* others are \[1, 8, 8\]: bring them"):
         SaliencyStore.make(tmp_path / "s", net, Wild(), "edges")
+
+
+def test_images_of_unequal_channels_say_what_to_do(net, tmp_path):
+    class Mixed(Squares):
+        def __getitem__(self, index):
+            return self.transform(Image.fromarray(self.pixels[index]).convert("RGB" if index == 8 else "L")), 0
+
+    class Wild(LightningDataModule):
+        def train_dataloader(self):
+            return DataLoader(Mixed(10, transform=v2.Compose([v2.Lambda(lambda image: image.convert("L")), TENSOR])), 5)
+
+    with pytest.raises(CannotRun, match=r"image 8 .* is \[3, 8, 8\] before its transform"):
+        SaliencyStore.make(tmp_path / "s", net, Wild(), "edges", chunk=3)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
@@ -252,6 +345,8 @@ def test_wrong_arguments_are_refused(store, tmp_path):
         ROARDataModule(Data(), store, 0.3, imputation="median")
     with pytest.raises(TypeError, match=r"modes L, RGB.*'P'.*convert\('RGB'\)"):
         spatial_shape(Image.new("P", (4, 4)))
-    data = masked(store, imputation=[1.0, 2.0])
-    with pytest.raises(ValueError, match="2 numbers to fill pixels with, but the images have 1 channels"):
-        data.test_dataloader().dataset[0]
+    with pytest.raises(CannotRun, match="2 numbers to fill pixels with, but the images have 1 channels"):
+        masked(store, imputation=[1.0, 2.0])
+    with pytest.raises(CannotRun, match=r"replaced by \[0.485\], but the images hold integers .* such as \[124\] in 0..255"):
+        masked(store, imputation=0.485)
+    assert masked(store, fraction=0.0, imputation=0.485)  # where none is replaced

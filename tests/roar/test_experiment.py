@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import signal
@@ -15,13 +16,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Timer
 from rich.console import Console
 from tiny import Data, Diverging, Net
 
+from fg_lightning.attribution import METHODS
 from fg_lightning.roar import CannotRun, ROARExperiment, SaliencyStore
+from fg_lightning.roar import experiment as experiment_module
 from fg_lightning.roar import folder as folder_module
-from fg_lightning.roar.experiment import described
+from fg_lightning.roar.identity import check_identity, identity_of
 
 HERE = Path(__file__).parent
 COMMAND = str(Path(sys.executable).with_name("fg-lightning"))
@@ -52,35 +55,6 @@ def test_every_cell_is_a_row_and_everything_is_there(done):
     names = {"base.pt", "cells", "curves.png", "examples", "experiment.json", "results.csv", "stores", "summary.csv"}
     assert {path.name for path in folder.iterdir()} - {".lock"} == names
     assert [score.method for score in results.scores()] == ["gradient"]
-
-
-def test_a_cell_is_a_training_on_what_is_left(done):
-    """The number of one cell, from Lightning's own loop and arrays that are masked by hand."""
-    from lightning.pytorch import seed_everything
-
-    from fg_lightning.roar.quiet import quiet
-
-    folder, results = done
-    store = SaliencyStore(folder / "stores" / "gradient")
-    data = Data()
-    data.setup("fit")
-    for split, dataset in (("train", data.train.dataset), ("val", data.val.dataset), ("test", data.test)):
-        own = {"train": range(40), "val": range(40, 50), "test": range(20)}[split]
-        for place, index in enumerate(own):
-            dataset.pixels[index][np.asarray(store.ranks(split)[place]) < 32] = round(store.manifest.channel_mean[0])
-    data.setup = lambda stage: None
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    seed_everything(1, workers=True, verbose=False)
-    silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-    model = Net()
-    with quiet():
-        trainer = Trainer(max_epochs=1, accelerator="cpu", num_sanity_val_steps=0, **silent)
-        trainer.fit(model, data)
-        (scores,) = trainer.test(model, data, verbose=False)
-    torch.set_num_threads(before)
-    (mine,) = (r for r in results.results if r.cell.name == "gradient-0.5-1")
-    assert mine.accuracy == scores["test/accuracy"]
 
 
 def test_run_again_nothing_is_trained_and_more_seeds_add_to_it(done, tmp_path, monkeypatch):
@@ -145,13 +119,7 @@ def test_a_method_without_maps_fails_alone(tmp_path):
     def broken(model):
         raise RuntimeError("no convolution in it")
 
-    from fg_lightning.attribution import METHODS
-
-    methods = {"gradient": METHODS["gradient"], "broken": broken}
-    try:
-        results = experiment(tmp_path, methods=methods, seeds=1).run()
-    finally:
-        METHODS.pop("broken", None)
+    results = experiment(tmp_path, methods={"gradient": METHODS["gradient"], "broken": broken}, seeds=1).run()
     assert {r.cell.method: r.reason.split(" (")[0] for r in results.results if r.reason} == {
         "broken": "no maps: RuntimeError: no convolution in it"
     }
@@ -186,16 +154,78 @@ def test_another_experiment_in_the_folder_is_refused(done):
         experiment(done[0], model=partial(Net, width=8)).run()
 
 
+def test_a_factory_of_ones_own_is_used_under_a_known_name_and_told_from_another(tmp_path):
+    called = []
+
+    def mine(model):
+        called.append(model)
+        return METHODS["edges"](model)
+
+    before = dict(METHODS)
+    experiment(tmp_path, methods={"gradient": mine}, seeds=1).run()
+    assert len(called) == 1
+    assert before == METHODS
+    with pytest.raises(CannotRun, match=r"method gradient '.*<locals>.mine \w+' there, '.*controls.edges' here"):
+        experiment(tmp_path, methods={"gradient": METHODS["edges"]}, seeds=1).run()
+    experiment(tmp_path, methods={"same": METHODS["edges"], "other": METHODS["gradient"]}, seeds=1).run()  # adds to what is there
+    own, same, other = (SaliencyStore(tmp_path / "stores" / name).ranks("test") for name in ("gradient", "same", "other"))
+    assert np.array_equal(own, same)
+    assert not np.array_equal(own, other)
+    assert set(json.loads((tmp_path / "experiment.json").read_text())["methods"]) == {"random", "gradient", "same", "other"}
+
+
+def test_lambdas_that_make_other_networks_are_other_experiments(tmp_path):
+    lr = 0.05
+    experiment(tmp_path, model=lambda: Net(lr=lr), methods=["random"], seeds=1).run()
+    lr = 0.0
+    with pytest.raises(CannotRun, match="holds another experiment: model"):
+        experiment(tmp_path, model=lambda: Net(lr=lr), methods=["random"]).run()
+
+
+def test_a_network_is_tested_before_one_is_trained(tmp_path):
+    with pytest.raises(CannotRun, match=r"no metric 'f1', but test/accuracy"):
+        experiment(tmp_path, metric="f1").run()
+    with pytest.raises(CannotRun, match=r"a network cannot be tested on the data: TypeError: no such class \(test_experiment.py"):
+        experiment(tmp_path, model=untestable).run()
+    assert not (tmp_path / "base.pt").exists()
+
+
+def untestable():
+    raise TypeError("no such class")
+
+
+def test_one_network_is_tested_once(tmp_path):
+    results = experiment(tmp_path, mode="road", imputation=0.0, seeds=3).run()
+    (score,) = results.scores()
+    assert results.seeds == [0]
+    assert np.isnan([score.interval, score.p, score.p_holm]).all()
+
+
+def test_a_disk_that_is_full_when_a_result_is_written_is_said(tmp_path, monkeypatch):
+    def full(folder, result):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(experiment_module, "write_result", full)
+    with pytest.raises(CannotRun, match=r"^No space left on device: make room, and start again"):
+        experiment(tmp_path, methods=["random"], seeds=1).run()
+
+
+def test_the_trainers_arguments_may_be_objects(tmp_path):
+    trainer = {"callbacks": [Timer(duration="00:01:00:00")], "accelerator": "cpu"}
+    check_identity(tmp_path, identity_of(experiment(tmp_path, trainer=trainer).plan, None))
+    assert json.loads((tmp_path / "experiment.json").read_text())["trainer"] == {"callbacks": ["Timer"], "accelerator": "cpu"}
+
+
+def test_what_was_refused_may_be_mended_in_the_same_folder(tmp_path):
+    with pytest.raises(CannotRun, match="no metric 'f1'"):
+        experiment(tmp_path, metric="f1").run()
+    experiment(tmp_path, methods=["random"], seeds=1).run()
+
+
 def test_a_folder_that_cannot_be_written_to_is_said_at_the_start(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CannotRun, match=r"cannot be written to: Not a directory"):
         experiment(tmp_path / "file" / "out").run()
-
-
-def test_factories_are_described_the_same_in_every_process():
-    assert described(Net) == "tiny.Net"
-    assert described(partial(Net, width=8)) == {"calls": "tiny.Net", "width": 8}
-    assert described({"a": [1, None, object()]}) == {"a": [1, None, "object"]}
 
 
 def command(output, *more, model="tiny.Slow"):

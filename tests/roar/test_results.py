@@ -61,15 +61,24 @@ def test_holm_against_its_definition():
     assert holm([0.6, float("nan"), 0.7]) == pytest.approx([1.0, float("nan"), 1.0], nan_ok=True)
 
 
-def test_no_difference_at_all_is_no_evidence():
-    same = {"random": ACCURACIES["random"], "fullgrad": ACCURACIES["random"]}
+@pytest.mark.parametrize("by", [0.0, 0.1])
+def test_differences_that_do_not_vary_are_no_evidence(by):
+    """One network that is tested three times; 0.85 - 0.1 and 0.9 - 0.1 are off by rounding."""
+    same = {"random": ACCURACIES["random"], "fullgrad": [[a - by for a in row] for row in ACCURACIES["random"]]}
     (score,) = results(accuracies=same).scores()
-    assert (score.area, score.p) == (0, 1)
+    assert score.area == pytest.approx(by * (0.4 / 2 + 0.4))
+    assert np.isnan(score.p)
+    assert np.isnan(score.p_holm)
 
 
 def test_cells_are_every_method_fraction_and_seed_and_intact_images_once_a_seed():
     cells = cells_of(["a", "b"], [0.0, 0.5, 1.0], 2)
     assert [cell.name for cell in cells] == ["all-0-0", "all-0-1", "all-1-0", "all-1-1", "a-0.5-0", "a-0.5-1", "b-0.5-0", "b-0.5-1"]
+
+
+def test_fractions_of_one_name_are_one_cell():
+    cells = cells_of(["a"], [0.3, 0.1 + 0.2], 1)
+    assert [(cell.name, cell.fraction) for cell in cells] == [("a-0.3-0", 0.3)]
 
 
 def test_the_table_says_what_failed(tmp_path):
@@ -97,3 +106,12 @@ def test_the_curves_show_every_method_with_its_band():
     assert lines["fullgrad"].get_ydata() == pytest.approx([1, 0.65, 0.95 / 3])
     assert len(axes.collections) == 2
     assert "lower is better" in axes.get_title()
+
+
+@pytest.mark.parametrize("unit", [1, 100])
+def test_bands_lie_about_their_lines_in_per_cent_too(unit):
+    scaled = {method: [[a * unit for a in row] for row in table] for method, table in ACCURACIES.items()}
+    (axes,) = accuracy_curves(results(accuracies=scaled)).axes
+    for line, band in zip(axes.get_lines(), axes.collections, strict=True):
+        own = [y for x, y in band.get_paths()[0].vertices if x == 0.4]
+        assert min(own) < line.get_ydata()[1] < max(own) <= unit

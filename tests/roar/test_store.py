@@ -13,15 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, Trainer
 from PIL import Image
 from tiny import SIDE, TENSOR, Data, Net, Squares
 from torch.utils.data import DataLoader, IterableDataset
 
-from fg_lightning.attribution import METHODS
+from fg_lightning.attribution import METHODS, method_from
 from fg_lightning.removal import ranks
-from fg_lightning.roar import RandomImages, SaliencyStore, StoreError
+from fg_lightning.roar import CannotRun, RandomImages, SaliencyStore, StoreError
 from fg_lightning.roar.draft import Draft
+from fg_lightning.roar.errors import UnfitData
+from fg_lightning.roar.ranking import images_and_labels
 from fg_lightning.roar.views import views_of
 
 HERE = Path(__file__).parent
@@ -98,6 +100,7 @@ def test_interrupted_it_goes_on_where_it_stopped(store, net, tmp_path, monkeypat
         assert np.array_equal(again.ranks(split), store.ranks(split))
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_same_store_as_one(store, tmp_path):
     script = tmp_path / "share.py"
     script.write_text(
@@ -168,7 +171,7 @@ def test_other_data_is_refused_with_what_differs(store):
         store.check(views_of(set_up(n=30))["train"])
     data = set_up()
     data.test = Squares(20, seed=5, transform=TENSOR)
-    with pytest.raises(StoreError, match=r"test images are not those that"):
+    with pytest.raises(StoreError, match=r"test images are not those that .* where setup splits at random"):
         store.check(views_of(data)["test"])
     with pytest.raises(StoreError, match=r"images are 6 x 6 before their transform, but .* is of 8 x 8"):
         store.check(views_of(set_up(), prepare=lambda image: image.resize((6, 6)))["train"])
@@ -201,6 +204,101 @@ def test_the_label_can_be_explained(net, tmp_path):
     images, labels = zip(*set_up().val, strict=True)
     expected = ranks(METHODS["gradient"](net).attribute(torch.stack(images), torch.tensor(labels)), list(range(10)))
     assert np.array_equal(made.ranks("val"), expected.numpy())
+
+
+@pytest.mark.parametrize("kind", [dict, tuple])
+def test_a_number_before_the_image_is_no_label(net, tmp_path, kind):
+    class Numbered(Squares):
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            sample = {"id": index // 2 % 2, "image": image, "label": label}
+            return sample if kind is dict else tuple(sample.values())
+
+    class Other(Data):
+        def train_dataloader(self):
+            return DataLoader(Numbered(10, transform=TENSOR), 5)
+
+        def val_dataloader(self):
+            return self.train_dataloader()
+
+        test_dataloader = train_dataloader
+
+    made = SaliencyStore.make(tmp_path / "s", net, Other(), "gradient", target="label", chunk=10)
+    images, labels = zip(*Squares(10, transform=TENSOR), strict=True)
+    expected = ranks(METHODS["gradient"](net).attribute(torch.stack(images), torch.tensor(labels)), list(range(10)))
+    assert np.array_equal(made.ranks("train"), expected.numpy())
+
+
+def test_without_a_label_none_can_be_explained(net, tmp_path):
+    class Numbered(Squares):
+        def __getitem__(self, index):
+            return index, super().__getitem__(index)[0]
+
+    class Other(LightningDataModule):
+        def test_dataloader(self):
+            return DataLoader(Numbered(10, transform=TENSOR), 5)
+
+    assert SaliencyStore.make(tmp_path / "a", net, Other(), "gradient")
+    with pytest.raises(CannotRun, match=r"no integers \[N\] were found behind the images"):
+        SaliencyStore.make(tmp_path / "b", net, Other(), "gradient", target="label")
+
+
+def test_images_are_found_where_the_data_set_has_them_else_where_they_can_be():
+    depth, image, label = torch.rand(4, 1, 3, 3), torch.rand(4, 3, 3, 3), torch.arange(4)
+    batch = {"depth": depth, "image": image, "score": torch.rand(4), "label": label}
+    found, labels = images_and_labels(batch, "image")
+    assert found is image
+    assert labels is label
+    found, labels = images_and_labels([label.double(), image, label], "image")
+    assert found is image
+    assert labels is label
+    assert images_and_labels([label, image], 1)[1] is None
+    with pytest.raises(UnfitData, match="no images were found in a batch"):
+        images_and_labels([label, image.byte()], 1)
+
+
+def test_images_are_explained_as_they_are_tested(store, net, tmp_path):
+    """The training images without their augmentation, which does not change what a store is of."""
+    made = SaliencyStore.make(tmp_path / "s", net, Data(augment=True), "gradient", chunk=7)
+    assert made.manifest == store.manifest
+    assert np.array_equal(made.ranks("train"), store.ranks("train"))
+
+
+def test_settings_and_factories_are_what_a_store_is_of(net, tmp_path):
+    def powered(scores, images, *, powers=(1, 2)):
+        return sum(images.abs() ** power for power in powers).sum(1, keepdim=True)
+
+    made = [
+        SaliencyStore.make(tmp_path / "a", net, Data(), method_from(powered), settings={"powers": (1, 3)}, chunk=50)
+        for _ in range(2)
+    ]
+    assert made[0].manifest == made[1].manifest
+    with pytest.raises(StoreError, match=r"something else: settings {'powers': \[1, 3\]} there, {'powers': \[1, 2\]} here"):
+        SaliencyStore.make(tmp_path / "a", net, Data(), method_from(powered), settings={"powers": (1, 2)}, chunk=50)
+    SaliencyStore.make(tmp_path / "b", net, Data(), METHODS["gradient"])
+    with pytest.raises(StoreError, match=r"something else: method '[\w.]+gradient' there, '[\w.]+edges' here"):
+        SaliencyStore.make(tmp_path / "b", net, Data(), METHODS["edges"])
+
+
+def test_what_a_draft_says_is_done_is_on_disk(store, tmp_path, monkeypatch):
+    """Sums too: a chunk's are written at their place, and before it is marked."""
+    draft = Draft(tmp_path, store.manifest)
+    draft.begin()
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name))
+    draft.write("val", 1, np.zeros((3, SIDE, SIDE)), np.array([5.0, 6.0]))
+    draft.write("val", 0, np.zeros((7, SIDE, SIDE)), np.array([1.0, 2.0]))
+    assert set(synced[:2]) == {"val.ranks", "val.sums"}
+    assert synced[2] == "val.done"
+    assert np.fromfile(tmp_path / "val.sums").tolist() == [1, 2, 5, 6]
+
+
+def test_a_progress_bar_is_for_terminals(net, tmp_path, monkeypatch, capsys):
+    SaliencyStore.make(tmp_path / "a", net, Data(), "edges")
+    assert not capsys.readouterr().out
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    SaliencyStore.make(tmp_path / "b", net, Data(), "edges")
+    assert "Predicting" in capsys.readouterr().out
 
 
 def test_wrong_arguments_are_refused(net, tmp_path):

@@ -1,0 +1,75 @@
+"""The weights of the network that is explained, on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+
+from fg_lightning.errors import CannotRun
+from fg_lightning.roar.atomic import write_atomically
+
+Weights = Mapping[str, Any]
+
+
+def write_weights(path: Path, weights: Weights) -> None:
+    """Raises what `write_atomically` does."""
+    buffer = io.BytesIO()
+    torch.save(weights, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def read_weights(path: Path) -> Weights:
+    """Those of a checkpoint of Lightning's, or of a saved `state_dict`.
+
+    Raises:
+        CannotRun: if the file cannot be read, or holds something else.
+    """
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CannotRun(_unreadable(path, error)) from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise CannotRun(f"{path} is no checkpoint that can be loaded without running code: {error}") from error
+    weights = found.get("state_dict", found) if isinstance(found, Mapping) else found
+    if not isinstance(weights, Mapping):
+        raise CannotRun(f"{path} holds {type(weights).__name__}, but a checkpoint of Lightning's or a state_dict is needed")
+    return weights
+
+
+def load_weights(model: LightningModule, weights: Weights, path: Path) -> None:
+    """
+    Args:
+        model: whose weights they become; one that Lightning makes whole in `configure_model` is made whole first.
+        weights: by name.
+        path: that they came from.
+
+    Raises:
+        CannotRun: if they are not of this model.
+    """
+    model.configure_model()
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CannotRun(f"the checkpoint {path} is not of this model: {error}") from error
+
+
+def hash_of(path: Path) -> str:
+    """
+    Raises:
+        CannotRun: if the file cannot be read.
+    """
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise CannotRun(_unreadable(path, error)) from error
+
+
+def _unreadable(path: Path, error: OSError) -> str:
+    return f"the checkpoint {path} cannot be read: {error.strerror}"

@@ -1,0 +1,63 @@
+"""The weights of the network that is explained."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from rich.console import Console
+from tiny import Data, Net
+from torch import nn
+
+from fg_lightning.roar import CannotRun, ROARExperiment
+from fg_lightning.roar.base import hash_of, read_weights, write_weights
+
+
+class Late(Net):
+    """Its layers are made in `configure_model`."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = None
+
+    def configure_model(self):
+        if self.network is None:
+            self.network = nn.Sequential(nn.Flatten(), nn.LazyLinear(2))
+            self.network(torch.zeros(1, 1, 8, 8))
+
+
+def test_weights_come_back_from_a_checkpoint_and_from_a_state(tmp_path):
+    weights = {"a": torch.arange(3.0)}
+    write_weights(tmp_path / "state.pt", weights)
+    torch.save({"state_dict": weights, "epoch": 3}, tmp_path / "net.ckpt")
+    for name in ("state.pt", "net.ckpt"):
+        assert torch.equal(read_weights(tmp_path / name)["a"], weights["a"])
+    assert not list(tmp_path.glob(".state*"))
+
+
+@pytest.mark.parametrize("found", [[1, 2], {"state_dict": [torch.zeros(1)]}])
+def test_what_is_no_checkpoint(tmp_path, found):
+    torch.save(found, tmp_path / "list.pt")
+    with pytest.raises(CannotRun, match=r"list.pt holds list, but a checkpoint of Lightning's or a state_dict is needed"):
+        read_weights(tmp_path / "list.pt")
+
+
+def test_what_cannot_be_read(tmp_path):
+    (tmp_path / "text.pt").write_text("no weights")
+    with pytest.raises(CannotRun, match=r"text.pt is no checkpoint that can be loaded"):
+        read_weights(tmp_path / "text.pt")
+    for read in (read_weights, hash_of):
+        with pytest.raises(CannotRun, match=r"nowhere.pt cannot be read: No such file"):
+            read(tmp_path / "nowhere.pt")
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_network_that_lightning_makes_whole(tmp_path, given):
+    model = Late()
+    model.configure_model()
+    torch.save(model.state_dict(), tmp_path / "late.pt")
+    settings = {"checkpoint": tmp_path / "late.pt"} if given else {}
+    quiet = Console(quiet=True)
+    run = ROARExperiment(
+        tmp_path / "out", Data, Late, methods=["random"], fractions=[0.5], seeds=1, max_epochs=1, console=quiet, **settings
+    )
+    assert not run.run().failed

@@ -1,0 +1,97 @@
+"""The numbers of single cells, from Lightning's own loop over arrays that are masked by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.utilities.seed import isolate_rng
+from tiny import Data, Net
+
+from fg_lightning.removal import noisy_linear
+from fg_lightning.roar import ROARExperiment, SaliencyStore
+from fg_lightning.roar.cells import Cell
+from fg_lightning.roar.quiet import quiet
+
+FRACTION = 0.25
+
+CASES = [
+    ("roar", "morf", "mean", "predicted"),
+    ("roar", "lerf", 40.0, "label"),
+    ("roar", "morf", "noisy_linear", "label"),
+    ("kar", "morf", "mean", "predicted"),
+    ("kar", "lerf", 10.0, "label"),
+    ("road", "lerf", "noisy_linear", "predicted"),
+]
+
+
+class Precise(Net):
+    """Its test logs a number that every pixel has a part in."""
+
+    def test_step(self, batch, batch_idx):
+        super().test_step(batch, batch_idx)
+        self.log("test/loss", F.cross_entropy(self(batch[0]), batch[1]))
+
+
+def fill(image, gone, imputation, mean, seed):
+    """Replaces pixels of [H, W] bytes in place."""
+    if imputation == "noisy_linear":
+        batch = torch.from_numpy(image)[None, None] / 255
+        imputed = noisy_linear(batch, torch.from_numpy(gone)[None, None], seed=seed)[0, 0]
+        image[gone] = (imputed * 255).round().clamp(0, 255).byte().numpy()[gone]
+    else:
+        image[gone] = round(mean if imputation == "mean" else imputation)
+
+
+def variation(masks):
+    """Of [N, H, W], a pixel."""
+    steps = sum(np.abs(np.diff(masks.astype(float), axis=axis)).sum() for axis in (1, 2))
+    return steps / masks.size
+
+
+@pytest.mark.parametrize(("mode", "order", "imputation", "target"), CASES)
+def test_a_cell_is_a_training_on_what_is_left(tmp_path, mode, order, imputation, target):
+    settings = {"mode": mode, "order": order, "imputation": imputation, "target": target, "max_epochs": 1}
+    plan = ROARExperiment(tmp_path, Data, Precise, methods=["gradient"], **settings).plan
+    seed = 0 if mode == "road" else 1
+    plan.train_base(0)
+    plan.make_store("gradient")
+    mine = plan.run_cell(Cell("gradient", FRACTION, seed))
+    store = SaliencyStore(tmp_path / "stores" / "gradient")
+    assert store.manifest.target == target
+
+    data = Data()
+    data.setup("fit")
+    gone = {}
+    for split, dataset, own in (
+        ("train", data.train.dataset, range(40)),
+        ("val", data.val.dataset, range(40, 50)),
+        ("test", data.test, range(20)),
+    ):
+        ranks = np.asarray(store.ranks(split))
+        count = round(FRACTION * ranks[0].size)
+        chosen = ranks < count if order == "morf" else ranks >= ranks[0].size - count
+        gone[split] = ~chosen if mode == "kar" else chosen
+        for place, index in enumerate(own):
+            fill(dataset.pixels[index], gone[split][place], imputation, store.manifest.channel_mean[0], seed)
+    data.setup = lambda stage: None
+    before = torch.get_num_threads()
+    silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    try:
+        torch.set_num_threads(1)
+        with quiet(), isolate_rng():
+            seed_everything(seed, workers=True, verbose=False)
+            model = Precise()
+            trainer = Trainer(max_epochs=1, accelerator="cpu", num_sanity_val_steps=0, **silent)
+            if mode == "road":
+                model.load_state_dict(torch.load(tmp_path / "base.pt", weights_only=True))
+            else:
+                trainer.fit(model, data)
+            (scores,) = trainer.test(model, data, verbose=False)
+    finally:
+        torch.set_num_threads(before)
+    assert mine.metrics == scores
+    assert mine.accuracy == scores["test/accuracy"]
+    assert mine.total_variation == pytest.approx(variation(gone["test"]), rel=1e-6)  # summed in float32

@@ -1,0 +1,86 @@
+"""By what an experiment is known again: the same words in every process, and others for what gives other numbers."""
+
+from __future__ import annotations
+
+from functools import partial
+from types import FunctionType
+
+import pytest
+from lightning.pytorch.callbacks import Timer
+from tiny import Net
+
+from fg_lightning.attribution import METHODS, method_from
+from fg_lightning.attribution.controls import blurred
+from fg_lightning.fullgrad import FullGrad
+from fg_lightning.roar.identity import described
+
+LR = 0.05
+
+
+def test_factories_are_described_by_their_import_path():
+    assert described(Net) == "tiny.Net"
+    assert described(partial(Net, width=8)) == {"calls": "tiny.Net", "width": 8}
+    assert described({"a": [1, None, object()], "b": Timer()}) == {"a": [1, None, "object"], "b": "Timer"}
+
+
+def test_methods_are_named_after_what_they_are_made_from():
+    assert described(METHODS["gradient"]) == "fg_lightning.attribution.gradients.gradient"
+    assert described(METHODS["blurred_random"]) == "fg_lightning.attribution.controls.blurred_random"
+    assert len({str(described(factory)) for factory in METHODS.values()}) == len(METHODS)
+    assert described(partial(METHODS["smoothgrad"], noise=0.1)) == {
+        "calls": "fg_lightning.attribution.noise.smoothgrad",
+        "noise": 0.1,
+    }
+    assert described(blurred(partial(FullGrad))) != described(blurred(partial(FullGrad, implicit=False)))
+    own = [method_from(lambda scores, images, scale=scale: scale * images) for scale in (1, 2)]
+    assert described(own[0]) != described(own[1])
+
+
+def made(lr):
+    return lambda: Net(lr=lr)
+
+
+def nested(lr):
+    def again():
+        return [again, Net(lr=lr)]
+
+    return lambda: again()
+
+
+def with_defaults(lr):
+    return lambda lr=lr: Net(lr=lr)
+
+
+@pytest.mark.parametrize("make", [made, nested, with_defaults])
+def test_a_function_without_a_path_is_known_by_what_it_runs(make):
+    assert described(make(0.05)) == described(make(0.05))
+    assert described(make(0.05)) != described(make(0.0))
+
+
+def test_lambdas_are_known_by_their_code_and_the_globals_that_they_read(monkeypatch):
+    def reads():
+        return lambda: Net(lr=LR).lr
+
+    codes = [
+        lambda: Net(lr=0.05),
+        lambda: Net(lr=0.0),
+        lambda: Net(width=0.05),
+        lambda: [Net(lr=0.05)],
+        reads(),
+    ]
+    assert len({described(code) for code in codes}) == len(codes)
+    before = described(reads())
+    monkeypatch.setitem(globals(), "lr", 0.1)  # an attribute in them, no global
+    assert described(reads()) == before
+    monkeypatch.setitem(globals(), "LR", 0.1)
+    assert described(reads()) != before
+
+
+def test_the_order_of_a_set_which_every_process_has_its_own_of_does_not_count():
+    def within(numbers):
+        code = (lambda x: x in {0, 8}).__code__
+        constants = tuple(frozenset(numbers) if isinstance(one, frozenset) else one for one in code.co_consts)
+        return FunctionType(code.replace(co_consts=constants), globals(), "<lambda>")
+
+    assert repr(frozenset([0, 8])) != repr(frozenset([8, 0]))
+    assert described(within([0, 8])) == described(within([8, 0])) != described(within([0, 9]))
