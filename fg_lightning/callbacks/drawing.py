@@ -13,11 +13,13 @@ from torch import Tensor
 
 from fg_lightning.callbacks.history import History
 from fg_lightning.callbacks.look import Findings, Look
+from fg_lightning.callbacks.naming import ClassNames
+from fg_lightning.callbacks.table import number
 from fg_lightning.loggers import Pictures
 from fg_lightning.visualization.animation import animation
 from fg_lightning.visualization.depth import depth_map
 from fg_lightning.visualization.film_strip import evenly_spaced, film_strip
-from fg_lightning.visualization.overlay import RGB, Normalization, enlarged, overlaid
+from fg_lightning.visualization.overlay import RGB, Normalization, any_negative, enlarged, overlaid
 
 BAND = 32
 """How many pixels high a signal is drawn, which has no height."""
@@ -38,41 +40,27 @@ class Artist:
         pictures_of_images: the same as a person sees them, [H, W, 3] in 0..255.
         labels: of the images, as they came with them.
         normalization: what was undone for the pictures.
-        class_names: of the classes, None where they have none.
+        classes: what they are called.
     """
 
     images: Tensor
     pictures_of_images: Sequence[RGB]
-    labels: Tensor | None = None
-    normalization: Normalization | None = None
-    class_names: Sequence[str] | None = None
-
-    def named(self, answer: float | None) -> str:
-        """A class by its name, another number as it is."""
-        if answer is None:
-            return ""
-        if isinstance(answer, float):
-            return f"{answer:.4g}"
-        return self.class_names[answer] if self.class_names and 0 <= answer < len(self.class_names) else f"class {answer}"
-
-    def caption(self, label: float | None, explained: float | None, predicted: float | None, confidence: float | None) -> str:
-        """What is explained, and below it what the network says of the image."""
-        of = self.named(label if explained is None else explained)
-        if None not in (label, explained) and label != explained:
-            of = f"{of} (label {self.named(label)})"
-        says = "" if predicted is None else f"→ {self.answer(predicted, confidence)}"
-        return "\n".join(line for line in (of, says) if line)
+    labels: Tensor | None
+    normalization: Normalization | None
+    classes: ClassNames
 
     def pictures(self, look: Look, findings: Findings) -> Pictures:
         """Overlays, captions and the rows of a table."""
         n, answers = len(self.pictures_of_images), findings.answers
         columns = [_values(v, n) for v in (self.labels, answers.explained, answers.predicted, answers.confidence)]
-        label, explained, prediction = ([self.named(value) for value in column] for column in columns[:3])
+        label, explained, prediction = ([self.classes.named(value) for value in column] for column in columns[:3])
+        maps = planar(findings.maps)
+        is_signed = any_negative(maps)
         return Pictures(
             key="fullgrad/saliency",
             title=look.title,
-            overlays=[overlaid(p, m) for p, m in zip(self.pictures_of_images, planar(findings.maps), strict=True)],
-            captions=[self.caption(*of_image) for of_image in zip(*columns, strict=True)],
+            overlays=[overlaid(p, m, is_signed=is_signed) for p, m in zip(self.pictures_of_images, maps, strict=True)],
+            captions=[self.classes.caption(*of_image) for of_image in zip(*columns, strict=True)],
             table_key="fullgrad/table",
             table={
                 "image": [enlarged(picture) for picture in self.pictures_of_images],
@@ -85,7 +73,7 @@ class Artist:
                 **({} if answers.confidence is None else {"confidence": columns[3]}),
                 "completeness_error": findings.terms["completeness_error"].tolist(),
             },
-            is_signed=bool((findings.maps < 0).any()),
+            is_signed=is_signed,
         )
 
     def film_strip(self, history: History) -> Image.Image:
@@ -98,7 +86,7 @@ class Artist:
         return film_strip(
             planar(self.images),
             chosen,
-            row_names=[self.named(label) for label in _values(self.labels, len(self.pictures_of_images))],
+            row_names=[self.classes.named(label) for label in _values(self.labels, len(self.pictures_of_images))],
             captions=captions,
             normalization=self.normalization,
         )
@@ -116,12 +104,9 @@ class Artist:
         """Of at most so many looks the title and maps, and below each image what the network says."""
         rows = _by_look(history.images())
         chosen = [list(rows)[i] for i in evenly_spaced(len(rows), most)]
-        looks = [(history.looks[index].title, planar(history.maps(index))) for index in chosen]
-        return looks, [[self.answer(_number(row["prediction"]), _number(row["confidence"])) for row in rows[i]] for i in chosen]
-
-    def answer(self, predicted: float | None, confidence: float | None) -> str:
-        """What the network says of an image, and how surely."""
-        return self.named(predicted) if confidence is None else f"{self.named(predicted)} {confidence:.0%}"
+        looks = [(history.looks[index].title, planar(history.maps(index, rows[index]))) for index in chosen]
+        answer = self.classes.answer
+        return looks, [[answer(number(row["prediction"]), number(row["confidence"])) for row in rows[index]] for index in chosen]
 
 
 def bias_terms(history: History) -> Image.Image:
@@ -135,8 +120,10 @@ def bias_terms(history: History) -> Image.Image:
     shares = np.full((len(modules), len(rows)), np.nan)
     for column, of_look in enumerate(rows.values()):
         for row in of_look:
-            place = modules.index(row["module"] if row["kind"] != "input" else None), column
-            shares[place] = np.nansum([shares[place], float(row["share"])])
+            share = number(row["share"])
+            if share is not None:
+                place = modules.index(row["module"] if row["kind"] != "input" else None), column
+                shares[place] = np.nansum([shares[place], share])
     names = ["input" if module is None else module or "(root)" for module in modules]
     buffer = io.BytesIO()
     depth_map(shares, names, [history.looks[index].title for index in rows]).savefig(buffer)
@@ -160,8 +147,3 @@ def planar(images: Tensor) -> Tensor:
 def _values(values: Tensor | None, count: int) -> list[Any]:
     """One number for each image, None where it has none."""
     return [None] * count if values is None or values.ndim != 1 else values.tolist()
-
-
-def _number(text: str) -> float | None:
-    """A cell of a table: a class as an integer."""
-    return None if not text else float(text) if not text.lstrip("-").isdigit() else int(text)

@@ -72,11 +72,15 @@ def _reached(roots: Sequence[Any]) -> Iterator[Any]:
     seen: set[int] = set()
     while waiting and len(seen) < MOST_OBJECTS:
         found = waiting.popleft()
-        if id(found) in seen or isinstance(found, LEAVES):
+        try:
+            if id(found) in seen or isinstance(found, LEAVES):
+                continue
+            led_to = _led_to(found)
+        except Exception:  # a dead proxy, an empty closure: what one object fails at says nothing of the others
             continue
         seen.add(id(found))
         yield found
-        waiting.extend(_led_to(found))
+        waiting.extend(led_to)
 
 
 def _led_to(found: Any) -> list[Any]:
@@ -98,7 +102,7 @@ def _numbers(value: Any) -> tuple[float, ...]:
     """A number, sequence, array or tensor as a tuple of numbers; empty if it is none."""
     try:
         return tuple(float(number) for number in np.asarray(value, dtype=float).flatten())
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):
         return ()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any, Union
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -149,8 +150,10 @@ class FullGradMonitor(Callback):
                 self._look(trainer, pl_module, trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        epoch = trainer.current_epoch + 1
         with self._faults.kept_from_training():
-            self._look(trainer, pl_module, trainer.current_epoch + 1)
+            if epoch != trainer.max_epochs or not self._ends_averaged(trainer):
+                self._look(trainer, pl_module, epoch)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         with self._faults.kept_from_training():
@@ -205,13 +208,19 @@ class FullGradMonitor(Callback):
         self._watch = Watch.begin(trainer, fresh, self.settings, facts, self._faults, resumed, is_given=self._given is not None)
 
     def _look(self, trainer: Trainer, module: LightningModule, epoch: int, *, is_last: bool = False) -> None:
-        """Looks: first of all, when an epoch's turn has come, and last of all if there were steps since the last look."""
+        """Looks: first of all, when an epoch's turn has come, and last of all if the network is another than at the last look."""
         if self._watch is None:
             return
         last = self._watch.last_look
         is_due = last is None or (last.epoch < epoch and epoch % self.every_n_epochs == 0)
-        if is_due or (is_last and last is not None and last.step < step_of(trainer, module)):
+        is_another = last is not None and (last.step < step_of(trainer, module) or self._ends_averaged(trainer))
+        if is_due or (is_last and is_another):
             self._watch.look(trainer, module, epoch, is_last=is_last or trainer.should_stop or epoch == trainer.max_epochs)
+
+    def _ends_averaged(self, trainer: Trainer) -> bool:
+        """Whether a callback that is called before this one puts averages in the place of the weights when training ends."""
+        before = takewhile(lambda callback: callback is not self, getattr(trainer, "callbacks", []))
+        return any(kind.__name__ == "WeightAveraging" for callback in before for kind in type(callback).__mro__)
 
     def _is_one_too_many(self, trainer: Trainer) -> bool:
         """Whether it was attached to a script that has a monitor of its own."""

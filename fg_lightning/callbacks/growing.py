@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +28,16 @@ class GrowingArray:
         return len(self.read()) if self.path.exists() else 0
 
     def read(self) -> npt.NDArray[np.generic]:
-        """All entries, mapped from the disk."""
-        entries: npt.NDArray[np.generic] = np.load(self.path, mmap_mode="r")
-        return entries
+        """All entries, mapped from the disk; of a file that was cut short those that are whole.
+
+        Raises:
+            ValueError: if it is no array.
+        """
+        with self.path.open("rb") as file:
+            (counted, *entry), dtype = _read_header(file)
+            start = file.tell()
+        there = (self.path.stat().st_size - start) // max(1, math.prod(entry) * dtype.itemsize)
+        return np.memmap(self.path, dtype, "r", start, (min(counted, there), *entry))
 
     def append(self, entry: npt.NDArray[np.generic]) -> None:
         """
@@ -38,8 +47,7 @@ class GrowingArray:
         if not self.path.exists():
             self.path.write_bytes(_header(0, entry))
         with self.path.open("r+b") as file:
-            version = npy.read_magic(file)
-            shape, _, dtype = npy.read_array_header_1_0(file) if version == (1, 0) else npy.read_array_header_2_0(file)
+            shape, dtype = _read_header(file)
             if shape[1:] != entry.shape or dtype != entry.dtype:
                 raise ValueError(f"{self.path} holds entries {dtype}{list(shape[1:])}, not {entry.dtype}{list(entry.shape)}")
             start = file.tell()
@@ -62,6 +70,15 @@ class GrowingArray:
         entry = self.read()[0]
         with self.path.open("r+b") as file:
             file.write(_header(count, entry))
+
+
+def _read_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
+    """Shape and type of an array, whose first entry comes next in the file."""
+    version = npy.read_magic(file)
+    shape, _, dtype = npy.read_array_header_1_0(file) if version == (1, 0) else npy.read_array_header_2_0(file)
+    if not shape or dtype.hasobject:
+        raise ValueError(f"an array of entries is expected, not {dtype}{list(shape)}")
+    return shape, dtype
 
 
 def _header(count: int, entry: npt.NDArray[np.generic]) -> bytes:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import os
 import shutil
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from fg_lightning.callbacks.growing import GrowingArray
 from fg_lightning.callbacks.look import NUMBERS, Findings, Layer, Look
 from fg_lightning.callbacks.probe import Probe
+from fg_lightning.callbacks.table import as_csv, ended_lines, rows_of
 
 FORMAT = 1
 """Of the folder; it rises when a reader of an older one would be misled."""
@@ -64,18 +66,29 @@ class History:
 
         Raises:
             FileNotFoundError: if there is none.
-            ValueError: if a later version of the package wrote it.
+            ValueError: if it is damaged, or a later version of the package wrote it.
         """
         history = cls(folder)
-        written = history.about().get("format")
+        with _damage_named(folder):
+            written = history.about().get("format")
+            if written == FORMAT:
+                history._take_up()
         if written != FORMAT:
             raise ValueError(f"{folder} has format {written}, this version of fg-lightning reads format {FORMAT}; update it")
-        for row in _rows(folder / HISTORY):
-            numbers = {f"fullgrad/{key}": float(row[key]) for key in NUMBERS if row.get(key)}
-            history.looks.append(Look(int(row["epoch"]), int(row["step"]), numbers))
-        if history.looks:
-            history.first_maps, history.last_maps = history.maps(0), history.maps(-1)
         return history
+
+    def _take_up(self) -> None:
+        """The looks that stand in the folder."""
+        assert self.folder is not None
+        for row in _rows(self.folder / HISTORY):
+            if int(row["look"]) != len(self.looks):
+                raise ValueError(f"look {len(self.looks)} is missing from {HISTORY}")
+            numbers = {f"fullgrad/{key}": float(row[key]) for key in NUMBERS if row.get(key)}
+            self.looks.append(Look(int(row["epoch"]), int(row["step"]), numbers))
+        for name in (IMAGES, LAYERS):
+            self._table(name, None)  # raises where rows belong to no look
+        if self.looks:
+            self.first_maps, self.last_maps = self.maps(0), self.maps(-1)
 
     @property
     def strip_path(self) -> Path | None:
@@ -89,22 +102,41 @@ class History:
         return dict(json.loads(((self.folder or Path()) / "probe.json").read_text()))
 
     def probe(self) -> Probe:
-        """The images as the model took them, and the labels that were explained."""
+        """The images as the model took them, and the labels that were explained.
+
+        Raises:
+            FileNotFoundError: if they are gone.
+            ValueError: if their file is damaged.
+        """
         assert self.folder is not None
-        with np.load(self.folder / "probe.npz") as arrays:
+        with _damage_named(self.folder), (self.folder / "probe.npz").open("rb") as file, np.load(file) as arrays:
             labels = torch.from_numpy(arrays["labels"]) if "labels" in arrays else None
             return Probe(torch.from_numpy(arrays["images"]), labels)
 
-    def maps(self, look: int) -> Tensor:
-        """The maps of a look, [N, 1, *S], from disk; NaN where they were lost with the folder of an earlier process."""
+    def maps(self, look: int, rows: Sequence[dict[str, str]] | None = None) -> Tensor:
+        """The maps of a look, [N, 1, *S], from disk; NaN where they were lost with the folder of an earlier process.
+
+        Args:
+            look: its index, from the end if negative.
+            rows: `images(look)`, which says how large they are, where it has been read already.
+
+        Raises:
+            ValueError: if they are not there: only those of the first and the last look are without a folder.
+        """
         look = range(len(self.looks))[look]
         if self.folder is None:
             kept = {0: self.first_maps, len(self.looks) - 1: self.last_maps}
             if kept.get(look) is None:
                 raise ValueError("this history is kept in memory alone, where there are the maps of the first and last look")
             return kept[look]  # type: ignore[return-value]
-        scaled = torch.from_numpy(np.array(GrowingArray(self.folder / "maps.npy").read()[look])).float()
-        peaks = torch.tensor([float(row["map_peak"]) for row in self.images(look)] or [torch.nan])
+        entries = GrowingArray(self.folder / "maps.npy").read()
+        if look >= len(entries):
+            raise ValueError(f"maps.npy holds the maps of {len(entries)} of {len(self.looks)} looks")
+        scaled = torch.from_numpy(np.array(entries[look])).float()
+        rows = self.images(look) if rows is None else rows
+        if len(rows) not in (0, len(scaled)):
+            raise ValueError(f"{IMAGES} has {len(rows)} of {len(scaled)} rows of look {look}")
+        peaks = torch.tensor([float(row["map_peak"]) for row in rows] or [torch.nan])
         return scaled * peaks.reshape(-1, *(1,) * (scaled.ndim - 1))
 
     def images(self, look: int | None = None) -> list[dict[str, str]]:
@@ -187,7 +219,7 @@ class History:
         self.looks = self.looks[:count]
         for name in COLUMNS:
             rows = [row for row in _rows(self.folder / name) if int(row["look"]) < count]
-            _write(self.folder / name, _as_csv([COLUMNS[name], *([row.get(key) for key in COLUMNS[name]] for row in rows)]))
+            _write(self.folder / name, as_csv([COLUMNS[name], *([row.get(key) for key in COLUMNS[name]] for row in rows)]))
         GrowingArray(self.folder / "maps.npy").cut(count)
         self.last_maps = self.maps(-1) if self.looks else None
         self.first_maps = self.maps(0) if self.looks else None
@@ -210,7 +242,7 @@ class History:
         path = self.folder / name
         heading = [] if path.exists() else [COLUMNS[name]]
         with path.open("ab", buffering=0) as file:
-            file.write(_as_csv([*heading, *rows]))
+            file.write(as_csv([*heading, *rows]))
 
 
 def _columns(findings: Findings, labels: Tensor | None) -> list[Sequence[Any]]:
@@ -221,7 +253,7 @@ def _columns(findings: Findings, labels: Tensor | None) -> list[Sequence[Any]]:
     return [[None] * count if value is None or value.ndim != 1 else value.tolist() for value in values]
 
 
-def _layer_cells(layer: Layer) -> tuple[str, str, float, str]:
+def _layer_cells(layer: Layer) -> tuple[str, str, float | None, str]:
     """The columns of `layers.csv` from module on; the images' terms in one cell, with spaces between."""
     return layer.module, layer.kind, layer.share, " ".join(f"{term:.5g}" for term in layer.terms)
 
@@ -231,18 +263,26 @@ def _storable(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype is torch.bfloat16 else tensor
 
 
-def _as_csv(rows: Sequence[Sequence[Any]]) -> bytes:
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode()
-
-
 def _rows(path: Path) -> list[dict[str, str]]:
-    """The whole rows of a table: the last line counts only if it was ended."""
-    if not path.exists():
-        return []
-    text = path.read_text()
-    return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
+    """The rows of a table: the last line counts only if it was ended.
+
+    Raises:
+        ValueError: if a row is not whole.
+    """
+    rows = list(rows_of(ended_lines(path)[0])) if path.exists() else []
+    for place, row in enumerate(rows):
+        if None in row or None in row.values():
+            raise ValueError(f"row {place} of {path.name} has other cells than the heading")
+    return rows
+
+
+@contextmanager
+def _damage_named(folder: Path) -> Iterator[None]:
+    """Whatever damaged files raise becomes a ValueError that says where they lie."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{folder} is damaged: {type(error).__name__}: {error}") from error
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -49,11 +49,12 @@ class Resumed:
 
     Attributes:
         looks: the numbers of its looks up to the checkpoint.
-        folder: where its findings lie; None where they are gone.
+        folder: where its findings lie; None where they are gone or damaged.
         probe: what it looked at, with the labels that it explained; None where that is gone.
         task: as it understood the network; None where the user's function says what is explained.
         fingerprint: of its probe as it came.
         settings: what must be the same for maps to be comparable.
+        damage: what is wrong with the findings, None if nothing is.
     """
 
     looks: Sequence[Look]
@@ -62,6 +63,7 @@ class Resumed:
     task: Task | None
     fingerprint: str
     settings: dict[str, str]
+    damage: Exception | None = None
 
     @classmethod
     def of(cls, state: dict[str, Any]) -> Resumed:
@@ -71,15 +73,18 @@ class Resumed:
             for row in state["looks"]
         ]
         folder = None if state["folder"] is None else Path(state["folder"])
-        written = _read(folder, state["fingerprint"])
-        probe = None
+        probe, damage = None, None
         if state["images"] is not None:
             labels = state["labels"]
             probe = Probe(state["images"], labels if labels is None or labels.is_floating_point() else labels.long())
-        elif written is not None:
-            probe = written.probe()
+        try:
+            written = _read(folder, state["fingerprint"])
+            if written is not None and probe is None:
+                probe = written.probe()
+        except (OSError, ValueError) as error:
+            written, damage = None, error
         task = TASKS[state["task"]]() if state["task"] in TASKS else None
-        return cls(looks, None if written is None else folder, probe, task, state["fingerprint"], state["settings"])
+        return cls(looks, None if written is None else folder, probe, task, state["fingerprint"], state["settings"], damage)
 
     def probe_for(self, fresh: Probe | None, settings: dict[str, str], *, needs_fresh: bool) -> tuple[Probe | None, str | None]:
         """What to look at on, None to begin anew, and what is not as it was.
@@ -125,18 +130,21 @@ class Resumed:
             history.move_to(folder)
         # Another process may have gone on from an earlier checkpoint and written other looks behind that.
         pairs = enumerate(zip(history.looks, self.looks, strict=False))
-        history.cut(next((i for i, (written, kept) in pairs if written != kept), len(self.looks)))
+        shared = min(len(history.looks), len(self.looks))
+        history.cut(next((i for i, (written, kept) in pairs if written != kept), shared))
         return history, self.looks[len(history.looks) :]
 
 
 def _read(folder: Path | None, fingerprint: str) -> History | None:
-    """The history in a folder, if it is there and of the same probe."""
+    """The history in a folder, if it is there and of the same probe.
+
+    Raises:
+        OSError: if a part of it is gone.
+        ValueError: if it is damaged.
+    """
     if folder is None or not (folder / "probe.json").exists():
         return None
-    try:
-        history = History.read(folder)
-    except (OSError, ValueError):
-        return None
+    history = History.read(folder)
     return history if history.about().get("fingerprint") == fingerprint else None
 
 

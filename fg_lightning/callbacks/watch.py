@@ -19,6 +19,7 @@ from fg_lightning.callbacks.faults import Faults
 from fg_lightning.callbacks.folder import run_folder, unused
 from fg_lightning.callbacks.history import History
 from fg_lightning.callbacks.look import Findings, Look, Looker, numbers_of
+from fg_lightning.callbacks.naming import ClassNames
 from fg_lightning.callbacks.probe import Probe
 from fg_lightning.callbacks.resume import ProbeChanged, Resumed, kept
 from fg_lightning.callbacks.task import MonitorTarget
@@ -139,6 +140,8 @@ class Watch:
         folder = None if getattr(trainer, "fast_dev_run", False) else run_folder(trainer)
         look_on = None
         if resumed is not None:
+            if resumed.damage is not None:
+                faults.complain(resumed.damage, "the numbers of the checkpoint go on, its maps are lost")
             look_on, changed = resumed.probe_for(fresh, settings.decisive(), needs_fresh=is_given or settings.forward is not None)
             if changed is not None:
                 consequence = "a new history begins" if look_on is None else "the images of the checkpoint are looked at on"
@@ -226,12 +229,14 @@ class Watch:
         """What it takes the first look to know: how to draw, and what to say of it."""
         if self.looker.misfit is not None:
             self._faults.complain(TargetError(self.looker.misfit), "so the predicted classes of the first look are explained")
-        normalization = self._settings.normalization or self._facts.normalization()
-        names = self._settings.class_names
-        if names is None and findings.classes is not None:
-            names = self._facts.class_names(findings.classes)
+        normalization, names = self._settings.normalization, self._settings.class_names
+        with self._faults.kept_from_training():
+            normalization = normalization or self._facts.normalization()
+            if names is None and findings.classes is not None:
+                names = self._facts.class_names(findings.classes)
         images = self.looker.probe.images
-        artist = Artist(images, [displayed(i, normalization) for i in planar(images)], self.looker.labels, normalization, names)
+        pictures = [displayed(image, normalization) for image in planar(images)]
+        artist = Artist(images, pictures, self.looker.labels, normalization, ClassNames(names))
         with self._faults.kept_from_training():
             self.history.begin(self._about(module, artist), self.looker.probe, artist.pictures_of_images)
             self.history.add_lost(self._lost, findings.maps.shape)
@@ -247,7 +252,7 @@ class Watch:
             **self._settings.decisive(),
             "images": list(artist.images.shape),
             "labels": None if artist.labels is None or artist.labels.ndim != 1 else artist.labels.tolist(),
-            "class_names": None if artist.class_names is None else list(artist.class_names),
+            "class_names": None if artist.classes.names is None else list(artist.classes.names),
             "normalization": None if artist.normalization is None else asdict(artist.normalization),
         }
 

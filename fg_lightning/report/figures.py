@@ -78,7 +78,7 @@ def lines(
         )
     figure.update_layout(showlegend=len(values) > 1)
     if log_scale:
-        figure.update_yaxes(type="log", exponentformat="power", dtick=1 if _decades(values) <= 6 else None)
+        figure.update_yaxes(type="log", exponentformat="power", dtick=_between_ticks(_decades(values)))
     return Figure(name, title, "; ".join(course(quantity, given) for quantity, given in values.items()), plain(figure))
 
 
@@ -102,7 +102,8 @@ def shares_by_layer(layers: Sequence[str], titles: Sequence[str], shares: npt.ND
     )
     height = min(900, 110 + 17 * len(layers))
     room = max(1, height // 17 - 6)
-    named = range(0, len(layers), -(-len(layers) // room))
+    step = -(-len(layers) // room)
+    named = [*range(0, len(layers) - step, step), len(layers) - 1]  # the last is the head
     figure.update_yaxes(
         autorange="reversed",
         tickvals=list(named),
@@ -114,7 +115,8 @@ def shares_by_layer(layers: Sequence[str], titles: Sequence[str], shares: npt.ND
     figure.update_xaxes(tickvals=looks, ticktext=[titles[i] for i in looks], title=None, showgrid=False)
     largest = [layers[i] for i in np.argsort(-np.abs(np.nan_to_num(shares[:, -1])), kind="stable")[:3]]
     said = f"largest at {titles[-1]}: {', '.join(largest)}" if titles else ""
-    return Figure("layers", "Share of the output by layer", said, plain(figure), height, wide=True)
+    title = "Share of the output by layer (below 0 or above 1: terms cancel)"
+    return Figure("layers", title, said, plain(figure), height, wide=True)
 
 
 def layout(xlabel: str) -> dict[str, Any]:
@@ -149,6 +151,11 @@ def course(name: str, values: Numbers) -> str:
 def _decades(values: Mapping[str, Numbers]) -> float:
     known = [value for given in values.values() for value in given if value is not None and value > 0]
     return float(np.log10(max(known) / min(known))) if known else 0.0
+
+
+def _between_ticks(decades: float) -> int | str | None:
+    """Every power of ten, with 2 and 5 between them where there are few, in plotly's words."""
+    return "D2" if decades <= 2 else 1 if decades <= 6 else None
 
 
 def _short(name: str, most: int = 26) -> str:

@@ -10,9 +10,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from fg_lightning.callbacks.table import number
 from fg_lightning.errors import CannotRun
 from fg_lightning.removal import removed
-from fg_lightning.report.tables import facts_of, number, rows_of
+from fg_lightning.report.pictures import picture_in
+from fg_lightning.report.tables import facts_of, readable_rows
 from fg_lightning.roar.cells import Cell, Result, read_result
 from fg_lightning.roar.errors import StoreError
 from fg_lightning.roar.folder import NAME
@@ -95,7 +97,8 @@ def read_experiment(folder: Path) -> Experiment:
     steps = (
         [Steps(method, _levels(store, indices, fractions, results.order)) for method, store in stores.items()] if fractions else []
     )
-    return Experiment(folder, about, results, steps, indices, [_picture(folder / EXAMPLES, i) for i in indices], notes)
+    pictures = [picture_in(folder / EXAMPLES / f"{i:06d}.png") for i in indices]
+    return Experiment(folder, about, results, steps, indices, pictures, notes)
 
 
 def _of_cells(folder: Path, notes: list[str]) -> list[Result]:
@@ -120,9 +123,12 @@ def _of_table(folder: Path, about: dict[str, Any], notes: list[str]) -> list[Res
         about.setdefault("mode", row["mode"])
         about.setdefault("order", row["order"])
         cell = Cell(row["method"], float(row["fraction"]), int(row["seed"]))
-        return Result(cell, number(row["accuracy"]), {}, number(row["total_variation"]), 0.0, row["reason"])
+        accuracy = number(row["accuracy"])
+        if accuracy is None and not row["reason"]:
+            raise ValueError("a training has an accuracy, or a reason why it failed")
+        return Result(cell, accuracy, {}, number(row["total_variation"]), 0.0, row["reason"])
 
-    return rows_of(folder / "results.csv", read, notes)
+    return readable_rows(folder / "results.csv", read, notes)
 
 
 def _note_missing(results: Results, notes: list[str]) -> None:
@@ -158,10 +164,3 @@ def _levels(store: SaliencyStore, indices: list[int], fractions: list[float], or
         gone = [removed(ranks, fraction, order) for fraction in fractions]  # type: ignore[arg-type]
     stays: npt.NDArray[np.uint8] = np.array([~mask for mask in gone]).sum(0, dtype=np.uint8)
     return np.repeat(stays[:, None], BAND, axis=1) if stays.ndim == 2 else stays
-
-
-def _picture(folder: Path, index: int) -> Image.Image | None:
-    try:
-        return Image.open(folder / f"{index:06d}.png").convert("RGB")
-    except OSError:
-        return None

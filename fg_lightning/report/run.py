@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from fg_lightning.callbacks.drawing import Artist, planar
+from fg_lightning.callbacks.drawing import planar
 from fg_lightning.callbacks.growing import GrowingArray
 from fg_lightning.callbacks.history import HISTORY, IMAGES, LAYERS
 from fg_lightning.callbacks.look import NUMBERS, Look
+from fg_lightning.callbacks.naming import ClassNames
+from fg_lightning.callbacks.table import number
 from fg_lightning.errors import CannotRun
-from fg_lightning.report.tables import facts_of, number, rows_of
+from fg_lightning.report.pictures import picture_in
+from fg_lightning.report.tables import facts_of, readable_rows
 from fg_lightning.visualization.film_strip import evenly_spaced
 
 ANSWERS = ("label", "explained", "prediction", "confidence")
@@ -25,11 +29,12 @@ TERMS = ("output", "input_term", "bias_term", "implicit_term", "completeness_err
 
 @dataclass(frozen=True)
 class LayerRow:
-    """What the biases of a module, or the input, add to the output at one look: of all images together, and of each."""
+    """What the biases of a module, or the input, add to the output at one look: of all images together (None where that is not
+    defined), and of each."""
 
     module: str
     kind: str
-    share: float
+    share: float | None
     terms: tuple[float, ...]
 
     @property
@@ -61,10 +66,17 @@ class Run:
     notes: list[str] = field(default_factory=list)
 
     @property
-    def artist(self) -> Artist:
-        """Names classes."""
+    def classes(self) -> ClassNames:
         names = self.about.get("class_names")
-        return Artist(torch.empty(0), [], class_names=[str(name) for name in names] if isinstance(names, list) else None)
+        return ClassNames([str(name) for name in names] if isinstance(names, list) else None)
+
+    @property
+    def plane(self) -> tuple[int, int] | None:
+        """Height and width of every map; None if there are none."""
+        if self.maps is None:
+            return None
+        height, width = planar(torch.empty(self.maps.shape[1:], device="meta")).shape[-2:]
+        return height, width
 
     def maps_of(self, look: int) -> npt.NDArray[np.float32] | None:
         """The maps of a look, each relative to its own peak, [N, H, W]; None where they are lost."""
@@ -73,7 +85,7 @@ class Run:
         found = planar(torch.from_numpy(np.array(self.maps[look])).float())[:, 0].numpy()
         return None if np.isnan(found).all() else np.nan_to_num(found)
 
-    @property
+    @cached_property
     def is_signed(self) -> bool:
         """Whether maps have negative values, as a few looks tell."""
         return self.maps is not None and any(bool((self.maps[i] < 0).any()) for i in evenly_spaced(len(self.maps), 5))
@@ -85,7 +97,7 @@ def read_run(folder: Path) -> Run:
         CannotRun: if not one look can be read.
     """
     notes: list[str] = []
-    looks = dict(rows_of(folder / HISTORY, _look, notes))
+    looks = dict(readable_rows(folder / HISTORY, _look, notes))
     if not looks:
         raise CannotRun(
             f"{folder} is the folder of a monitored run, but no look stands in its {HISTORY}"
@@ -94,12 +106,14 @@ def read_run(folder: Path) -> Run:
         )
     about = facts_of(folder / "probe.json", "classes have no names here.", notes)
     maps = _maps(folder / "maps.npy", len(looks), notes)
-    images = dict(rows_of(folder / IMAGES, _image, notes))
+    images = dict(readable_rows(folder / IMAGES, _image, notes))
     layers: dict[int, list[LayerRow]] = {}
-    for look, row in rows_of(folder / LAYERS, _layer, notes):
+    for look, row in readable_rows(folder / LAYERS, _layer, notes):
         layers.setdefault(look, []).append(row)
     count = _count(about, maps, images)
-    pictures = [_picture(folder / "probe" / f"{i:03d}.png") for i in range(count)]
+    _note_fewer(folder / IMAGES, "images", sum(all((look, i) in images for i in range(count)) for look in looks), len(looks), notes)
+    _note_fewer(folder / LAYERS, "layers", sum(look in layers for look in looks), len(looks), notes)
+    pictures = [picture_in(folder / "probe" / f"{i:03d}.png") for i in range(count)]
     missing = sum(picture is None for picture in pictures)
     if missing:
         notes.append(f"{missing} of {count} images are missing from probe/.")
@@ -120,7 +134,7 @@ def _image(row: dict[str, str]) -> tuple[tuple[int, int], dict[str, float | None
 
 def _layer(row: dict[str, str]) -> tuple[int, LayerRow]:
     terms = tuple(float(term) for term in (row.get("terms") or "").split())
-    return int(row["look"]), LayerRow(row["module"], row["kind"], float(row["share"]), terms)
+    return int(row["look"]), LayerRow(row["module"], row["kind"], number(row["share"]), terms)
 
 
 def _maps(path: Path, looks: int, notes: list[str]) -> npt.NDArray[np.float16] | None:
@@ -135,9 +149,15 @@ def _maps(path: Path, looks: int, notes: list[str]) -> npt.NDArray[np.float16] |
     if maps.ndim < 4 or maps.shape[2] != 1 or not np.issubdtype(maps.dtype, np.floating):
         notes.append(f"{path.name} holds no maps [looks, N, 1, ...], but {maps.dtype}{list(maps.shape)}: images are shown without.")
         return None
-    if len(maps) < looks:
-        notes.append(f"{path.name} holds the maps of {len(maps)} of {looks} looks.")
+    _note_fewer(path, "maps", len(maps), looks, notes)
+    if len(maps) > looks:
+        notes.append(f"{path.name} holds the maps of {len(maps)} looks, of which {HISTORY} has {looks}.")
     return maps
+
+
+def _note_fewer(path: Path, what: str, found: int, looks: int, notes: list[str]) -> None:
+    if path.is_file() and found < looks:
+        notes.append(f"{path.name} holds the {what} of {found} of {looks} looks.")
 
 
 def _count(about: dict[str, Any], maps: npt.NDArray[Any] | None, images: dict[tuple[int, int], Any]) -> int:
@@ -148,10 +168,3 @@ def _count(about: dict[str, Any], maps: npt.NDArray[Any] | None, images: dict[tu
     if isinstance(shape, list) and shape and isinstance(shape[0], int):
         return shape[0]
     return 1 + max((image for _, image in images), default=-1)
-
-
-def _picture(path: Path) -> Image.Image | None:
-    try:
-        return Image.open(path).convert("RGB")
-    except OSError:
-        return None

@@ -36,8 +36,7 @@ def run_page(folder: Path, track: Callable[[str, Sequence[Any]], Iterable[Any]])
     run = read_run(folder)
     looks = list(run.looks)
     encoding, sprites = _sprites(run, track)
-    maps = run.maps_of(looks[-1])
-    size = (1, 1) if maps is None else encoding.size(*maps.shape[1:])
+    size = (1, 1) if run.plane is None else encoding.size(*run.plane)
     return page(
         "run.html.j2",
         _figures(run),
@@ -47,7 +46,7 @@ def run_page(folder: Path, track: Callable[[str, Sequence[Any]], Iterable[Any]])
         looks=run.looks,
         numbers=NUMBERS,
         pictures=[_picture(run, i) for i in range(len(run.pictures))],
-        said_of_maps="" if maps is None else encoding.said(*maps.shape[1:]),
+        said_of_maps="" if run.plane is None else encoding.said(*run.plane),
         sprites=sprites,
         layer_terms={place: terms for place, look in enumerate(looks) if (terms := _layer_terms(run, look))},
         data={
@@ -100,7 +99,7 @@ def _sprites(run: Run, track: Callable[[str, Sequence[Any]], Iterable[Any]]) -> 
 
 def _picture(run: Run, index: int) -> dict[str, Any]:
     picture = run.pictures[index]
-    label = next((run.artist.named(row["label"]) for (_, i), row in run.images.items() if i == index), "")
+    label = next((run.classes.named(row["label"]) for (_, i), row in run.images.items() if i == index), "")
     found = {"number": index, "label": label, "content": "", "width": 1, "height": 1}
     if picture is not None:
         found |= {"content": base64_of(picture_webp(picture)), "width": picture.width, "height": picture.height}
@@ -116,12 +115,12 @@ def _image(run: Run, look: int, index: int) -> dict[str, Any] | None:
     row = run.images.get((look, index))
     if row is None:
         return None
-    named, label, prediction = run.artist.named, row["label"], row["prediction"]
+    named, label, prediction = run.classes.named, row["label"], row["prediction"]
     is_class = isinstance(label, int) and isinstance(prediction, int) and row["confidence"] is not None
     return {
         "label": named(label),
         "explained": named(row["explained"]),
-        "prediction": "" if prediction is None else run.artist.answer(prediction, row["confidence"]),
+        "prediction": "" if prediction is None else run.classes.answer(prediction, row["confidence"]),
         "right": label == prediction if is_class else None,
         "terms": rounded([row[term] for term in TERMS]),
     }
@@ -130,7 +129,7 @@ def _image(run: Run, look: int, index: int) -> dict[str, Any] | None:
 def _layers(run: Run) -> list[list[dict[str, Any]]]:
     """For every look the layers' shares of the output of all images."""
     return [
-        [{"name": row.name, "kind": row.kind, "share": float(f"{row.share:.4g}")} for row in run.layers.get(look, [])]
+        [{"name": row.name, "kind": row.kind, "share": rounded([row.share], 4)[0]} for row in run.layers.get(look, [])]
         for look in run.looks
     ]
 
@@ -168,5 +167,6 @@ def _layer_figure(run: Run, looks: Sequence[int], titles: Sequence[str]) -> Figu
     places = {name: place for place, name in enumerate(names)}
     for column, look in enumerate(looks):
         for row in run.layers.get(look, []):
-            shares[places[row.name], column] = np.nansum([shares[places[row.name], column], row.share])
+            if row.share is not None:
+                shares[places[row.name], column] = np.nansum([shares[places[row.name], column], row.share])
     return shares_by_layer(names, titles, shares)

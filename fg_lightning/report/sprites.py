@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from fg_lightning.visualization.film_strip import evenly_spaced
-from fg_lightning.visualization.overlay import COLORMAP, SIGNED_COLORMAP, colour_table, relative
+from fg_lightning.visualization.overlay import COLORMAP, SIGNED_COLORMAP, colour_table, heat
 
 BUDGET = 12_000_000
 """Bytes that the maps of a run may take, before base64 adds a third."""
@@ -88,8 +88,7 @@ def sprite(maps: Planes, encoding: Encoding, *, is_signed: bool) -> bytes:
 
 def levels(values: Planes, *, is_signed: bool) -> Levels:
     """A map [H, W] as levels 0..255 of its colour map, the same as `fg_lightning.visualization.overlay.overlaid` draws."""
-    level = relative(np.abs(values), low=0) * np.sign(values) / 2 + np.float32(0.5) if is_signed else relative(values)
-    return (level * 255).astype(np.uint8)
+    return (heat(values, is_signed=is_signed)[0] * 255).astype(np.uint8)
 
 
 def columns_of(count: int) -> int:

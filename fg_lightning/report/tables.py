@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fg_lightning.callbacks.table import ended_lines, rows_of
+
 Row = TypeVar("Row")
 
 
-def rows_of(path: Path, read: Callable[[dict[str, str]], Row], notes: list[str]) -> list[Row]:
+def readable_rows(path: Path, read: Callable[[dict[str, str]], Row], notes: list[str]) -> list[Row]:
     """The rows of a CSV file that were ended, as a function reads them; none of a file that is missing.
 
     Args:
         path: the file.
         read: may raise KeyError, TypeError or ValueError, of a row that is damaged.
-        notes: gets a sentence if a row is, or the file is missing.
+        notes: gets a sentence if a row is, the file was cut short, or it is missing.
     """
     if not path.is_file():
         notes.append(f"{path.name} is missing.")
         return []
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        text = file.read().replace("\0", "")
-    given = list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
+    lines, rest = ended_lines(path)
+    given: list[dict[str, str]] = []
+    try:
+        for row in rows_of(lines):
+            given.append(row)  # noqa: PERF402 (those before a row that is none are kept)
+    except ValueError as error:
+        notes.append(f"{path.name} is damaged behind its row {len(given)}: {error}.")
+    if rest:
+        notes.append(f"The last line of {path.name} was not ended and is left out.")
     rows = [found for row in given if (found := _read(row, read)) is not None]
     if len(rows) < len(given):
         notes.append(f"{len(given) - len(rows)} of {len(given)} rows of {path.name} are damaged and left out.")
@@ -45,22 +51,6 @@ def facts_of(path: Path, lost: str, notes: list[str]) -> dict[str, Any]:
     except (OSError, ValueError, TypeError):
         notes.append(f"{path.name} is {'damaged' if path.is_file() else 'missing'}: {lost}")
         return {}
-
-
-def number(cell: str | None) -> float | None:
-    """A cell as a number, a class as an integer; None if it is empty.
-
-    Raises:
-        ValueError: if it is something else, or not finite.
-    """
-    if not cell:
-        return None
-    if cell.lstrip("-").isdigit():
-        return int(cell)
-    value = float(cell)
-    if value != value or abs(value) == float("inf"):
-        raise ValueError(f"{cell} is not finite")
-    return value
 
 
 def rounded(values: Sequence[float | None], digits: int = 5) -> list[float | None]:

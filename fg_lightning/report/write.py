@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Union
+from typing import TYPE_CHECKING, Any, Union
 
 from fg_lightning.errors import CannotRun
-from fg_lightning.report.found import Found, found
+
+if TYPE_CHECKING:
+    from fg_lightning.report.found import Found
 
 Track = Callable[[str, Sequence[Any]], Iterable[Any]]
 """Passes things on one by one and shows how far it is; given what is done to them."""
@@ -27,6 +29,8 @@ def write_report(folder: Union[str, Path], output: Union[str, Path, None] = None
     Raises:
         CannotRun: if there is neither in the folder, nothing has been found yet, or the file cannot be written.
     """
+    from fg_lightning.report.found import found  # the command line reads options that take no Lightning
+
     source = found(Path(folder))
     page = _page(source, track)
     path = (source.folder / "report.html" if output is None else Path(output)).resolve()

@@ -8,8 +8,8 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from fg_lightning.visualization.film_strip import evenly_spaced
-from fg_lightning.visualization.overlay import Normalization, displayed, overlaid, reduced
+from fg_lightning.visualization.film_strip import check_looks, evenly_spaced
+from fg_lightning.visualization.overlay import Normalization, any_negative, displayed, overlaid, reduced
 from fg_lightning.visualization.sheet import contact_sheet
 
 LARGEST_SIDE = 160
@@ -47,16 +47,16 @@ def animation(
     Raises:
         ValueError: if there is nothing to show, or a moment has not one map for every image.
     """
-    if not looks or not len(images):
-        raise ValueError("an animation needs at least one image and one moment")
-    if any(len(maps) != len(images) for _, maps in looks):
-        raise ValueError(f"every moment must have {len(images)} maps, one for each image")
+    check_looks("an animation", images, looks)
     pictures = [displayed(image, normalization) for image in images]
-    is_signed = any(bool((maps < 0).any()) for _, maps in looks)
+    is_signed = any_negative(maps for _, maps in looks)
     frames = []
     for k in evenly_spaced(len(looks), max_frames):
         title, maps = looks[k]
-        overlays = [reduced(overlaid(picture, saliency), LARGEST_SIDE) for picture, saliency in zip(pictures, maps, strict=True)]
+        overlays = [
+            reduced(overlaid(picture, saliency, is_signed=is_signed), LARGEST_SIDE)
+            for picture, saliency in zip(pictures, maps, strict=True)
+        ]
         frames.append(contact_sheet(overlays, captions[k] if captions else [""] * len(images), title=title, is_signed=is_signed))
     size = max(frame.width for frame in frames), max(frame.height for frame in frames)
     return [_padded(frame, size) for frame in frames]

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from fg_lightning.visualization.mounted import mounted
-from fg_lightning.visualization.overlay import Normalization, displayed, enlarged, overlaid
+from fg_lightning.visualization.overlay import Normalization, any_negative, displayed, enlarged, overlaid
 
 MOST_COLUMNS = 6
 
@@ -36,12 +36,13 @@ def comparison(
     if not maps:
         raise ValueError("a comparison needs the map of at least one method")
     picture = displayed(image, normalization)
-    frames = [enlarged(picture), *(overlaid(picture, saliency) for saliency in maps.values())]
+    is_signed = any_negative(maps.values())
+    frames = [enlarged(picture), *(overlaid(picture, saliency, is_signed=is_signed) for saliency in maps.values())]
     captions = [caption, *maps]
     columns = math.ceil(len(frames) / math.ceil(len(frames) / MOST_COLUMNS))
     starts = range(0, len(frames), columns)
     return mounted(
         [frames[i : i + columns] for i in starts],
         captions=[captions[i : i + columns] for i in starts],
-        is_signed=any(bool((saliency < 0).any()) for saliency in maps.values()),
+        is_signed=is_signed,
     )

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from fg_lightning.visualization.mounted import mounted
-from fg_lightning.visualization.overlay import Normalization, displayed, enlarged, overlaid, reduced
+from fg_lightning.visualization.overlay import RGB, Normalization, any_negative, displayed, enlarged, overlaid, reduced
 
 LARGEST_SIDE = 224
 """Larger frames are reduced: a strip is looked at as a whole."""
@@ -40,22 +40,32 @@ def film_strip(
     Raises:
         ValueError: if there is nothing to show, or a moment has not one map for every image.
     """
-    if not looks or not len(images):
-        raise ValueError("a film strip needs at least one image and one moment")
-    if any(len(maps) != len(images) for _, maps in looks):
-        raise ValueError(f"every moment must have {len(images)} maps, one for each image")
+    check_looks("a film strip", images, looks)
     chosen = evenly_spaced(len(looks), max_columns)
-    pictures = [displayed(image, normalization) for image in images]
+    is_signed = any_negative(maps for _, maps in looks)
+
+    def row(i: int, picture: RGB) -> list[RGB]:
+        overlays = (overlaid(picture, looks[k][1][i], is_signed=is_signed) for k in chosen)
+        return [reduced(shown, LARGEST_SIDE) for shown in (enlarged(picture), *overlays)]
+
     return mounted(
-        [
-            [reduced(shown, LARGEST_SIDE) for shown in (enlarged(picture), *(overlaid(picture, looks[k][1][i]) for k in chosen))]
-            for i, picture in enumerate(pictures)
-        ],
+        [row(i, displayed(image, normalization)) for i, image in enumerate(images)],
         column_names=["image", *(looks[k][0] for k in chosen)],
         row_names=row_names,
         captions=[["", *(captions[k][i] for k in chosen)] for i in range(len(images))] if captions else (),
-        is_signed=any(bool((maps < 0).any()) for _, maps in looks),
+        is_signed=is_signed,
     )
+
+
+def check_looks(what: str, images: Tensor, looks: Sequence[tuple[str, Tensor]]) -> None:
+    """
+    Raises:
+        ValueError: if there is nothing to show, or a moment has not one map for every image.
+    """
+    if not looks or not len(images):
+        raise ValueError(f"{what} needs at least one image and one moment")
+    if any(len(maps) != len(images) for _, maps in looks):
+        raise ValueError(f"every moment must have {len(images)} maps, one for each image")
 
 
 def evenly_spaced(count: int, at_most: int) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -74,7 +74,14 @@ def displayed(image: Float[Tensor, "c h w"], normalization: Normalization | None
     return rgb
 
 
-def overlay(image: Tensor, saliency: Tensor, *, strength: float = 0.7, normalization: Normalization | None = None) -> RGB:
+def overlay(
+    image: Tensor,
+    saliency: Tensor,
+    *,
+    strength: float = 0.7,
+    normalization: Normalization | None = None,
+    is_signed: bool | None = None,
+) -> RGB:
     """A saliency map in colour over its image in grey, enlarged where it is small.
 
     Args:
@@ -82,17 +89,19 @@ def overlay(image: Tensor, saliency: Tensor, *, strength: float = 0.7, normaliza
         saliency: [1, H, W] or [H, W]; see `heat`.
         strength: opacity of the colours where saliency is highest; it falls to half of that where it is lowest.
         normalization: of the image; see `displayed`.
+        is_signed: whether the colours are those of maps with negative values, as for a map that stands beside such; by default
+            whether it has any itself.
 
     Returns:
         [H', W', 3] in 0..255, H' and W' whole multiples of H and W.
     """
-    return overlaid(displayed(image, normalization), saliency, strength=strength)
+    return overlaid(displayed(image, normalization), saliency, strength=strength, is_signed=is_signed)
 
 
-def overlaid(picture: RGB, saliency: Tensor, *, strength: float = 0.7) -> RGB:
+def overlaid(picture: RGB, saliency: Tensor, *, strength: float = 0.7, is_signed: bool | None = None) -> RGB:
     """`overlay`, of an image that is ready to be displayed."""
     values = saliency.reshape(saliency.shape[-2:]).detach().float().cpu().numpy()
-    level, is_signed = heat(values)
+    level, is_signed = heat(values, is_signed=is_signed)
     colours = colour_table(SIGNED_COLORMAP if is_signed else COLORMAP)[(level * 255).astype(np.uint8)]
     weight = np.abs(2 * level - 1) if is_signed else level
     opacity = (strength * (0.5 + 0.5 * weight))[..., None]
@@ -100,16 +109,20 @@ def overlaid(picture: RGB, saliency: Tensor, *, strength: float = 0.7) -> RGB:
     return enlarged((grey + opacity * (colours - grey)).round().astype(np.uint8))
 
 
-def heat(values: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], bool]:
+def heat(values: npt.NDArray[np.float32], *, is_signed: bool | None = None) -> tuple[npt.NDArray[np.float32], bool]:
     """A map as levels in 0..1 of a colour map, and whether that is the signed one, which has zero in its middle.
 
-    Scaled by the map's own minimum and its 99.5th percentile, or that of its magnitude where it has negative values, so that a
-    single pixel does not take all the contrast.
+    Scaled by the map's own minimum and its 99.5th percentile, or that of its magnitude where it has negative values (or
+    `is_signed` says that its neighbours do), so that a single pixel does not take all the contrast.
     """
-    is_signed = float(values.min()) < 0
-    if is_signed:
+    if float(values.min()) < 0 if is_signed is None else is_signed:
         return relative(np.abs(values), low=0) * np.sign(values) * np.float32(0.5) + np.float32(0.5), True
     return relative(values), False
+
+
+def any_negative(maps: Iterable[Tensor]) -> bool:
+    """Whether some of the maps that are shown together have negative values, and so all of them take the signed colours."""
+    return any(bool((saliency < 0).any()) for saliency in maps)
 
 
 def relative(values: npt.NDArray[np.float32], low: float | None = None) -> npt.NDArray[np.float32]:

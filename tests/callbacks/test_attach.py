@@ -57,7 +57,7 @@ def run(folder, asked, package="lightning.pytorch", callback=""):
     return result, found[0] if found else None
 
 
-@pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])
+@pytest.mark.parametrize("package", ["lightning.pytorch", pytest.param("pytorch_lightning", marks=pytest.mark.slow)])
 def test_a_script_that_knows_nothing_of_it_is_watched_and_trains_as_before(tmp_path, package):
     result, history = run(tmp_path / "with", "every_n_epochs=3, num_samples=2", package)
     assert result.returncode == 0, result.stderr[-2000:]

@@ -51,6 +51,7 @@ if trainer.is_global_zero:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sides", [("with", "without")])
 def test_two_processes_train_as_without_it_and_the_first_looks(tmp_path, sides):
     import torch

@@ -1,5 +1,6 @@
 """What data sets of every make say of their images."""
 
+import weakref
 from functools import partial
 from types import SimpleNamespace
 
@@ -119,6 +120,27 @@ def test_an_image_folder_may_have_fewer_classes_than_the_network():
     assert Facts(folder).class_names(1000) == ["cat", "dog"]
     assert Facts(folder).class_names(1) is None
     assert Facts(folder, Images(classes=["a", "b", "c"])).class_names(3) == ["a", "b", "c"]
+
+
+def of_an_empty_cell():
+    missing = 0
+
+    def transform(sample):
+        return missing
+
+    del missing
+    return transform
+
+
+BROKEN = {"empty closure cell": of_an_empty_cell, "dead proxy": lambda: weakref.proxy(Images())}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_an_object_that_fails_at_everything_is_passed_over(name):
+    broken = BROKEN[name]()
+    data = DataLoader(Images(Normalize(MEAN, STD), broken=broken, classes=["cat", "dog"]))
+    assert Facts(broken, data).normalization().mean == pytest.approx(MEAN)
+    assert Facts(broken, data).class_names(2) == ["cat", "dog"]
 
 
 def test_what_objects_make_up_or_fail_at_is_left_alone():

@@ -14,7 +14,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import Normalize
 
 from fg_lightning import FullGrad, FullGradMonitor, full_gradients
+from fg_lightning.callbacks.facts import Facts
 from fg_lightning.callbacks.history import History
+from fg_lightning.callbacks.look import Looker
+from fg_lightning.callbacks.probe import Probe
 from fg_lightning.visualization import displayed
 
 pytestmark = LIGHTNINGS_OWN
@@ -32,6 +35,21 @@ def test_the_logged_maps_are_those_of_the_network_at_that_moment(tmp_path):
     assert torch.equal(monitor.history.last_maps, expected)
     error = full_gradients(module, probe.images, probe.labels).completeness_error.mean()
     assert last.numbers["fullgrad/completeness_error"] == pytest.approx(float(error))
+
+
+@pytest.mark.parametrize(("stops", "epochs"), [(5, [0, 1, 2]), (1, [0, 1, 1])], ids=["at the last epoch", "early"])
+def test_the_last_look_is_at_the_averaged_weights_that_training_ends_with(tmp_path, stops, epochs):
+    averaging = pytest.importorskip("lightning.pytorch.callbacks.weight_averaging").EMAWeightAveraging(decay=0.5)
+
+    class Stops(pl.Callback):
+        def on_train_epoch_end(self, trainer, module):
+            trainer.should_stop = trainer.current_epoch + 1 == stops
+
+    monitor, module = FullGradMonitor(num_samples=4, strict=True), Classifier()
+    trainer(tmp_path, averaging, Stops(), monitor).fit(module, loader(seed=1), loader(16, seed=2))
+    assert epochs_of(monitor) == epochs
+    expected = FullGrad(module).attribute(monitor.probe.images, monitor.probe.labels)
+    assert torch.equal(monitor.history.last_maps, expected)
 
 
 @pytest.mark.parametrize(("every", "epochs"), [(1, [0, 1, 2, 3, 4]), (2, [0, 2, 4]), (3, [0, 3, 4])])
@@ -85,6 +103,21 @@ def test_the_decomposition_works_inside_lightnings_inference_mode_validation(tmp
     trainer(tmp_path, FullGradMonitor(strict=True)).validate(Explaining(), loader(16), verbose=False)
     assert len(errors) == 2
     assert max(errors) < 1e-4  # float32
+
+
+def test_a_share_is_of_what_speaks_for_the_output_whatever_its_sign():
+    torch.manual_seed(0)
+    module, (images, _) = Classifier().eval(), images_and_labels(6)
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    found = Looker(Probe(images, labels)).look(module, torch.device("cpu"))
+    terms = full_gradients(module, images, labels)
+    assert (terms.output > 0).any()
+    assert (terms.output < 0).any()
+    shares = {(layer.kind, layer.module): layer.share for layer in found.layers}
+    for name, term in terms.bias_terms.items():
+        for_it = sum(float(t if f > 0 else -t) for t, f in zip(term, terms.output, strict=True))
+        assert shares["explicit", name] == pytest.approx(for_it / float(terms.output.abs().sum()), abs=1e-5)  # float32
+    assert sum(shares.values()) == pytest.approx(1, abs=1e-4)  # float32
 
 
 # --- labels that are no classes of the output
@@ -289,6 +322,18 @@ def test_a_fault_warns_once_and_training_goes_on(tmp_path, module, val, reason):
     assert "training goes on" in messages[0]
     with pytest.raises(Exception, match=reason):
         fit(tmp_path, FullGradMonitor(strict=True), module(), val=val)
+
+
+def test_data_that_cannot_be_asked_for_its_classes_costs_no_look(tmp_path, monkeypatch):
+    def fails(self, count):
+        raise RuntimeError("not downloaded")
+
+    monkeypatch.setattr(Facts, "class_names", fails)
+    monitor = FullGradMonitor(num_samples=4)
+    with pytest.warns(UserWarning, match="not downloaded .*training goes on"):
+        fit(tmp_path, monitor, max_epochs=1)
+    assert epochs_of(monitor) == [0, 1]
+    assert monitor.history.about()["class_names"] is None
 
 
 @pytest.mark.parametrize(

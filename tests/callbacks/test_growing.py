@@ -32,6 +32,21 @@ def test_bytes_that_a_killed_process_left_are_not_read_and_are_overwritten(array
     assert np.array_equal(np.load(array.path), np.stack(entries(3)))
 
 
+@pytest.mark.parametrize(("missing", "whole"), [(1, 2), (12, 2), (13, 1), (36, 0)])
+def test_of_a_file_that_was_cut_short_the_whole_entries_are_read(array, missing, whole):
+    for entry in entries(3):
+        array.append(entry)
+    array.path.write_bytes(array.path.read_bytes()[:-missing])
+    assert np.array_equal(array.read(), np.stack(entries(3))[:whole])
+
+
+@pytest.mark.parametrize("content", [np.float16(1), np.array([None])], ids=["no entries", "objects"])
+def test_an_array_of_something_else_is_refused(array, content):
+    np.save(array.path, content, allow_pickle=True)
+    with pytest.raises(ValueError, match="an array of entries is expected"):
+        array.read()
+
+
 @pytest.mark.parametrize("count", [0, 1, 3, 5])
 def test_it_forgets_what_is_behind(array, count):
     for entry in entries(3):

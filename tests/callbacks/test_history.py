@@ -12,9 +12,12 @@ import torch
 from matplotlib.image import imread
 from networks import LIGHTNINGS_OWN, Classifier, images_and_labels, loader, trainer
 
+import fg_lightning.callbacks.history
 from fg_lightning import FullGradMonitor, full_gradients
+from fg_lightning.callbacks.drawing import Artist, bias_terms
 from fg_lightning.callbacks.history import COLUMNS, History
 from fg_lightning.callbacks.look import NUMBERS, Findings, Layer, Look
+from fg_lightning.callbacks.naming import ClassNames
 from fg_lightning.callbacks.probe import Probe
 from fg_lightning.callbacks.task import Answers
 
@@ -157,6 +160,64 @@ def test_a_later_format_is_refused(tmp_path):
     (tmp_path / "probe.json").write_text(json.dumps({"format": 99}))
     with pytest.raises(ValueError, match=r"has format 99.*update"):
         History.read(tmp_path)
+
+
+def cut_to(share):
+    return lambda content: content[: int(len(content) * share)]
+
+
+DAMAGE = {
+    "facts that are a list": ("probe.json", lambda content: b"[1]", "TypeError"),
+    "facts cut short": ("probe.json", cut_to(0.5), "JSONDecodeError"),
+    "a short row": (
+        "history.csv",
+        lambda content: b"look,epoch,step\n0,0\n",
+        "row 0 of history.csv",
+    ),
+    "a line that was broken": (
+        "history.csv",
+        lambda content: content.replace(b"\n1,1,", b"\n1,\r1,"),
+        "row 1 of history.csv",
+    ),
+    "a row with a quote": (
+        "images.csv",
+        lambda content: content.replace(b"\n1,0,", b'\n1,",'),
+        "row 2 of images.csv",
+    ),
+    "a row that is missing": ("history.csv", lambda content: content.replace(b"\n1,1,", b"\n2,1,"), "look 1 is missing"),
+    "another heading": ("history.csv", lambda content: content.replace(b"look", b"lock"), "KeyError: 'look'"),
+    "images cut short": ("images.csv", lambda content: content[: content.index(b"\n2,1,") + 1], "has 1 of 2 rows of look 2"),
+    "layers of no look": ("layers.csv", lambda content: content.replace(b"\n1,0,", b"\nx,0,"), "invalid literal"),
+    "maps cut short": ("maps.npy", cut_to(0.9), "maps of 2 of 3 looks"),
+    "maps that are none": ("maps.npy", lambda content: b"", "ValueError"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_folder_is_refused_and_it_is_said_where(tmp_path, damage):
+    name, damaged, reason = DAMAGE[damage]
+    written(tmp_path)
+    (tmp_path / name).write_bytes(damaged((tmp_path / name).read_bytes()))
+    with pytest.raises(ValueError, match=rf"{tmp_path} is damaged: .*{reason}"):
+        History.read(tmp_path)
+
+
+def test_a_damaged_probe_is_refused_alone(tmp_path):
+    written(tmp_path)
+    (tmp_path / "probe.npz").write_bytes((tmp_path / "probe.npz").read_bytes()[:300])
+    with pytest.raises(ValueError, match="is damaged: BadZipFile"):
+        History.read(tmp_path).probe()
+
+
+def test_pictures_of_the_whole_run_read_every_table_once(tmp_path, monkeypatch):
+    history, read = written(tmp_path, looks=6), []
+    rows = fg_lightning.callbacks.history._rows
+    monkeypatch.setattr("fg_lightning.callbacks.history._rows", lambda path: (read.append(path.name), rows(path))[1])
+    artist = Artist(torch.rand(2, 1, 4, 4), [np.zeros((4, 4, 3), np.uint8)] * 2, None, None, ClassNames(["cat", "dog"]))
+    artist.film_strip(history)
+    artist.animation(history)
+    bias_terms(history)
+    assert read == ["images.csv", "images.csv", "layers.csv"]
 
 
 # --- of a run

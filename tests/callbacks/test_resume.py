@@ -209,6 +209,47 @@ def test_where_the_folder_is_gone_the_numbers_go_on(tmp_path):
     assert (tmp_path / "fullgrad" / "version_0" / "film_strip.png").exists()
 
 
+@pytest.mark.parametrize("name", ["probe.json", "history.csv", "images.csv", "layers.csv", "maps.npy"])
+def test_a_damaged_folder_is_said_and_counts_as_gone(tmp_path, name):
+    fit(tmp_path, FullGradMonitor(num_samples=4, strict=True), 1)
+    before = History.read(tmp_path / "fullgrad" / "version_0").looks
+    path = tmp_path / "fullgrad" / "version_0" / name
+    path.write_bytes(path.read_bytes().replace(b"\n1,", b"\n1,\r")[:-20] + b"\n")
+    monitor = FullGradMonitor(num_samples=4)
+    with pytest.warns(UserWarning, match=r"version_0 is damaged: .*the numbers of the checkpoint go on") as caught:
+        fit(tmp_path, monitor, 2, resume=tmp_path / "saved/epoch=0.ckpt")
+    assert sum("FullGradMonitor" in str(w.message) for w in caught) == 1
+    read = History.read(tmp_path / "fullgrad" / "version_1")
+    assert epochs_of(read) == [0, 1, 2]
+    assert read.looks[:2] == before
+    assert [bool(read.maps(index).isnan().any()) for index in range(3)] == [True, True, False]
+    with pytest.raises(ValueError, match="is damaged"):
+        fit(tmp_path, FullGradMonitor(num_samples=4, strict=True), 2, resume=tmp_path / "saved/epoch=0.ckpt")
+
+
+def test_images_that_lie_in_a_damaged_folder_alone_are_looked_for_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr("fg_lightning.callbacks.resume.MOST_BYTES", 100)
+    fit(tmp_path, FullGradMonitor(num_samples=4, strict=True), 1)
+    path = tmp_path / "fullgrad" / "version_0" / "probe.npz"
+    path.write_bytes(path.read_bytes()[:300])
+    monitor = FullGradMonitor(num_samples=4)
+    with pytest.warns(UserWarning, match="is damaged: BadZipFile"):
+        fit(tmp_path, monitor, 2, resume=tmp_path / "saved/epoch=0.ckpt")
+    assert epochs_of(monitor.history) == [0, 1, 2]
+
+
+def test_a_table_that_ends_before_the_checkpoint_keeps_maps_and_numbers_together(tmp_path):
+    fit(tmp_path, FullGradMonitor(num_samples=4, strict=True), 2)
+    first = History.read(tmp_path / "fullgrad" / "version_0")
+    path = first.folder / "history.csv"
+    path.write_bytes(path.read_bytes()[:-5])
+    monitor = FullGradMonitor(num_samples=4, strict=True)
+    fit(tmp_path, monitor, 3, resume=tmp_path / "saved/epoch=1.ckpt")
+    assert monitor.history.looks[:3] == first.looks
+    assert [bool(monitor.history.maps(index).isnan().any()) for index in range(4)] == [False, False, True, False]
+    assert torch.equal(monitor.history.maps(1), first.maps(1))
+
+
 def test_a_checkpoint_of_another_branch_takes_what_is_its_own(tmp_path):
     """Two runs in one folder: the second went back to an earlier checkpoint, and a third goes on from the first's last one."""
 

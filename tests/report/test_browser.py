@@ -164,6 +164,23 @@ def test_an_image_opens_with_its_strip_and_what_is_known_of_it(page):
     until(page, "!document.getElementById('detail').open")
 
 
+def test_layers_whose_share_is_not_defined_have_no_bar(browser, tmp_path):
+    run(tmp_path)
+    lines = (tmp_path / "layers.csv").read_text().replace("0,0,,input,0.5,", "0,0,,input,,").splitlines(keepends=True)
+    of_first = [line if not line.startswith("1,") else ",".join([*line.split(",")[:4], "", "\n"]) for line in lines]
+    (tmp_path / "layers.csv").write_text("".join(of_first))
+    opened(browser, write_report(tmp_path), LOOK)
+    bars = []
+    for look in range(3):
+        slide(browser, "look", look)
+        at_look(browser, look)
+        browser.execute_script("document.querySelector('.grid .tile').click()")
+        bars.append([bar.text for bar in browser.find_elements("css selector", "#bars th")])
+        assert bool(browser.find_element("id", "layers-title").text) == bool(bars[-1])
+        browser.execute_script("document.getElementById('close').click()")
+    assert bars == [["layer.0", "layer.1"], [], ["input", "layer.0", "layer.1"]]
+
+
 def test_curves_are_drawn_and_a_line_says_where_the_slider_is(page):
     figures = page.find_elements("css selector", ".figure")
     assert len(figures) == 5

@@ -222,8 +222,23 @@ def test_a_whole_run_has_nothing_to_note(written):
         ("maps.npy", None, "maps.npy is missing: images are shown without maps"),
         ("maps.npy", b"\x93NUMPY", "maps.npy is damaged"),
         ("maps.npy", b"", "maps.npy is damaged"),
+        ("maps.npy", 0.9, "maps.npy holds the maps of 3 of 4 looks"),
         ("images.csv", None, "images.csv is missing"),
+        ("images.csv", b"", "images.csv holds the images of 0 of 4 looks"),
+        (
+            "images.csv",
+            0.5,
+            "images.csv was not ended and is left out. images.csv holds the images of 1 of 4 looks",
+        ),
+        ("images.csv", 0.9, "images.csv holds the images of 3 of 4 looks"),
         ("layers.csv", None, "layers.csv is missing"),
+        ("layers.csv", b"", "layers.csv holds the layers of 0 of 4 looks"),
+        (
+            "layers.csv",
+            0.5,
+            "layers.csv was not ended and is left out. layers.csv holds the layers of 2 of 4 looks",
+        ),
+        ("layers.csv", 0.9, "The last line of layers.csv was not ended"),
         ("probe.json", None, "probe.json is missing: classes have no names"),
         ("probe.json", b"{", "probe.json is damaged"),
         ("probe/002.png", None, "1 of 5 images are missing"),
@@ -233,11 +248,12 @@ def test_a_whole_run_has_nothing_to_note(written):
 )
 def test_what_is_missing_or_damaged_is_said_and_the_rest_is_shown(tmp_path, name, content, noted):
     run(tmp_path)
+    whole = (tmp_path / name).read_bytes()
     (tmp_path / name).unlink()
     if content is not None:
-        (tmp_path / name).write_bytes(content)
+        (tmp_path / name).write_bytes(whole[: int(len(whole) * content)] if isinstance(content, float) else content)
     page, notes = note_of(tmp_path)
-    assert noted in notes
+    assert noted in " ".join(notes.split())
     assert len(page.data()["looks"]) == 4
     assert sum(attributes.get("class") == "tile" for _, attributes in page.elements) == 5
 
@@ -262,6 +278,73 @@ def test_fewer_maps_than_looks(tmp_path):
     page, notes = note_of(tmp_path)
     assert "the maps of 3 of 4 looks" in notes
     assert [bool(page.scripts.get(f"maps-{look}")) for look in range(4)] == [True, False, True, False]
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_fewer_looks_than_maps(tmp_path, share):
+    run(tmp_path)
+    whole = (tmp_path / "history.csv").read_bytes()
+    (tmp_path / "history.csv").write_bytes(whole[: int(len(whole) * share)])
+    page, notes = note_of(tmp_path)
+    left = len(page.data()["looks"])
+    assert 0 < left < 4
+    assert "The last line of history.csv was not ended" in notes
+    assert f"maps.npy holds the maps of 4 looks, of which history.csv has {left}" in notes
+
+
+@pytest.mark.parametrize("name", ["history.csv", "images.csv", "layers.csv"])
+@pytest.mark.parametrize("garbage", [b"\r", b"\r\n", b'"', b"\0", b"\xff"])
+def test_stray_bytes_in_a_table_cost_no_more_than_rows(tmp_path, name, garbage):
+    run(tmp_path)
+    whole = (tmp_path / name).read_bytes()
+    middle = whole.index(b"\n", len(whole) // 2) + 2  # behind the first cell of a row
+    (tmp_path / name).write_bytes(whole[:middle] + garbage + whole[middle:])
+    page, notes = note_of(tmp_path)
+    assert name in notes
+    assert len(page.data()["looks"]) >= 2
+
+
+def test_what_csv_gives_up_at_is_said_and_the_rows_before_it_are_kept(tmp_path):
+    run(tmp_path)
+    with (tmp_path / "layers.csv").open("a") as file:
+        file.write('4,0,"' + 200_000 * "x" + "\n")
+    page, notes = note_of(tmp_path)
+    assert "layers.csv is damaged behind its row 12: a row is no CSV: field larger than field limit" in notes
+    assert [len(layers) for layers in page.data()["layers"]] == [3] * 4
+
+
+@pytest.mark.parametrize("largest", [100, 50], ids=["warned of", "refused"])
+def test_a_picture_that_pillow_takes_for_an_attack_counts_as_missing(tmp_path, monkeypatch, largest):
+    run(tmp_path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", largest)  # they have 144
+    assert "5 of 5 images are missing" in note_of(tmp_path)[1]
+
+
+@pytest.mark.parametrize("lost", ["cut", "nan"])
+def test_maps_keep_their_size_where_those_of_the_last_look_are_lost(tmp_path, lost):
+    run(tmp_path)
+    entries = np.load(tmp_path / "maps.npy")
+    entries[-1] = np.nan
+    np.save(tmp_path / "maps.npy", entries[:3] if lost == "cut" else entries)
+    page = Page(write_report(tmp_path))
+    assert (page.data()["height"], page.data()["width"]) == page.tiles("maps-0", 5).shape[1:] == (12, 12)
+    assert "Maps are 12 by 12" in page.words
+
+
+def test_where_the_output_is_zero_no_layer_has_a_share(tmp_path):
+    module = Classifier()
+    torch.nn.init.zeros_(module.head[2].weight)
+    torch.nn.init.zeros_(module.head[2].bias)
+    monitor = FullGradMonitor(num_samples=4, report=True, strict=True)
+    trainer(tmp_path, monitor).fit(module, loader(seed=1), loader(16, seed=2))
+    assert {row["share"] for row in monitor.history.layers(0)} == {""}
+    assert not {key for key in monitor.history.looks[0].numbers if key.endswith("_share")}
+    page = Page(monitor.history.folder / "report.html")
+    assert not any(attributes.get("role") == "note" for _, attributes in page.elements)
+    assert {layer["share"] for layer in page.data()["layers"][0]} == {None}
+    shares = page.data("figures")["layers"]["data"][0]["z"]
+    assert {row[0] for row in shares} == {None}
+    assert all(None not in row[1:] for row in shares)
 
 
 def test_a_run_with_one_look(tmp_path):

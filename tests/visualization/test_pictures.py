@@ -6,6 +6,8 @@ import torch
 from PIL import Image
 
 from fg_lightning.visualization import contact_sheet, depth_map, film_strip
+from fg_lightning.visualization.animation import animation
+from fg_lightning.visualization.comparison import comparison
 from fg_lightning.visualization.film_strip import evenly_spaced
 from fg_lightning.visualization.mounted import GAP, mounted, pixels
 from fg_lightning.visualization.overlay import displayed, enlarged, overlay
@@ -59,6 +61,21 @@ def test_evenly_spaced_things_are_distinct_and_reach_both_ends(count, at_most):
     assert len(chosen) == len(set(chosen)) == min(count, at_most)
     assert (chosen[0], chosen[-1]) == (0, count - 1)
     assert max(np.diff(chosen), default=1) - min(np.diff(chosen), default=1) <= 1
+
+
+def test_maps_beside_signed_ones_take_their_colours():
+    """Where one map has negative values, the colour bar is the signed one, and so are the colours of all."""
+    images, positive = torch.rand(2, 1, 28, 28), torch.rand(1, 28, 28)
+    signed = positive - 0.5
+    expected = [overlay(images[0], signed), overlay(images[1], positive, is_signed=True)]
+    looks = [("now", torch.stack([signed, positive]))]
+    drawn = [pixels(film_strip(images, looks)), pixels(animation(images, looks)[0])]
+    for canvas in drawn:
+        assert [len(found(canvas, frame)) for frame in expected] == [1, 1]
+    of_one = pixels(comparison(images[1], {"a": signed, "b": positive}))
+    assert len(found(of_one, expected[1])) == 1
+    alone = pixels(film_strip(images[1:], [("now", positive[None])]))
+    assert len(found(alone, overlay(images[1], positive))) == 1
 
 
 def test_large_frames_are_reduced():

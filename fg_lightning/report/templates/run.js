@@ -155,9 +155,10 @@ function bars(image, look) {
     const terms = new Int16Array(bytes(kept.textContent).buffer);
     values = layers.map((_, i) => terms[i * tiles.length + image] * Number(kept.dataset.scale));
   }
-  element("layers-title").textContent = !layers.length ? "" : kept ? "Terms by layer" : "Share of the output by layer, of all images";
+  const known = [...values.keys()].filter((i) => values[i] !== null);
+  element("layers-title").textContent = !known.length ? "" : kept ? "Terms by layer" : "Share of the output by layer, of all images";
   const largest = Math.max(...values.map(Math.abs), 1e-30);
-  const shown = [...values.keys()].sort((a, b) => Math.abs(values[b]) - Math.abs(values[a])).slice(0, MOST_BARS).sort((a, b) => a - b);
+  const shown = [...known].sort((a, b) => Math.abs(values[b]) - Math.abs(values[a])).slice(0, MOST_BARS).sort((a, b) => a - b);
   const rows = shown.map((i) => {
     const share = (50 * Math.abs(values[i])) / largest;
     const name = layers[i].name + (layers[i].kind === "implicit" ? " (implicit)" : "");
@@ -165,7 +166,7 @@ function bars(image, look) {
     const bar = made("span", { class: "bar", "aria-hidden": "true" }, made("i", { class: values[i] < 0 ? "against" : "for", style: `${side}; width: ${share}%` }));
     return made("tr", {}, made("th", { scope: "row", title: name }, name), made("td", {}, bar), made("td", {}, Number(values[i].toPrecision(3)).toString()));
   });
-  if (layers.length > shown.length) rows.push(made("tr", {}, made("td", { colspan: 3 }, `the ${shown.length} largest of ${layers.length}`)));
+  if (known.length > shown.length) rows.push(made("tr", {}, made("td", { colspan: 3 }, `the ${shown.length} largest of ${known.length}`)));
   element("bars").tBodies[0].replaceChildren(...rows);
 }
 

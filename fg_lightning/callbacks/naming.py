@@ -1,0 +1,36 @@
+"""What a network says of an image, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ClassNames:
+    """
+    Attributes:
+        names: of the classes, None where they have none.
+    """
+
+    names: Sequence[str] | None = None
+
+    def named(self, answer: float | None) -> str:
+        """A class by its name, another number as it is."""
+        if answer is None:
+            return ""
+        if isinstance(answer, float):
+            return f"{answer:.4g}"
+        return self.names[answer] if self.names and 0 <= answer < len(self.names) else f"class {answer}"
+
+    def answer(self, predicted: float | None, confidence: float | None) -> str:
+        """What the network says of an image, and how surely."""
+        return self.named(predicted) if confidence is None else f"{self.named(predicted)} {confidence:.0%}"
+
+    def caption(self, label: float | None, explained: float | None, predicted: float | None, confidence: float | None) -> str:
+        """What is explained, and below it what the network says of the image."""
+        of = self.named(label if explained is None else explained)
+        if None not in (label, explained) and label != explained:
+            of = f"{of} (label {self.named(label)})"
+        says = "" if predicted is None else f"→ {self.answer(predicted, confidence)}"
+        return "\n".join(line for line in (of, says) if line)
