@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from jsonargparse import auto_cli
@@ -26,6 +27,19 @@ COMMANDS = {
 }
 """Every command, and the module that has a function of its name, whose signature is its options."""
 
+DOES = {
+    "demo": "Train a small residual network on 5,000 real MNIST digits and watch what it looks at.",
+    "explain": "Draw what a network looks at in your pictures, as several methods see it.",
+    "roar": "Remove what each method calls relevant from every image, train again from scratch, and compare accuracies.",
+    "report": "Write what a monitored run or a ROAR experiment found as one HTML file that opens without a network.",
+    "completion": "Print a script by which a shell completes the commands of fg-lightning and their options.",
+    "fit": "Train an image classifier, any of torchvision's or your own, on your images.",
+    "validate": "Measure a trained classifier on the validation images.",
+    "test": "Measure a trained classifier on the test images.",
+    "predict": "Write what a trained classifier says of the test images to a table.",
+}
+"""What each of them does: the first line of its docstring, so that the list of commands costs no import."""
+
 
 def main(args: Sequence[str] | None = None) -> None:
     """Runs a command of `fg-lightning`; what a person has to change is said in a sentence on standard error.
@@ -33,13 +47,31 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: what stands behind the program's name; by default what the process was started with.
     """
+    if os.getcwd() not in sys.path:  # of what a person's own classes lie in, as with python -m
+        sys.path.insert(0, os.getcwd())
     given = ["--output" if word == "-o" else word for word in (sys.argv[1:] if args is None else args)]
-    called = [name for name in given[:1] if name in COMMANDS] or list(COMMANDS)  # a command costs no import of the others
-    functions = {name: getattr(import_module(COMMANDS[name]), name) for name in called}
+    command = given[0] if given else ""
     try:
-        if len(called) == 1 and COMMANDS[called[0]] == LIGHTNING:
-            functions[called[0]](*given[1:])
+        if COMMANDS.get(command) == LIGHTNING:
+            _function(command)(*given[1:])
+        elif command in COMMANDS:
+            auto_cli({command: _function(command)}, args=given, prog="fg-lightning")
         else:
-            auto_cli(functions, args=given, prog="fg-lightning")
+            of = _function if command.startswith("--config") else _listed  # a configuration may have options of any command
+            auto_cli({name: of(name) for name in COMMANDS}, args=given, prog="fg-lightning")
     except CannotRun as error:
         sys.exit(f"fg-lightning: {error}")
+
+
+def _function(command: str) -> Callable[..., None]:
+    found: Callable[..., None] = getattr(import_module(COMMANDS[command]), command)
+    return found
+
+
+def _listed(command: str) -> Callable[[], None]:
+    """What stands for a command in the list of commands."""
+
+    def listed() -> None: ...
+
+    listed.__doc__ = DOES[command]
+    return listed

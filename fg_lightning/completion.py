@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from argparse import Action, ArgumentParser, _SubParsersAction
 from collections.abc import Iterator, Mapping
 from importlib import import_module
@@ -70,9 +69,7 @@ def _copy(action: Action, command: ArgumentParser) -> None:
 
 def _options_of_classes() -> Iterator[str]:
     """The options of the model and the data, which depend on their class: those of this package's."""
-    from fg_lightning.demo import DigitsDataModule
-    from fg_lightning.training import ImageClassifier, ImageFolderDataModule, TorchvisionDataModule
+    from fg_lightning.training.words import CLASSES, options_of
 
-    yield from (f"--model.{name}" for name in inspect.signature(ImageClassifier).parameters)
-    modules = DigitsDataModule, TorchvisionDataModule, ImageFolderDataModule
-    yield from (f"--data.{name}" for name in dict.fromkeys(name for kind in modules for name in inspect.signature(kind).parameters))
+    for part, kinds in CLASSES.items():
+        yield from dict.fromkeys(f"--{part}.{name}" for kind in kinds for name in options_of(kind))

@@ -50,6 +50,8 @@ def test_every_command_is_offered(script: Path) -> None:
         (["explain", "--me"], {"--methods", "--mean"}),
         (["fit", "--trainer.max_"], {"--trainer.max_epochs", "--trainer.max_steps", "--trainer.max_time"}),
         (["fit", "--model.num_"], {"--model.num_classes"}),
+        (["fit", "--data.v"], {"--data.val_share"}),
+        (["fit", "--data.k"], set()),
         (["test", "--ckpt"], {"--ckpt_path"}),
         (["roar", "--mode", ""], {"roar", "kar", "road"}),
         (["report", ""], {"fg-lightning"}),  # the only file in the folder

@@ -11,6 +11,8 @@ from offline_wandb import history
 
 from fg_lightning.demo.data import DigitsDataModule
 from fg_lightning.demo.run import _is_logged_in
+from fg_lightning.demo.run import demo as run_demo
+from fg_lightning.errors import CannotRun
 
 
 @pytest.fixture(scope="module")
@@ -23,17 +25,29 @@ def demo(tmp_path_factory):
     }
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-2000:]
-    return folder, result.stdout
+    return folder, result.stdout, result.stderr
 
 
 def test_it_prints_what_came_out_and_where_it_lies(demo):
-    _, printed = demo
+    _, printed, _ = demo
     lines = {line[:20].strip(): line[20:].strip() for line in printed.splitlines()}
     assert float(lines["test accuracy"].rstrip("%")) > 90  # two epochs; five reach more than 95
     assert float(lines["completeness error"]) < 1e-4  # float32
     assert imread(lines["film strip"]).shape[0] > 8 * 112
     assert Path(lines["W&B run"]).is_dir()
     assert "wandb sync" in printed
+    assert "<title>" in Path(lines["report"]).read_text()
+
+
+def test_it_says_nothing_beside(demo):
+    """No advice of Lightning's, no warning: what else is printed are progress bars."""
+    assert not [word for word in ("Tip", "Warning", "deprecated", "GPU available", "ckpt_path") if word in demo[1] + demo[2]]
+
+
+def test_a_folder_that_cannot_be_is_a_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(CannotRun, match="file/out cannot be written to: Not a directory; take another folder with --output"):
+        run_demo(output=tmp_path / "file" / "out")
 
 
 def test_the_wandb_run_holds_a_look_per_epoch(demo):
@@ -50,6 +64,18 @@ def test_help_is_complete():
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     for option in ("--max_epochs", "--output", "--seed"):
         assert option in printed
+
+
+@pytest.mark.parametrize("module", ["torch", "lightning"])
+def test_its_options_are_known_without_anything_heavy(module):
+    code = f"import sys, fg_lightning.demo.run; print({module!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("given", [{"batch_size": 0}, {"batch_size": -3}, {"num_workers": -1}])
+def test_numbers_out_of_range_are_refused(given):
+    with pytest.raises(CannotRun, match="must be at least"):
+        DigitsDataModule(**given)
 
 
 def test_the_split_is_fixed_and_disjoint():

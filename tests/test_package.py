@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import fg_lightning
+from fg_lightning.cli import COMMANDS, DOES
 
 
 @pytest.mark.parametrize("module", ["wandb", "ray", "matplotlib", "captum", "torch", "lightning"])
@@ -36,3 +37,16 @@ def test_public_names_are_there():
     assert set(fg_lightning.__all__) <= set(dir(fg_lightning))
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         fg_lightning.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("command", list(COMMANDS))
+def test_the_list_of_commands_says_what_their_docstrings_say(command):
+    function = getattr(importlib.import_module(COMMANDS[command]), command)
+    assert function.__doc__.strip().splitlines()[0] == DOES[command]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["report", "--help"], ["demo", "--help"], ["explain", "--help"]])
+def test_help_waits_for_nothing_heavy(arguments):
+    code = "import sys; from fg_lightning.cli import main\ntry: main()\nfinally: print('torch' in sys.modules, file=sys.stderr)"
+    result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    assert result.stderr.strip() == "False"

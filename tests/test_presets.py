@@ -10,7 +10,9 @@ from lightning.pytorch.cli import LightningCLI
 
 from fg_lightning.callbacks import FullGradMonitor
 from fg_lightning.demo import DigitClassifier, DigitsDataModule
+from fg_lightning.training import presets
 from fg_lightning.training.command import train
+from fg_lightning.training.presets import with_presets
 
 PRESETS = sorted((Path(__file__).parents[1] / "callbacks").glob("*.yaml"))
 
@@ -50,6 +52,41 @@ def test_presets_run(path, tmp_path):
     (history,) = tmp_path.rglob("history.csv")
     assert len(history.read_text().splitlines()) == 3  # a header, the untrained network, and after the epoch
     assert list(tmp_path.rglob("last.ckpt")) or path.stem == "many_epochs"  # which has one after ten
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("name", ["{}", "{}.yaml", "callbacks/{}", "callbacks/{}.yaml"])
+def test_presets_are_found_by_their_names(name, path):
+    written = name.format(path.stem)
+    assert with_presets(["fit", "--config", written, "--seed_everything", "1"]) == [
+        "fit",
+        "--config",
+        str(path),
+        "--seed_everything",
+        "1",
+    ]
+    assert with_presets(["fit", f"--config={written}", "-c", written]) == ["fit", f"--config={path}", "-c", str(path)]
+
+
+def test_installed_presets_come_before_those_of_a_repository(tmp_path, monkeypatch):
+    (tmp_path / "presets").mkdir()
+    (tmp_path / "presets" / "offline.yaml").touch()
+    monkeypatch.setattr(presets, "HOMES", (tmp_path / "presets", *presets.HOMES))
+    assert with_presets(["--config", "offline"])[1] == str(tmp_path / "presets" / "offline.yaml")
+    assert with_presets(["--config", "many_epochs"])[1].endswith("callbacks/many_epochs.yaml")
+
+
+@pytest.mark.parametrize("name", ["nothing", "elsewhere/offline.yaml", "{trainer: {max_epochs: 3}}", "offline.yaml"])
+def test_files_of_one_s_own_and_what_is_no_preset_stay(name):
+    Path("offline.yaml").touch()
+    assert with_presets(["fit", "--config", name, f"--config={name}", "--config"]) == [
+        "fit",
+        "--config",
+        name,
+        f"--config={name}",
+        "--config",
+    ]
+    assert with_presets(["fit", "--model.name", "many_epochs"]) == ["fit", "--model.name", "many_epochs"]
 
 
 def test_the_first_one_spells_out_the_defaults():

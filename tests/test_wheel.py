@@ -21,6 +21,11 @@ assert fg_lightning.__file__.startswith({folder!r}), fg_lightning.__file__
 model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(72, 3)).double()
 terms = fg_lightning.full_gradients(model, torch.rand(2, 1, 8, 8).double())
 assert terms.completeness_error.max() < 1e-12  # float64
+
+from fg_lightning.training.presets import with_presets
+
+_, found = with_presets(["--config", "callbacks/fullgrad_monitor.yaml"])
+assert found == {folder!r} + "/fg_lightning/presets/fullgrad_monitor.yaml", found
 """
 
 
@@ -32,7 +37,8 @@ def test_the_wheel_has_everything_in_it_and_runs_elsewhere(tmp_path: Path) -> No
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     in_the_repository = {str(p.relative_to(ROOT)) for p in (ROOT / "fg_lightning").rglob("*") if p.is_file() and p.suffix != ".pyc"}
-    assert inside == in_the_repository
+    presets = {f"fg_lightning/presets/{path.name}" for path in (ROOT / "callbacks").glob("*.yaml")}
+    assert inside == in_the_repository | presets
 
     folder = tmp_path / "installed"
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), str(wheel)]

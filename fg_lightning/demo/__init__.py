@@ -1,6 +1,23 @@
-"""The demo: a small residual network on real digits, watched while it trains."""
+"""The demo: a small residual network on real digits, watched while it trains.
 
-from fg_lightning.demo.data import DigitsDataModule
-from fg_lightning.demo.model import DigitClassifier
+The names below are loaded when they are first used, so that the demo's options are known without Lightning.
+"""
 
-__all__ = ["DigitClassifier", "DigitsDataModule"]
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fg_lightning.demo.data import DigitsDataModule as DigitsDataModule
+    from fg_lightning.demo.model import DigitClassifier as DigitClassifier
+
+_HOMES = {"DigitClassifier": "fg_lightning.demo.model", "DigitsDataModule": "fg_lightning.demo.data"}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fg_lightning.demo' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

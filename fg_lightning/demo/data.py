@@ -9,6 +9,8 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
+from fg_lightning.errors import CannotRun
+
 
 @cache
 def digits() -> TensorDataset:
@@ -32,10 +34,16 @@ class DigitsDataModule(LightningDataModule):
     Args:
         batch_size: of the training batches.
         num_workers: of every loader.
+
+    Raises:
+        CannotRun: if a number is out of range.
     """
 
     def __init__(self, batch_size: int = 64, num_workers: int = 0) -> None:
         super().__init__()
+        for name, number, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+            if number < least:
+                raise CannotRun(f"{name} must be at least {least}, not {number}")
         self.batch_size = batch_size
         self.num_workers = num_workers
 

@@ -2,42 +2,56 @@
 
 from __future__ import annotations
 
+import logging
 import netrc
 import os
+import shutil
+import sys
 import warnings
 from pathlib import Path
 
 from jsonargparse.typing import PositiveInt
-from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import RichProgressBar
-from lightning.pytorch.loggers import WandbLogger
-from rich.console import Console
 
-from fg_lightning.callbacks import FullGradMonitor
-from fg_lightning.demo.data import DigitsDataModule
-from fg_lightning.demo.model import DigitClassifier
+from fg_lightning.errors import CannotRun
 
 
 def demo(max_epochs: PositiveInt = 5, output: Path = Path("fg_demo"), seed: int = 0) -> None:
     """Train a small residual network on 5,000 real MNIST digits and watch what it looks at.
 
-    Leaves a Weights & Biases run (offline, unless you are logged in or have set WANDB_MODE) and a film strip.
+    Leaves a Weights & Biases run (offline, unless you are logged in or have set WANDB_MODE), a film strip and a page to look at.
 
     Args:
         max_epochs: how long to train, in passes over the 4,000 training digits.
         output: the folder that everything is written to.
         seed: of the weights and the order of the digits.
+
+    Raises:
+        CannotRun: if the folder cannot be made or written to.
     """
+    # The command line reads this signature to print its help, which takes no Lightning.
+    from lightning.pytorch import Trainer, seed_everything
+    from lightning.pytorch.callbacks import RichProgressBar
+    from lightning.pytorch.loggers import WandbLogger
+    from rich.console import Console
+
+    from fg_lightning.callbacks import FullGradMonitor
+    from fg_lightning.demo import DigitClassifier, DigitsDataModule
+
     console = Console()
     output = output.resolve()
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        (output / "wandb").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotRun(f"{output} cannot be written to: {error.strerror}; take another folder with --output") from error
     os.environ.setdefault("WANDB_SILENT", "true")
     # Lightning advises more loader workers, which 4,000 digits in memory do not need.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)")  # Lightning's own use of torch
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # devices, tips
 
     seed_everything(seed, verbose=False)
     logger = WandbLogger(project="fg-lightning-demo", save_dir=output, offline=not ("WANDB_MODE" in os.environ or _is_logged_in()))
-    monitor = FullGradMonitor(strict=True)
+    monitor = FullGradMonitor(strict=True, report=True)
     trainer = Trainer(
         max_epochs=max_epochs,
         logger=logger,
@@ -48,21 +62,23 @@ def demo(max_epochs: PositiveInt = 5, output: Path = Path("fg_demo"), seed: int 
     )
     data = DigitsDataModule()
     trainer.fit(DigitClassifier(), data)
-    (scores,) = trainer.test(datamodule=data, verbose=False)
+    (scores,) = trainer.test(datamodule=data, ckpt_path="best", verbose=False)
 
     run = logger.experiment
     offline, run_folder = run.offline, Path(run.dir).parent
     run.finish()
     history = monitor.history
-    assert history is not None
+    assert history is not None and history.folder is not None
     console.print()
     console.print(f"test accuracy       {scores['test/accuracy']:.1%}")
     console.print(f"completeness error  {history.looks[-1].numbers['fullgrad/completeness_error']:.1e}")
     console.print(f"film strip          {history.strip_path}", soft_wrap=True)
+    console.print(f"report              {history.folder / 'report.html'}", soft_wrap=True)
     console.print(f"W&B run             {run_folder if offline else run.url}", soft_wrap=True)
     if offline:
+        wandb = "wandb" if shutil.which("wandb") else Path(sys.executable).with_name("wandb")
         console.print(
-            f"  it is offline; to look at it: wandb login, then wandb sync '{run_folder}'", soft_wrap=True, highlight=False
+            f"  it is offline; to look at it: {wandb} login, then {wandb} sync '{run_folder}'", soft_wrap=True, highlight=False
         )
 
 

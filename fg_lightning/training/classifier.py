@@ -7,11 +7,10 @@ from typing import Any, Union
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torchmetrics.classification import MulticlassAccuracy
 
 from fg_lightning.errors import CannotRun
 from fg_lightning.training.facts import classes_of, image_shape
@@ -25,11 +24,12 @@ SMALL = 64
 class ImageClassifier(LightningModule):
     """A classifier of torchvision, made to fit the data that it is trained on.
 
-    Logs `train/loss`, `train/accuracy`, `val/loss`, `val/accuracy`, `test/loss` and `test/accuracy`. Batches are (images, labels),
-    predictions the probabilities of the classes, [N, K].
+    Logs `train/loss`, `train/accuracy`, `val/loss`, `val/accuracy`, `test/loss` and `test/accuracy`, of further loaders
+    `val/loss/dataloader_idx_1` and so on. Batches are (images, labels), predictions the probabilities of the classes, [N, K].
 
     Its last layer gets an output for each class and its first convolution the images' channels, both as the datamodule has them
-    when the training begins. They are kept with the weights: a checkpoint needs no arguments to be loaded.
+    when the training begins. They are kept with the weights: a checkpoint needs no arguments to be loaded, and is refused for other
+    data than what it was trained on.
 
     Args:
         name: of the network: resnet18, convnext_tiny, vit_b_16, or any other in `torchvision.models.list_models()`.
@@ -47,6 +47,7 @@ class ImageClassifier(LightningModule):
     Raises:
         CannotRun: if there is no such network or set of weights, or the weights cannot be downloaded.
         CannotRun: if a number is out of range; in `setup`, if the data does not fit, or does not say how many classes it has.
+        CannotRun: once a checkpoint is loaded, if it was trained on other channels or classes than the data's.
 
     Examples:
         >>> from fg_lightning.training import TorchvisionDataModule
@@ -70,9 +71,10 @@ class ImageClassifier(LightningModule):
         _check(num_classes, in_channels, lr, weight_decay, warmup, label_smoothing)
         self.save_hyperparameters(ignore=["weights"])  # a checkpoint has its own, and is loaded where none can be downloaded
         self.network = classifier(name, weights)
-        self.starts_trained = weights is not None
+        self.starts_trained = weights not in (None, "none")
         self.is_small = False
         self.knows_its_data = False
+        self.data_has: tuple[int | None, int | None] = (None, None)
         self._fit(num_classes or outputs(self.network), in_channels or channels(self.network), bool(small_images))
 
     def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
@@ -80,40 +82,49 @@ class ImageClassifier(LightningModule):
         return self.network(images)
 
     def setup(self, stage: str) -> None:
-        """Makes the network fit the datamodule.
+        """Makes the network fit the datamodule, unless it is to be measured as it was trained.
 
         Raises:
             CannotRun: if there are more classes than outputs, it is unknown how many there are, or the network takes no images of
                 the data's size.
         """
+        self.data_has = (None, None)
         data = getattr(self.trainer, "datamodule", None)
         if data is None:
             return
         shape, given = image_shape(data, stage), self.hparams
-        small = given["small_images"]
-        if small is None and not self.knows_its_data:
-            small = shape is not None and min(shape[1:]) <= SMALL and not self.starts_trained
-        self._fit(self._classes(data), given["in_channels"] or (shape or [channels(self.network)])[0], bool(small))
-        self.knows_its_data = True
+        classes, in_channels = self._classes(data), given["in_channels"] or (None if shape is None else shape[0])
+        self.data_has = classes, in_channels
+        if stage == "fit" or not self.knows_its_data:
+            small = given["small_images"]
+            if small is None and not self.knows_its_data:
+                small = shape is not None and min(shape[1:]) <= SMALL and not self.starts_trained
+            self._fit(classes, in_channels or channels(self.network), bool(small))
+            self.knows_its_data = True
+        self._check_is_for_the_data()
         if shape is not None:
             self._check_takes(shape)
+
+    def on_fit_start(self) -> None:
+        self._check_is_for_the_data()  # a checkpoint is loaded after `setup`
+
+    on_validation_start = on_test_start = on_predict_start = on_fit_start
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
         logits = self(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.hparams["label_smoothing"])
-        self.train_accuracy(logits, labels)
         self.log("train/loss", loss)
-        self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True)
+        self.log("train/accuracy", accuracy(logits, labels), on_step=False, on_epoch=True, sync_dist=True)
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._evaluate(batch, "val", self.val_accuracy)
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(batch, "val", dataloader_idx)
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._evaluate(batch, "test", self.test_accuracy)
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(batch, "test", dataloader_idx)
 
-    def predict_step(self, batch: Any, batch_idx: int) -> Float[Tensor, "n k"]:
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Float[Tensor, "n k"]:
         """The probabilities of the classes."""
         return self(batch[0] if isinstance(batch, (tuple, list)) else batch).softmax(1)
 
@@ -126,7 +137,7 @@ class ImageClassifier(LightningModule):
 
     def get_extra_state(self) -> Tensor:
         """What was changed in the network to fit the data, kept with the weights: classes, channels, whether images are small."""
-        return torch.tensor([outputs(self.network), channels(self.network), int(self.is_small)])
+        return torch.tensor([*self.made_for, int(self.is_small)])
 
     def set_extra_state(self, state: Tensor) -> None:
         """Makes the network the one whose weights are about to be loaded."""
@@ -140,9 +151,7 @@ class ImageClassifier(LightningModule):
         self.is_small = self.is_small or small
         with_channels(self.network, in_channels)
         with_outputs(self.network, classes)
-        self.train_accuracy, self.val_accuracy, self.test_accuracy = (
-            MulticlassAccuracy(classes, average="micro").to(self.device) for _ in range(3)
-        )
+        self.made_for = classes, in_channels
 
     def _classes(self, data: Any) -> int:
         given, found = self.hparams["num_classes"], classes_of(data)
@@ -156,6 +165,15 @@ class ImageClassifier(LightningModule):
                 "num_classes (--model.num_classes 10)"
             )
         return found or outputs(self.network)
+
+    def _check_is_for_the_data(self) -> None:
+        classes, in_channels = self.made_for
+        has_classes, has_channels = self.data_has
+        if has_classes not in (None, classes) or has_channels not in (None, in_channels):
+            raise CannotRun(
+                f"the weights were trained on {in_channels}-channel images of {classes} classes, but the data has "
+                f"{has_channels or in_channels} channels and {has_classes or classes} classes; name the same --data"
+            )
 
     def _check_takes(self, shape: tuple[int, ...]) -> None:
         """Whether an image of this shape comes through."""
@@ -172,12 +190,16 @@ class ImageClassifier(LightningModule):
         finally:
             self.network.train(was_training)
 
-    def _evaluate(self, batch: tuple[Tensor, Tensor], part: str, accuracy: MulticlassAccuracy) -> None:
+    def _evaluate(self, batch: tuple[Tensor, Tensor], part: str, loader: int) -> None:
         images, labels = batch
         logits = self(images)
-        accuracy(logits, labels)
-        self.log(f"{part}/loss", F.cross_entropy(logits, labels), prog_bar=True)
-        self.log(f"{part}/accuracy", accuracy, prog_bar=True)
+        scores = {f"{part}/loss": F.cross_entropy(logits, labels), f"{part}/accuracy": accuracy(logits, labels)}
+        self.log_dict(scores, prog_bar=True, sync_dist=True, batch_size=len(labels), add_dataloader_idx=loader > 0)
+
+
+def accuracy(logits: Float[Tensor, "n k"], labels: Int[Tensor, "n"]) -> Float[Tensor, ""]:
+    """The share of images whose largest logit is the label's."""
+    return (logits.argmax(1) == labels).float().mean()
 
 
 def _check(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pkgutil
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +10,14 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_info
 
+from fg_lightning.errors import CannotRun
+from fg_lightning.training.checkpoint import check_checkpoint, overruled
 from fg_lightning.training.classifier import ImageClassifier
 from fg_lightning.training.images import ImageDataModule
+from fg_lightning.training.presets import with_presets
+from fg_lightning.training.words import check_words
 
 MODEL = "fg_lightning.training.ImageClassifier"
 DATA = "fg_lightning.demo.DigitsDataModule"
@@ -29,7 +33,7 @@ PREDICTIONS = {"class_path": "fg_lightning.training.predictions.PredictionsTable
 MORE = (
     "The network's options: {0} --model.help ImageClassifier. The data's: {0} --data.help TorchvisionDataModule, or "
     "ImageFolderDataModule; by default 5,000 MNIST digits. Your own: --model my_package.Net --data my_package.Data. The options of "
-    "either are --model.NAME and --data.NAME. The monitor: --config fullgrad_monitor.yaml, or "
+    "either are --model.NAME and --data.NAME. The monitor: --config fullgrad_monitor, or "
     "--trainer.callbacks+ fg_lightning.FullGradMonitor."
 )
 
@@ -44,10 +48,24 @@ DESCRIPTIONS = {
 class TrainingCLI(LightningCLI):
     """Lightning's CLI with defaults that work: resnet18 on 5,000 MNIST digits, ten epochs from seed 0."""
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.set_defaults({"model": {"class_path": MODEL}, "data": {"class_path": DATA}})
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Reads the options, which those in a checkpoint overrule afterwards.
+
+        Raises:
+            CannotRun: if there is no checkpoint where one is named, or none is named of a network that is to be measured.
+        """
+        super().parse_arguments(parser, args)
+        command = self.config.subcommand
+        given = self.config[command]
+        self.asked = given.model.clone()
+        if given.ckpt_path is not None:
+            check_checkpoint(str(given.ckpt_path), command)
+        elif command != "fit" and _class(given.model) is ImageClassifier and given.model.init_args.weights in (None, "none"):
+            raise CannotRun(f"{command} needs a trained network: name its weights, --ckpt_path best.ckpt")
 
     def before_instantiate_classes(self) -> None:
+        for name, (asked, kept) in overruled(self.asked, self.config[self.subcommand].model).items():
+            rank_zero_info(f"The checkpoint's {name}, {kept}, overrules --model.{name} {asked}")
         trainer = self.config[self.subcommand].trainer
         given = trainer.callbacks or []
         callbacks = given if isinstance(given, list) else [given]
@@ -60,14 +78,20 @@ class TrainingCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Says where the weights are, and what else can be done with them."""
-        path = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+        kept = self.trainer.checkpoint_callback
+        path = getattr(kept, "best_model_path", "") or getattr(kept, "last_model_path", "")  # without validation none is the best
         if path and self.trainer.is_global_zero:
             print(f"\ncheckpoint  {path}")
             if self._is_classifier():
                 print(next_steps(Path(path), self.datamodule))
 
     def _is_classifier(self) -> bool:
-        return issubclass(pkgutil.resolve_name(self.config[self.subcommand].model.class_path), ImageClassifier)
+        return issubclass(_class(self.config[self.subcommand].model), ImageClassifier)
+
+
+def _class(model: Any) -> type:
+    found: type = pkgutil.resolve_name(model.class_path)
+    return found
 
 
 def train(args: Sequence[str]) -> None:
@@ -77,13 +101,18 @@ def train(args: Sequence[str]) -> None:
         args: what stands behind the program's name, the command first.
 
     Raises:
+        CannotRun: if what is named is not there, or stands in the wrong place.
         CannotRun: if the network is none of torchvision's, or its weights cannot be downloaded.
         CannotRun: if model and data do not make sense, alone or together, or the data cannot be downloaded.
     """
     # Lightning's own use of torch; and its advice on workers, which data in memory do not need.
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)")
     warnings.filterwarnings("ignore", message=".*does not have many workers")
-    _run(TrainingCLI, None if list(args) == sys.argv[1:] else list(args))  # Lightning warns of arguments that are not the process's
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # the process's own, with presets for their names
+    check_words(args)
+    # The defaults stand before what is given: as the parser's own they would hand their arguments on to a person's own classes.
+    command, *given = with_presets(args)
+    _run(TrainingCLI, [command, "--model", MODEL, "--data", DATA, *given])
 
 
 def options() -> LightningArgumentParser:
@@ -103,7 +132,7 @@ def options() -> LightningArgumentParser:
     return parser
 
 
-def _run(cli: type[TrainingCLI], args: list[str] | None) -> None:
+def _run(cli: type[TrainingCLI], args: list[str]) -> None:
     commands = {
         name: {"description": f"{text} {MORE.format(f'fg-lightning {name}')}", "usage": f"fg-lightning {name} [options]"}
         for name, text in DESCRIPTIONS.items()

@@ -5,14 +5,41 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Union
 
+from PIL import Image
 from torchvision.datasets import ImageFolder
-from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader
 
 from fg_lightning.errors import CannotRun
-from fg_lightning.training.images import IMAGENET, ImageDataModule, Part, any_size_transforms, check_normalization, held_out
+from fg_lightning.training.images import (
+    IMAGENET,
+    ImageDataModule,
+    Part,
+    any_size_transforms,
+    check_normalization,
+    check_size,
+    held_out,
+)
 
 VALIDATION = ("val", "valid", "validation")
 """What a folder of validation images is called."""
+
+
+class ClassFolders(ImageFolder):
+    """The images in the folders of a folder, each of which is a class; what begins with a point is none.
+
+    Raises:
+        CannotRun: if there are no such folders, one of them holds no image, or a file that is loaded is none.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            super().__init__(str(folder), loader=loaded)
+        except FileNotFoundError as error:
+            raise CannotRun(f"{folder.resolve()}: {error}. Remove the folder of such a class, or put images into it") from error
+
+    def find_classes(self, directory: Union[str, Path]) -> tuple[list[str], dict[str, int]]:
+        names = class_folders(Path(directory))
+        return names, {name: index for index, name in enumerate(names)}
 
 
 class ImageFolderDataModule(ImageDataModule):
@@ -30,8 +57,9 @@ class ImageFolderDataModule(ImageDataModule):
         **kwargs: see `ImageDataModule`.
 
     Raises:
-        CannotRun: if a number is out of range; in `setup`, if the parts have other classes than the training images.
-        CannotRun: if there is no such folder, or no folders of images in it.
+        CannotRun: if a number is out of range; in `setup`, if the parts have other classes than the training images, or no training
+            images are left.
+        CannotRun: if there is no such folder, or no folders of images in it; in training, if a file is no image.
     """
 
     def __init__(
@@ -44,6 +72,7 @@ class ImageFolderDataModule(ImageDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        check_size(size)
         self.root = Path(root)
         self.size = size
         self.mirror = mirror
@@ -60,7 +89,7 @@ class ImageFolderDataModule(ImageDataModule):
 
     def setup(self, stage: str) -> None:
         random, plain = any_size_transforms(self.size, self.normalization, self.augment, self.mirror)
-        found = {part: ImageFolder(str(folder)) for part, folder in self.folders.items()}
+        found = {part: ClassFolders(folder) for part, folder in self.folders.items()}
         train = found["train"]
         for part, images in found.items():
             if images.classes != train.classes:
@@ -77,15 +106,28 @@ class ImageFolderDataModule(ImageDataModule):
 
 
 def class_folders(folder: Path) -> list[str]:
-    """The folders in a folder, each of which is a class.
+    """The folders in a folder, each of which is a class, but for those that begin with a point, such as .ipynb_checkpoints.
 
     Raises:
         CannotRun: if there is none.
     """
-    names = sorted(found.name for found in folder.iterdir() if found.is_dir())
+    names = sorted(found.name for found in folder.iterdir() if found.is_dir() and not found.name.startswith("."))
     if not names:
         raise CannotRun(
             f"{folder.resolve()} has no folders in it; expected one for each class, {folder}/CLASS/image.jpg, or train, val and "
             f"test with those in them. Images end in {', '.join(IMG_EXTENSIONS)}"
         )
     return names
+
+
+def loaded(path: str) -> Image.Image:
+    """The image in a file.
+
+    Raises:
+        CannotRun: if there is none.
+    """
+    try:
+        image: Image.Image = default_loader(path)
+    except (OSError, SyntaxError) as error:  # what Pillow says of a broken PNG
+        raise CannotRun(f"{path} cannot be read as an image ({error}); remove it, or put a whole one there") from error
+    return image

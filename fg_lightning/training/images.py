@@ -123,13 +123,21 @@ def held_out(count: int, shares: Sequence[float], seed: int) -> list[list[int]]:
 
     Args:
         count: of all indices.
-        shares: of each lot, 0 to 1; none is empty where there are enough indices.
+        shares: of each lot, 0 to 1; none is empty.
         seed: of the draw.
+
+    Raises:
+        CannotRun: if there are no others.
     """
+    sizes = [max(round(share * count), 1) for share in shares]
+    if sum(sizes) >= count:
+        raise CannotRun(
+            f"of {count} training images {' and '.join(map(str, sizes))} would be held out for validation and test, which leaves "
+            "none to train on; hold out less (--data.val_share 0.1), or add images"
+        )
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
     lots = []
-    for share in shares:
-        size = max(round(share * count), 1)
+    for size in sizes:
         lots.append(sorted(order[:size]))
         order = order[size:]
     return [*lots, sorted(order)]
@@ -163,6 +171,16 @@ def any_size_transforms(size: int, normalization: Normalization, augment: bool, 
     random = [v2.RGB(), v2.RandomResizedCrop(size, antialias=True), *_mirrored(mirror)]
     last = _to_tensor(normalization)
     return v2.Compose([*(random if augment else middle), *last]), v2.Compose([*middle, *last])
+
+
+def check_size(size: int | None) -> None:
+    """Whether images can become so many pixels wide and high.
+
+    Raises:
+        CannotRun: if not.
+    """
+    if size is not None and size < 1:
+        raise CannotRun(f"size must be at least 1 pixel, not {size}")
 
 
 def check_normalization(mean: Sequence[float] | None, std: Sequence[float] | None, usual: Normalization) -> Normalization:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from torch import Tensor
 class PredictionsTable(BasePredictionWriter):
     """Writes `predictions.csv` into the run's folder: a row for every image, in the order of the data.
 
-    Columns: `image`, its place in the data; `label` where the batch has one; `prediction`, the likeliest class; `class`, its name,
-    where the datamodule has the attribute `classes`; `confidence`, its probability. In several processes each writes a table of its
-    own, `predictions_0.csv`, ...
+    Columns: `loader`, 0 unless there are several; `image`, its place in that loader's data, or, where Lightning cannot tell it (an
+    IterableDataset, a batch sampler of your own), among what came from that loader; `label` where the batch has one; `prediction`,
+    the likeliest class; `class`, its name, where the datamodule has the attribute `classes`; `confidence`, its probability. In
+    several processes each writes a table of its own, `predictions_0.csv`, ...
 
     `predict_step` must give probabilities [N, K], as `ImageClassifier`'s does.
     """
@@ -25,13 +27,16 @@ class PredictionsTable(BasePredictionWriter):
     def __init__(self) -> None:
         super().__init__("batch")
         self.path: Path | None = None
+        self.written: Counter[int] = Counter()
+        self.told: Sequence[int] | None = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.written.clear()
         own = f"_{trainer.global_rank}" if trainer.world_size > 1 else ""
         self.path = Path(trainer.log_dir or trainer.default_root_dir) / f"predictions{own}.csv"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("w", newline="") as file:
-            csv.writer(file).writerow(["image", "label", "prediction", "class", "confidence"])
+            csv.writer(file).writerow(["loader", "image", "label", "prediction", "class", "confidence"])
 
     def write_on_batch_end(
         self,
@@ -52,11 +57,16 @@ class PredictionsTable(BasePredictionWriter):
         labels = batch[1].tolist() if isinstance(batch, (tuple, list)) and len(batch) > 1 else [""] * len(prediction)
         confidences, classes = (column.tolist() for column in prediction.max(1))
         assert self.path is not None
-        places = batch_indices or range(len(prediction))
+        before = self.written[dataloader_idx]
+        self.written[dataloader_idx] += len(prediction)
+        places: Sequence[int] = range(before, self.written[dataloader_idx])
+        if batch_indices and batch_indices is not self.told:  # where Lightning has none, it hands on the last ones again
+            places = batch_indices
+        self.told = batch_indices
         with self.path.open("a", newline="") as file:
             for row in zip(places, labels, classes, confidences, strict=True):
                 name = names[row[2]] if row[2] < len(names) else ""
-                csv.writer(file).writerow([*row[:3], name, f"{row[3]:.4f}"])
+                csv.writer(file).writerow([dataloader_idx, *row[:3], name, f"{row[3]:.4f}"])
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:

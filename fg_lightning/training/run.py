@@ -37,8 +37,16 @@ def _run(command: str, args: tuple[str, ...]) -> None:
         raise reason from None
 
 
-def _reason(error: BaseException | None) -> BaseException | None:
+def _reason(error: BaseException) -> CannotRun | None:
     """What a person has to change, which jsonargparse may have wrapped in errors of its own; None if it is something else."""
-    while error is not None and not isinstance(error, CannotRun):
-        error = error.__cause__ or error.__context__
-    return error
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, CannotRun):
+            return CannotRun(str(found).rpartition("CannotRun: ")[2].strip())  # a loader's process sends its whole traceback
+        found = found.__cause__ or found.__context__
+    if isinstance(error, MisconfigurationException):
+        advice = " To take what there is: --trainer.accelerator auto" if "gpu backend" in str(error) else ""
+        return CannotRun(f"{error}{advice}")
+    return None

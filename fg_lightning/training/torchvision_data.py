@@ -17,6 +17,7 @@ from fg_lightning.training.images import (
     Part,
     any_size_transforms,
     check_normalization,
+    check_size,
     fixed_size_transforms,
     held_out,
 )
@@ -100,7 +101,7 @@ class TorchvisionDataModule(ImageDataModule):
         **kwargs: see `ImageDataModule`.
 
     Raises:
-        CannotRun: if there is no such data set, or a number is out of range.
+        CannotRun: if there is no such data set, or a number is out of range; in `setup`, if no training images are left.
         CannotRun: in `prepare_data`, if it can neither be found nor downloaded.
 
     Examples:
@@ -119,6 +120,7 @@ class TorchvisionDataModule(ImageDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        check_size(size)
         if name not in SOURCES:
             close = get_close_matches(name.lower(), {known.lower(): known for known in SOURCES}, n=1)
             meant = next((f" (did you mean {known}?)" for known in SOURCES if [known.lower()] == close), "")

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from fg_lightning.errors import CannotRun
@@ -32,7 +33,7 @@ class Grey(LightningDataModule):
 def short_trainer(folder, **settings):
     given = {"max_epochs": 1, "limit_train_batches": 2, "limit_val_batches": 1, "limit_test_batches": 1, "logger": False}
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "default_root_dir": folder}
-    return Trainer(**given, **quiet, **settings)
+    return Trainer(**{**given, **quiet, **settings})
 
 
 def test_it_fits_itself_to_the_data_and_its_checkpoint_needs_no_arguments(tmp_path):
@@ -78,6 +79,68 @@ def test_predictions_are_probabilities(tmp_path):
 def test_images_that_the_network_cannot_take_are_refused_with_the_way_out(tmp_path):
     with pytest.raises(CannotRun, match=r"densenet121 takes no images of shape \[1, 28, 28\].*--data.size 224"):
         short_trainer(tmp_path).fit(ImageClassifier("densenet121", small_images=False), Grey())
+
+
+@pytest.fixture
+def trained(tmp_path):
+    trainer = short_trainer(tmp_path)
+    trainer.fit(ImageClassifier("squeezenet1_1"), Grey())
+    return trainer.checkpoint_callback.best_model_path
+
+
+class Coloured(Grey):
+    def __init__(self):
+        super().__init__()
+        self.images = TensorDataset(torch.rand(16, 3, 28, 28), torch.arange(16) % 4)
+
+    def predict_dataloader(self):
+        return DataLoader(self.images, batch_size=8)
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists")
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_weights_for_other_images_are_refused(stage, trained, tmp_path):
+    what = "trained on 1-channel images of 10 classes, but the data has 3 channels and 4 classes; name the same --data"
+    with pytest.raises(CannotRun, match=what):
+        getattr(short_trainer(tmp_path), stage)(ImageClassifier("squeezenet1_1"), datamodule=Coloured(), ckpt_path=trained)
+
+
+def test_a_trained_network_is_measured_as_it_is_and_trained_further_on_other_data(trained, tmp_path):
+    model = ImageClassifier.load_from_checkpoint(trained)
+    with pytest.raises(CannotRun, match="trained on 1-channel images"):
+        short_trainer(tmp_path).test(model, Coloured())
+    short_trainer(tmp_path, enable_checkpointing=False).fit(model, Coloured())
+    assert model(torch.rand(2, 3, 28, 28)).shape == (2, 4)
+
+
+def test_several_loaders_are_measured_apart(tmp_path):
+    images, model = torch.rand(12, 3, 32, 32), ImageClassifier("squeezenet1_1", num_classes=4).eval()
+    with torch.no_grad():
+        labels = model(images).argmax(1)
+    labels[10:] = (labels[10:] + 1) % 4
+    right, half = (DataLoader(TensorDataset(images[part], labels[part]), 3) for part in (slice(0, 8), slice(8, 12)))
+    first, second = short_trainer(tmp_path, limit_test_batches=None).test(model, [right, half], verbose=False)
+    assert first["test/accuracy"] == 1  # batches of three, three and two images
+    assert second["test/accuracy/dataloader_idx_1"] == 0.5  # of three and one
+
+
+def test_with_several_loaders_the_first_one_says_which_weights_are_the_best(tmp_path):
+    class Several(Grey):
+        def val_dataloader(self):
+            return [self.train_dataloader(), self.train_dataloader()]
+
+    kept = ModelCheckpoint(tmp_path, monitor="val/accuracy", mode="max")
+    trainer = short_trainer(tmp_path, callbacks=[kept])
+    trainer.fit(ImageClassifier("squeezenet1_1"), Several())
+    assert kept.best_model_score == trainer.callback_metrics["val/accuracy"]
+    assert "val/accuracy/dataloader_idx_1" in trainer.callback_metrics
+
+
+def test_no_weights_by_name_are_random_ones(tmp_path):
+    model = ImageClassifier("squeezenet1_1", weights="none")
+    short_trainer(tmp_path, enable_checkpointing=False).fit(model, Grey())
+    assert model.is_small
 
 
 def test_too_few_outputs_are_refused(tmp_path):

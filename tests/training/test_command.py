@@ -3,6 +3,7 @@
 import csv
 
 import pytest
+import yaml
 
 from fg_lightning.cli import main
 
@@ -16,14 +17,14 @@ pytestmark = [
 ]
 
 FAKE = "--data TorchvisionDataModule --data.name FakeData --data.size 32 --data.batch_size 10 --data.num_workers 0".split()
+DIGITS = "fg_lightning.demo.DigitClassifier"
 QUIET = "--trainer.logger false --trainer.enable_progress_bar false --trainer.enable_model_summary false".split()
 QUIET += ["--trainer.default_root_dir", "run"]
 FEW = "--trainer.max_epochs 1 --trainer.limit_train_batches 2 --trainer.limit_val_batches 1".split()
 
 
 @pytest.fixture(autouse=True)
-def _as_a_process(monkeypatch, tmp_path):
-    monkeypatch.setattr("sys.argv", ["fg-lightning"])  # Lightning warns where there are pytest's arguments beside ours
+def _in_a_folder_of_its_own(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
@@ -54,6 +55,43 @@ def test_what_a_person_has_to_change_is_one_sentence():
         main(["fit", "--model.name", "densenet121", "--model.small_images", "false", *QUIET])
 
 
+def test_an_untrained_network_is_not_measured():
+    for command in ("validate", "test", "predict"):
+        with pytest.raises(SystemExit, match=f"^fg-lightning: {command} needs a trained network: name its weights, --ckpt_path"):
+            main([command, "--model.name", "squeezenet1_1", *FAKE, *QUIET])
+
+
+def test_a_checkpoint_s_options_are_said_to_count(tmp_path, caplog):
+    main(["fit", "--model.name", "squeezenet1_1", *FAKE, *QUIET, *FEW])
+    again = ["--ckpt_path", "run/checkpoints/last.ckpt", "--model.lr", "0.5", "--model.warmup", "0.05"]
+    with pytest.warns(UserWarning, match="Checkpoint directory .* exists"):
+        main(["fit", "--model.name", "squeezenet1_1", *FAKE, *QUIET, *FEW, *again])
+    assert [line for line in caplog.messages if "overrules" in line] == ["The checkpoint's lr, 0.001, overrules --model.lr 0.5"]
+
+
+def test_without_validation_the_last_checkpoint_is_named(capsys):
+    with pytest.warns(UserWarning, match="could not find the monitored key"):
+        main(["fit", "--model.name", "squeezenet1_1", *FAKE, *QUIET, *FEW, "--trainer.limit_val_batches", "0"])
+    assert "run/checkpoints/last.ckpt' ... (the same --data)" in capsys.readouterr().out
+
+
+def test_what_lightning_does_not_take_is_one_sentence():
+    with pytest.raises(SystemExit, match=r"^fg-lightning: No supported gpu backend found! .*--trainer.accelerator auto"):
+        main(["fit", "--model.name", "squeezenet1_1", *FAKE, *QUIET, "--trainer.accelerator", "gpu"])
+
+
+def test_what_a_loader_s_process_raises_is_one_sentence(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(4):
+            (tmp_path / "photos" / name / f"{number}.png").write_bytes(b"")
+    data = "--data ImageFolderDataModule --data.root photos --data.size 32 --data.num_workers 1".split()
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--model.name", "squeezenet1_1", *data, *QUIET, *FEW])
+    assert "\n" not in stopped.value.code
+    assert stopped.value.code.startswith("fg-lightning: photos/")
+
+
 def test_one_s_own_checkpointing_is_left_alone(tmp_path):
     own = ["--trainer.callbacks+", "ModelCheckpoint", "--trainer.callbacks.filename", "mine"]
     main(["fit", "--model.name", "squeezenet1_1", *FAKE, *QUIET, *FEW, *own])
@@ -66,6 +104,12 @@ def test_one_s_own_model_and_data_are_taken_by_their_import_paths(tmp_path):
     assert list(tmp_path.rglob("*.ckpt"))
 
 
+def test_a_preset_is_taken_by_its_name(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["fit", "--config", "many_epochs", "--print_config"])
+    assert "max_epochs: 300" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
 def test_help_says_where_the_options_of_model_and_data_are(command, capsys):
     with pytest.raises(SystemExit, match="0"):
@@ -74,3 +118,12 @@ def test_help_says_where_the_options_of_model_and_data_are(command, capsys):
     assert f"fg-lightning{command}--model.helpImageClassifier" in printed
     assert "--data.helpTorchvisionDataModule" in printed
     assert "--ckpt_path" in printed
+
+
+def test_a_class_of_ones_own_keeps_its_own_defaults(capsys):
+    """Even for arguments that the classes that are used by default have as well, such as num_workers."""
+    with pytest.raises(SystemExit):
+        main(["fit", "--data", "ImageFolderDataModule", "--data.root", ".", "--model", DIGITS, "--print_config"])
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["data"]["init_args"]["num_workers"] is None
+    assert printed["model"]["init_args"]["lr"] == 0.01

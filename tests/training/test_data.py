@@ -51,6 +51,12 @@ def test_lots_are_drawn_as_asked():
     assert held_out(10, [0.2], seed=1) != held_out(10, [0.2], seed=0)
 
 
+@pytest.mark.parametrize(("count", "shares"), [(20, [0.5, 0.5]), (20, [0.7, 0.7]), (2, [0.1, 0.1]), (1, [0.1]), (0, [])])
+def test_lots_that_leave_none_to_train_on_are_refused(count, shares):
+    with pytest.raises(CannotRun, match=f"of {count} training images .*leaves none to train on; hold out less"):
+        held_out(count, shares, seed=0)
+
+
 def test_a_batch_is_normalized_images_and_classes():
     data = TorchvisionDataModule("FakeData", size=32, batch_size=16, num_workers=0)
     data.setup("fit")
@@ -82,6 +88,14 @@ def test_training_images_alone_are_random_and_only_if_asked(make):
     assert random(image).shape == plain(image).shape == (3, 32, 32)
 
 
+@pytest.mark.parametrize(("name", "mirrored"), [("MNIST", False), ("SVHN", False), ("CIFAR10", True), ("Food101", True)])
+def test_what_is_another_class_in_a_mirror_is_not_mirrored(name, mirrored, monkeypatch):
+    monkeypatch.setattr(TorchvisionDataModule, "_dataset", lambda self, given: [()] * 20)
+    data = TorchvisionDataModule(name)
+    data.setup("fit")
+    assert mirrored == any(isinstance(step, v2.RandomHorizontalFlip) for step in data.train.transform.transforms)
+
+
 def test_pictures_of_any_kind_and_size_become_the_same():
     _, plain = any_size_transforms(32, IMAGENET, True, True)
     for mode, size in (("L", (50, 80)), ("RGBA", (20, 20)), ("RGB", (100, 40))):
@@ -108,7 +122,8 @@ def test_unknown_data_sets_are_refused_with_those_that_exist():
 
 
 @pytest.mark.parametrize(
-    "given", [{"batch_size": 0}, {"num_workers": -1}, {"val_share": 0.0}, {"mean": (0.5,)}, {"mean": (0.5,), "std": (0.0,)}]
+    "given",
+    [{"batch_size": 0}, {"num_workers": -1}, {"val_share": 0.0}, {"mean": (0.5,)}, {"mean": (0.5,), "std": (0.0,)}, {"size": 0}],
 )
 def test_numbers_out_of_range_are_refused(given):
     with pytest.raises(CannotRun):
@@ -153,3 +168,32 @@ def test_folders_that_make_no_sense_are_refused_with_their_names(tmp_path):
     images_in(tmp_path / "val", ("cat", "fox"), 1)
     with pytest.raises(CannotRun, match="dog, fox are in one of them only"):
         ImageFolderDataModule(tmp_path).setup("fit")
+    with pytest.raises(CannotRun, match="size must be at least 1 pixel, not 0"):
+        ImageFolderDataModule(tmp_path, size=0)
+
+
+def test_hidden_folders_are_no_classes(tmp_path):
+    images_in(tmp_path, ("cat", "dog"), 10)
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    data = ImageFolderDataModule(tmp_path, num_workers=0)
+    data.setup("fit")
+    assert data.num_classes == 2
+    assert data.classes == ["cat", "dog"]
+
+
+def test_a_class_without_images_is_named(tmp_path):
+    images_in(tmp_path, ("cat", "dog"), 10)
+    (tmp_path / "fox").mkdir()
+    with pytest.raises(CannotRun, match=r"for the classes fox\..*Remove the folder of such a class, or put images into it"):
+        ImageFolderDataModule(tmp_path).setup("fit")
+
+
+@pytest.mark.parametrize("name", ["broken.jpg", "cut_off.png"])
+def test_a_file_that_is_no_image_is_named(name, tmp_path):
+    images_in(tmp_path, ("cat", "dog"), 10)
+    whole = (tmp_path / "cat" / "0.png").read_bytes()
+    (tmp_path / "cat" / name).write_bytes(whole[:60] if name.endswith("png") else b"no image")
+    data = ImageFolderDataModule(tmp_path, size=8, batch_size=1, num_workers=0)
+    data.setup("fit")
+    with pytest.raises(CannotRun, match=f"cat/{name} cannot be read as an image.*; remove it"):
+        list(itertools.chain(data.train_dataloader(), data.val_dataloader(), data.test_dataloader()))

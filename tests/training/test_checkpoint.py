@@ -1,0 +1,36 @@
+"""What is said of a checkpoint before anything is loaded."""
+
+import pytest
+import torch
+from jsonargparse import Namespace
+
+from fg_lightning.errors import CannotRun
+from fg_lightning.training.checkpoint import check_checkpoint, overruled
+
+MODEL = "fg_lightning.training.ImageClassifier"
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path):
+    whole, cut_off = tmp_path / "whole.ckpt", tmp_path / "cut_off.ckpt"
+    torch.save({"state_dict": {"weight": torch.rand(100)}}, whole)
+    cut_off.write_bytes(whole.read_bytes()[:-100])
+    check_checkpoint(str(whole), "test")
+    with pytest.raises(CannotRun, match=r"cut_off\.ckpt is no checkpoint, or only a part of one"):
+        check_checkpoint(str(cut_off), "test")
+    with pytest.raises(CannotRun, match=rf"there is no checkpoint {tmp_path}/none\.ckpt.*best\.ckpt"):
+        check_checkpoint(str(tmp_path / "none.ckpt"), "test")
+
+
+def test_of_a_run_s_own_words_those_that_a_new_process_can_know_are_taken(tmp_path):
+    for command, path in (("fit", "last"), ("fit", "hpc"), ("test", "s3://bucket/best.ckpt"), ("test", str(tmp_path))):
+        check_checkpoint(path, command)
+    for command, path in (("fit", "best"), ("validate", "best"), ("test", "last")):
+        with pytest.raises(CannotRun, match=r"there is no checkpoint .*; name the file"):
+            check_checkpoint(path, command)
+
+
+@pytest.mark.parametrize("where", ["init_args", "dict_kwargs"])
+def test_options_that_differ_from_the_checkpoint_s_are_found_where_they_were_given(where):
+    asked = Namespace(class_path=MODEL, init_args=Namespace(name="resnet18", lr=0.5, warmup=0.1, weight_decay=0.05))
+    kept = Namespace(class_path=MODEL, **{where: {"name": "resnet50", "lr": 0.001, "warmup": 0.1, "weight_decay": 0.2}})
+    assert overruled(asked, kept) == {"lr": (0.5, 0.001)}
