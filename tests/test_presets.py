@@ -44,13 +44,14 @@ def _as_a_process(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
-def test_presets_run(path, tmp_path):
+def test_presets_run(path, tmp_path, capsys):
     options = [f"--trainer.{option}" for option in FEW] + ["--data.batch_size=8"]
     if "logger" not in yaml.safe_load(path.read_text())["trainer"]:
         options += ["--trainer.logger=false", "--trainer.default_root_dir=run"]
     train(["fit", f"--config={path}", *SMALLER.get(path.stem, ["--model.name=mobilenet_v3_small"]), *options])
     (history,) = tmp_path.rglob("history.csv")
     assert len(history.read_text().splitlines()) == 3  # a header, the untrained network, and after the epoch
+    assert f"fg-lightning report '{history.parent}'" in capsys.readouterr().out
     assert list(tmp_path.rglob("last.ckpt")) or path.stem == "many_epochs"  # which has one after ten
 
 

@@ -68,7 +68,8 @@ def demo(max_epochs: PositiveInt = 5, output: Path = Path("fg_demo"), seed: int 
     offline, run_folder = run.offline, Path(run.dir).parent
     run.finish()
     history = monitor.history
-    assert history is not None and history.folder is not None
+    assert history is not None
+    assert history.folder is not None
     console.print()
     console.print(f"test accuracy       {scores['test/accuracy']:.1%}")
     console.print(f"completeness error  {history.looks[-1].numbers['fullgrad/completeness_error']:.1e}")

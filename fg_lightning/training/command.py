@@ -12,6 +12,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 
+from fg_lightning.callbacks import FullGradMonitor
 from fg_lightning.errors import CannotRun
 from fg_lightning.training.checkpoint import check_checkpoint, overruled
 from fg_lightning.training.classifier import ImageClassifier
@@ -84,6 +85,9 @@ class TrainingCLI(LightningCLI):
             print(f"\ncheckpoint  {path}")
             if self._is_classifier():
                 print(next_steps(Path(path), self.datamodule))
+        for callback in self.trainer.callbacks if self.trainer.is_global_zero else ():
+            if isinstance(callback, FullGradMonitor) and callback.history and callback.history.folder:
+                print(f"  fg-lightning report '{callback.history.folder.resolve()}'")
 
     def _is_classifier(self) -> bool:
         return issubclass(_class(self.config[self.subcommand].model), ImageClassifier)
