@@ -85,7 +85,8 @@ class TrainingCLI(LightningCLI):
             print(f"\ncheckpoint  {path}")
             if self._is_classifier():
                 print(next_steps(Path(path), self.datamodule))
-        for callback in self.trainer.callbacks if self.trainer.is_global_zero else ():
+        callbacks = self.trainer.callbacks if self.trainer.is_global_zero else []  # type: ignore[attr-defined]
+        for callback in callbacks:
             if isinstance(callback, FullGradMonitor) and callback.history and callback.history.folder:
                 print(f"  fg-lightning report '{callback.history.folder.resolve()}'")
 
