@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Union
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-Target = Union[None, int, Sequence[Any], Tensor, Callable[[Any], Tensor]]
+Target = Union[None, int, Sequence[Any], npt.NDArray[Any], Tensor, Callable[[Any], Tensor]]
 """As in Captum: a class for all samples, one for each, a tuple of indices for dense outputs; None for the predicted class; or a
 function from the model's output to [N]."""
 
