@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fg_lightning.attribution.scores import Scores
-from fg_lightning.fullgrad.decomposition import check_images
+from fg_lightning.fullgrad.entry import check_images
 from fg_lightning.fullgrad.record import as_the_model_takes, undisturbed, unwrapped
 from fg_lightning.fullgrad.target import Target
 

@@ -28,6 +28,14 @@ class Term:
     kind: Kind
     layout: Layout
 
+    def __str__(self) -> str:
+        return placed(self.operation, self.module)
+
+
+def placed(operation: str, module: str) -> str:
+    """An operation and the module in whose forward it ran, in words."""
+    return f"{operation} in {module or 'the model itself'}"
+
 
 Visitor = Callable[[Term, Union[Tensor, Pointwise], Tensor], None]
 """Called with (term, bias, gradient) during the backward pass; the bias is broadcastable to the gradient, of the term's layout."""

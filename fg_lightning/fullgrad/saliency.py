@@ -14,15 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fg_lightning.fullgrad.blocks import TermValues, reduced
-from fg_lightning.fullgrad.decomposition import (
-    FullGradients,
-    TermSums,
-    as_tuple,
-    check_images,
-    joined,
-    named,
-    one_by_one_if_mixed,
-)
+from fg_lightning.fullgrad.decomposition import FullGradients, TermSums, joined
+from fg_lightning.fullgrad.entry import as_tuple, check_images, one_by_one_if_mixed
 from fg_lightning.fullgrad.hearing import Term
 from fg_lightning.fullgrad.linearisation import Pointwise, real_product
 from fg_lightning.fullgrad.postprocess import Psi, find_psi, kind_of, upsample
@@ -188,7 +181,7 @@ class FullGrad(Attribution):
         if len(lost) > len(placed):
             _warn_once(
                 f"FullGrad draws {len(placed)} of {len(placed) + len(lost)} bias terms of this network: where in the image the "
-                f"others lie is not known, from {named(lost[-1])} on. `full_gradients(...).undrawn` names them, and "
+                f"others lie is not known, from {lost[-1]} on. `full_gradients(...).undrawn` names them, and "
                 "FullGrad(model, layout=...) takes a function that says how they lie."
             )
         return sums.collected(recording, selection.target) if with_terms else recording.output
@@ -204,7 +197,7 @@ class FullGrad(Attribution):
         if given is None or (isinstance(given, Tensor) and given.ndim == images.ndim and len(given) == len(images)):
             return given
         raise ValueError(
-            f"layout must return {named(term)} as [N, C, *S], of {images.ndim} dimensions for these {len(images)} images, "
+            f"layout must return {term} as [N, C, *S], of {images.ndim} dimensions for these {len(images)} images, "
             f"or None, but returned {kind_of(given)}"
         )
 

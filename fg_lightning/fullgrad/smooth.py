@@ -10,15 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fg_lightning.fullgrad.blocks import TermValues, reduced
-from fg_lightning.fullgrad.decomposition import (
-    FullGradients,
-    as_tuple,
-    averaged,
-    check_images,
-    joined,
-    one_by_one_if_mixed,
-    rows_of,
-)
+from fg_lightning.fullgrad.decomposition import FullGradients, averaged, joined
+from fg_lightning.fullgrad.entry import as_tuple, check_images, one_by_one_if_mixed, rows_of
 from fg_lightning.fullgrad.hearing import Term
 from fg_lightning.fullgrad.linearisation import Pointwise
 from fg_lightning.fullgrad.postprocess import Psi

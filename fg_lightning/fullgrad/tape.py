@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 from fg_lightning.fullgrad.biases import RULES
 from fg_lightning.fullgrad.call import Call, map_tensors, operation_name, tensors_in
-from fg_lightning.fullgrad.hearing import Hearing, Visitor, layout_of
+from fg_lightning.fullgrad.hearing import Hearing, Visitor, layout_of, placed
 from fg_lightning.fullgrad.hidden import Hidden, opened, run_custom_function, shown
 from fg_lightning.fullgrad.layout import Layout
 from fg_lightning.fullgrad.linearisation import NotDifferentiable, linearise
@@ -190,7 +190,7 @@ class Tape(TorchFunctionMode):
         tensor._fg_layout = layout  # type: ignore[attr-defined]
 
     def _placed(self, operation: str) -> str:
-        return f"{operation} in {self._running[-1] or 'the model itself'}"
+        return placed(operation, self._running[-1])
 
 
 def _apart(output: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities.compute import auc
 from torchmetrics.utilities.plot import plot_curve
 
-from fg_lightning.fullgrad.decomposition import as_tuple
+from fg_lightning.fullgrad.entry import as_tuple
 from fg_lightning.fullgrad.record import undisturbed
 from fg_lightning.fullgrad.target import Selection, Target, main_output
 from fg_lightning.metrics.means import keep_apart

@@ -9,23 +9,16 @@ from collections import defaultdict
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from threading import Event, Thread
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch._functorch.apis as functorch_apis
-import torch._functorch.eager_transforms as eager_transforms
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import FunctionMeta
 from torch.nn.utils import prune
-from torch.utils import checkpoint as checkpoints
-from torch.utils.checkpoint import CheckpointFunction
 
-from fg_lightning import FullGrad, SimpleFullGrad, full_gradients
-from fg_lightning.fullgrad.call import Call
+from fg_lightning import FullGrad, full_gradients
 
 CALLS = 300
 
@@ -265,171 +258,3 @@ def test_memory_does_not_grow(method: str, fail: bool) -> None:
     settled = call(30)
     # One activation kept in each call would be 75 MB, all of them 500 MB; the allocator's own coming and going is a few.
     assert call(CALLS) - settled < 40
-
-
-# --- threads ---------------------------------------------------------------------------------------------------------------------
-
-
-class Between(nn.Module):
-    """Does something else in the middle of its forward."""
-
-    def __init__(self, something: Callable[[], Any]) -> None:
-        super().__init__()
-        self.head = nn.Linear(108, 3)
-        self.something = something
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.something()
-        return self.head(x.flatten(1))
-
-
-def patched() -> list[Any]:
-    """What of torch is not itself while a model is met."""
-    return [
-        vars(CheckpointFunction).get("apply"),
-        vars(FunctionMeta).get("__getattribute__"),
-        *(value for name, value in vars(checkpoints).items() if name.startswith("_checkpoint_without_reentrant_generator")),
-        *(vars(functorch_apis)["vmap_impl"], eager_transforms.grad_impl),
-    ]
-
-
-def test_threads_leave_torch_as_it_was() -> None:
-    first_in, second_in, first_out = Event(), Event(), Event()
-    x, before, errors = torch.rand(2, 3, 6, 6), patched(), {}
-
-    def first() -> None:
-        model = Between(lambda: (first_in.set(), second_in.wait(0.3)))  # until the second is in as well, if it ever comes in
-        errors["first"] = full_gradients(model, x, 0).completeness_error.max()
-        first_out.set()
-
-    def second() -> None:
-        first_in.wait(10)
-        errors["second"] = full_gradients(Between(lambda: (second_in.set(), first_out.wait(10))), x, 0).completeness_error.max()
-
-    threads = [Thread(target=run) for run in (first, second)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(now is then for now, then in zip(patched(), before, strict=True))
-    assert max(errors["first"], errors["second"]) < 1e-4  # float32
-
-
-@pytest.mark.parametrize("use_reentrant", [False, True])
-def test_checkpoints_of_other_threads_go_on_being_checkpoints(use_reentrant: bool) -> None:
-    runs: list[Tensor] = []
-
-    def train() -> None:
-        z = torch.ones(3, requires_grad=True)
-        checkpoints.checkpoint(lambda z: (runs.append(z), z.exp())[1], z, use_reentrant=use_reentrant).sum().backward()
-
-    def in_another_thread() -> None:
-        thread = Thread(target=train)
-        thread.start()
-        thread.join()
-
-    full_gradients(Between(in_another_thread), torch.rand(2, 3, 6, 6), 0)
-    assert len(runs) == 2  # once more in the backward pass
-
-
-# --- contexts --------------------------------------------------------------------------------------------------------------------
-
-
-def plain_net() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.SiLU(), nn.Flatten(), nn.Linear(64, 5)).eval()
-
-
-CONTEXTS: dict[str, Callable[[], Any]] = {
-    "inference_mode": torch.inference_mode,
-    "no_grad": torch.no_grad,
-    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
-    "enable_grad": torch.enable_grad,
-}
-
-
-@pytest.mark.parametrize("context", CONTEXTS)
-def test_gives_the_same_in_any_context(context: str) -> None:
-    model, x = plain_net(), torch.rand(2, 3, 6, 6)
-    terms, maps = full_gradients(model, x, target=1), FullGrad(model).attribute(x, target=1)
-    with CONTEXTS[context]():
-        there = full_gradients(model, x, target=1)
-        drawn = FullGrad(model).attribute(x, target=1)
-    assert torch.equal(there.input_gradient, terms.input_gradient)
-    assert torch.equal(there.residual, terms.residual)
-    assert torch.equal(drawn, maps)
-
-
-def test_inference_tensors_may_be_images() -> None:
-    model, x = plain_net(), torch.rand(2, 3, 6, 6)
-    with torch.inference_mode():
-        frozen = x.clone()
-    assert torch.equal(FullGrad(model).attribute(frozen, target=1), FullGrad(model).attribute(x, target=1))
-    assert torch.equal(full_gradients(model, frozen, target=1).residual, full_gradients(model, x, target=1).residual)
-
-
-def test_inference_tensors_may_be_parameters_and_buffers() -> None:
-    model, x = plain_net(), torch.rand(2, 3, 6, 6)
-    with torch.inference_mode():
-        frozen = plain_net()
-    assert all(parameter.is_inference() for parameter in frozen.parameters())
-    assert torch.equal(FullGrad(frozen).attribute(x, target=1), FullGrad(model).attribute(x, target=1))
-    assert torch.equal(full_gradients(frozen, x, target=1).residual, full_gradients(model, x, target=1).residual)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_lifted_to_float32(dtype: torch.dtype) -> None:
-    half, x = plain_net().to(dtype), torch.rand(2, 3, 6, 6).to(dtype)
-    lifted = plain_net().to(dtype).float()
-    result, expected = full_gradients(half, x, target=1), full_gradients(lifted, x.float(), target=1)
-    assert result.output.dtype is torch.float32
-    assert torch.equal(result.input_gradient, expected.input_gradient)
-    assert result.completeness_error.max() < 1e-4  # float32
-    assert {parameter.dtype for parameter in half.parameters()} == {dtype}
-
-
-def test_float32_images_may_go_with_half_precision_parameters() -> None:
-    half, x = plain_net().half(), torch.rand(2, 3, 6, 6)
-    assert full_gradients(half, x, target=1).completeness_error.max() < 1e-4  # float32
-
-
-def test_autocast_is_kept_where_it_is_asked_for() -> None:
-    model, x = plain_net(), torch.rand(2, 3, 6, 6)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        kept = full_gradients(model, x, target=1, autocast=True)
-    exact = full_gradients(model, x, target=1)
-    assert not torch.equal(kept.output.float(), exact.output)
-    # bfloat16 has 8 bits; outputs and terms are of size one
-    torch.testing.assert_close(kept.output.float(), exact.output, rtol=0.05, atol=0.05)
-    assert kept.residual.abs().max() < 0.2
-
-
-@pytest.mark.parametrize("method", [FullGrad, SimpleFullGrad])
-def test_a_model_moves_between_calls_without_a_trace(method: type[FullGrad]) -> None:
-    model, x = plain_net(), torch.rand(2, 3, 6, 6)
-    attribution = method(model)
-    first = attribution.attribute(x, target=1)
-    model.train()
-    model(x)  # moves the running statistics
-    model.eval()
-    assert not torch.equal(attribution.attribute(x, target=1), first)
-    assert torch.equal(attribution.attribute(x, target=1), method(model).attribute(x, target=1))
-
-
-def test_in_place_operations_keep_copies_only_where_a_rule_reads_what_they_overwrite(monkeypatch: pytest.MonkeyPatch) -> None:
-    copied: list[str] = []
-    keep = Call.keep_overwritten
-    monkeypatch.setattr(Call, "keep_overwritten", lambda call: (copied.append(call.name), keep(call))[1])
-
-    class InPlace(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            y = x * 2
-            y += x
-            y *= 3
-            y[:, 0] = 1.0
-            y.mul_(x).sigmoid_()
-            return y.flatten(1)
-
-    x = torch.rand(2, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    assert full_gradients(InPlace(), x, 4).completeness_error.max() < 1e-12  # float64 rounding
-    assert copied == ["mul", "sigmoid"]  # the product of two that depend on the input, and the non-linearity

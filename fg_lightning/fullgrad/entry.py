@@ -1,0 +1,93 @@
+"""What every entry to the decomposition shares: images that can be explained, and batches that must be run one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fg_lightning.fullgrad.record import SamplesMixed
+from fg_lightning.fullgrad.target import Target, target_of
+
+Result = TypeVar("Result")
+
+
+def check_images(model: nn.Module, images: Tensor) -> None:
+    """
+    Raises:
+        TypeError: if the model is no module or the images are no floating-point tensor.
+        ValueError: if the images have no batch dimension or there are none.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError("the operations of a TorchScript model cannot be seen; pass the model that it was made from")
+    if any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):
+        raise ValueError("the model has lazy modules that do not know their sizes yet; run it once on a batch of images")
+    if isinstance(images, Tensor) and images.is_complex():
+        raise TypeError("images must be real; pass real and imaginary part as channels (torch.view_as_real)")
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a tensor [N, C, H, W], not {type(images).__name__}")
+    if not images.is_floating_point():
+        raise TypeError(
+            f"images must be floating-point, not {images.dtype}: convert them as in training, e.g. images.float() / 255"
+        )
+    if not 3 <= images.ndim <= 5:
+        raise ValueError(
+            f"images must be [N, C, *S] with 1 to 3 spatial dimensions, but have shape {tuple(images.shape)}; "
+            "a single image needs a batch dimension, images[None]"
+        )
+    if not len(images):
+        raise ValueError("images must hold at least one image, but the batch is empty")
+
+
+def as_tuple(arguments: Any) -> tuple[Any, ...]:
+    """Captum's convention for additional forward arguments: None, one value, or a tuple."""
+    return () if arguments is None else arguments if isinstance(arguments, tuple) else (arguments,)
+
+
+def one_by_one_if_mixed(
+    run: Callable[[Tensor, Target, tuple[Any, ...]], Result],
+    images: Tensor,
+    target: Target,
+    arguments: tuple[Any, ...],
+    join: Callable[[list[Result], str], Result],
+    output_of: Callable[[Result], Tensor],
+) -> Result:
+    """Runs on the batch; where its samples cannot be told apart, on each alone, if the model gives each the same output alone.
+
+    `join` gets the results of the samples and the operation that made them necessary.
+
+    Raises:
+        ValueError: if the model's output for a sample depends on the others, naming the operation.
+    """
+    try:
+        return run(images, target, arguments)
+    except SamplesMixed as mixed:
+        n = len(images)
+        mixes = f"the model mixes the samples of a batch, first in {mixed.operation}: "
+        try:
+            parts = [run(*rows_of(images, target, arguments, i, i + 1)) for i in range(n)]
+        except Exception as error:
+            if not hasattr(error, "_fg_in_forward"):
+                raise
+            raise ValueError(f"{mixes}it (or the target function) cannot be run on one image alone ({error})") from error
+        alone = torch.cat([output_of(part) for part in parts])
+        tolerance = 1e-3 if alone.dtype == torch.float32 else 1e-6
+        if not torch.allclose(alone, mixed.output.to(alone.dtype), rtol=tolerance, atol=tolerance):
+            raise ValueError(
+                f"{mixes}its output for an image depends on the other images (batch statistics in evaluation?). "
+                "Pass one image at a time to explain it alone."
+            ) from mixed
+        return join(parts, mixed.operation)
+
+
+def rows_of(
+    images: Tensor, target: Target, arguments: tuple[Any, ...], start: int, stop: int
+) -> tuple[Tensor, Target, tuple[Any, ...]]:
+    """Some images of a batch and what goes with them: of the additional arguments that have a row for each image, those rows."""
+    n = len(images)
+    rows = tuple(a[start:stop] if isinstance(a, Tensor) and a.ndim and len(a) == n else a for a in arguments)
+    return images[start:stop], target_of(target, start, stop), rows
