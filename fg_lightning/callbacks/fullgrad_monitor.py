@@ -58,7 +58,10 @@ class FullGradMonitor(Callback):
         psi: FullGrad's post-processing: "absolute", "positive", "signed" or a function; see `fg_lightning.FullGrad`.
         normalization: (mean, std) of the channels, to show images as they were; by default what the data's transforms say, or
             else each image's own range.
-        class_names: by default what the data set says.
+        class_names: one for each class; by default those of the data set.
+        task: what the output means: "classes" [N, K], "labels" [N, K] (an image may have several), "logit" [N] or [N, 1],
+            "regions" [N, K, *S] or "number". By default the labels, the losses, the metrics and the data set decide; if they do
+            not, a message tells what is assumed.
         animation: when training ends, also write `animation.gif`: the film strip in motion.
         report: when training ends, also write `report.html`, as `fg-lightning report` does: one file that opens without a network.
         strict: raise what goes wrong instead of warning.
@@ -85,6 +88,7 @@ class FullGradMonitor(Callback):
         psi: Union[str, Psi] = "absolute",
         normalization: Union[Sequence[Sequence[float]], None] = None,
         class_names: Union[Sequence[str], None] = None,
+        task: Union[str, None] = None,
         animation: bool = False,
         report: bool = False,
         strict: bool = False,
@@ -95,7 +99,8 @@ class FullGradMonitor(Callback):
         self.num_samples = num_samples
         self.psi = psi
         self.strict = strict
-        self.settings = Settings.checked(psi, target, forward, normalization, class_names, animation=animation, report=report)
+        drawn = {"animation": animation, "report": report}
+        self.settings = Settings.checked(psi, target, forward, normalization, class_names, task=task, **drawn)
         self._given = None if probe is None else Probe.given(probe)
         self._faults = Faults(strict)
         self._checkpoint: dict[str, Any] = {}

@@ -94,7 +94,8 @@ class Resumed:
             settings: how it looks.
             needs_fresh: whether the kept images will not do, because the user chose others or they are not all a batch holds.
         """
-        changed = [f"{name} was {self.settings[name]} and is {now}" for name, now in settings.items() if self.settings[name] != now]
+        before = {name: self.settings.get(name, "None") for name in settings}
+        changed = [f"{name} was {before[name]} and is {now}" for name, now in settings.items() if before[name] != now]
         if changed:
             return None, ", ".join(changed)
         if fresh is None:

@@ -175,6 +175,32 @@ class Chosen(Task):
 TASKS: dict[str, type[Task]] = {task.__name__: task for task in (Task, Binary, Classes, SeveralClasses, Regions)}
 """By the names under which a checkpoint and `probe.json` know them."""
 
+CHOICES: dict[str, type[Task]] = {
+    "classes": Classes,
+    "labels": SeveralClasses,
+    "logit": Binary,
+    "regions": Regions,
+    "number": Task,
+}
+"""By the names that the user may choose."""
+
+
+def check_task(task: Any, target: Any = None) -> None:
+    """
+    Raises:
+        TypeError: if a task is no name.
+        ValueError: if there is no task of that name, or a function is the target and nothing is left to choose.
+    """
+    if task is None:
+        return
+    names = ", ".join(f'"{name}"' for name in CHOICES)
+    if not isinstance(task, str):
+        raise TypeError(f"task must be one of {names}, not {task!r}")
+    if task not in CHOICES:
+        raise ValueError(f"there is no task {task!r}, only {names}")
+    if callable(target) and not isinstance(target, Tensor):
+        raise ValueError(f"task={task!r} has no effect: the target is a function, which already tells what is explained")
+
 
 def task_of(scores: Tensor, images: Tensor, candidates: Sequence[Tensor]) -> tuple[Task, int | None]:
     """The task that an output and what may be its labels speak of, and which of the candidates are the labels.

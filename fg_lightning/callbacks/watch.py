@@ -22,7 +22,7 @@ from fg_lightning.callbacks.look import Findings, Look, Looker, numbers_of
 from fg_lightning.callbacks.naming import ClassNames
 from fg_lightning.callbacks.probe import Probe
 from fg_lightning.callbacks.resume import ProbeChanged, Resumed, kept
-from fg_lightning.callbacks.task import MonitorTarget
+from fg_lightning.callbacks.task import MonitorTarget, check_task
 from fg_lightning.fullgrad.postprocess import Psi, find_psi
 from fg_lightning.fullgrad.target import TargetError
 from fg_lightning.loggers import log_of
@@ -37,6 +37,7 @@ class Settings:
 
     psi: Union[str, Psi] = "absolute"
     target: MonitorTarget = None
+    task: str | None = None
     forward: Forward | None = None
     normalization: Normalization | None = None
     class_names: Sequence[str] | None = None
@@ -44,7 +45,9 @@ class Settings:
     report: bool = False
 
     @classmethod
-    def checked(cls, psi: Any, target: Any, forward: Any, normalization: Any, class_names: Any, **drawn: bool) -> Settings:
+    def checked(
+        cls, psi: Any, target: Any, forward: Any, normalization: Any, class_names: Any, *, task: Any = None, **drawn: bool
+    ) -> Settings:
         """From what a person passed.
 
         Raises:
@@ -55,6 +58,7 @@ class Settings:
         is_class = isinstance(target, int) and not isinstance(target, bool)
         if not (target is None or callable(target) or is_class or isinstance(target, (list, tuple, Tensor))):
             raise TypeError(f"target must be a class, a list of them or a function of the output, not {target!r}")
+        check_task(task, target)
         if forward is not None and not callable(forward):
             raise TypeError(f"forward must be a function of the module and a batch, not {forward!r}")
         if class_names is not None and (isinstance(class_names, str) or not all(isinstance(name, str) for name in class_names)):
@@ -68,11 +72,12 @@ class Settings:
         for name, value in drawn.items():
             if not isinstance(value, bool):
                 raise TypeError(f"{name} must be True or False, not {value!r}")
-        return cls(psi, target, forward, normalization, class_names, **drawn)
+        return cls(psi, target, task, forward, normalization, class_names, **drawn)
 
     def decisive(self) -> dict[str, str]:
         """What must be the same for maps to be comparable, in words."""
-        return {name: str(getattr(value, "__name__", value)) for name, value in (("psi", self.psi), ("target", self.target))}
+        chosen = {"psi": self.psi, "target": self.target, "task": self.task}
+        return {name: str(getattr(value, "__name__", value)) for name, value in chosen.items()}
 
 
 class Watch:
@@ -248,8 +253,8 @@ class Watch:
         return {
             "fingerprint": self._fingerprint,
             "module": type(module).__qualname__,
-            "task": type(self.looker.task).__name__,
             **self._settings.decisive(),
+            "task": type(self.looker.task).__name__,
             "images": list(artist.images.shape),
             "labels": None if artist.labels is None or artist.labels.ndim != 1 else artist.labels.tolist(),
             "class_names": None if artist.classes.names is None else list(artist.classes.names),
