@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import LightningModule
 
 from fg_lightning.errors import CannotRun
-from fg_lightning.roar.atomic import write_atomically
+from fg_lightning.atomic import write_atomically
 
 Weights = Mapping[str, Any]
 

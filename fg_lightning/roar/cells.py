@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fg_lightning.errors import CannotRun
-from fg_lightning.roar.atomic import write_json
+from fg_lightning.atomic import write_json
 
 ALL = "all"
 """The method of a cell in which no pixel goes, or every one: it is the same for all."""

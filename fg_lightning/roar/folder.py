@@ -14,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from fg_lightning.errors import CannotRun
-from fg_lightning.roar.atomic import write_atomically, write_json
+from fg_lightning.atomic import write_atomically, write_json
 
 NAME = "experiment.json"
 HOLDER = "running.json"

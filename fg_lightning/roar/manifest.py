@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from fg_lightning.roar.atomic import write_json
+from fg_lightning.atomic import write_json
 from fg_lightning.roar.errors import StoreError
 
 NAME = "manifest.json"

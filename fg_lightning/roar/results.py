@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fg_lightning.roar.atomic import write_atomically
+from fg_lightning.atomic import write_atomically
 from fg_lightning.roar.cells import ALL, Result
 
 CONFIDENCE = 0.95
