@@ -1,0 +1,132 @@
+"""What differs between a training with the monitor and the same without it, and what the monitor recorded."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+COMPARED = ("weights", "replaced", "requires_grad", "moved", "optimizers", "metrics", "last_metrics", "random", "steps")
+"""What must be the same, by the keys of `result.json`."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One training, twice.
+
+    Attributes:
+        name: PROJECT:NAME.
+        version: of the project.
+        differences: what differs, by the keys of `result.json`, with the entries that do; empty if nothing.
+        error: why it could not be run without the monitor; None if it could.
+        trained: how many parameters moved.
+        num_parameters: how many there are.
+        explained: what the monitor explained and showed, in words.
+        looks: how many it took.
+        completeness: the largest completeness error of the last one.
+        seconds: without the monitor, and with it.
+        said: what the monitor said.
+    """
+
+    name: str
+    version: str = ""
+    differences: dict[str, str] = field(default_factory=dict)
+    error: str | None = None
+    trained: int = 0
+    num_parameters: int = 0
+    explained: str = ""
+    looks: int = 0
+    completeness: str = ""
+    seconds: tuple[float, float] = (0.0, 0.0)
+    said: tuple[str, ...] = ()
+
+    @property
+    def is_harmed(self) -> bool:
+        return bool(self.differences) and self.error is None
+
+    @classmethod
+    def of(cls, name: str, without: dict[str, Any], watched: dict[str, Any], folder: Path) -> Comparison:
+        """
+        Args:
+            name: PROJECT:NAME.
+            without: `result.json` of the training without the monitor.
+            watched: likewise with it.
+            folder: where the latter ran.
+        """
+        if "error" in without:
+            return cls(name, error=str(without["error"]))
+        if "error" in watched:
+            return cls(name, without["version"], {"died": str(watched["error"])}, seconds=(without["seconds"], 0.0))
+        record = next(iter(sorted(folder.rglob("history.csv"))), None)
+        looks, completeness = (0, "") if record is None else _looks(record)
+        return cls(
+            name=name,
+            version=without["version"],
+            differences=differences(without, watched),
+            trained=len(watched["moved"]),
+            num_parameters=len(watched["requires_grad"]),
+            explained="nothing" if record is None else _explained(record.parent),
+            looks=looks,
+            completeness=completeness,
+            seconds=(without["seconds"], watched["seconds"]),
+            said=tuple(watched["said"]),
+        )
+
+    def judged_by(self, again: dict[str, Any], without: dict[str, Any]) -> Comparison:
+        """The same, without those differences that a second training without the monitor shows, too."""
+        if "error" in again:
+            return self
+        own = differences(without, again)
+        kept = {key: what for key, what in self.differences.items() if key not in own}
+        note = (f"not repeatable without the monitor, either: {', '.join(own)}",) if own else ()
+        return replace(self, differences=kept, said=self.said + note)
+
+
+def differences(one: dict[str, Any], other: dict[str, Any]) -> dict[str, str]:
+    """Which of `COMPARED` differ, and where."""
+    found = {}
+    for key in COMPARED:
+        if isinstance(one[key], dict):
+            names = [name for name in {**one[key], **other[key]} if one[key].get(name) != other[key].get(name)]
+        elif isinstance(one[key], list):
+            names = sorted(Counter(map(str, one[key])) - Counter(map(str, other[key]))) + sorted(
+                Counter(map(str, other[key])) - Counter(map(str, one[key]))
+            )
+        else:
+            names = [] if one[key] == other[key] else [f"{one[key]} and {other[key]}"]
+        if names:
+            found[key] = f"{len(names)}: {', '.join(names[:3])}"
+    return found
+
+
+def _looks(file: Path) -> tuple[int, str]:
+    rows = _rows(file)
+    return len(rows), rows[-1].get("completeness_error_max", "") if rows else ""
+
+
+def _explained(folder: Path) -> str:
+    """The task, and what stands beside the images at the end."""
+    about = json.loads((folder / "probe.json").read_text())
+    names = about.get("class_names")
+    rows = [row for row in _rows(folder / "images.csv") if row.get("look") == _rows(folder / "images.csv")[-1].get("look")]
+    parts = [str(about.get("task", "?")), f"{about.get('images')}"]
+    for column in ("explained", "prediction", "confidence"):
+        values = [row.get(column, "") for row in rows]
+        if any(values):
+            parts.append(f"{column} {', '.join(_short(value) for value in values[:3])}")
+    return "; ".join(parts) + (f"; class names {', '.join(map(str, names[:3]))}" if names else "")
+
+
+def _short(value: str) -> str:
+    try:
+        return f"{float(value):.3g}"
+    except ValueError:
+        return value or "-"
+
+
+def _rows(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as lines:
+        return list(csv.DictReader(lines))

@@ -1,0 +1,172 @@
+"""One training of one project in this process: python benchmarks/field/training.py PROJECT:NAME
+
+Leaves `result.json` in the current folder: digests of all that a training must not find changed, and what the monitor said.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import importlib
+import json
+import logging
+import random
+import re
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+PROJECTS = Path(__file__).parent / "projects"
+TRAINER = "lightning.pytorch:Trainer"
+"""What trains, unless a project has a trainer of its own, which its file names."""
+EPOCHS = 2
+
+
+def trainings() -> list[str]:
+    """The names of all trainings, PROJECT:NAME, read from the files without importing the projects."""
+    definition = re.compile(r"^def ([a-z]\w*)\((?:trainer|engine): [\w.]+\)", re.MULTILINE)
+    names = []
+    for file in sorted(PROJECTS.glob("*.py")):
+        names += [f"{file.stem}:{name}" for name in definition.findall(file.read_text())]
+    return names
+
+
+def main(name: str) -> None:
+    project, _, function = name.partition(":")
+    try:
+        module = importlib.import_module(f"projects.{project}")
+        result = {
+            "version": version(module.DISTRIBUTION),
+            **trained(getattr(module, function), getattr(module, "TRAINER", TRAINER)),
+        }
+    except Exception as error:
+        traceback.print_exc()
+        result = {"error": f"{type(error).__name__}: {error}".strip()}
+    Path("result.json").write_text(json.dumps(result, indent=1))
+
+
+def trained(fit: Callable[[Any], None], trainer_name: str) -> dict[str, Any]:
+    """Runs `fit` with a trainer, and tells how everything stands afterwards.
+
+    Args:
+        fit: trains something with the trainer that it is given.
+        trainer_name: MODULE:CLASS of the trainer.
+    """
+    module, _, name = trainer_name.partition(":")
+    kind = getattr(importlib.import_module(module), name)
+    lightning = importlib.import_module("pytorch_lightning" if module == "pytorch_lightning" else "lightning.pytorch")
+    said = _listen()
+    lightning.seed_everything(0)
+    witness = witness_callback(lightning.Callback)
+    options = {"max_epochs": EPOCHS, "accelerator": "cpu", "log_every_n_steps": 1, "callbacks": [witness]}
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False}
+    trainer = kind(**options, **quiet, logger=lightning.loggers.CSVLogger(".", name="", version="run"))
+    start = time.perf_counter()
+    fit(trainer)
+    seconds = time.perf_counter() - start
+    states = states_of(getattr(trainer, "trainer", trainer))  # anomalib's Engine holds one
+    return {"seconds": seconds, "said": said, **witness.parameters(), **states, "metrics": _logged(Path("run/metrics.csv"))}
+
+
+def witness_callback(base: type) -> Any:
+    """A callback that remembers every parameter, object by object, as training begins."""
+
+    class Witness(base):
+        def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+            self.module = pl_module
+            self.before = dict(pl_module.named_parameters(remove_duplicate=False))
+            self.digests = {name: digest(parameter) for name, parameter in self.before.items()}
+
+        def parameters(self) -> dict[str, list[str]]:
+            """Which parameters are other objects now, which need gradients, and which moved."""
+            now = dict(self.module.named_parameters(remove_duplicate=False))
+            return {
+                "replaced": [name for name in self.before.keys() | now.keys() if now.get(name) is not self.before.get(name)],
+                "requires_grad": [name for name, parameter in now.items() if parameter.requires_grad],
+                "moved": [name for name, parameter in now.items() if digest(parameter) != self.digests.get(name)],
+            }
+
+    return Witness()
+
+
+def states_of(trainer: Any) -> dict[str, Any]:
+    """Digests of the weights, optimizers, metrics and random states."""
+    import numpy as np
+    import torch
+
+    metrics = {**trainer.callback_metrics, **trainer.logged_metrics}
+    return {
+        "random": {
+            "torch": digest(torch.get_rng_state()),
+            "numpy": digest(np.random.get_state()),
+            "python": digest(random.getstate()),
+        },
+        "weights": {name: digest(value) for name, value in trainer.lightning_module.state_dict().items()},
+        "optimizers": [digest(optimizer.state_dict()) for optimizer in trainer.optimizers],
+        "last_metrics": {name: digest(value) for name, value in metrics.items() if not name.startswith("fullgrad/")},
+        "steps": trainer.global_step,
+    }
+
+
+def digest(value: Any) -> str:
+    """The same for what is the same bit by bit: tensors with shape and type, in any nesting."""
+    import numpy as np
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        if isinstance(value, torch.nn.parameter.UninitializedTensorMixin):
+            return "uninitialized"
+        content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        return hashlib.sha256(f"{value.dtype}{tuple(value.shape)}".encode() + content).hexdigest()[:16]
+    if isinstance(value, np.ndarray):
+        return digest(torch.from_numpy(value.astype(np.int64)))
+    if isinstance(value, dict):
+        return digest(tuple((str(key), digest(item)) for key, item in value.items()))
+    if isinstance(value, (list, tuple)):
+        return hashlib.sha256(",".join(digest(item) for item in value).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
+
+
+def _logged(file: Path) -> dict[str, list[list[str]]]:
+    """All that was logged but the monitor's numbers: by key, step and value."""
+    found: dict[str, list[list[str]]] = {}
+    if file.exists():
+        with file.open(newline="") as lines:
+            for row in csv.DictReader(lines):
+                for key, value in row.items():
+                    if value and key not in ("step", "epoch") and not key.startswith("fullgrad/"):
+                        found.setdefault(key, []).append([row["step"], value])
+    return found
+
+
+def _listen() -> list[str]:
+    """A list that fills with what the monitor says, in warnings and in the log."""
+    said: list[str] = []
+
+    def hear(text: str) -> None:
+        if "fullgrad" in text.lower() and text not in said:
+            said.append(text)
+
+    show = warnings.showwarning
+
+    def heard(message: Any, *arguments: Any, **options: Any) -> None:
+        hear(str(message))
+        show(message, *arguments, **options)
+
+    class Ear(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            hear(record.getMessage())
+
+    warnings.showwarning = heard
+    for name in ("lightning.pytorch", "pytorch_lightning", ""):
+        logging.getLogger(name).addHandler(Ear())
+    return said
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
