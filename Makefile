@@ -2,21 +2,22 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: demo test slow shapes lint docs clean
+.PHONY: demo test slow shapes lint docs field clean
 
 demo: $(INSTALLED)
 	$(BIN)/fg-lightning demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 # The types and shapes in the signatures, checked in every call of this process; but for the tests that pass what they rule out.
 shapes: $(INSTALLED)
-	$(BIN)/python -m pytest --jaxtyping-packages=fg_lightning,typechecker.checked -k "not refused" \
+	$(PYTEST) --jaxtyping-packages=fg_lightning,typechecker.checked -k "not refused" \
 		--ignore=tests/callbacks/test_attach.py --ignore=tests/callbacks/test_distributed.py \
 		tests/callbacks tests/removal tests/metrics tests/attribution tests/fullgrad/test_saliency.py tests/fullgrad/test_postprocess.py tests/fullgrad/test_readings.py
 
@@ -25,13 +26,22 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Public projects, trained with and without the monitor, in an environment of their own. Takes about half an hour and 8 GB of disk.
+field: .field-env/installed
+	.field-env/bin/python benchmarks/field --write docs/field.md
+
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf .venv build dist site fg_demo .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .field-env field_runs build dist site fg_demo .mypy_cache .ruff_cache .pytest_cache
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --editable '.[dev]'
+	touch $@
+
+.field-env/installed: pyproject.toml benchmarks/field/requirements.txt
+	$(PYTHON) -m venv .field-env
+	.field-env/bin/python -m pip install --editable . --requirement benchmarks/field/requirements.txt
 	touch $@

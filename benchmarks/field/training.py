@@ -86,7 +86,7 @@ def witness_callback(base: type) -> Any:
             """Which parameters are other objects now, which need gradients, and which moved."""
             now = dict(self.module.named_parameters(remove_duplicate=False))
             return {
-                "replaced": [name for name in self.before.keys() | now.keys() if now.get(name) is not self.before.get(name)],
+                "replaced": [name for name in {**self.before, **now} if now.get(name) is not self.before.get(name)],
                 "requires_grad": [name for name, parameter in now.items() if parameter.requires_grad],
                 "moved": [name for name, parameter in now.items() if digest(parameter) != self.digests.get(name)],
             }

@@ -21,8 +21,8 @@ def _fit(engine: Engine, model: AnomalibModule) -> None:
     engine.fit(model, datamodule=Folder("marks", **folders, train_batch_size=8, eval_batch_size=8, num_workers=0, seed=0))
 
 
-def _small(kind: type[AnomalibModule]) -> object:
-    return kind.configure_pre_processor(image_size=(SIZE, SIZE))
+def _small(kind: type[AnomalibModule], size: int = SIZE) -> object:
+    return kind.configure_pre_processor(image_size=(size, size))
 
 
 def padim(engine: Engine) -> None:
@@ -43,4 +43,4 @@ def ganomaly(engine: Engine) -> None:
 
 def draem(engine: Engine) -> None:
     write_pictures(Path("textures"), 8, SIZE)
-    _fit(engine, Draem(dtd_dir=Path("textures"), pre_processor=_small(Draem)))
+    _fit(engine, Draem(dtd_dir=Path("textures"), pre_processor=_small(Draem, 32)))
