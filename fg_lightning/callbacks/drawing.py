@@ -104,7 +104,9 @@ class Artist:
         """Of at most so many looks the title and maps, and below each image what the network says."""
         rows = _by_look(history.images())
         chosen = [list(rows)[i] for i in evenly_spaced(len(rows), most)]
-        looks = [(history.looks[index].title, planar(history.maps(index, rows[index]))) for index in chosen]
+        maps = {index: planar(history.maps(index, rows[index])) for index in chosen}
+        chosen = [index for index in chosen if not maps[index].isnan().all()]  # of others the rows alone are left
+        looks = [(history.looks[index].title, maps[index]) for index in chosen]
         answer = self.classes.answer
         return looks, [[answer(number(row["prediction"]), number(row["confidence"])) for row in rows[index]] for index in chosen]
 

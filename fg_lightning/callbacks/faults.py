@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,13 +30,18 @@ class Faults:
                 self.complain(error)
 
     def complain(self, error: Exception, consequence: str = "training goes on") -> None:
-        """Raises under `strict`, else warns, once for each kind of fault and place where it was raised."""
+        """Raises under `strict`, else warns, once for each kind of fault and place where it was raised.
+
+        A full disk, and whatever else the operating system reports, is one kind wherever it is met.
+        """
         if self.strict:
             raise error
         place = error.__traceback__
         while place is not None and place.tb_next is not None:
             place = place.tb_next
         where = ("", 0) if place is None else (place.tb_frame.f_code.co_filename, place.tb_lineno)
+        if isinstance(error, OSError) and error.errno is not None:
+            where = (os.strerror(error.errno), 0)
         fault = (type(error).__name__, *where)
         if fault not in self._said:
             self._said.add(fault)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from itertools import count
 from pathlib import Path
 
@@ -29,6 +30,13 @@ def unused(folder: Path) -> Path:
     """The folder, or where something lies there the first of `..._1`, `..._2`, ... in which nothing does."""
     stem = folder.name.removesuffix("_0")
     taken = count(1)
-    while folder.exists():
+    while os.path.lexists(folder):  # without an error where it may not be looked for
         folder = folder.with_name(f"{stem}_{next(taken)}")
     return folder
+
+
+def with_siblings(folder: Path) -> list[Path]:
+    """The folders beside one that `unused` may have given to other runs, and itself."""
+    stem = folder.name.rstrip("0123456789").removesuffix("_")
+    names = re.compile(re.escape(stem) + r"(_\d+)?")
+    return [path for path in folder.parent.iterdir() if path.is_dir() and names.fullmatch(path.name)]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy
+
+from fg_lightning.atomic import write_atomically
 
 
 class GrowingArray:
@@ -25,7 +28,7 @@ class GrowingArray:
         self.path = path
 
     def __len__(self) -> int:
-        return len(self.read()) if self.path.exists() else 0
+        return self._whole()[0][0] if self.path.exists() else 0
 
     def read(self) -> npt.NDArray[np.generic]:
         """All entries, mapped from the disk; of a file that was cut short those that are whole.
@@ -33,11 +36,22 @@ class GrowingArray:
         Raises:
             ValueError: if it is no array.
         """
+        shape, dtype, start = self._whole()
+        return np.memmap(self.path, dtype, "r", start, shape)
+
+    def entry(self, index: int) -> npt.NDArray[np.generic]:
+        """One entry, read and not mapped: what a faulty disk does to a mapping ends the process.
+
+        Raises:
+            IndexError: if there are not so many.
+            ValueError: if it is no array.
+        """
+        (whole, *of_each), dtype, start = self._whole()
+        if not 0 <= index < whole:
+            raise IndexError(f"{self.path} has {whole} entries")
+        count = math.prod(of_each)
         with self.path.open("rb") as file:
-            (counted, *entry), dtype = _read_header(file)
-            start = file.tell()
-        there = (self.path.stat().st_size - start) // max(1, math.prod(entry) * dtype.itemsize)
-        return np.memmap(self.path, dtype, "r", start, (min(counted, there), *entry))
+            return np.fromfile(file, dtype, count, offset=start + index * count * dtype.itemsize).reshape(of_each)
 
     def append(self, entry: npt.NDArray[np.generic]) -> None:
         """
@@ -45,20 +59,47 @@ class GrowingArray:
             ValueError: if the entry has not the shape and type of those before.
         """
         if not self.path.exists():
-            self.path.write_bytes(_header(0, entry))
+            write_atomically(self.path, _header(0, entry))
+        (whole, *of_each), dtype, start = self._whole()
+        if tuple(of_each) != entry.shape or dtype != entry.dtype:
+            raise ValueError(f"{self.path} holds entries {dtype}{of_each}, not {entry.dtype}{list(entry.shape)}")
         with self.path.open("r+b") as file:
-            shape, dtype = _read_header(file)
-            if shape[1:] != entry.shape or dtype != entry.dtype:
-                raise ValueError(f"{self.path} holds entries {dtype}{list(shape[1:])}, not {entry.dtype}{list(entry.shape)}")
-            start = file.tell()
-            file.seek(start + shape[0] * entry.nbytes)
+            file.seek(start + whole * entry.nbytes)
             file.write(np.ascontiguousarray(entry).tobytes())
             file.truncate()
             file.flush()
-            header = _header(shape[0] + 1, entry)
+            header = _header(whole + 1, entry)
             assert len(header) == start  # numpy leaves room in the header for a first dimension of any size
             file.seek(0)
             file.write(header)
+
+    def overwrite(self, index: int, entry: npt.NDArray[np.generic]) -> None:
+        """Puts an entry, of the shape and type of all, in the place of another."""
+        with self.path.open("r+b") as file:
+            file.seek(self._whole()[2] + index * entry.nbytes)
+            file.write(np.ascontiguousarray(entry).tobytes())
+
+    def restore(self, entry: npt.NDArray[np.generic]) -> bool:
+        """Makes of a file whose header is lost or says something else an array of whole entries, or removes it if it holds none.
+
+        Args:
+            entry: of the shape and type that all entries should have.
+
+        Returns:
+            Whether the header was as it should be.
+        """
+        with suppress(FileNotFoundError, ValueError):
+            (_, *of_each), dtype, _ = self._whole()
+            if tuple(of_each) == entry.shape and dtype == entry.dtype:
+                return True
+        there = self.path.stat().st_size if self.path.exists() else 0
+        header = _header(max(0, there - len(_header(0, entry))) // entry.nbytes, entry)
+        if there < len(header) + entry.nbytes:
+            self.path.unlink(missing_ok=True)
+            return not there
+        with self.path.open("r+b") as file:
+            file.write(header)
+        return False
 
     def cut(self, count: int) -> None:
         """Forgets the entries behind the first so many."""
@@ -67,9 +108,17 @@ class GrowingArray:
         if count == 0:
             self.path.unlink()
             return
-        entry = self.read()[0]
+        (_, *of_each), dtype, _ = self._whole()
         with self.path.open("r+b") as file:
-            file.write(_header(count, entry))
+            file.write(_header(count, np.empty(of_each, dtype)))
+
+    def _whole(self) -> tuple[tuple[int, ...], np.dtype[np.generic], int]:
+        """Shape of the entries that are whole, their type, and where the first begins."""
+        with self.path.open("rb") as file:
+            (counted, *entry), dtype = _read_header(file)
+            start = file.tell()
+        there = (self.path.stat().st_size - start) // max(1, math.prod(entry) * dtype.itemsize)
+        return (min(counted, there), *entry), dtype, start
 
 
 def _read_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype[np.generic]]:

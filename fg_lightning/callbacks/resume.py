@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from fg_lightning.callbacks.folder import unused
 from fg_lightning.callbacks.history import History
 from fg_lightning.callbacks.look import Look
 from fg_lightning.callbacks.probe import Probe
+from fg_lightning.callbacks.remains import OtherRun, examine
 from fg_lightning.callbacks.task import TASKS, Task
 
 MOST_BYTES = 2**20
@@ -29,7 +30,7 @@ def kept(history: History, probe: Probe, task: Task, fingerprint: str, settings:
     labels = None if probe.labels is None else _narrow(probe.labels)
     size = sum(t.numel() * t.element_size() for t in (probe.images, labels) if t is not None)
     return {
-        "folder": None if history.folder is None else str(history.folder.resolve()),
+        "folder": None if history.lies_in is None else str(history.lies_in.resolve()),
         "looks": [{"epoch": look.epoch, "step": look.step, **look.numbers} for look in history.looks],
         "fingerprint": fingerprint,
         "settings": settings,
@@ -37,6 +38,10 @@ def kept(history: History, probe: Probe, task: Task, fingerprint: str, settings:
         "images": probe.images if size <= MOST_BYTES else None,
         "labels": labels if size <= MOST_BYTES else None,
     }
+
+
+class Damage(ValueError):
+    """The findings of an earlier run are not as it left them; the message says which and where."""
 
 
 class ProbeChanged(ValueError):
@@ -49,7 +54,8 @@ class Resumed:
 
     Attributes:
         looks: the numbers of its looks up to the checkpoint.
-        folder: where its findings lie; None where they are gone or damaged.
+        folder: where its findings lie; None where they are gone or cannot be read.
+        lost: the looks whose findings do not lie there.
         probe: what it looked at, with the labels that it explained; None where that is gone.
         task: as it understood the network; None where the user's function says what is explained.
         fingerprint: of its probe as it came.
@@ -59,6 +65,7 @@ class Resumed:
 
     looks: Sequence[Look]
     folder: Path | None
+    lost: Set[int]
     probe: Probe | None
     task: Task | None
     fingerprint: str
@@ -73,18 +80,28 @@ class Resumed:
             for row in state["looks"]
         ]
         folder = None if state["folder"] is None else Path(state["folder"])
-        probe, damage = None, None
+        lost: Set[int] = frozenset()
+        probe, damages = None, []
         if state["images"] is not None:
             labels = state["labels"]
             probe = Probe(state["images"], labels if labels is None or labels.is_floating_point() else labels.long())
-        try:
-            written = _read(folder, state["fingerprint"])
-            if written is not None and probe is None:
-                probe = written.probe()
-        except (OSError, ValueError) as error:
-            written, damage = None, error
+        if folder is not None and folder.is_dir():
+            try:
+                lost, damages = examine(folder, looks, state["fingerprint"])
+            except OtherRun:
+                folder = None
+            except (OSError, ValueError) as error:
+                folder, damages = None, [str(error)]
+            try:
+                if folder is not None and probe is None:
+                    probe = History(folder).probe()
+            except (OSError, ValueError) as error:
+                damages.append(str(error))
+        else:
+            folder = None
         task = TASKS[state["task"]]() if state["task"] in TASKS else None
-        return cls(looks, None if written is None else folder, probe, task, state["fingerprint"], state["settings"], damage)
+        damage = Damage("; ".join(damages)) if damages else None
+        return cls(looks, folder, lost, probe, task, state["fingerprint"], state["settings"], damage)
 
     def probe_for(self, fresh: Probe | None, settings: dict[str, str], *, needs_fresh: bool) -> tuple[Probe | None, str | None]:
         """What to look at on, None to begin anew, and what is not as it was.
@@ -118,35 +135,13 @@ class Resumed:
         goes_on = is_same_run and self.folder is not None and self.folder.parent == folder.parent.resolve()
         return self.folder if goes_on and self.folder is not None else unused(folder)
 
-    def history(self, folder: Path | None) -> tuple[History, Sequence[Look]]:
-        """The history up to the checkpoint, and of which further looks only the numbers are left.
+    def history(self, folder: Path | None) -> History:
+        """The history up to the checkpoint.
 
         Args:
             folder: where the findings of this run go; the earlier ones are copied there, unless that is where they lie.
         """
-        if folder is None or self.folder is None:
-            return History(folder), self.looks
-        history = History.read(self.folder)
-        if self.folder.resolve() != folder.resolve():
-            history.move_to(folder)
-        # Another process may have gone on from an earlier checkpoint and written other looks behind that.
-        pairs = enumerate(zip(history.looks, self.looks, strict=False))
-        shared = min(len(history.looks), len(self.looks))
-        history.cut(next((i for i, (written, kept) in pairs if written != kept), shared))
-        return history, self.looks[len(history.looks) :]
-
-
-def _read(folder: Path | None, fingerprint: str) -> History | None:
-    """The history in a folder, if it is there and of the same probe.
-
-    Raises:
-        OSError: if a part of it is gone.
-        ValueError: if it is damaged.
-    """
-    if folder is None or not (folder / "probe.json").exists():
-        return None
-    history = History.read(folder)
-    return history if history.about().get("fingerprint") == fingerprint else None
+        return History(folder, self.looks, self.folder, self.lost)
 
 
 def _narrow(labels: Tensor) -> Tensor:

@@ -36,6 +36,48 @@ def rows_of(lines: str) -> Iterator[dict[str, str]]:
         raise ValueError(f"a row is no CSV: {error}") from error
 
 
+def sound_rows(path: Path, columns: Sequence[str]) -> tuple[dict[tuple[int, ...], dict[str, str]], bool]:
+    """The rows of a table that can be read, whatever became of the others, and whether that is all that stands in it.
+
+    Args:
+        path: the file; where it is missing, there are none.
+        columns: what it should have, names of whole numbers that tell rows apart before all others.
+
+    Returns:
+        Rows by their whole numbers, in order; of two with the same numbers the first.
+    """
+    if not path.exists():
+        return {}, False
+    lines, rest = ended_lines(path)
+    heading, *cells = [_cells(line) for line in lines.split("\n")[:-1]] or [[]]
+    keys = [name for name in ("look", "image", "layer") if name in columns]
+    names = heading if set(keys) <= set(heading) else list(columns)
+    rows: dict[tuple[int, ...], dict[str, str]] = {}
+    for row in (dict(zip(names, of_row, strict=True)) for of_row in cells if len(of_row) == len(names)):
+        if all(row[key].isdecimal() for key in keys) and _has_numbers(row):
+            rows.setdefault(tuple(int(row[key]) for key in keys), row)
+    is_whole = not rest and names is heading and len(rows) == len(cells)
+    return dict(sorted(rows.items())), is_whole
+
+
+def _cells(line: str) -> list[str]:
+    try:
+        return next(csv.reader([line]), [])
+    except csv.Error:
+        return []
+
+
+def _has_numbers(row: dict[str, str]) -> bool:
+    """Whether all cells that should be numbers, or empty, are."""
+    try:
+        for name, cell in row.items():
+            if name not in ("module", "kind"):
+                [float(part) for part in cell.split()]
+    except ValueError:
+        return False
+    return True
+
+
 def number(cell: str | None) -> float | None:
     """A cell as a number, a class as an integer; None if it is empty or NaN, which say that it is not defined.
 

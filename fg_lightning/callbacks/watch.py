@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 from torch import Tensor
 
+from fg_lightning.atomic import replacing
 from fg_lightning.callbacks.call import Forward
 from fg_lightning.callbacks.drawing import Artist, bias_terms, planar
 from fg_lightning.callbacks.facts import Facts
@@ -86,7 +87,6 @@ class Watch:
     Args:
         looker: what looks.
         history: what was found before.
-        lost: looks before of which the numbers alone are left.
         fingerprint: of the images as they came.
         settings: how to look.
         facts: how to show the images.
@@ -98,7 +98,6 @@ class Watch:
         self,
         looker: Looker,
         history: History,
-        lost: Sequence[Look],
         fingerprint: str,
         settings: Settings,
         facts: Facts,
@@ -107,7 +106,6 @@ class Watch:
     ) -> None:
         self.looker = looker
         self.history = history
-        self._lost = lost
         self._fingerprint = fingerprint
         self._settings = settings
         self._facts = facts
@@ -146,28 +144,28 @@ class Watch:
         look_on = None
         if resumed is not None:
             if resumed.damage is not None:
-                faults.complain(resumed.damage, "the numbers of the checkpoint go on, its maps are lost")
+                faults.complain(resumed.damage, "the numbers of the checkpoint go on, with the maps that are left")
             look_on, changed = resumed.probe_for(fresh, settings.decisive(), needs_fresh=is_given or settings.forward is not None)
             if changed is not None:
                 consequence = "a new history begins" if look_on is None else "the images of the checkpoint are looked at on"
                 faults.complain(ProbeChanged(f"since the checkpoint was written, {changed}"), consequence)
         if resumed is not None and look_on is not None:
-            history, lost = resumed.history(None if folder is None else resumed.folder_in(folder, trainer.logger is not None))
+            history = resumed.history(None if folder is None else resumed.folder_in(folder, trainer.logger is not None))
             looker = Looker(look_on, settings.psi, settings.target, settings.forward, resumed.task)
             looker.labels = look_on.labels if fresh is None else fresh.labels
             fingerprint = resumed.fingerprint
         elif fresh is not None:
-            history, lost = History(None if folder is None else unused(folder)), []
+            history = History(None if folder is None else unused(folder))
             looker = Looker(fresh, settings.psi, settings.target, settings.forward)
             fingerprint = fresh.fingerprint()
         else:
             return None
-        return cls(looker, history, lost, fingerprint, settings, facts, trainer.loggers, faults)
+        return cls(looker, history, fingerprint, settings, facts, trainer.loggers, faults)
 
     @property
     def last_look(self) -> Look | None:
         """The look before the next one, whichever process took it."""
-        return next(reversed([*self._lost, *self.history.looks]), None)
+        return next(reversed(self.history.looks), None)
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint; see `kept`. Nothing before the first look."""
@@ -217,11 +215,12 @@ class Watch:
     def _drawn(self) -> dict[str, Image.Image | Path]:
         """The film strip, and bias terms by depth, the animation if asked; nothing of a run without a folder."""
         history = self.history
-        if history.folder is None or self._artist is None:
+        if history.folder is None or self._artist is None or not history.looks:
             return {}
         drawn = {"film_strip": self._artist.film_strip(history), "bias_terms": bias_terms(history)}
         for name, picture in drawn.items():
-            picture.save(history.folder / f"{name}.png")
+            with replacing(history.folder / f"{name}.png") as file:
+                picture.save(file, "PNG")
         logged: dict[str, Image.Image | Path] = {f"fullgrad/{name}": picture for name, picture in drawn.items()}
         if self._settings.animation:
             path = history.folder / "animation.gif"
@@ -244,7 +243,6 @@ class Watch:
         artist = Artist(images, pictures, self.looker.labels, normalization, ClassNames(names))
         with self._faults.kept_from_training():
             self.history.begin(self._about(module, artist), self.looker.probe, artist.pictures_of_images)
-            self.history.add_lost(self._lost, findings.maps.shape)
             self._say_where_pictures_go()
         return artist
 

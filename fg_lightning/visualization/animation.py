@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
+from fg_lightning.atomic import replacing
 from fg_lightning.visualization.film_strip import check_looks, evenly_spaced
 from fg_lightning.visualization.overlay import Normalization, any_negative, displayed, overlaid, reduced
 from fg_lightning.visualization.sheet import contact_sheet
@@ -80,15 +81,16 @@ def save_animation(frames: Sequence[Image.Image], path: Path) -> None:
     durations = [round(1000 * seconds)] * len(frames)
     durations[-1] += round(1000 * LAST)
     written = [frame.quantize(256, dither=Image.Dither.NONE) for frame in frames] if path.suffix == ".gif" else list(frames)
-    written[0].save(
-        path,
-        FORMATS[path.suffix],
-        save_all=True,
-        append_images=written[1:],
-        duration=durations,
-        loop=0,
-        optimize=path.suffix == ".gif",
-    )
+    with replacing(path) as file:
+        written[0].save(
+            file,
+            FORMATS[path.suffix],
+            save_all=True,
+            append_images=written[1:],
+            duration=durations,
+            loop=0,
+            optimize=path.suffix == ".gif",
+        )
 
 
 def _padded(frame: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -1,5 +1,6 @@
 """A run that goes on from a checkpoint goes on with its history."""
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ from networks import LIGHTNINGS_OWN, Classifier, images_and_labels, loader, trai
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from fg_lightning import FullGradMonitor
+from fg_lightning.callbacks import history as history_module
+from fg_lightning.callbacks import resume as resume_module
 from fg_lightning.callbacks.history import History
 
 pytestmark = [*LIGHTNINGS_OWN, pytest.mark.filterwarnings("ignore:.*exists and is not empty")]
@@ -209,22 +212,89 @@ def test_where_the_folder_is_gone_the_numbers_go_on(tmp_path):
     assert (tmp_path / "fullgrad" / "version_0" / "film_strip.png").exists()
 
 
+def a_logger(folder):
+    return CSVLogger(folder, name="run", version="the_same")
+
+
+@pytest.mark.parametrize("is_same", [False, True])
 @pytest.mark.parametrize("name", ["probe.json", "history.csv", "images.csv", "layers.csv", "maps.npy"])
-def test_a_damaged_folder_is_said_and_counts_as_gone(tmp_path, name):
-    fit(tmp_path, FullGradMonitor(num_samples=4, strict=True), 1)
-    before = History.read(tmp_path / "fullgrad" / "version_0").looks
-    path = tmp_path / "fullgrad" / "version_0" / name
-    path.write_bytes(path.read_bytes().replace(b"\n1,", b"\n1,\r")[:-20] + b"\n")
+def test_a_damaged_folder_is_said_and_what_is_left_goes_on(tmp_path, name, is_same):
+    logger = a_logger if is_same else lambda folder: False
+    first = FullGradMonitor(num_samples=4, strict=True)
+    fit(tmp_path, first, 1, logger=logger(tmp_path))
+    path = first.history.folder / name
+    path.write_bytes(path.read_bytes()[:-20])
     monitor = FullGradMonitor(num_samples=4)
-    with pytest.warns(UserWarning, match=r"version_0 is damaged: .*the numbers of the checkpoint go on") as caught:
-        fit(tmp_path, monitor, 2, resume=tmp_path / "saved/epoch=0.ckpt")
+    with pytest.warns(UserWarning, match=rf"Damage: {path.parent} is damaged: .*the numbers of the checkpoint go on") as caught:
+        fit(tmp_path, monitor, 2, resume=tmp_path / "saved/epoch=0.ckpt", logger=logger(tmp_path))
     assert sum("FullGradMonitor" in str(w.message) for w in caught) == 1
-    read = History.read(tmp_path / "fullgrad" / "version_1")
+    assert (monitor.history.folder == first.history.folder) == is_same
+    read = History.read(monitor.history.folder)
     assert epochs_of(read) == [0, 1, 2]
-    assert read.looks[:2] == before
-    assert [bool(read.maps(index).isnan().any()) for index in range(3)] == [True, True, False]
-    with pytest.raises(ValueError, match="is damaged"):
+    assert read.looks[:2] == first.history.looks
+    assert [bool(read.maps(index).isnan().any()) for index in range(3)] == [False, name == "maps.npy", False]
+    assert len(read.images()) == 12
+    assert (read.folder / "film_strip.png").stat().st_size > 1000
+    assert ("fullgrad/drift" in read.looks[2].numbers) == (name != "maps.npy")
+    assert "fullgrad/drift_from_untrained" in read.looks[2].numbers
+
+
+def test_damage_raises_under_strict(tmp_path):
+    fit(tmp_path, FullGradMonitor(num_samples=4, strict=True), 1)
+    (tmp_path / "fullgrad" / "version_0" / "images.csv").unlink()
+    with pytest.raises(ValueError, match=r"is damaged: images.csv lacks rows of looks 0, 1"):
         fit(tmp_path, FullGradMonitor(num_samples=4, strict=True), 2, resume=tmp_path / "saved/epoch=0.ckpt")
+
+
+def test_a_folder_that_cannot_be_read_now_stays_as_it_is(tmp_path, monkeypatch):
+    fit(tmp_path, FullGradMonitor(num_samples=4, strict=True), 1)
+    folder = tmp_path / "fullgrad" / "version_0"
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    real = resume_module.examine
+
+    def faulty(*given):
+        real(*given)
+        raise OSError(errno.EIO, "Input/output error", str(folder / "history.csv"))
+
+    monkeypatch.setattr(resume_module, "examine", faulty)
+    monitor = FullGradMonitor(num_samples=4)
+    with pytest.warns(UserWarning, match="Input/output error"):
+        fit(tmp_path, monitor, 2, resume=tmp_path / "saved/epoch=0.ckpt")
+    assert epochs_of(monitor.history) == [0, 1, 2]
+    assert monitor.history.folder == tmp_path / "fullgrad" / "version_1"
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
+def test_a_copy_that_finds_the_disk_full_is_made_with_the_next_look(tmp_path, monkeypatch):
+    fit(tmp_path, FullGradMonitor(num_samples=4, strict=True), 1)
+    real, calls = history_module._copy, []
+
+    def full_at_first(*given):
+        calls.append(given)
+        if len(calls) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(*given)
+
+    monkeypatch.setattr(history_module, "_copy", full_at_first)
+    monitor = FullGradMonitor(num_samples=4)
+    with pytest.warns(UserWarning, match="No space left on device"):
+        fit(tmp_path, monitor, 4, resume=tmp_path / "saved/epoch=0.ckpt")
+    read = History.read(monitor.history.folder)
+    assert epochs_of(read) == [0, 1, 3, 4]
+    assert all(bool(read.maps(index).isfinite().all()) for index in range(4))
+
+
+def test_a_checkpoint_before_the_next_look_knows_where_the_findings_lie(tmp_path):
+    """A run that goes on and is stopped again before it looks."""
+    fit(tmp_path, FullGradMonitor(every_n_epochs=2, num_samples=4, strict=True), 2)
+    monitor = FullGradMonitor(every_n_epochs=4, num_samples=4, strict=True)
+    fit(tmp_path, monitor, 4, resume=tmp_path / "saved/epoch=1.ckpt")
+    state = kept(tmp_path / "saved/epoch=2.ckpt")
+    assert state["folder"] == str((tmp_path / "fullgrad" / "version_0").resolve())
+    last = FullGradMonitor(every_n_epochs=2, num_samples=4, strict=True)
+    fit(tmp_path, last, 4, resume=tmp_path / "saved/epoch=2.ckpt")
+    assert epochs_of(last.history) == [0, 2, 4]
+    assert all(bool(last.history.maps(index).isfinite().all()) for index in range(3))
 
 
 def test_images_that_lie_in_a_damaged_folder_alone_are_looked_for_anew(tmp_path, monkeypatch):
@@ -243,11 +313,12 @@ def test_a_table_that_ends_before_the_checkpoint_keeps_maps_and_numbers_together
     first = History.read(tmp_path / "fullgrad" / "version_0")
     path = first.folder / "history.csv"
     path.write_bytes(path.read_bytes()[:-5])
-    monitor = FullGradMonitor(num_samples=4, strict=True)
-    fit(tmp_path, monitor, 3, resume=tmp_path / "saved/epoch=1.ckpt")
+    monitor = FullGradMonitor(num_samples=4)
+    with pytest.warns(UserWarning, match="history.csv lacks looks 2"):
+        fit(tmp_path, monitor, 3, resume=tmp_path / "saved/epoch=1.ckpt")
     assert monitor.history.looks[:3] == first.looks
-    assert [bool(monitor.history.maps(index).isnan().any()) for index in range(4)] == [False, False, True, False]
-    assert torch.equal(monitor.history.maps(1), first.maps(1))
+    for index in range(3):
+        assert torch.equal(monitor.history.maps(index), first.maps(index))
 
 
 def test_a_checkpoint_of_another_branch_takes_what_is_its_own(tmp_path):

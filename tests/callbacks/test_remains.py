@@ -1,0 +1,174 @@
+"""What is taken over from a folder that lost a part of its files, cut at every place."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from test_history import findings, look
+
+from fg_lightning.callbacks.history import COLUMNS, History
+from fg_lightning.callbacks.probe import Probe
+from fg_lightning.callbacks.remains import OtherRun, examine
+from fg_lightning.metrics.concentration import gini_index
+
+LOOKS = 4
+FILES = ["probe.json", "maps.npy", *COLUMNS]
+
+
+def true_look(epoch, found):
+    one = look(epoch)
+    return replace(one, numbers=one.numbers | {"fullgrad/concentration": float(gini_index(found.maps.abs()).mean())})
+
+
+def written(folder, seed=0):
+    history = History(folder)
+    about = {"fingerprint": "of the probe", "psi": "absolute"}
+    history.begin(about, Probe(torch.rand(2, 1, 4, 4), torch.tensor([1, 0])), [np.zeros((4, 4, 3), np.uint8)] * 2)
+    for epoch in range(LOOKS):
+        found = findings(seed + epoch)
+        history.add(true_look(epoch, found), found, torch.tensor([1, 0]))
+    return history
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return written(tmp_path_factory.mktemp("run") / "fullgrad")
+
+
+@pytest.fixture
+def copied(whole, tmp_path):
+    return shutil.copytree(whole.folder, tmp_path / "fullgrad")
+
+
+def gone_on(folder, looks, *, at=None):
+    """A run that goes on in the folder, or in another one, with a look more; what is read of it, and what was said."""
+    lost, damages = examine(folder, looks, "of the probe")
+    history = History(at or folder, looks, folder, lost)
+    history.begin({"fingerprint": "of the probe"}, Probe(torch.rand(2, 1, 4, 4)), [])
+    history.add(look(9), findings(9), None)
+    return History.read(at or folder), damages
+
+
+def check(read, whole, maps_there):
+    """Every look once, its numbers, and the maps that were there."""
+    assert read.looks == [*whole.looks, look(9)]
+    for index in range(LOOKS):
+        maps = read.maps(index)
+        if index in maps_there:
+            relative = maps / maps.flatten(1).amax(1).reshape(-1, 1, 1, 1)
+            expected = whole.maps(index)
+            assert torch.allclose(relative, expected / expected.flatten(1).amax(1).reshape(-1, 1, 1, 1), atol=1e-3)  # float16
+        else:
+            assert bool(maps.isnan().all())
+    assert torch.allclose(read.maps(LOOKS), findings(9).maps, atol=2**-11)
+    for rows, key in ((read.images(), "image"), (read.layers(), "layer")):
+        places = [(int(row["look"]), int(row[key])) for row in rows]
+        assert places == sorted(set(places))
+
+
+def cuts(length):
+    """Every place near either end, and many between."""
+    return sorted({*range(12), *range(0, length, max(1, length // 60)), *range(max(0, length - 12), length)} & set(range(length)))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_of_a_file_that_is_cut_anywhere_the_rest_goes_on(copied, whole, name):
+    path = copied / name
+    content = path.read_bytes()
+    first = len(content) - LOOKS * 2 * 4 * 4 * 2  # of the maps
+    originals = {other: (copied / other).read_bytes() for other in FILES}
+    for cut in cuts(len(content.rstrip())):
+        for other, original in originals.items():
+            (copied / other).write_bytes(original)
+        path.write_bytes(content[:cut])
+        read, damages = gone_on(copied, whole.looks)
+        there = max(0, cut - first) // 64 if name == "maps.npy" else LOOKS
+        check(read, whole, range(there))
+        assert [f"{copied} is damaged: " in damage for damage in damages] == [True], cut
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_is_gone(copied, whole, name):
+    (copied / name).unlink()
+    read, damages = gone_on(copied, whole.looks)
+    check(read, whole, [] if name == "maps.npy" else range(LOOKS))
+    assert len(damages) == 1
+
+
+def test_nothing_is_said_of_a_folder_that_is_as_it_was(copied, whole):
+    lost, damages = examine(copied, whole.looks, "of the probe")
+    assert not lost
+    assert not damages
+    images = (copied / "images.csv").read_bytes()
+    read, _ = gone_on(copied, whole.looks)
+    check(read, whole, range(LOOKS))
+    assert torch.equal(read.maps(1), whole.maps(1))
+    assert (copied / "images.csv").read_bytes().startswith(images)
+
+
+DAMAGES = {
+    "rows are missing": (
+        "history.csv",
+        lambda raw: raw.replace(b"\n1,1,", b"\nx,1,").replace(b"\n2,2,", b"\n,2,"),
+        "lacks looks 1, 2",
+    ),
+    "a row is there twice": ("history.csv", lambda raw: raw + raw.splitlines(keepends=True)[2], ""),
+    "rows in another order": ("history.csv", lambda raw: b"".join(np.array(raw.splitlines(keepends=True))[[0, 3, 1, 2, 4]]), ""),
+    "the heading is gone": ("history.csv", lambda raw: raw.split(b"\n", 1)[1], "lacks looks 0"),
+    "another heading": ("images.csv", lambda raw: raw.replace(b"look", b"lock", 1), ""),
+    "a stray quote": ("images.csv", lambda raw: raw.replace(b"\n1,0,", b'\n1,"0,'), "images.csv lacks rows of looks 1"),
+    "zeros at the end": ("layers.csv", lambda raw: raw + bytes(100), ""),
+    "zeros instead of the end": ("images.csv", lambda raw: raw[:-60] + bytes(60), "images.csv lacks rows of looks 3"),
+    "no text": ("layers.csv", lambda raw: bytes(range(256)) * 9, "layers.csv lacks rows of looks 0, 1, 2, 3"),
+    "a look that was torn": ("images.csv", lambda raw: raw + b"4,0,1,1", ""),
+    "no facts": ("probe.json", lambda raw: b"[1]", "probe.json cannot be read"),
+    "maps without a header": ("maps.npy", lambda raw: bytes(128) + raw[128:], "maps.npy has no header"),
+    "maps of another header": ("maps.npy", lambda raw: raw.replace(b"(4, 2, 1", b"(4, 1, 2"), ""),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_of_other_kinds(copied, whole, damage):
+    name, damaged, said = DAMAGES[damage]
+    path = copied / name
+    before = path.read_bytes()
+    path.write_bytes(damaged(before))
+    assert path.read_bytes() != before
+    read, damages = gone_on(copied, whole.looks)
+    check(read, whole, range(LOOKS))
+    assert said in "".join(damages)
+    assert bool(damages) == bool(said)
+
+
+def test_the_earlier_folder_stays_as_it_is(copied, whole, tmp_path):
+    (copied / "images.csv").write_bytes((copied / "images.csv").read_bytes()[:-30])
+    before = {path.name: path.read_bytes() for path in copied.iterdir() if path.is_file()}
+    read, _ = gone_on(copied, whole.looks, at=tmp_path / "fullgrad_1")
+    check(read, whole, range(LOOKS))
+    assert {path.name: path.read_bytes() for path in copied.iterdir() if path.is_file()} == before
+
+
+def test_findings_of_another_branch_are_not_taken_for_ones_own(copied, tmp_path):
+    """Two runs in one folder: the maps behind rows that are gone are told by what they show, not by their place."""
+    other = written(tmp_path / "other", seed=50)
+    lost, damages = examine(copied, other.looks, "of the probe")
+    assert lost == {0, 1, 2, 3}
+    assert not damages
+    (copied / "history.csv").unlink()
+    lost, _ = examine(copied, other.looks, "of the probe")
+    assert lost == {0, 1, 2, 3}
+
+
+def test_another_run_and_a_later_format_are_told_apart(copied, whole):
+    with pytest.raises(OtherRun):
+        examine(copied, whole.looks, "of another probe")
+    (copied / "probe.json").write_text(json.dumps({"format": 99, "fingerprint": "of the probe"}))
+    with pytest.raises(ValueError, match=r"has format 99.*update"):
+        examine(copied, whole.looks, "of the probe")
+    for name in FILES:
+        (copied / name).unlink()
+    with pytest.raises(OtherRun):
+        examine(copied, whole.looks, "of the probe")
