@@ -86,10 +86,19 @@ class Artist:
         return film_strip(
             planar(self.images),
             chosen,
-            row_names=[self.classes.named(label) for label in _values(self.labels, len(self.pictures_of_images))],
+            row_names=self._row_names(history),
             captions=captions,
             normalization=self.normalization,
         )
+
+    def _row_names(self, history: History) -> list[str]:
+        """Of each image the label; what is explained of it where its label is no single number, as of a label map."""
+        count = len(self.pictures_of_images)
+        if self.labels is not None and self.labels.ndim == 1:
+            return [self.classes.named(label) for label in _values(self.labels, count)]
+        rows = next(reversed(_by_look(history.images()).values()), [])
+        explained = [number(row["explained"]) for row in rows]
+        return [self.classes.named(value) for value in explained] if len(explained) == count else [""] * count
 
     def animation(self, history: History) -> list[Image.Image]:
         """The film strip in motion, a frame a look, of those whose maps there are.

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from inspect import getattr_static, getclosurevars
+from inspect import getclosurevars
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
+from fg_lightning.callbacks.code import attribute, names_in
+from fg_lightning.callbacks.normalizing import normalization_of
 from fg_lightning.visualization.overlay import Normalization
 
 MOST_OBJECTS = 2000
@@ -20,6 +23,9 @@ MOST_OBJECTS = 2000
 MOST_ITEMS = 64
 """Of a longer sequence only so many are looked at: it holds samples, not transforms."""
 
+LABELS = ("targets", "labels", "_labels", "_targets", "y")
+"""What data sets call the labels of their samples."""
+
 CLASS_NAMES = ("classes", "class_names", "categories", "label_names", "names")
 """What data sets call the names of their classes."""
 
@@ -27,6 +33,10 @@ ELSEWHERE = ("trainer", "_trainer", "_iterator")
 """Attributes that lead away from the data: of datamodules, and of loaders that are being read."""
 
 LEAVES = (str, bytes, int, float, complex, bool, type(None), Tensor, np.ndarray, nn.Parameter, type)
+
+
+HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+"""In which modules and datamodules transform whole batches."""
 
 
 class Facts:
@@ -38,32 +48,46 @@ class Facts:
     def __init__(self, *roots: Any) -> None:
         self._roots = roots
 
-    def normalization(self) -> Normalization | None:
-        """The first normalization that a transform makes: one that is called so and has a mean and a std, as torchvision's,
-        albumentations' and kornia's do; None if there is none."""
-        for found in _reached(self._roots):
-            if type(found).__name__ in ("Normalize", "Normalization"):
-                mean, std = (_numbers(_attribute(found, name)) for name in ("mean", "std"))
-                if mean and len(mean) == len(std) and all(std):
-                    return Normalization(mean, std)
+    @classmethod
+    def of(cls, module: nn.Module, *roots: Any) -> Facts:
+        """Also from what a module's hooks apply to whole batches; what its forward applies was not applied to the batches."""
+        used = [attribute(module, name) for name in sorted(names_in(module, HOOKS))]
+        return cls(*roots, [value for value in used if value is not None])
+
+    def normalization(self, images: Tensor | None = None) -> Normalization | None:
+        """The first normalization that a transform makes and whose numbers can be read; None if there is none.
+
+        Args:
+            images: [N, C, *S], what came out of the transforms; a normalization that cannot have made them is passed over.
+        """
+        for root in self._roots:
+            for found in _reached([root]):
+                normalization = normalization_of(found)
+                if normalization is not None and (images is None or normalization.fits(images)):
+                    return normalization
         return None
 
     def class_names(self, count: int) -> list[str] | None:
-        """The names of so many classes, as torchvision's and Hugging Face's data sets have them; None if there are none.
+        """The names of so many classes, as torchvision's and Hugging Face's data sets have them; None if there are none."""
+        return next((names for names in self._lists_of_names() if len(names) == count), None)
 
-        Fewer will do of an image folder, whose classes a network with more outputs is often trained on.
-        """
-        fewer = None
+    def class_counts(self) -> set[int]:
+        """How many classes the data speak of: as many as have names, or one more than the highest label of a data set."""
+        counts = {len(names) for names in self._lists_of_names()}
         for found in _reached(self._roots):
-            for attribute in CLASS_NAMES:
-                names = _attribute(found, attribute)
-                if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+            values = [attribute(found, name) for name in LABELS]
+            tensors = attribute(found, "tensors")
+            counts |= {_highest(value) + 1 for value in [*values, *(tensors if isinstance(tensors, tuple) else ())]}
+        return {count for count in counts if count > 1}
+
+    def _lists_of_names(self) -> Iterator[list[str]]:
+        for found in _reached(self._roots):
+            for name in CLASS_NAMES:
+                names = attribute(found, name)
+                if name == "names" and attribute(found, "__getitem__") is not None:  # of samples, not of classes
                     continue
-                if len(names) == count:
-                    return list(names)
-                if fewer is None and attribute == "classes" and len(names) < count and _attribute(found, "class_to_idx"):
-                    fewer = list(names)
-        return fewer
+                if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
+                    yield list(names)
 
 
 def _reached(roots: Sequence[Any]) -> Iterator[Any]:
@@ -98,20 +122,11 @@ def _led_to(found: Any) -> list[Any]:
     return [value for name, value in getattr(found, "__dict__", {}).items() if name not in ELSEWHERE]
 
 
-def _numbers(value: Any) -> tuple[float, ...]:
-    """A number, sequence, array or tensor as a tuple of numbers; empty if it is none."""
-    try:
-        return tuple(float(number) for number in np.asarray(value, dtype=float).flatten())
-    except (TypeError, ValueError, RuntimeError):
-        return ()
-
-
-def _attribute(found: Any, name: str) -> Any:
-    """An attribute that is there, or None: an object may make up others when it is asked, and a property may fail."""
-    attribute = getattr_static(found, name, None)
-    if not isinstance(attribute, property):
-        return attribute
-    try:
-        return getattr(found, name)
-    except Exception:
-        return None
+def _highest(labels: Any) -> int:
+    """The highest of the integer labels of a data set, one for each sample; -1 if there are none."""
+    if isinstance(labels, list) and labels and type(labels[0]) is int:
+        labels = np.asarray(labels) if all(type(label) is int for label in labels) else None
+    if isinstance(labels, Tensor) and labels.ndim == 1 and labels.device.type == "cpu":
+        labels = labels.detach().numpy() if labels.numel() and labels.dtype not in (torch.bfloat16, torch.bool) else None
+    is_integers = isinstance(labels, np.ndarray) and labels.ndim == 1 and labels.size and labels.dtype.kind in "iu"
+    return int(labels.max()) if is_integers else -1

@@ -208,7 +208,8 @@ class FullGradMonitor(Callback):
         if probe is None and not self._checkpoint:
             return
         resumed = Resumed.of(self._checkpoint) if self._checkpoint else None
-        facts = Facts(trainer.val_dataloaders, trainer.train_dataloader, getattr(trainer, "datamodule", None))
+        datamodule = getattr(trainer, "datamodule", None)
+        facts = Facts.of(trainer.lightning_module, trainer.val_dataloaders, trainer.train_dataloader, datamodule)
         fresh = None if probe is None else probe.to("cpu")
         self._watch = Watch.begin(trainer, fresh, self.settings, facts, self._faults, resumed, is_given=self._given is not None)
 

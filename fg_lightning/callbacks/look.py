@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Union
 
@@ -11,8 +11,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fg_lightning.callbacks.call import Called, Forward
+from fg_lightning.callbacks.evidence import Evidence
+from fg_lightning.callbacks.meaning import Meaning, task_as_told, task_of
 from fg_lightning.callbacks.probe import Probe
-from fg_lightning.callbacks.task import Answers, Chosen, Classes, MonitorTarget, Regions, Task, task_of
+from fg_lightning.callbacks.task import Answers, Chosen, Classes, Entry, MonitorTarget, Regions, Task
 from fg_lightning.fullgrad import FullGrad, FullGradients
 from fg_lightning.fullgrad.decomposition import joined
 from fg_lightning.fullgrad.postprocess import Psi
@@ -99,10 +101,13 @@ class Looker:
         target: what is explained.
         forward: how the module is called.
         task: as an earlier run found it, where the probe's labels are those that it fixed.
+        told: what the user says that the output means, one of `CHOICES`; None to go by evidence.
+        evidence: what is known of a module and its data, asked for at the first look.
 
     Attributes:
         labels: the probe's labels as they came.
         misfit: what is wrong with them, once a look was taken; None if nothing is.
+        assumed: what the evidence did not decide, once a look was taken; None if it did.
 
     Raises:
         ValueError: if there is not a target for each image.
@@ -115,9 +120,13 @@ class Looker:
         target: MonitorTarget = None,
         forward: Forward | None = None,
         task: Task | None = None,
+        told: str | None = None,
+        evidence: Callable[[nn.Module], Evidence] = Evidence.of,
     ) -> None:
         self.labels = probe.labels
         self.misfit: str | None = None
+        self.assumed: str | None = None
+        self._candidates = probe.candidates
         if target is not None and not callable(target):
             probe = replace(probe, labels=_for_each(target, len(probe)), others=())
         self.probe = probe
@@ -125,6 +134,8 @@ class Looker:
         self._psi = psi
         self._forward = forward
         self._target = target
+        self._told = told
+        self._evidence = evidence
         self._is_fixed = self.task is not None
         self._which = 0
 
@@ -144,7 +155,8 @@ class Looker:
             fixed = None if labels[0] is None else torch.cat(labels).cpu()
             self.probe, self._is_fixed, self._which = replace(self.probe, labels=fixed, others=()), True, 0
         answers = [self.task.answers(output, fixed) for output, fixed in zip(outputs, labels, strict=True)]
-        return _findings(module, torch.cat(maps), joined(list(terms)), _joined(answers), self.task.classes(outputs[0]))
+        classes = self.task.classes(outputs[0])
+        return _findings(module, torch.cat(maps), joined(list(terms)), _joined(answers), classes)
 
     def _look(self, module: nn.Module, probe: Probe) -> tuple[Tensor, FullGradients, Any, Tensor | None]:
         """Of one part of the probe: maps, terms, the output, and the labels that stay explained."""
@@ -155,23 +167,46 @@ class Looker:
             output, candidates = called_output
             outputs.append(output)
             if self.task is None:
-                self._understand(main_output(output), probe)
+                self._understand(main_output(output), probe, self._evidence(module))
             return self.task.explained(output, self._of(candidates))  # type: ignore[union-attr]
 
         maps, terms = FullGrad(called, psi=self._psi).attribute_with_terms(probe.images, explained, called.arguments)
         assert self.task is not None
         return maps.detach().float(), terms, outputs[0], self.task.fixed(outputs[0], self._of(probe.candidates))
 
-    def _understand(self, scores: Tensor, probe: Probe) -> None:
-        if self._target is None:
-            self.task, which = task_of(scores, probe.images, probe.candidates)
-            self._which = len(probe.candidates) if which is None else which
+    def _understand(self, scores: Tensor, probe: Probe, evidence: Evidence) -> None:
+        """Decides the task, from a part of the probe."""
+        if self._target is not None:
+            self.task = self._of_target(scores, probe, evidence)
             return
-        task = Classes() if scores.ndim == 2 else Regions()
-        wrong = "the output is one number" if scores.ndim < 2 else task.misfit(scores, probe.labels)
+        found = self._meaning(scores, probe.images, probe.candidates, evidence)
+        self.task, self.assumed = found.task, found.assumed
+        self._which = len(probe.candidates) if found.labels is None else found.labels
+
+    def _meaning(self, scores: Tensor, images: Tensor, candidates: Sequence[Tensor], evidence: Evidence) -> Meaning:
+        if self._told is not None:
+            return task_as_told(self._told, scores, images, candidates, evidence)
+        return task_of(scores, images, candidates, evidence, of_all=self._candidates)
+
+    def _of_target(self, scores: Tensor, probe: Probe, evidence: Evidence) -> Task:
+        """The task of a class that the user chose, or of an entry of an output that has no classes.
+
+        Raises:
+            TargetError: if the output has no such class.
+        """
+        wrong = "the output is one number" if scores.ndim < 2 else None
+        task: Task = Classes() if scores.ndim == 2 else Regions()
+        if wrong is None:
+            rows = tuple(candidate[: len(scores)] for candidate in self._candidates)
+            found = self._meaning(scores, probe.images, rows, evidence)
+            if scores.ndim == 2 and not found.task.tells_classes and found.assumed is None:
+                task = Entry()
+            elif isinstance(found.task, type(task)):
+                task = found.task
+            wrong = task.misfit(scores, probe.labels)
         if wrong is not None:
             raise TargetError(f"target {self._target} is no class: {wrong}")
-        self.task = task
+        return task
 
     def _of(self, candidates: Sequence[Tensor]) -> Tensor | None:
         """The labels among what may be the labels."""

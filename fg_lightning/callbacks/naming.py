@@ -11,9 +11,11 @@ class ClassNames:
     """
     Attributes:
         names: of the classes, None where they have none.
+        are_classes: whether integers are classes, and not numbers like any other.
     """
 
     names: Sequence[str] | None = None
+    are_classes: bool = True
 
     def named(self, answer: float | None) -> str:
         """A class by its name, another number as it is."""
@@ -21,6 +23,9 @@ class ClassNames:
             return ""
         if isinstance(answer, float):
             return f"{answer:.4g}"
+        answer = int(answer)
+        if not self.are_classes:
+            return str(answer)
         return self.names[answer] if self.names and 0 <= answer < len(self.names) else f"class {answer}"
 
     def answer(self, predicted: float | None, confidence: float | None) -> str:
@@ -30,6 +35,8 @@ class ClassNames:
     def caption(self, label: float | None, explained: float | None, predicted: float | None, confidence: float | None) -> str:
         """What is explained, and below it what the network says of the image."""
         of = self.named(label if explained is None else explained)
+        if of and not self.are_classes and explained is None:
+            of = f"label {of}"
         if None not in (label, explained) and label != explained:
             of = f"{of} (label {self.named(label)})"
         says = "" if predicted is None else f"→ {self.answer(predicted, confidence)}"

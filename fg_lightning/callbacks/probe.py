@@ -13,6 +13,8 @@ from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
+from fg_lightning.callbacks.listed import HOW_TO_WATCH_A_DETECTOR, list_of_images
+
 
 class NoProbe(ValueError):
     """There are no images to look at; the message says why and what to do."""
@@ -84,6 +86,11 @@ class Probe:
         Raises:
             NoProbe: if there is no image in it.
         """
+        listed = list_of_images(batch)
+        if listed is not None:
+            raise NoProbe(
+                f"the batch holds {listed}, as detectors take them, and no tensor [N, C, H, W]; {HOW_TO_WATCH_A_DETECTOR}"
+            )
         leaves = list(_leaves(batch))
         images = next(iter(_ranked(leaves, IMAGE_NAMES, lambda t: t.is_floating_point() and 3 <= t.ndim <= 5)), None)
         if images is None or not len(images):
@@ -98,7 +105,8 @@ class Probe:
             return (tensor[:size] if tensor.ndim and len(tensor) == n else tensor).detach().clone()
 
         rest = [(name, tensor) for name, tensor in leaves if tensor is not images]
-        labels = [cut(t).flatten() if t.shape == (n, 1) else cut(t) for t in _ranked(rest, LABEL_NAMES, lambda t: _has_rows(t, n))]
+        fitting = [_countable(cut(tensor)) for tensor in _ranked(rest, LABEL_NAMES, lambda t: _has_rows(t, n))]
+        labels = [tensor.flatten() if tensor.shape[1:] == (1,) else tensor for tensor in fitting]
         probe = cls(cut(images), labels[0] if labels else None, tuple(labels[1:]))
         if not with_batch:
             return probe
@@ -114,12 +122,15 @@ class Probe:
         Raises:
             NoProbe: if it is anything else.
         """
+        listed = list_of_images(probe)
+        if listed is not None:
+            raise NoProbe(f"probe is {listed}; {HOW_TO_WATCH_A_DETECTOR}")
         images, labels = (probe, None) if isinstance(probe, Tensor) else probe if len(probe) == 2 else (None, None)
         if not isinstance(images, Tensor) or not images.is_floating_point() or not 3 <= images.ndim <= 5 or not len(images):
             raise NoProbe("probe must be images, a floating-point tensor [N, C, *S] with at least one of them, or (images, labels)")
         if labels is not None and not (isinstance(labels, Tensor) and labels.ndim and len(labels) == len(images)):
             raise NoProbe(f"the probe's labels must be a tensor with a row for each of {len(images)} images")
-        images, labels = images.detach().clone(), None if labels is None else labels.detach().clone()
+        images, labels = images.detach().clone(), None if labels is None else _countable(labels.detach().clone())
         return cls(images, labels, batch=images if labels is None else (images, labels))
 
 
@@ -131,10 +142,13 @@ LABEL_NAMES = ("label", "labels", "target", "targets", "class", "mask", "masks",
 def _leaves(batch: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
     """The tensors of a batch with the names of their fields."""
     if isinstance(batch, Tensor):
-        yield name, batch
+        if not batch.is_nested:
+            yield name, batch
     elif isinstance(batch, Mapping):
         for key, value in batch.items():
             yield from _leaves(value, str(key))
+    elif isinstance(batch, (tuple, list)) and batch and all(type(value) in (bool, int, float) for value in batch):
+        yield name, torch.tensor(batch)
     elif isinstance(batch, (tuple, list)):
         names = getattr(batch, "_fields", [name] * len(batch))
         for field, value in zip(names, batch, strict=True):
@@ -148,6 +162,11 @@ def _ranked(leaves: list[tuple[str, Tensor]], names: Sequence[str], fits: Callab
     """The tensors that fit: those with one of the names first, and of these and the others plain classes [N] first."""
     fitting = [(name.lower() in names, tensor) for name, tensor in leaves if fits(tensor)]
     return [tensor for _, tensor in sorted(fitting, key=lambda leaf: (not leaf[0], not _is_classes(leaf[1])))]
+
+
+def _countable(labels: Tensor) -> Tensor:
+    """False and True as 0 and 1."""
+    return labels.to(torch.uint8) if labels.dtype is torch.bool else labels
 
 
 def _has_rows(tensor: Tensor, n: int) -> bool:

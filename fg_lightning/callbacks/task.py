@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Union
@@ -37,7 +36,16 @@ class Task:
     """One kind of output; this one is a number for each image, or several whose mean is explained: regression.
 
     Labels are rows that go with the images, whatever they are, None where there are none.
+
+    Attributes:
+        name: under which the user may choose it.
+        words: what it takes the output to be.
+        tells_classes: whether an integer that it gives is a class.
     """
+
+    name = "number"
+    words = "a number, or several whose mean is explained"
+    tells_classes = False
 
     def fixed(self, output: Any, labels: Tensor | None) -> Tensor | None:
         """What stays explained, so that maps can be compared over time: the labels, and what is predicted now where none fits.
@@ -63,19 +71,51 @@ class Task:
         return None
 
 
+class Entry(Task):
+    """[N, K] of numbers that are no classes: the entry that the user asked for."""
+
+    def explained(self, output: Any, labels: Tensor | None) -> Tensor:
+        assert labels is not None
+        return main_output(output).gather(1, labels.long()[:, None]).squeeze(1)
+
+    def misfit(self, output: Any, labels: Tensor | None) -> str | None:
+        return Classes().misfit(output, labels)
+
+
 class Binary(Task):
     """[N] or [N, 1]: the logit of class 1."""
 
+    name = "logit"
+    words = "the logit of class 1"
+    tells_classes = True
+
     def answers(self, output: Any, labels: Tensor | None) -> Answers:
-        probability = self.explained(output, labels).sigmoid()
+        probability = self.probability(self.explained(output, labels))
         return Answers(None, (probability > 0.5).long(), torch.maximum(probability, 1 - probability))
 
     def classes(self, output: Any) -> int:
         return 2
 
+    def probability(self, score: Tensor) -> Tensor:
+        """Of class 1, [N]."""
+        return score.sigmoid()
+
+
+class Probability(Binary):
+    """[N] or [N, 1]: the probability of class 1."""
+
+    words = "the probability of class 1"
+
+    def probability(self, score: Tensor) -> Tensor:
+        return score.clamp(0, 1)
+
 
 class Classes(Task):
     """[N, K]: the score of the labelled class, of the first of them where there are several."""
+
+    name = "classes"
+    words = "scores of classes"
+    tells_classes = True
 
     def fixed(self, output: Any, labels: Tensor | None) -> Tensor:
         scores = main_output(output).detach()
@@ -84,7 +124,7 @@ class Classes(Task):
             return predicted
         if labels.shape == scores.shape:
             return torch.where(labels.amax(1) > 0, labels.float().argmax(1), predicted)
-        return torch.where(_in_range(labels, scores), labels.long(), predicted)
+        return torch.where(fits_classes(labels, scores), labels.long(), predicted)
 
     def explained(self, output: Any, labels: Tensor | None) -> Tensor:
         return main_output(output).gather(1, self.fixed(output, labels)[:, None]).squeeze(1)
@@ -95,7 +135,7 @@ class Classes(Task):
 
     def misfit(self, output: Any, labels: Tensor | None) -> str | None:
         scores = main_output(output)
-        if labels is None or labels.ndim != 1 or bool(_in_range(labels, scores).all()):
+        if labels is None or labels.ndim != 1 or bool(fits_classes(labels, scores).all()):
             return None
         return f"labels {labels.tolist()} are out of range: the output has shape {tuple(scores.shape)}"
 
@@ -111,8 +151,18 @@ class Classes(Task):
 class SeveralClasses(Classes):
     """[N, K] where an image may have several classes."""
 
+    name = "labels"
+    words = "scores of classes, of which an image may have several"
+
     def probabilities(self, scores: Tensor) -> Tensor:
         return scores.sigmoid()
+
+
+class SeveralProbabilities(SeveralClasses):
+    """[N, K] where an image may have several classes, as their probabilities."""
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        return scores.clamp(0, 1)
 
 
 class Regions(Task):
@@ -121,6 +171,10 @@ class Regions(Task):
     The class is the one with the largest region but for class 0, by convention the background, or else that; a single score is
     that of class 1. An image without the class is explained as a whole.
     """
+
+    name = "regions"
+    words = "scores of a class for every place"
+    tells_classes = True
 
     def fixed(self, output: Any, labels: Tensor | None) -> Tensor:
         scores = main_output(output).detach()
@@ -172,16 +226,12 @@ class Chosen(Task):
         return Answers()
 
 
-TASKS: dict[str, type[Task]] = {task.__name__: task for task in (Task, Binary, Classes, SeveralClasses, Regions)}
+TASKS: dict[str, type[Task]] = {
+    task.__name__: task for task in (Task, Entry, Binary, Probability, Classes, SeveralClasses, SeveralProbabilities, Regions)
+}
 """By the names under which a checkpoint and `probe.json` know them."""
 
-CHOICES: dict[str, type[Task]] = {
-    "classes": Classes,
-    "labels": SeveralClasses,
-    "logit": Binary,
-    "regions": Regions,
-    "number": Task,
-}
+CHOICES: dict[str, type[Task]] = {task.name: task for task in (Classes, SeveralClasses, Binary, Regions, Task)}
 """By the names that the user may choose."""
 
 
@@ -202,55 +252,13 @@ def check_task(task: Any, target: Any = None) -> None:
         raise ValueError(f"task={task!r} has no effect: the target is a function, which already tells what is explained")
 
 
-def task_of(scores: Tensor, images: Tensor, candidates: Sequence[Tensor]) -> tuple[Task, int | None]:
-    """The task that an output and what may be its labels speak of, and which of the candidates are the labels.
-
-    Args:
-        scores: the model's output, [N] or [N, ...].
-        images: [N, C, *S], what it was given.
-        candidates: tensors of N rows, the likeliest first.
-    """
-    n = len(scores)
-
-    def first(fits: Callable[[Tensor], bool]) -> int | None:
-        return next((i for i, labels in enumerate(candidates) if fits(labels)), None)
-
-    if math.prod(scores.shape[1:]) == 1:
-        which = first(lambda t: t.shape == (n,))
-        return (Task() if which is None or not _is_zero_or_one(candidates[which]) else Binary()), which
-    if scores.ndim == 2:
-        return _task_of_vectors(scores, candidates, first)
-    maps = first(lambda t: t.ndim in (scores.ndim - 1, scores.ndim) and (not t.is_floating_point() or _is_zero_or_one(t)))
-    others = first(lambda t: t.ndim > 2)
-    if scores.ndim != images.ndim or (maps is None and (scores.shape == images.shape or others is not None)):
-        return Task(), others
-    return Regions(), maps
-
-
-def _task_of_vectors(
-    scores: Tensor, candidates: Sequence[Tensor], first: Callable[[Callable[[Tensor], bool]], int | None]
-) -> tuple[Task, int | None]:
-    """`task_of` an output [N, K]."""
-    n = len(scores)
-    classes = first(lambda t: t.shape == (n,) and not t.is_floating_point())
-    matrix = first(lambda t: t.shape == scores.shape)
-    if classes is not None and (matrix is None or bool(_in_range(candidates[classes], scores).any())):
-        return Classes(), classes
-    if matrix is not None:
-        labels = candidates[matrix].float()
-        if bool(((labels < 0) | (labels > 1)).any()):
-            return Task(), matrix
-        is_one_of = torch.allclose(labels.sum(1), labels.new_ones(()), atol=1e-3)
-        return (Classes() if is_one_of else SeveralClasses()), matrix
-    numbers = first(lambda t: t.is_floating_point() and t.shape == (n,))
-    return (Classes() if numbers is None else Task()), numbers
-
-
-def _in_range(labels: Tensor, scores: Tensor) -> Tensor:
+def fits_classes(labels: Tensor, scores: Tensor) -> Tensor:
+    """Which labels, of any shape, are one of the K classes of scores [N, K, ...]."""
     return (labels >= 0) & (labels < scores.shape[1])
 
 
-def _is_zero_or_one(labels: Tensor) -> bool:
+def is_zero_or_one(labels: Tensor) -> bool:
+    """Whether there is no other label."""
     return bool(((labels == 0) | (labels == 1)).all())
 
 

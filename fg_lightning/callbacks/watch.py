@@ -10,11 +10,12 @@ from typing import Any, Union
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from fg_lightning.atomic import replacing
 from fg_lightning.callbacks.call import Forward
 from fg_lightning.callbacks.drawing import Artist, bias_terms, planar
+from fg_lightning.callbacks.evidence import Evidence
 from fg_lightning.callbacks.facts import Facts
 from fg_lightning.callbacks.faults import Faults
 from fg_lightning.callbacks.folder import run_folder, unused
@@ -141,6 +142,11 @@ class Watch:
             None if there are no images yet.
         """
         folder = None if getattr(trainer, "fast_dev_run", False) else run_folder(trainer)
+
+        def evidence(module: nn.Module) -> Evidence:
+            given = () if settings.class_names is None else (len(settings.class_names),)
+            return Evidence.of(module, (*given, *facts.class_counts()))
+
         look_on = None
         if resumed is not None:
             if resumed.damage is not None:
@@ -151,12 +157,12 @@ class Watch:
                 faults.complain(ProbeChanged(f"since the checkpoint was written, {changed}"), consequence)
         if resumed is not None and look_on is not None:
             history = resumed.history(None if folder is None else resumed.folder_in(folder, trainer.logger is not None))
-            looker = Looker(look_on, settings.psi, settings.target, settings.forward, resumed.task)
+            looker = Looker(look_on, settings.psi, settings.target, settings.forward, resumed.task, settings.task, evidence)
             looker.labels = look_on.labels if fresh is None else fresh.labels
             fingerprint = resumed.fingerprint
         elif fresh is not None:
             history = History(None if folder is None else unused(folder))
-            looker = Looker(fresh, settings.psi, settings.target, settings.forward)
+            looker = Looker(fresh, settings.psi, settings.target, settings.forward, None, settings.task, evidence)
             fingerprint = fresh.fingerprint()
         else:
             return None
@@ -233,18 +239,32 @@ class Watch:
         """What it takes the first look to know: how to draw, and what to say of it."""
         if self.looker.misfit is not None:
             self._faults.complain(TargetError(self.looker.misfit), "so the predicted classes of the first look are explained")
-        normalization, names = self._settings.normalization, self._settings.class_names
+        if self.looker.assumed is not None:
+            rank_zero_info(f"FullGradMonitor: {self.looker.assumed}")
+        images, normalization = self.looker.probe.images, self._settings.normalization
         with self._faults.kept_from_training():
-            normalization = normalization or self._facts.normalization()
-            if names is None and findings.classes is not None:
-                names = self._facts.class_names(findings.classes)
-        images = self.looker.probe.images
+            normalization = normalization or self._facts.normalization(images)
         pictures = [displayed(image, normalization) for image in planar(images)]
-        artist = Artist(images, pictures, self.looker.labels, normalization, ClassNames(names))
+        artist = Artist(images, pictures, self.looker.labels, normalization, self._classes(findings))
         with self._faults.kept_from_training():
             self.history.begin(self._about(module, artist), self.looker.probe, artist.pictures_of_images)
             self._say_where_pictures_go()
         return artist
+
+    def _classes(self, findings: Findings) -> ClassNames:
+        """What the classes are called that the network tells apart, whose names must be as many."""
+        names, count = self._settings.class_names, findings.classes
+        if count is None:
+            names = names if callable(self._settings.target) else None
+            return ClassNames(names, are_classes=names is not None)
+        if names is not None and len(names) != count:
+            problem = f"class_names has {len(names)} names, but the output has {count} classes"
+            self._faults.complain(ValueError(problem), "so classes are shown by their numbers")
+            names = None
+        elif names is None:
+            with self._faults.kept_from_training():
+                names = self._facts.class_names(count)
+        return ClassNames(names)
 
     def _about(self, module: LightningModule, artist: Artist) -> dict[str, Any]:
         """What stands in `probe.json`."""

@@ -18,6 +18,7 @@ from fg_lightning.callbacks.history import HISTORY, IMAGES, LAYERS
 from fg_lightning.callbacks.look import NUMBERS, Look
 from fg_lightning.callbacks.naming import ClassNames
 from fg_lightning.callbacks.table import number
+from fg_lightning.callbacks.task import TASKS
 from fg_lightning.errors import CannotRun
 from fg_lightning.report.pictures import picture_in
 from fg_lightning.report.tables import facts_of, readable_rows
@@ -68,7 +69,10 @@ class Run:
     @property
     def classes(self) -> ClassNames:
         names = self.about.get("class_names")
-        return ClassNames([str(name) for name in names] if isinstance(names, list) else None)
+        if isinstance(names, list):
+            return ClassNames([str(name) for name in names])
+        task = self.about.get("task")
+        return ClassNames(None, are_classes=TASKS[task].tells_classes if task in TASKS else task != "Chosen")
 
     @property
     def plane(self) -> tuple[int, int] | None:

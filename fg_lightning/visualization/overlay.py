@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -34,7 +35,7 @@ class Normalization:
         std: likewise.
 
     Raises:
-        ValueError: if there is not one std for each mean, or one of them is zero.
+        ValueError: if there is not one std for each mean, one of them is zero, or a number is not finite.
     """
 
     mean: Sequence[float]
@@ -43,6 +44,8 @@ class Normalization:
     def __post_init__(self) -> None:
         if not len(self.mean) or len(self.mean) != len(self.std):
             raise ValueError(f"a normalization has a mean and a std for each channel, not {len(self.mean)} and {len(self.std)}")
+        if not all(math.isfinite(number) for number in (*self.mean, *self.std)):
+            raise ValueError(f"the numbers of a normalization must be finite, but are {tuple(self.mean)} and {tuple(self.std)}")
         if not all(self.std):
             raise ValueError(f"the std of a normalization must not be zero, but is {tuple(self.std)}")
 
@@ -56,6 +59,12 @@ class Normalization:
         if pixels.max() > 2:  # it was normalised in 0..255
             pixels = pixels / 255
         return pixels.clamp(0, 1) if pixels.min() >= -0.1 and pixels.max() <= 1.1 else None
+
+    def fits(self, images: Float[Tensor, "n c *s"]) -> bool:
+        """Whether it can have made some images: each was in 0..1 or 0..255 before, and something was subtracted from them."""
+        images = images.detach().float().cpu()
+        is_subtracted = not any(mean > 0 for mean in self.mean) or bool((images < 0).any())
+        return is_subtracted and all(self.undone(image) is not None for image in images)
 
 
 def displayed(image: Float[Tensor, "c h w"], normalization: Normalization | None = None) -> RGB:

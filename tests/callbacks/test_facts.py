@@ -4,10 +4,14 @@ import weakref
 from functools import partial
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
+from torch import nn
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 from torchvision.transforms import Compose, Normalize, ToTensor, v2
+from torchvision.transforms._presets import ImageClassification
+from torchvision.transforms.functional import normalize
 
 from fg_lightning.callbacks.facts import Facts
 
@@ -115,11 +119,129 @@ def test_class_names_are_found(place):
     assert facts.class_names(4) is None
 
 
-def test_an_image_folder_may_have_fewer_classes_than_the_network():
+def test_names_of_another_number_of_classes_are_none():
     folder = DataLoader(Images(classes=["cat", "dog"], class_to_idx={"cat": 0, "dog": 1}))
-    assert Facts(folder).class_names(1000) == ["cat", "dog"]
+    assert Facts(folder).class_names(1000) is None
     assert Facts(folder).class_names(1) is None
     assert Facts(folder, Images(classes=["a", "b", "c"])).class_names(3) == ["a", "b", "c"]
+
+
+def test_names_of_samples_are_no_classes():
+    assert Facts(DataLoader(Images(names=["a.png", "b.png", "c.png"]))).class_names(3) is None
+
+
+COUNTED = {
+    "names": (lambda: Images(classes=["cat", "dog", "owl"]), {3}),
+    "labels in a list": (lambda: Images(targets=[0, 4, 1]), {5}),
+    "labels in a tensor": (lambda: Images(labels=torch.tensor([0, 6], dtype=torch.uint8)), {7}),
+    "labels in an array": (lambda: Images(_labels=np.array([3, 1])), {4}),
+    "tensors": (lambda: TensorDataset(torch.rand(4, 3), torch.arange(4)), {4}),
+    "names and labels": (lambda: Images(classes=["cat", "dog", "owl"], targets=[0, 1, 1, 0]), {2, 3}),
+    "a part": (lambda: Subset(Images(targets=[0, 4, 1]), [0]), {5}),
+    "numbers": (lambda: Images(targets=[0.5, 1.0]), set()),
+    "texts": (lambda: Images(labels="abc", targets=["x"]), set()),
+    "matrices": (lambda: Images(targets=torch.zeros(4, 3).long()), set()),
+    "nothing": (lambda: Images(), set()),
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_the_number_of_classes_is_read_from_names_and_labels(name):
+    data, counts = COUNTED[name]
+    assert Facts(DataLoader(data())).class_counts() == counts
+
+
+# --- numbers of every make
+
+
+class Kornia(nn.Module):
+    """Buffers, as kornia.enhance.Normalize (0.9) keeps them."""
+
+    def __init__(self, mean, std):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean), persistent=False)
+        self.register_buffer("std", torch.tensor(std), persistent=False)
+
+
+def named(name, **attributes):
+    """An object of a class of that name, as a library that is not there has it."""
+    made = type(name, (), {})()
+    vars(made).update(attributes)
+    return made
+
+
+NORMALIZING = {
+    "kornia.enhance": lambda: type("Normalize", (Kornia,), {})(MEAN, STD),
+    "kornia.augmentation": lambda: named("Normalize", flags={"mean": torch.tensor([MEAN]), "std": torch.tensor([STD])}),
+    "albumentations": lambda: named("Normalize", mean=MEAN, std=STD, max_pixel_value=255.0, normalization="standard"),
+    "MONAI": lambda: named("NormalizeIntensity", subtrahend=np.array(MEAN), divisor=np.array(STD), nonzero=False),
+    "MONAI, for dictionaries": lambda: named(
+        "NormalizeIntensityd", normalizer=named("NormalizeIntensity", subtrahend=MEAN, divisor=STD, nonzero=False)
+    ),
+    "Hugging Face": lambda: named("ViTImageProcessor", image_mean=list(MEAN), image_std=list(STD), do_normalize=True),
+    "torchvision's preset": lambda: ImageClassification(crop_size=8, mean=MEAN, std=STD),
+    "torchvision's function": lambda: partial(normalize, mean=list(MEAN), std=list(STD)),
+    "planes": lambda: named("Normalize", mean=torch.tensor(MEAN).reshape(1, 3, 1, 1), std=torch.tensor(STD).reshape(3, 1, 1)),
+}
+
+
+@pytest.mark.parametrize("name", NORMALIZING)
+@pytest.mark.parametrize("wrapped", [lambda t: t, lambda t: Compose([t]), lambda t: [{"image": t}], lambda t: lambda x: t(x)])
+def test_the_numbers_of_a_normalization_are_read(name, wrapped):
+    found = Facts(DataLoader(Images(wrapped(NORMALIZING[name]())))).normalization()
+    assert found.mean == pytest.approx(MEAN)
+    assert found.std == pytest.approx(STD)
+
+
+UNREADABLE = {
+    "statistics of each image": lambda: named("Normalize", mean=MEAN, std=STD, normalization="image_per_channel"),
+    "no numbers": lambda: named("Normalize", mean=None, std=None),
+    "other words": lambda: named("Normalize", mean="imagenet", std="imagenet"),
+    "a std of zero": lambda: named("Normalize", mean=MEAN, std=(0.2, 0.0, 0.2)),
+    "NaN": lambda: named("Normalize", mean=(float("nan"),) * 3, std=STD),
+    "objects": lambda: named("Normalize", mean=(object(),), std=(object(),)),
+    "a row for every sample": lambda: named("Normalize", mean=torch.rand(4, 3), std=torch.rand(4, 3)),
+    "on no device": lambda: named("Normalize", mean=torch.rand(3, device="meta"), std=torch.rand(3, device="meta")),
+    "MONAI, by the image": lambda: named("NormalizeIntensity", subtrahend=None, divisor=None, nonzero=False),
+    "MONAI, what is not zero": lambda: named("NormalizeIntensity", subtrahend=MEAN, divisor=STD, nonzero=True),
+    "Hugging Face, not applied": lambda: named("ViTImageProcessor", image_mean=MEAN, image_std=STD, do_normalize=False),
+    "another function": lambda: partial(max, mean=MEAN, std=STD),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_a_normalization_whose_numbers_cannot_be_read_is_none(name):
+    assert Facts(DataLoader(Images(UNREADABLE[name]()))).normalization() is None
+
+
+def test_a_normalization_that_did_not_make_the_images_is_passed_over():
+    raw = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    training, validation = Normalize((0.1, 0.1, 0.1), (0.5, 0.5, 0.5)), Normalize(MEAN, STD)
+    made = validation(raw)
+    facts = Facts(DataLoader(Images(ToTensor())), DataLoader(Images([training, validation])))
+    assert facts.normalization(raw) is None
+    assert facts.normalization(255 * raw) is None
+    assert facts.normalization(made).mean == pytest.approx(MEAN)
+
+
+class Hooked(nn.Module):
+    """Normalizes whole batches; another one in its forward has not touched them."""
+
+    def __init__(self, where):
+        super().__init__()
+        self.inside = Normalize((0.9,), (0.9,))
+        self.transforms = nn.Sequential(nn.Identity(), Normalize(MEAN, STD))
+        setattr(type(self), where, lambda self, batch, dataloader_idx: self.transforms(batch))
+
+    def forward(self, images):
+        return self.inside(images)
+
+
+@pytest.mark.parametrize("where", ["on_after_batch_transfer", "on_before_batch_transfer", "forward"])
+def test_what_a_modules_hooks_apply_is_read_but_not_what_its_forward_applies(where):
+    module = type("Module", (Hooked,), {})(where)
+    found = Facts.of(module, DataLoader(Images())).normalization()
+    assert (None if found is None else found.mean) == (None if where == "forward" else pytest.approx(MEAN))
 
 
 def of_an_empty_cell():

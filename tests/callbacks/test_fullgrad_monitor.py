@@ -377,5 +377,5 @@ def test_it_keeps_its_word_on_the_arguments_of_its_configuration():
     """What callbacks/*.yaml and FG_LIGHTNING may name."""
     assert list(inspect.signature(FullGradMonitor).parameters) == [
         *("every_n_epochs", "num_samples", "probe", "target", "forward", "psi", "normalization", "class_names"),
-        *("animation", "report", "strict"),
+        *("task", "animation", "report", "strict"),
     ]

@@ -4,9 +4,20 @@ import pytest
 import torch
 from torch import nn
 
+from fg_lightning.callbacks.evidence import Evidence
 from fg_lightning.callbacks.look import Looker
 from fg_lightning.callbacks.probe import Probe
-from fg_lightning.callbacks.task import TASKS, Binary, Classes, Regions, SeveralClasses, Task, task_of
+from fg_lightning.callbacks.task import (
+    TASKS,
+    Binary,
+    Classes,
+    Entry,
+    Probability,
+    Regions,
+    SeveralClasses,
+    SeveralProbabilities,
+    Task,
+)
 from fg_lightning.fullgrad.target import TargetError
 
 IMAGES = torch.rand(3, 2, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -26,9 +37,9 @@ class Gives(nn.Module):
         return self.linear(images.flatten(1)).reshape(len(images), *self.shape)
 
 
-def looked(module, *candidates, looks=1, **options):
+def looked(module, *candidates, looks=1, evidence=None, **options):
     probe = Probe(IMAGES, *candidates[:1], others=tuple(candidates[1:]))
-    looker = Looker(probe, **options)
+    looker = Looker(probe, **options, **({} if evidence is None else {"evidence": lambda module: evidence}))
     return looker, [looker.look(module, CPU) for _ in range(looks)][-1]
 
 
@@ -41,7 +52,8 @@ CASES = {
     "classes as a column": ((4,), [LABELS.int()], Classes, "label"),
     "one-hot": ((4,), [nn.functional.one_hot(LABELS, 4).float()], Classes, "label"),
     "several classes": ((4,), [SEVERAL], SeveralClasses, "first or predicted"),
-    "no labels": ((4,), [], Classes, "predicted"),
+    "no labels": ((4,), [], Task, "mean"),
+    "no labels, but four classes": ((4,), [], Classes, "predicted"),
     "a number behind the classes": ((4,), [LABELS, torch.rand(3)], Classes, "label"),
     "an index before a matrix": ((4,), [torch.tensor([700, 701, 702]), SEVERAL], SeveralClasses, "first or predicted"),
     "one logit": ((1,), [torch.tensor([0, 1, 1])], Binary, "output"),
@@ -57,8 +69,17 @@ CASES = {
     "regions with a channel": ((4, 6, 6), [MASKS[:, None]], Regions, "region"),
     "one-hot regions": ((4, 6, 6), [nn.functional.one_hot(MASKS, 4).permute(0, 3, 1, 2)], Regions, "region"),
     "smaller regions": ((4, 3, 3), [MASKS], Regions, "smaller region"),
-    "regions without labels": ((4, 6, 6), [], Regions, "predicted region"),
+    "regions without labels": ((4, 6, 6), [], Task, "mean"),
+    "regions without labels, but four classes": ((4, 6, 6), [], Regions, "predicted region"),
     "one region": ((1, 6, 6), [(MASKS > 1).float()[:, None]], Regions, "one region"),
+}
+
+
+EVIDENCE = {
+    "one logit": Evidence(frozenset({"logits"})),
+    "one logit, no dimension": Evidence(frozenset({"logits"})),
+    "no labels, but four classes": Evidence(counts=frozenset({4})),
+    "regions without labels, but four classes": Evidence(counts=frozenset({4})),
 }
 
 
@@ -93,7 +114,7 @@ def explained_by_definition(scores, candidates, what):
 def test_the_task_is_understood_and_its_number_is_explained(name):
     shape, candidates, kind, what = CASES[name]
     module = Gives(*shape)
-    looker, found = looked(module, *candidates)
+    looker, found = looked(module, *candidates, evidence=EVIDENCE.get(name))
     assert type(looker.task) is kind
     scores = module(IMAGES).detach()
     expected = explained_by_definition(scores, candidates, what)
@@ -106,7 +127,7 @@ def test_what_was_explained_once_is_explained_again(name):
     """However the network's answers change, and through a checkpoint, which keeps the task's name."""
     shape, candidates, kind, _ = CASES[name]
     module, other = Gives(*shape), Gives(*shape, seed=1)
-    looker, first = looked(module, *candidates)
+    looker, first = looked(module, *candidates, evidence=EVIDENCE.get(name))
     second = looker.look(other, CPU)
     for of_a_look in (first, second):
         if first.answers.explained is not None:
@@ -127,7 +148,7 @@ def test_predictions_and_confidence():
     assert torch.allclose(found.answers.confidence, scores.sigmoid().amax(1))
     module = Gives(1)
     probability = module(IMAGES).detach().sigmoid().squeeze(1)
-    _, found = looked(module, torch.tensor([0, 1, 1]))
+    _, found = looked(module, torch.tensor([0, 1, 1]), evidence=EVIDENCE["one logit"])
     assert torch.equal(found.answers.predicted, (probability > 0.5).long())
     assert torch.allclose(found.answers.confidence, torch.where(probability > 0.5, probability, 1 - probability))
     _, found = looked(module, torch.rand(3))
@@ -139,6 +160,16 @@ def test_outputs_that_are_probabilities_are_taken_as_they_are():
     module = nn.Sequential(Gives(4), nn.Softmax(1))
     _, found = looked(module, LABELS)
     assert torch.allclose(found.answers.confidence, module(IMAGES).detach().amax(1))
+    module = nn.Sequential(Gives(4), nn.Sigmoid())
+    looker, found = looked(module, SEVERAL)
+    assert type(looker.task) is SeveralProbabilities
+    assert torch.allclose(found.answers.confidence, module(IMAGES).detach().amax(1))
+    module = nn.Sequential(Gives(1), nn.Sigmoid())
+    looker, found = looked(module, torch.tensor([0, 1, 1]), evidence=Evidence(frozenset({"probabilities"})))
+    probability = module(IMAGES).detach().squeeze(1)
+    assert type(looker.task) is Probability
+    assert torch.equal(found.answers.predicted, (probability > 0.5).long())
+    assert torch.allclose(found.answers.confidence, torch.where(probability > 0.5, probability, 1 - probability))
 
 
 @pytest.mark.parametrize("ignored", [-100, 4, 255])
@@ -199,14 +230,65 @@ def test_a_target_that_is_no_class_is_refused():
         looked(Gives(4), LABELS, target=[1, 2])
 
 
+def test_a_target_of_an_output_without_classes_is_an_entry():
+    module = Gives(4)
+    looker, found = looked(module, LABELS, target=3, evidence=Evidence(frozenset({"embeddings"})))
+    assert type(looker.task) is Entry
+    scores = module(IMAGES).detach()
+    assert found.terms["output"].tolist() == pytest.approx(scores[:, 3].tolist(), rel=1e-4, abs=1e-6)
+    assert torch.allclose(found.answers.predicted, scores[:, 3], atol=1e-6)
+    assert found.answers.explained is None
+    assert found.answers.confidence is None
+    assert found.classes is None
+
+
+TOLD = {
+    "classes": ((4,), LABELS, Classes, "label"),
+    "labels": ((4,), SEVERAL, SeveralClasses, "first or predicted"),
+    "logit": ((1,), torch.tensor([0, 1, 1]), Binary, "output"),
+    "regions": ((4, 6, 6), MASKS, Regions, "region"),
+    "number": ((4,), LABELS, Task, "mean"),
+}
+
+
+@pytest.mark.parametrize("told", TOLD)
+def test_the_user_may_tell_the_task(told):
+    """Whatever the evidence is."""
+    shape, labels, kind, what = TOLD[told]
+    module = Gives(*shape)
+    for evidence in (Evidence(), Evidence(frozenset({"numbers"})), Evidence(frozenset({"classes"}), frozenset({4}))):
+        looker, found = looked(module, labels, told=told, evidence=evidence)
+        assert type(looker.task) is kind
+        assert looker.assumed is None
+        expected = explained_by_definition(module(IMAGES).detach(), [labels], what)
+        assert found.terms["output"].tolist() == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+def test_the_user_may_tell_the_task_without_labels():
+    module = Gives(4)
+    _, found = looked(module, told="classes")
+    assert torch.equal(found.answers.explained, module(IMAGES).argmax(1))
+    _, found = looked(Gives(4, 6, 6), told="regions")
+    assert found.answers.explained is not None
+
+
+@pytest.mark.parametrize(
+    ("told", "shape"), [("classes", (1,)), ("classes", (4, 6, 6)), ("logit", (4,)), ("regions", (4,)), ("labels", ())]
+)
+def test_a_task_that_the_output_has_no_shape_for_is_refused(told, shape):
+    with pytest.raises(TargetError, match=rf'task="{told}" needs an output \[N.*has shape \[3'):
+        looked(Gives(*shape), LABELS, told=told)
+
+
 # --- in parts
 
 
 def test_in_parts_it_finds_what_it_finds_at_once():
-    for name in ("classes", "several classes", "regions", "no labels"):
+    for name in ("classes", "several classes", "regions", "no labels, but four classes"):
         shape, candidates, _, _ = CASES[name]
         module = Gives(*shape)
-        whole, parts = (Looker(Probe(IMAGES, *candidates[:1], at_once=at_once)) for at_once in (None, 2))
+        options = {"evidence": lambda module, name=name: EVIDENCE.get(name, Evidence())}
+        whole, parts = (Looker(Probe(IMAGES, *candidates[:1], at_once=at_once), **options) for at_once in (None, 2))
         for _ in range(2):
             first, second = whole.look(module, CPU), parts.look(module, CPU)
             assert torch.allclose(first.maps, second.maps, atol=1e-5)
@@ -225,9 +307,3 @@ def test_a_network_that_mixes_its_samples_is_run_on_one_at_a_time():
         _, expected = looked(Gives(*shape), labels)
         assert torch.allclose(found.terms["output"], expected.terms["output"], atol=1e-6)
         assert torch.allclose(found.maps, expected.maps, atol=1e-5)
-
-
-def test_task_of_knows_its_labels():
-    scores = torch.zeros(3, 4)
-    assert task_of(scores, IMAGES, [SEVERAL, LABELS])[1] == 1
-    assert task_of(scores, IMAGES, [])[1] is None
