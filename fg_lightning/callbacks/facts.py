@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from inspect import getclosurevars
-from types import FunctionType, MethodType, ModuleType
+from types import FunctionType, GetSetDescriptorType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,14 @@ CLASS_NAMES = ("classes", "class_names", "categories", "label_names", "names")
 
 ELSEWHERE = ("trainer", "_trainer", "_iterator")
 """Attributes that lead away from the data: of datamodules, and of loaders that are being read."""
+
+READERS = ("__getitem__", "__iter__", "__call__")
+"""Methods of data sets and transforms whose functions may lead to further transforms."""
+
+FRAMEWORKS = ("builtins", "abc", "collections", "typing", "torch", "torchvision", "lightning", "pytorch_lightning", "numpy", "PIL")
+"""Packages whose classes keep no transform for all their objects."""
+
+DESCRIPTORS = (FunctionType, property, classmethod, staticmethod, MemberDescriptorType, GetSetDescriptorType)
 
 LEAVES = (str, bytes, int, float, complex, bool, type(None), Tensor, np.ndarray, nn.Parameter, type)
 
@@ -119,7 +127,15 @@ def _led_to(found: Any) -> list[Any]:
         return [*variables.nonlocals.values(), *(v for v in variables.globals.values() if not isinstance(v, ModuleType))]
     if isinstance(found, partial):
         return [found.func, *found.args, *found.keywords.values()]
-    return [value for name, value in getattr(found, "__dict__", {}).items() if name not in ELSEWHERE]
+    own = [value for name, value in getattr(found, "__dict__", {}).items() if name not in ELSEWHERE]
+    return own + _of_classes(type(found))
+
+
+def _of_classes(kind: type) -> list[Any]:
+    """What the classes of a user keep for all their objects, and the functions with which these read a sample."""
+    kinds = [base for base in kind.__mro__ if base.__module__.split(".")[0] not in FRAMEWORKS]
+    attributes = [item for base in kinds for item in vars(base).items() if item[0] not in ELSEWHERE]
+    return [value for name, value in attributes if name in READERS or not (name.startswith("__") or isinstance(value, DESCRIPTORS))]
 
 
 def _highest(labels: Any) -> int:

@@ -51,11 +51,25 @@ class Albumentations:
         self.transforms = [self.Normalize()]
 
 
+class WithTransform(Images):
+    transform_of_all = Normalize(MEAN, STD)
+
+    def __init__(self):
+        super().__init__()
+
+
+class ReadsAGlobal(Images):
+    def __getitem__(self, index):
+        return GLOBAL_TRANSFORM(index)
+
+
 PLACES = {
     "torchvision": lambda: DataLoader(Images(Compose([ToTensor(), Normalize(MEAN, STD)]))),
     "torchvision v2": lambda: DataLoader(Images(GLOBAL_TRANSFORM)),
     "tensors": lambda: DataLoader(Images(Normalize(torch.tensor(MEAN), torch.tensor(STD)))),
     "subset of a concatenation": lambda: DataLoader(Subset(ConcatDataset([Images(), Images(Normalize(MEAN, STD))]), [0, 5])),
+    "class attribute": lambda: DataLoader(WithTransform()),
+    "global of the data set's own method": lambda: DataLoader(ReadsAGlobal()),
     "closure": lambda: DataLoader(Images(closure())),
     "global": lambda: DataLoader(Images(reads_a_global)),
     "collate function": lambda: DataLoader(Images(), collate_fn=partial(reads_a_global)),
