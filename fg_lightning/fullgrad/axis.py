@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,8 +14,9 @@ class Axis:
 
     Attributes:
         shift: how far they were rolled, as shifted windows are.
-        lead: how many of them a pad put before the image's first; negative where a slice took some of the image's away.
-        tail: likewise behind the image's last.
+        lead: how many of them a pad put before the first; negative where a slice took some of the image's away.
+        tail: likewise behind the last.
+        flipped: whether the image's run backwards here, under all that.
     """
 
     number: int
@@ -23,11 +24,12 @@ class Axis:
     shift: int = 0
     lead: int = 0
     tail: int = 0
+    flipped: bool = False
 
     @property
     def is_the_images(self) -> bool:
         """Whether the positions are the image's own, in their order."""
-        return not (self.shift or self.lead or self.tail)
+        return not (self.shift or self.lead or self.tail or self.flipped)
 
     @property
     def is_cut(self) -> bool:
@@ -47,10 +49,14 @@ class Axis:
         scale = length / (self.length - before - after)
         lead = round((self.lead - before) * scale)
         of_the_image = max(1, round((self.length - self.lead - self.tail) * scale))
-        return Axis(self.number, length, round(self.shift * scale), lead, length - lead - of_the_image)
+        return Axis(self.number, length, round(self.shift * scale), lead, length - lead - of_the_image, self.flipped)
+
+    def turned(self) -> Axis:
+        """The axis the other way round."""
+        return replace(self, shift=-self.shift % self.length, lead=self.tail, tail=self.lead, flipped=not self.flipped)
 
     def on_the_image(self, tensor: Tensor, dim: int) -> Tensor:
-        """A tensor with this axis at `dim`, rolled back, without what was padded and with zeros for what was taken away."""
+        """A tensor with this axis at `dim` as the image has it: without what was padded, and zero where something was cut off."""
         if self.shift:
             tensor = tensor.roll(-self.shift, dim)
         if self.is_cut:
@@ -58,4 +64,4 @@ class Axis:
             tensor = F.pad(tensor, (0, 0) * (tensor.ndim - 1 - dim) + missing)
         if self.lead > 0 or self.tail > 0:
             tensor = tensor.narrow(dim, max(0, self.lead), self.length - self.lead - self.tail)
-        return tensor
+        return tensor.flip(dim) if self.flipped else tensor

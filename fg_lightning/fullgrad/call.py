@@ -145,6 +145,7 @@ class Call:
         outputs: the outputs that depend on the input, once the operation was run.
         places: which of all the tensors in its result they are.
         held: detached values that rules hold on to.
+        wrote_into_constant: whether it works in place on a view of what did not depend on the input before.
         linearised: whether its bias came from the general fallback.
         is_custom: whether it is an autograd function somebody wrote, whose own backward says what its Jacobian is.
     """
@@ -164,6 +165,8 @@ class Call:
         self.kwargs = kwargs
         self.dependent = dependent
         self.in_place = name is None and bool(args) and isinstance(args[0], Tensor) and works_in_place(function)
+        base = args[0]._base if self.in_place else None
+        self.wrote_into_constant = base is not None and not base.requires_grad
         # What is computed later must not hold on to the call, whose outputs would hold it: hence a function of its own.
         self.repeat = partial(_repeat, function, self.in_place, None)
         self.outputs: list[Tensor] = []

@@ -75,13 +75,30 @@ class Hearing:
         self.terms: list[Term] = []
         self._visitor = visitor
         self._n = n
+        self._missing: list[str] = []
+        self._heard: set[str] = set()
         self._is_on = False
         self._readers: dict[int, list[_Deferred]] = defaultdict(list)
 
     def secure(self, overwritten: Tensor) -> None:
         """Have all biases that are computed from a tensor which is about to be overwritten."""
-        for deferred in self._readers.pop(_storage(overwritten), ()):
+        for deferred in self._readers.pop(storage_of(overwritten), ()):
             deferred.secure()
+
+    @property
+    def missing(self) -> list[str]:
+        """What `miss` was told of and a gradient reached, in forward order."""
+        return [text for text in self._missing if text in self._heard]
+
+    def miss(self, text: str, tensor: Tensor) -> None:
+        """Name what was not seen before a tensor, if the tensor counts for the explained output."""
+        self._missing.append(text)
+
+        def hook(gradient: Tensor | None) -> None:
+            if gradient is not None and self._is_on and bool(gradient.any()):
+                self._heard.add(text)
+
+        tensor.register_hook(hook)
 
     def wait(self, call: Call, bias: Bias, module: str) -> None:
         """Hook the output, so that the visitor gets the bias when the gradient comes."""
@@ -94,7 +111,7 @@ class Hearing:
             return
         deferred = _Deferred(bias.value)
         for read in (bias.value,) if isinstance(bias.value, Tensor) else call.held:
-            self._readers[_storage(read)].append(deferred)
+            self._readers[storage_of(read)].append(deferred)
         term = self._term(module, call, bias.kind, layout)
         self._hook(call, output, lambda gradient: self._visitor(term, deferred.take(), gradient))
 
@@ -154,7 +171,7 @@ def layout_of(tensor: Tensor) -> Layout | None:
     return getattr(tensor, "_fg_layout", None)
 
 
-def _storage(tensor: Tensor) -> int:
+def storage_of(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 

@@ -34,10 +34,11 @@ class Factor:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """A sequence of places behind `lead` entries that lie nowhere on the plane, such as a class token; it moves as one."""
+    """A sequence of places between `lead` and `tail` entries that lie nowhere, such as a class token; it moves as one."""
 
     lead: int
     places: tuple[Factor, ...]
+    tail: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +116,12 @@ class Layout:
         """How many samples can be told apart; more than there are where an operation paired them."""
         return math.prod(f.size for dim in self.dims for f in dim.factors if f.axis == SAMPLE)
 
+    @property
+    def is_in_order(self) -> bool:
+        """Whether the samples stand in the order that they have in the batch."""
+        steps = [f.step for dim in self.dims for f in dim.factors if f.axis == SAMPLE and f.size > 1]
+        return steps == sorted(steps, reverse=True)
+
     @cached_property
     def _image_axes(self) -> int | None:
         """How many spatial axes there are, if the dimensions are those of [N, C, *S] already, as they mostly are."""
@@ -180,7 +187,7 @@ class Layout:
         tensor = tensor.reshape([f.size for f in factors])
         for i, factor in enumerate(factors):
             if isinstance(factor.axis, Tokens):
-                tensor = tensor.narrow(i, factor.axis.lead, factor.size - factor.axis.lead)
+                tensor = tensor.narrow(i, factor.axis.lead, factor.size - factor.axis.lead - factor.axis.tail)
         factors = [place for f in factors for place in _placed(f)]
         tensor = tensor.reshape([f.size for f in factors])
         found = [axis for number in range(1, axes + 1) if (axis := self._axes[number])]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Union
 
 import torch
 from torch import Tensor
@@ -99,13 +100,14 @@ def linearise(call: Call) -> list[Bias]:
         NotDifferentiable: where the operation cannot be run once more.
     """
     call.linearised = True
-    modes = (_double_reverse_mode, _forward_mode) if call.is_custom else (_forward_mode, _double_reverse_mode)
+    # What the author of a custom function wrote for forward mode need not agree with the backward pass that is decomposed.
+    modes = (_double_reverse_mode,) if call.is_custom else (_forward_mode, _double_reverse_mode)
     for mode in modes:
-        with suppress(RuntimeError):  # torch has no formula for this operation in this mode
+        with suppress(Exception):  # there is no formula for this mode, or what somebody wrote cannot be differentiated so
             return [Bias("implicit", value, i) for i, value in enumerate(mode(call))]
     try:
         return [Bias("implicit", value, i) for i, value in enumerate(_reverse_mode(call))]
-    except RuntimeError as error:
+    except Exception as error:
         raise NotDifferentiable(str(error)) from error
 
 
@@ -171,7 +173,7 @@ def _double_reverse_mode(call: Call) -> list[Tensor]:
     """y - J z, with J z as the derivative of v -> J^T v, which is linear in v, along z.
 
     Raises:
-        NotImplementedError: where J^T v forgets v, since the operation's backward pass was not written to be differentiated.
+        NotImplementedError: where that is not so, since the operation's backward pass was not written to be differentiated.
     """
     with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
         operands, outputs = _run_on_leaves(call)
@@ -180,13 +182,30 @@ def _double_reverse_mode(call: Call) -> list[Tensor]:
         linked = [(p, z.detach()) for p, z in zip(pulled, operands, strict=True) if p is not None and p.requires_grad]
         tangents: tuple[Tensor | None, ...] = (None,) * len(outputs)
         if linked:
-            tangents = torch.autograd.grad([p for p, _ in linked], probes, [z for _, z in linked], allow_unused=True)
-    cut_off = [p for p in pulled if p is not None and (not p.requires_grad or all(t is None for t in tangents))]
-    if any(bool(p.any()) for p in cut_off):
-        raise NotImplementedError("the operation's backward pass is not differentiable")
+            along = [p for p, _ in linked], probes, [z for _, z in linked]
+            tangents = torch.autograd.grad(*along, retain_graph=True, allow_unused=True)
+        others = [[_anything_like(y, start=5) * scale for y in outputs] for scale in (1e-6, 1e6)]
+        pulled_again = [torch.autograd.grad(outputs, operands, other, retain_graph=True, allow_unused=True) for other in others]
+    # Of several sizes, since a backward pass may clip its gradient, or drop a small one.
+    if not all(_is_adjoint(p, operands, v, tangents) for p, v in zip([pulled, *pulled_again], [probes, *others], strict=True)):
+        raise NotImplementedError("the operation's backward pass is not differentiable, or not linear")
     return [y.detach() if t is None else y.detach() - t for t, y in zip(tangents, call.outputs, strict=True)]
 
 
-def _anything_like(tensor: Tensor) -> Tensor:
+Tensors = Sequence[Union[Tensor, None]]
+
+
+def _is_adjoint(pulled: Tensors, operands: Tensors, probes: Tensors, tangents: Tensors) -> bool:
+    """Whether <J^T v, z> = <v, J z> up to rounding, as it is for what is one and the same Jacobian; None counts for zero."""
+    sums, magnitude = [], 0.0
+    for pairs in ((pulled, operands), (probes, tangents)):
+        products = [real_product(a.detach(), b.detach()) for a, b in zip(*pairs, strict=True) if a is not None and b is not None]
+        sums.append(sum(float(p.sum(dtype=torch.float64)) for p in products))
+        magnitude += sum(float(p.abs().sum(dtype=torch.float64)) for p in products)
+    precision = max(torch.finfo(t.dtype).eps for t in operands if t is not None)
+    return math.isfinite(magnitude) and abs(sums[0] - sums[1]) <= math.sqrt(precision) * magnitude
+
+
+def _anything_like(tensor: Tensor, start: float = 1) -> Tensor:
     """A vector that no Jacobian but zero is likely to take to zero, without drawing random numbers."""
-    return torch.linspace(1, 2, tensor.numel(), dtype=torch.float64).cos().reshape(tensor.shape).to(tensor)
+    return torch.linspace(start, start + 1, tensor.numel(), dtype=torch.float64).cos().reshape(tensor.shape).to(tensor)

@@ -20,11 +20,11 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 from fg_lightning.fullgrad.biases import RULES
 from fg_lightning.fullgrad.call import Call, map_tensors, operation_name, tensors_in
-from fg_lightning.fullgrad.hearing import Hearing, Visitor, layout_of, placed
+from fg_lightning.fullgrad.hearing import Hearing, Visitor, layout_of, placed, storage_of
 from fg_lightning.fullgrad.hidden import Hidden, opened, run_custom_function, shown
 from fg_lightning.fullgrad.layout import Layout
-from fg_lightning.fullgrad.linearisation import NotDifferentiable, linearise
-from fg_lightning.fullgrad.movement import follow
+from fg_lightning.fullgrad.linearisation import linearise
+from fg_lightning.fullgrad.movement import behind_view, follow
 
 
 class Tape(TorchFunctionMode):
@@ -32,9 +32,7 @@ class Tape(TorchFunctionMode):
 
     Attributes:
         hearing: where the biases wait for their gradients.
-        unaccounted: operations whose bias could not be computed.
         linearised: operations whose bias came from the general fallback.
-        mixed_by: the first operation behind which the samples could not be told apart, None if they always could.
     """
 
     def __init__(
@@ -42,16 +40,32 @@ class Tape(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self.n = images.shape[0]
-        self.unaccounted: list[str] = []
         self.linearised: list[str] = []
-        self.mixed_by: str | None = None
         self.hearing = Hearing(visitor, self.n)
         self._readings = readings or {}
         self._names = modules
         self._running: list[str] = [""]
         self._thread = get_ident()  # hooks and patches are met by all threads
         self._opening: set[FunctionType] = set()
+        self._mixed: dict[int, Tensor] = {}  # overwritten so that the samples in it cannot be told apart, by its storage
         self._mark(images, Layout.of_images(images))
+
+    @property
+    def unaccounted(self) -> list[str]:
+        """Operations on the way to the output whose bias could not be computed; known after the backward pass."""
+        return self.hearing.missing
+
+    def mixed_on_the_way_to(self, output: Tensor) -> str | None:
+        """The first operation behind which the samples of an output [N] could not be told apart, None if they always could.
+
+        What else the model computes may mix them.
+        """
+        if self.n == 1:
+            return None
+        layout = self._layout_of(output)
+        if layout is None:
+            return _mixed_by(output) or self._placed("an operation")
+        return None if layout.is_in_order else self._placed("an operation that changes the order of the samples")
 
     # --- which module is running
 
@@ -159,35 +173,54 @@ class Tape(TorchFunctionMode):
             self._uncover(operand._fg_hidden)
         elif not hasattr(operand, "_fg_layout"):
             made_by = "a view" if operand.grad_fn is None else operand.grad_fn.name()
-            self.unaccounted.append(self._placed(f"{made_by}, which torch did not show, before {call.name}"))
-            self._mark(operand, None)
+            hidden = self._placed(f"{made_by}, which torch did not show, before {call.name}")
+            self._mark(operand, None, hidden)
+            self.hearing.miss(hidden, operand)
 
     def _add(self, call: Call, outputs: Iterable[Tensor]) -> None:
         """Follow the samples and places into the outputs of a call that was run, and hook those that have a bias."""
         call.has_run(outputs)
+        mixed_by = next((_mixed_by(t) for t in call.dependent if self._layout_of(t) is None), "") or self._placed(call.name)
         for index, output in enumerate(call.outputs):
-            self._mark(output, follow(call, layout_of, index, self.n), call.name)
-            base = output._base
-            if call.in_place and base is not None and not hasattr(base, "_fg_layout"):
-                self._mark(base, None, call.name)  # a constant that was written to through a view
-        if not call.outputs:
-            return
+            layout = follow(call, self._layout_of, index, self.n)
+            self._mark(output, layout, mixed_by)
+            if call.in_place:
+                self._mark_base(output, layout, mixed_by, call.wrote_into_constant)
+        if all(layout_of(output) is None for output in call.outputs):
+            return  # nothing of it can count
         try:
             biases = RULES.get(call.name, linearise)(call)
-        except NotDifferentiable:
-            self.unaccounted.append(self._placed(call.name))
+        except Exception:  # whatever a rule or a second run of the operation stumbles over: the operation is named
+            for output in call.outputs:
+                self.hearing.miss(self._placed(call.name), output)
             return
         if call.linearised:
             self.linearised.append(self._placed(call.name))
         for bias in biases:
             self.hearing.wait(call, bias, self._running[-1])
 
-    def _mark(self, tensor: Tensor, layout: Layout | None, operation: str = "") -> None:
-        if layout is None:
-            if self.n > 1 and self.mixed_by is None:
-                self.mixed_by = self._placed(operation or "an operation")
-            layout = Layout.unknown(tensor.shape) if self.n == 1 else None
+    def _layout_of(self, tensor: Tensor) -> Layout | None:
+        if self._mixed and storage_of(tensor) in self._mixed:
+            tensor._fg_mixed_by = _mixed_by(self._mixed[storage_of(tensor)])  # type: ignore[attr-defined]
+            return None
+        return layout_of(tensor)
+
+    def _mark(self, tensor: Tensor, layout: Layout | None, mixed_by: str = "") -> None:
+        if layout is None and self.n == 1:
+            layout = Layout.unknown(tensor.shape)
         tensor._fg_layout = layout  # type: ignore[attr-defined]
+        if layout is None:
+            tensor._fg_mixed_by = mixed_by  # type: ignore[attr-defined]
+
+    def _mark_base(self, written: Tensor, layout: Layout | None, mixed_by: str, was_constant: bool) -> None:
+        """What holds of a tensor that was written through a view, and of all that shares its memory."""
+        base = written._base
+        if layout is None and self.n > 1:
+            self._mixed[storage_of(written)] = written  # which keeps the memory from being used for anything else
+        if base is not None and was_constant and not hasattr(base, "_fg_layout"):
+            self._mark(base, layout and behind_view(written, layout, base, self.n), mixed_by)
+            if layout_of(base) is None:
+                self._mixed[storage_of(base)] = base
 
     def _placed(self, operation: str) -> str:
         return placed(operation, self._running[-1])
@@ -197,6 +230,10 @@ def _apart(output: Tensor) -> Tensor:
     """One of several outputs as a tensor of its own, since another may be made of it, as an LSTM cell's h is of its c."""
     is_view_of_another = output._is_view() and hasattr(output._base, "_fg_layout")
     return output.clone() if output.requires_grad and not is_view_of_another else output
+
+
+def _mixed_by(tensor: Tensor) -> str:
+    return getattr(tensor, "_fg_mixed_by", "")
 
 
 def _never(call: Call) -> bool:

@@ -194,6 +194,64 @@ SEQUENCES: dict[str, tuple[Callable[..., Tensor], Callable[[], nn.Module] | None
     ),
     "unfold and fold": (lambda x: F.fold(F.unfold(x, 3, padding=1).exp(), (H, W), 3, padding=1), None),
     "tokens first": (lambda x: (tokens(x).transpose(0, 1).exp() + const(H * W, 1, C)).mean(0), None),
+    "written in place behind a view that torch hides": (lambda x: F.leaky_relu(F.instance_norm(x), inplace=True).exp(), None),
+    "a constant written to through a view": (lambda x: through_a_view(x), None),
+    "samples in a row": (lambda x: x.repeat_interleave(4, 0).exp().view(len(x), 4, -1).mean(1), None),
+    "samples in turns": (lambda x: (x.repeat(3, 1, 1, 1).exp()).view(3, len(x), -1).prod(0), None),
+    "samples in turns, chunks": (lambda x: torch.mul(*F.silu(torch.cat([x, x.flip(3)])).chunk(2)), None),
+    "samples in turns, slices": (lambda x: halves(torch.cat([x, x.flip(3)], 0).exp(), len(x)), None),
+    "samples in turns, split": (lambda x: sum(x.tile(3, 1, 1, 1).exp().split(len(x))), None),
+    "samples in turns, mean of a view": (lambda x: x.exp().repeat(2, 1, 1, 1).flatten(1).view(2, len(x), -1).mean(0), None),
+    "distances to constants": (lambda x: torch.cdist(tokens(x), const(1, 3, C)).exp(), None),
+    "distances between places": (lambda x: torch.cdist(tokens(x), tokens(x).exp()[:, :5]), None),
+    "distances to prototypes": (lambda x: -torch.cdist(x.flatten(1), const(5, C * H * W)), None),
+    "pairwise distance": (lambda x: F.pairwise_distance(x.flatten(2), x.flatten(2).sin(), keepdim=True), None),
+    "pairwise distance to a constant": (lambda x: F.pairwise_distance(x.flatten(1), const(1, C * H * W), keepdim=True), None),
+    "angle": (lambda x: torch.fft.rfft2(x).angle().sin(), None),
+    "complex": (lambda x: torch.complex(x, x.sin()).abs().exp(), None),
+    "complex with a constant": (lambda x: (torch.complex(x, const(H, W)) * torch.complex(const(W), x)).real, None),
+    "polar": (lambda x: torch.polar(x.exp(), x).imag, None),
+    "view as complex and real": (lambda x: torch.view_as_real(torch.view_as_complex(x.view(len(x), -1, 2)) ** 2).exp(), None),
+    "fliplr": (lambda x: x.fliplr().exp() * x, None),
+    "rot90": (lambda x: x.rot90(1, (2, 3)).exp(), None),
+    "fftshift": (lambda x: torch.fft.ifft2(torch.fft.fftshift(torch.fft.fft2(x), (2, 3)) * const(H, W)).real.exp(), None),
+    "fftn over the plane": (lambda x: torch.fft.irfftn(torch.fft.rfftn(x, dim=(2, 3)) * const(H, 4), s=(H, W)).exp(), None),
+    "broadcast_tensors": (lambda x: torch.mul(*torch.broadcast_tensors(x, x.mean(1, keepdim=True).exp())), None),
+    "broadcast_to": (lambda x: x.mean(1, keepdim=True).broadcast_to(x.shape).exp(), None),
+    "atleast_3d": (lambda x: torch.atleast_3d(x.mean((2, 3))).exp(), None),
+    "dstack": (lambda x: torch.dstack([x.mean(3), x.mean(3).exp()]).exp(), None),
+    "hsplit and column_stack": (lambda x: torch.column_stack([part.exp() for part in x.hsplit(2)] * 2), None),
+    "tensor_split": (lambda x: x.tensor_split(3, 1)[0].exp(), None),
+    "quantile": (lambda x: x.flatten(2).quantile(0.3, 2).exp(), None),
+    "several quantiles": (lambda x: x.quantile(torch.tensor([0.2, 0.7]).double(), dim=1).transpose(0, 1).exp(), None),
+    "aminmax": (lambda x: torch.stack(x.aminmax(dim=1), 1).exp(), None),
+    "inverse": (lambda x: torch.linalg.inv(x @ x.mT + 3 * torch.eye(H).double()), None),
+    "singular values": (lambda x: torch.linalg.svdvals(x), None),
+    "determinant": (lambda x: torch.linalg.slogdet(x @ x.mT + torch.eye(H).double())[1], None),
+    "solve": (lambda x: torch.linalg.solve(const(H, H) + 4 * torch.eye(H).double(), x).exp(), None),
+    "a matrix times a vector": (lambda x: (x @ const(W)).exp(), None),
+    "a vector times a matrix": (lambda x: (const(H) @ x).exp(), None),
+    "inner": (lambda x: torch.inner(x, const(2, W)).exp(), None),
+    "addmm with what is added": (lambda x: torch.addmm(x[:, 0, 0, :5], x.flatten(1), const(C * H * W, 5)).exp(), None),
+    "tensordot": (lambda x: torch.tensordot(x, const(3, C), ([1], [1])).exp(), None),
+    "spatial transformer": (lambda x: F.grid_sample(x, grid_of(x), align_corners=False).exp(), None),
+    "weights of each sample": (lambda x: own_convolution(x), None),
+    "whitened with the samples among the channels": (
+        lambda x: F.batch_norm(x.reshape(1, -1, H, W), None, None, training=True).view(x.shape).exp(),
+        None,
+    ),
+    "pooled with the samples among the channels": (lambda x: F.max_pool2d(x.flatten(0, 1), 2).view(len(x), -1).exp(), None),
+    "fake quantisation": (lambda x: torch.fake_quantize_per_tensor_affine(x, 0.1, 3, 0, 20), None),
+    "fake quantisation by channel": (
+        lambda x: torch.fake_quantize_per_channel_affine(x, const(C).abs().float() / 5, torch.zeros(C).int(), 1, -9, 9),
+        None,
+    ),
+    "remainder": (lambda x: torch.fmod(x, 0.3) * torch.remainder(x, 0.7), None),
+    "padding by reflection, of aten": (lambda x: torch.ops.aten.reflection_pad2d(x, [1, 1, 2, 0]).exp(), None),
+    "a slice that is written": (lambda x: torch.slice_scatter(x.exp(), x[:, 1:3].sin(), 1, 0, 2), None),
+    "a row that is written": (lambda x: torch.select_scatter(x.exp(), x[:, :, 1], 2, 0), None),
+    "masked_scatter": (lambda x: x.masked_scatter(const(H, W) > 0.5, torch.full((N * C * H, W), 0.3).double()).exp(), None),
+    "an index of aten": (lambda x: torch.ops.aten.index.Tensor(x, [None, None, torch.tensor([3, 0])]).exp(), None),
     "loop over samples": (lambda x: torch.stack([sample.exp() * sample for sample in x]), None),
 }
 
@@ -206,6 +264,29 @@ def patched(x: Tensor) -> Tensor:
 
 def padded_rolled_windows(x: Tensor) -> Tensor:
     return windows(F.pad(x, (0, 2, 0, 2)).roll((1, -2), (3, 2)))
+
+
+def through_a_view(x: Tensor) -> Tensor:
+    constant = x.new_zeros(len(x), 2, C, H, W)
+    constant[:, 1].copy_(x)
+    constant[:, 0].add_(x.exp())
+    return constant.exp()
+
+
+def halves(y: Tensor, n: int) -> Tensor:
+    return y[:n] * y[n:].flip(3)
+
+
+def grid_of(x: Tensor) -> Tensor:
+    """[N, 4, 4, 2], each sample's own."""
+    turn = torch.tanh(x.mean((2, 3)))[:, :4].view(-1, 2, 2) / 2
+    return F.affine_grid(torch.cat([turn, const(2, 1).expand(len(x), -1, -1) / 9], 2), [len(x), C, 4, 4], align_corners=False)
+
+
+def own_convolution(x: Tensor) -> Tensor:
+    """As conditional convolutions: the samples' kernels side by side, each on its own sample."""
+    kernels = (torch.softmax(x.mean((2, 3)), 1) @ const(C, 2 * C * 9)).view(len(x) * 2, C, 3, 3)
+    return F.conv2d(x.reshape(1, -1, H, W), kernels, groups=len(x)).view(len(x), 2, H - 2, W - 2)
 
 
 def assigned(x: Tensor) -> Tensor:

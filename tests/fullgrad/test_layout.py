@@ -92,7 +92,7 @@ MIXING: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "pairs of samples": (lambda x: F.cosine_similarity(x.flatten(1)[None], x.flatten(1)[:, None], dim=-1), "cosine_similarity"),
     "scatter over the batch": (lambda x: x.scatter(0, x.detach().argsort(0), x.exp()), "scatter"),
     "index_add over the batch": (lambda x: x.index_add(0, torch.tensor([1]), const(1, C, H, W)), "index_add"),
-    "each image twice": (lambda x: x.repeat_interleave(2, 0)[:N], "repeat_interleave"),
+    "each image twice": (lambda x: x.repeat_interleave(2, 0)[:N], "getitem"),
     "unfold over the batch": (lambda x: x.unfold(0, N, 1)[0].movedim(-1, 0).flip(0), "unfold"),
     "sorted over the batch": (lambda x: x.sort(0).values, "sort"),
 }

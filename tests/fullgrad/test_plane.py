@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from moving_networks import C, H, W, const, padded_rolled_windows, patched, tokens, windows, windows_reversed
 from torch import Tensor
 
+from fg_lightning.fullgrad.hearing import layout_of
 from fg_lightning.fullgrad.layout import Layout
 from fg_lightning.fullgrad.tape import Tape
 
@@ -72,8 +73,79 @@ ON_PLANE: dict[str, Callable[[Tensor], Tensor]] = {
     "rolled": lambda x: x.roll((1, -2), (3, 2)),
     "rolled there and back": lambda x: windows_reversed(windows(x.roll((1, -2), (3, 2))), len(x)).roll((-1, 2), (3, 2)),
     "windows of rolled rows": lambda x: windows(x.roll((1, -2), (3, 2))),
+    "turned around": lambda x: x.flip(2),
+    "turned around both ways": lambda x: x.flip(2, 3),
+    "turned around by a list": lambda x: torch.flip(x, [3]),
+    "turned there and back": lambda x: x.flip(2).flip(2),
+    "turned around, channels second to last": lambda x: x.permute(0, 2, 1, 3).fliplr(),
+    "turned around, rows first": lambda x: x.permute(2, 0, 1, 3).flipud(),
+    "turned, padded and cut": lambda x: F.pad(x.flip(2), (0, 0, 1, 3))[:, :, 1 : 1 + H],
+    "padded, turned": lambda x: F.pad(x, (1, 3, 0, 2)).flip(3, 2),
+    "padded, rolled, turned": lambda x: F.pad(x, (1, 3, 0, 2)).roll((1, -2), (3, 2)).flip(3, 2),
+    "turned, rolled": lambda x: x.flip(2, 3).roll((1, -2), (3, 2)),
+    "windows of turned rows": lambda x: windows(x.flip(2)),
+    "tokens of a turned image": lambda x: tokens(x.flip(3)),
+    "turned by 90 degrees": lambda x: x.rot90(1, (2, 3)),
+    "turned by 180 degrees": lambda x: torch.rot90(x, 2, [2, 3]),
+    "turned by -90 degrees": lambda x: x.rot90(-1, dims=(3, 2)),
+    "turned by 270 degrees, padded": lambda x: F.pad(x.rot90(3, (2, 3)), (1, 0, 2, 0)),
+    "centred": lambda x: torch.fft.fftshift(x, (2, 3)),
+    "centred rows of an odd number": lambda x: torch.fft.fftshift(F.pad(x, (0, 1, 0, 1)), dim=(-2, -1)),
+    "centred there and back": lambda x: torch.fft.ifftshift(torch.fft.ifftshift(x, (2,)), 3),
+    "tokens before one": lambda x: torch.cat([tokens(x), const(1, 1, C).float().expand(len(x), -1, -1)], 1),
+    "tokens between one and two": lambda x: torch.cat(
+        [const(len(x), 1, C).float(), torch.cat([tokens(x), const(len(x), 2, C).float()], 1)], 1
+    ),
+    "tokens before one that depends on the input": lambda x: torch.cat([tokens(x), x.mean((2, 3))[:, None]], 1),
+    "what stood behind the tokens sliced off": lambda x: torch.cat([tokens(x), const(len(x), 2, C).float()], 1)[:, :-2],
+    "one of what stood around the tokens sliced off": lambda x: torch.cat(
+        [const(len(x), 2, C).float(), tokens(x), const(len(x), 2, C).float()], 1
+    )[:, 1:-1],
+    "tokens padded": lambda x: F.pad(tokens(x), (0, 0, 1, 2)),
+    "tokens padded and cut back": lambda x: F.pad(F.pad(tokens(x), (0, 0, 1, 2)), (0, 0, -1, -1)),
+    "samples in a row": lambda x: x.repeat_interleave(3, 0),
+    "samples in a row, by a method's keyword": lambda x: x.repeat_interleave(repeats=3, dim=0).view(len(x), 3, C, H, W),
+    "samples in turns": lambda x: x.repeat(2, 1, 1, 1),
+    "samples in turns, one of them": lambda x: x.tile(3, 1, 1, 1).chunk(3)[1],
+    "samples in turns, two of them": lambda x: x.repeat(3, 1, 1, 1)[len(x) :],
+    "samples in turns, by cat": lambda x: torch.cat([x, x * 1, x]).view(3, len(x), C, H, W),
+    "samples in turns, by vstack and split": lambda x: torch.vstack([x, x]).split(len(x))[1],
+    "every other of samples in a row": lambda x: x.repeat_interleave(2, 0)[1::2],
+    "an image many times over": lambda x: x.repeat(1, 1, 2, 3),
+    "broadcast with a constant": lambda x: torch.broadcast_tensors(const(2, 1, 1, 1, 1).float(), x)[1],
+    "broadcast to more": lambda x: torch.broadcast_to(x, (2, *x.shape)),
+    "three dimensions at least": lambda x: torch.atleast_3d(x)[..., None],
+    "one of several of three dimensions at least": lambda x: torch.atleast_3d(const(2).float(), x)[1],
+    "hsplit": lambda x: x.hsplit(2)[1],
+    "dsplit, samples last": lambda x: x.movedim(0, -1)[0].flip(0).flip(0).unsqueeze(0).dsplit(1)[0],
+    "tensor_split": lambda x: x.tensor_split([1, 3], 1)[1],
+    "dstack, channels last": lambda x: torch.dstack([x.movedim(1, 2), x.movedim(1, 2)]),
+    "column_stack": lambda x: torch.column_stack([x, x]),
+    "real part of a complex number": lambda x: torch.complex(x, 2 * x).real,
+    "real and imaginary part": lambda x: torch.view_as_real(torch.complex(x, x)),
+    "channels as complex numbers": lambda x: torch.view_as_complex(x.permute(0, 2, 3, 1).reshape(-1, H, W, 2, 2).contiguous()).imag,
+    "as it is, by strides": lambda x: x.contiguous().as_strided((len(x), C, H * 1, W), (C * H * W, H * W, W, 1)),
+    "slices of aten": lambda x: torch.ops.aten.slice.Tensor(torch.ops.aten.slice.Tensor(x, 0), 1, 1, 3),
+    "an index of aten": lambda x: torch.ops.aten.index.Tensor(x, [None, torch.tensor([2, 0])]),
+    "a slice written to": lambda x: torch.slice_scatter(x, x[:, 1:3], 1, 0, 2),
+    "all samples written to": lambda x: torch.slice_scatter(const(len(x), C, H, W).float(), x, 0),
+    "a channel written to": lambda x: torch.select_scatter(x, x[:, 0], 1, 2),
+    "a constant written to through a view": lambda x: _written_through_a_view(x),
+    "a convolution with the samples in its groups": lambda x: F.conv2d(
+        x.reshape(1, -1, H, W), torch.full((len(x) * 2, C, 1, 1), 1 / C), groups=len(x)
+    ),
+    "a batch norm with the samples among its channels": lambda x: F.batch_norm(
+        x.reshape(1, -1, H, W), torch.zeros(len(x) * C), torch.ones(len(x) * C), eps=0.0
+    ),
+    "pooling with the samples among the channels": lambda x: F.max_pool2d(x.flatten(0, 1), 1),
     "windows of other sizes": lambda x: windows_reversed(windows(x), len(x)).view(len(x), C, 2, H // 2, W).transpose(2, 3),
 }
+
+
+def _written_through_a_view(x: Tensor) -> Tensor:
+    constant = torch.zeros(2, *x.shape)
+    constant.select(0, 1).copy_(x)
+    return constant[1]
 
 
 def _average(size: int) -> Tensor:
@@ -86,7 +158,7 @@ def layout_behind(function: Callable[[Tensor], Tensor], images: Tensor) -> Layou
     leaf = images.clone().requires_grad_()
     with Tape(x := leaf.clone(), lambda term, bias, gradient: None, {}) as tape:
         y = function(x) + 1.0
-    assert tape.mixed_by is None
+    assert layout_of(y) is not None
     layout = tape.hearing.terms[-1].layout
     assert layout.shape == tuple(y.shape)
     return layout
@@ -204,7 +276,9 @@ OFF_PLANE: dict[str, Callable[[Tensor], Tensor]] = {
     "sum over the columns": lambda x: x.sum(3),
     "one row": lambda x: x[:, :, 2],
     "linear over tokens": lambda x: F.linear(x.flatten(2), const(5, H * W).float()),
-    "rows turned around": lambda x: x.flip(2),
+    "an image beside its mirror image": lambda x: torch.cat([x, x.flip(3)], 1),
+    "an image over its mirror image": lambda x: torch.stack([x, x.flip(3)], 2),
+    "tokens turned around behind a class token": lambda x: torch.cat([const(len(x), 1, C).float(), tokens(x)], 1).flip(1),
     "channels and columns rolled into one": lambda x: x.transpose(2, 3).flatten(2).roll(1, 2),
     "two crops in the other order": lambda x: torch.cat([x[:, :, 3:], x[:, :, :3]], 2),
     "a crop of rolled rows": lambda x: x.roll(1, 2)[:, :, 2:6],

@@ -17,9 +17,12 @@ def affine(call: Call) -> list[Bias]:
     if _combines(call):
         return linearise(call)
     constants = [t for t in tensors_in((call.args, call.kwargs)) if not call.depends(t)]
-    if not constants and call.name in ("cat", "stack", "hstack", "vstack"):
+    if not constants and call.name in _BESIDE:
         return []
     return [Bias("explicit", _finite(call.at_zero()))]
+
+
+_BESIDE = ("cat", "stack", "hstack", "vstack", "dstack", "column_stack", "row_stack", "complex")
 
 
 def _combines(call: Call) -> bool:

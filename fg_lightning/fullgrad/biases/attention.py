@@ -35,20 +35,43 @@ def log_softmax(call: Call) -> list[Bias]:
 
 
 def attention(call: Call) -> list[Bias]:
+    """torch.nn.functional's: masks, dropout, causal, scale, groups of queries."""
+    mask, causal = call.argument(3, "attn_mask"), call.argument(5, "is_causal", False)
+    return _attention(call, mask, causal, call.argument(4, "dropout_p", 0.0), call.kwargs.get("enable_gqa", False))
+
+
+_MASK_DROPOUT_CAUSAL = {
+    "scaled_dot_product_flash_attention_for_cpu": (None, 3, 4),
+    "scaled_dot_product_flash_attention": (None, 3, 4),
+    "scaled_dot_product_efficient_attention": (3, 5, 6),
+    "scaled_dot_product_cudnn_attention": (3, 5, 6),
+    "scaled_dot_product_attention_math": (3, 4, 5),
+}
+"""Where the kernels of attention, torch.ops.aten, take their mask, dropout and causality."""
+
+
+def native_attention(call: Call) -> list[Bias]:
+    """The kernels' own, of which the first output is attention's."""
+    mask, dropout, causal = _MASK_DROPOUT_CAUSAL[call.name]
+    mask = call.kwargs.get("attn_mask") if mask is None else call.argument(mask, "attn_mask", call.kwargs.get("attn_bias"))
+    mask = mask if mask is None else mask.to(call.args[0].dtype)  # they add a mask of truth values like any other
+    return _attention(call, mask, call.argument(causal, "is_causal", False), call.argument(dropout, "dropout_p", 0.0), False)
+
+
+def _attention(call: Call, mask: Tensor | None, causal: bool, dropout: float, grouped: bool) -> list[Bias]:
     """y = A v with A = softmax(S + mask), S = scale q k^T, as one operation.
 
     S is of degree d, the number of q and k that depend on the input, so J z = [v depends] y + d ((A * S) v - r y),
     with r the row sums of A * S.
     """
     q, k, v = (call.argument(i, name) for i, name in enumerate(("query", "key", "value")))
-    mask, causal = call.argument(3, "attn_mask"), call.argument(5, "is_causal", False)
-    if call.depends(mask) or call.argument(4, "dropout_p", 0.0):
+    if call.depends(mask) or dropout:
         return linearise(call)
     degree, linear_in_v = call.depends(q) + call.depends(k), call.depends(v)
     scale = call.kwargs.get("scale")
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     q, k, v, y = call.value(q), call.value(k), call.value(v), call.result()
-    shared_by = q.shape[-3] // k.shape[-3] if call.kwargs.get("enable_gqa") else 1
+    shared_by = q.shape[-3] // k.shape[-3] if grouped else 1
 
     def implicit() -> Tensor:
         keys, values = (t if shared_by == 1 else t.repeat_interleave(shared_by, -3) for t in (k, v))

@@ -15,6 +15,8 @@ BATCH_NORM_OPERANDS = ((1, "weight"), (2, "bias"), (3, "running_mean"), (4, "run
 
 def batch_norm(call: Call) -> list[Bias]:
     weight, bias, mean, var = (call.argument(*operand) for operand in BATCH_NORM_OPERANDS)
+    if call.name == "native_batch_norm_legit_no_training":
+        return [Bias("explicit", _normalised_by_running_statistics(call, weight, bias, mean, var, call.argument(6, "eps")))]
     own_statistics = call.argument(5, "training" if call.name == "batch_norm" else "use_input_stats")
     eps = call.argument(7, "eps")
     if not own_statistics:
@@ -54,9 +56,14 @@ def rms_norm(call: Call) -> list[Bias]:
 
 
 def group_norm(call: Call) -> list[Bias]:
-    groups, bias = call.argument(1, "num_groups"), call.argument(3, "bias")
-    eps = call.argument(4, "eps", 1e-5)
+    return _in_groups(call, call.argument(1, "num_groups"), call.argument(3, "bias"), call.argument(4, "eps", 1e-5))
 
+
+def native_group_norm(call: Call) -> list[Bias]:
+    return _in_groups(call, call.argument(6, "group"), call.argument(2, "bias"), call.argument(7, "eps"))
+
+
+def _in_groups(call: Call, groups: int, bias: Tensor | None, eps: float) -> list[Bias]:
     def variance(z: Tensor) -> Tensor:
         per_group = z.reshape(z.shape[0], groups, -1).var(-1, correction=0, keepdim=True)
         per_channel = per_group.expand(-1, -1, z.shape[1] // groups).reshape(z.shape[0], z.shape[1])

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 
 from fg_lightning.fullgrad.call import Call
-from fg_lightning.fullgrad.layout import SAMPLE, Dim, Layout, plain, spanning
+from fg_lightning.fullgrad.layout import SAMPLE, Dim, Factor, Layout, Tokens, plain, spanning
 
+T = TypeVar("T")
 LayoutOf = Callable[[Any], "Layout | None"]
 Mover = Callable[[Call, LayoutOf, Tensor], "Layout | None"]
 """(call, the layout of an operand, one output) -> the output's layout, or None where it cannot be known or samples mix."""
@@ -42,11 +43,11 @@ def align(layouts: Sequence[Layout | None], shape: Sequence[int]) -> Layout | No
     return Layout(tuple(dims))
 
 
-def resize(layout: Layout, shape: torch.Size) -> Layout | None:
+def resize(layout: Layout, shape: Sequence[int]) -> Layout | None:
     """The layout with dimensions of other sizes, each resampled."""
     if len(shape) != len(layout.dims):
         return None
-    if layout.shape == shape:
+    if layout.shape == tuple(shape):
         return layout
     dims = zip(layout.dims, shape, strict=True)
     return Layout(tuple(dim if dim.size == size else resample(layout.coarsened(i), size) for i, (dim, size) in enumerate(dims)))
@@ -59,8 +60,23 @@ def resample(dim: Dim, size: int) -> Dim:
 
 
 def extend(dim: Dim, before: int, after: int) -> Dim:
-    """A whole spatial axis with entries more at its ends, or fewer if they are negative; anything else loses its places."""
+    """A whole spatial axis or tokens with entries more at the ends, or fewer if they are negative; else it loses its places."""
     axis, size = dim.whole, dim.size + before + after
-    if axis is None or axis.shift:
-        return plain(size)
-    return spanning(replace(axis, length=size, lead=axis.lead + before, tail=axis.tail + after))
+    if axis is not None and not axis.shift:
+        return spanning(replace(axis, length=size, lead=axis.lead + before, tail=axis.tail + after))
+    return surrounded(before, dim, after) or plain(size)
+
+
+def surrounded(before: int, dim: Dim, after: int) -> Dim | None:
+    """Tokens: places with some more entries before and behind them, or fewer; None where that would take places away."""
+    lead, places, tail = before, dim.factors, after
+    if len(dim.factors) == 1 and isinstance(tokens := dim.factors[0].axis, Tokens):
+        lead, places, tail = before + tokens.lead, tokens.places, after + tokens.tail
+    if lead < 0 or tail < 0 or not dim.places:
+        return None
+    size = lead + math.prod(f.size for f in places) + tail
+    return Dim((Factor(Tokens(lead, places, tail), size),)) if lead or tail else Dim(places)
+
+
+def with_item(items: tuple[T, ...], i: int, item: T) -> tuple[T, ...]:
+    return (*items[:i], item, *items[i + 1 :])

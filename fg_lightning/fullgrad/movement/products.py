@@ -21,21 +21,47 @@ def linear(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
 
 
 def matrix_product(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """[..., M, K] x [..., K, P] -> [..., M, P]"""
-    first = 1 if call.name in ("addmm", "baddbmm") else 0
+    """[..., M, K] x [..., K, P] -> [..., M, P], perhaps added to something; of a vector there is no M, or no P."""
+    first = 1 if call.name in ("addmm", "baddbmm", "addmv") else 0
     a, b = call.argument(first, "input"), call.argument(first + 1, "other")
     left, right = layout_of(a) if call.depends(a) else None, layout_of(b) if call.depends(b) else None
-    if a.ndim < 2 or b.ndim < 2 or (left and left.dims[-1].has(SAMPLE)) or (right and right.dims[-2].has(SAMPLE)):
+    if (left and left.dims[-1].has(SAMPLE)) or (right and right.dims[-2 if b.ndim > 1 else -1].has(SAMPLE)):
         return None
-    batched = [replace(side, dims=(*side.dims[:-2], plain(1), plain(1))) for side in (left, right) if side]
+    product = _matrices(left, right, output, a.ndim > 1, b.ndim > 1)
+    added = layout_of(call.args[0]) if first and call.depends(call.args[0]) else None
+    return align([product, added], output.shape) if product and added else product or added
+
+
+def _matrices(left: Layout | None, right: Layout | None, output: Tensor, has_rows: bool, has_columns: bool) -> Layout | None:
+    """The layout of a product of two matrices, or stacks of them, either of which may be a vector."""
+    kept = has_rows + has_columns
+    sides = [(left, has_rows), (right, has_columns)]
+    batched = [replace(x, dims=(*x.dims[: -2 if is_matrix else -1], *[plain(1)] * kept)) for x, is_matrix in sides if x]
     layout = align(batched, output.shape)
-    if layout is None:
+    if layout is None or not batched:
         return None
-    rows = left.dims[-2] if left else plain(output.shape[-2])
-    columns = right.dims[-1] if right else plain(output.shape[-1])
-    if left and not columns.has(SAMPLE):  # an entry of an attention map lies where its query lies
-        columns = plain(columns.size)
-    return Layout((*layout.dims[:-2], rows, columns))
+    rows = [left.dims[-2] if left else plain(output.shape[-kept])] if has_rows else []
+    columns = [right.dims[-1] if right else plain(output.shape[-1])] if has_columns else []
+    if left and has_rows and columns and not columns[0].has(SAMPLE):  # an entry of an attention map lies where its query lies
+        columns = [plain(columns[0].size)]
+    return Layout((*layout.dims[: len(layout.dims) - kept], *rows, *columns))
+
+
+def of_all_pairs(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+    """outer, inner, tensordot: what is not summed over, of the first operand and then of the second."""
+    first, second = call.argument(0, "input"), call.argument(1, "vec2" if call.name == "outer" else "other")
+    summed = {"outer": ((), ()), "inner": ((-1,), (-1,))}.get(call.name) or call.args[2:4]
+    dims: list[Dim] = []
+    for operand, gone in zip((first, second), summed, strict=True):
+        layout = layout_of(operand) if call.depends(operand) else Layout(tuple(map(plain, operand.shape)))
+        assert layout is not None  # `follow` has seen to it
+        gone = {d % operand.ndim for d in gone}
+        if any(layout.dims[d].has(SAMPLE) for d in gone):
+            return None
+        kept = [dim for d, dim in enumerate(layout.dims) if d not in gone]
+        is_placed = any(dim.places for dim in dims)  # a pair lies where the first of it lies
+        dims += [plain(dim.size) if is_placed and not dim.has(SAMPLE) else dim for dim in kept]
+    return Layout(tuple(dims))
 
 
 def scaled_dot_product(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
@@ -61,6 +87,39 @@ def cosine_similarity(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout
     if layout is None or layout.dims[along].has(SAMPLE):
         return None
     return Layout((*layout.dims[:along], *layout.dims[along + 1 :]))
+
+
+def distances(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+    """cdist: [..., P, M] and [..., R, M] -> [..., P, R]; a distance lies where the first of its two rows lies."""
+    layouts = [layout_of(t) if call.depends(t) else None for t in (call.argument(0, "x1"), call.argument(1, "x2"))]
+    if any(layout is None or layout.dims[-1].has(SAMPLE) for layout in layouts if layout):
+        return None
+    batched = [replace(side, dims=(*side.dims[:-2], plain(1), plain(1))) for side in layouts if side]
+    rest = align(batched, output.shape)
+    rows = layouts[0].dims[-2] if layouts[0] else plain(output.shape[-2])
+    columns = layouts[1].dims[-2] if layouts[1] else plain(output.shape[-1])
+    if layouts[0] and not columns.has(SAMPLE):
+        columns = plain(columns.size)
+    return rest and Layout((*rest.dims[:-2], rows, columns))
+
+
+def pairwise_distance(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+    """Along the last dimension, which goes or stays with size 1, of two tensors broadcast to one another."""
+    shape = torch.broadcast_shapes(call.argument(0, "x1").shape, call.argument(1, "x2").shape)
+    layout = align([layout_of(t) for t in call.dependent], shape)
+    if layout is None or layout.dims[-1].has(SAMPLE):
+        return None
+    return Layout((*layout.dims[:-1], plain(1)) if output.ndim == len(shape) else layout.dims[:-1])
+
+
+def of_matrices(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+    """Linear algebra, matrix by matrix: [..., M, K] -> [..., *whatever comes of a matrix]."""
+    layouts = [layout_of(t) for t in call.dependent]
+    if any(layout is None or len(layout.dims) < 2 or any(dim.has(SAMPLE) for dim in layout.dims[-2:]) for layout in layouts):
+        return None
+    batch = max(len(layout.dims) for layout in layouts if layout) - 2
+    rest = align([replace(layout, dims=layout.dims[:-2]) for layout in layouts if layout], output.shape[:batch])
+    return rest and Layout((*rest.dims, *map(plain, output.shape[batch:])))
 
 
 def einsum(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
