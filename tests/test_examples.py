@@ -19,6 +19,7 @@ MINUTES = {
     "measure_with_quantus",
     "smooth_by_captum",
     "study_perturbation",
+    "watch_a_detector",
     "watch_a_segmentation",
     "watch_a_vision_transformer",
 }
