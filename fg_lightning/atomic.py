@@ -58,8 +58,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
                 beside.unlink(missing_ok=True)
             raise
     except OSError as error:
-        if error.filename is None or PREFIX in str(error.filename):
-            error.filename, error.filename2 = str(path), None
+        if error.errno is not None and (error.filename is None or PREFIX in str(error.filename)):
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 

@@ -81,7 +81,8 @@ class Resumed:
         ]
         folder = None if state["folder"] is None else Path(state["folder"])
         lost: Set[int] = frozenset()
-        probe, damages = None, []
+        probe: Probe | None = None
+        damages: list[str] = []
         if state["images"] is not None:
             labels = state["labels"]
             probe = Probe(state["images"], labels if labels is None or labels.is_floating_point() else labels.long())

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
 
+from fg_lightning.atomic import replacing, write_atomically
 from fg_lightning.attribution import CONTROLS
 from fg_lightning.errors import CannotRun
 from fg_lightning.metrics import PixelPerturbation
@@ -65,12 +67,15 @@ class PerturbationCurves:
         """
         values = {method: self._metrics[method].compute().reshape(-1).tolist() for method in methods}
         table, plot = folder / "perturbation.csv", folder / "perturbation.png"
-        with table.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["fraction", *values])
-            writer.writerows(zip(self.fractions, *values.values(), strict=True))
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerow(["fraction", *values])
+        writer.writerows(zip(self.fractions, *values.values(), strict=True))
+        write_atomically(table, text.getvalue())
         label = f"change of the output, {self._new().label}"
-        curves(self.fractions, values, ylabel=label, title=DIRECTION[self.order], controls=CONTROLS).savefig(plot)
+        figure = curves(self.fractions, values, ylabel=label, title=DIRECTION[self.order], controls=CONTROLS)
+        with replacing(plot) as picture:
+            figure.savefig(picture, format="png")
         return {"perturbation": table, "perturbation plot": plot}
 
     def _new(self) -> PixelPerturbation:

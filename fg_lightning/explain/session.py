@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from fg_lightning.atomic import replacing, sweep, write_atomically
 from fg_lightning.attribution import METHODS, Factory, find_method
 from fg_lightning.errors import CannotRun
 from fg_lightning.explain.network import Network
@@ -87,6 +89,8 @@ class Session:
             CannotRun: if no file can be read, no method works, the network does not take the images, or nothing can be written.
         """
         _check_place(self.output)
+        sweep(self.output)
+        sweep(self.output / "overlays", deeply=True)
         names = names_of(files)
         rows: list[dict[str, object]] = []
         columns = (TextColumn("{task.description:20}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -147,15 +151,17 @@ class Session:
             path.parent.mkdir(parents=True, exist_ok=True)
             own = {method: drawn[i] for method, drawn in maps.items()}
             caption = prediction.captions[i]
-            comparison(images[i], own, caption=caption, normalization=self.network.normalization).save(path)
+            with replacing(path) as file:
+                comparison(images[i], own, caption=caption, normalization=self.network.normalization).save(file, "PNG")
 
     def _finish(self, rows: Sequence[dict[str, Any]], count: int) -> None:
         """The table and the curves, and a word about all."""
         table = self.output / "predictions.csv"
-        with table.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(table, text.getvalue())
         written = {"overlays": f"{self.output / 'overlays'}  ({len(rows)} of {count} pictures)", "predictions": table}
         if self.curves is not None:
             written |= self.curves.write(self.output, list(self._attributions))

@@ -94,9 +94,7 @@ def read_experiment(folder: Path) -> Experiment:
     if stores and not indices:
         split = next(iter(stores.values())).splits[-1]
         indices = evenly_spaced(len(next(iter(stores.values())).ranks(split)), MOST_IMAGES)
-    steps = (
-        [Steps(method, _levels(store, indices, fractions, results.order)) for method, store in stores.items()] if fractions else []
-    )
+    steps = _steps(stores, indices, fractions, results.order, notes)
     pictures = [picture_in(folder / EXAMPLES / f"{i:06d}.png") for i in indices]
     return Experiment(folder, about, results, steps, indices, pictures, notes)
 
@@ -156,8 +154,20 @@ def _stores(folder: Path, results: Results, notes: list[str]) -> dict[str, Salie
     return stores
 
 
+def _steps(
+    stores: dict[str, SaliencyStore], indices: list[int], fractions: list[float], order: str, notes: list[str]
+) -> list[Steps]:
+    found = []
+    for method, store in stores.items() if fractions else ():
+        try:
+            found.append(Steps(method, _levels(store, indices, fractions, order)))
+        except (StoreError, IndexError) as error:  # noqa: PERF203 (each has its own)
+            notes.append(f"The masks of {method} are not shown: {error}")
+    return found
+
+
 def _levels(store: SaliencyStore, indices: list[int], fractions: list[float], order: str) -> npt.NDArray[np.uint8]:
-    ranks = np.asarray(store.ranks(store.splits[-1])[indices])
+    ranks = store.read(store.splits[-1], indices)
     if ranks.ndim == 4:
         gone = [removed(ranks, fraction, order)[:, ranks.shape[1] // 2] for fraction in fractions]  # type: ignore[arg-type]
     else:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
+from fg_lightning.atomic import sweep, write_atomically
 from fg_lightning.errors import CannotRun
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ def write_report(folder: Union[str, Path], output: Union[str, Path, None] = None
     path = (source.folder / "report.html" if output is None else Path(output)).resolve()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page, encoding="utf-8")
+        sweep(path.parent)
+        write_atomically(path, page)
     except OSError as error:
         raise CannotRun(f"{path} cannot be written: {error.strerror}; name another file with --output") from error
     return path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import io
+import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,17 +12,16 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 
+from fg_lightning.atomic import replacing, write_json
 from fg_lightning.errors import CannotRun
-from fg_lightning.atomic import write_atomically
 
 Weights = Mapping[str, Any]
 
 
 def write_weights(path: Path, weights: Weights) -> None:
-    """Raises what `write_atomically` does."""
-    buffer = io.BytesIO()
-    torch.save(weights, buffer)
-    write_atomically(path, buffer.getvalue())
+    """Raises what `replacing` does."""
+    with replacing(path) as file:
+        torch.save(weights, file)
 
 
 def read_weights(path: Path) -> Weights:
@@ -58,6 +57,26 @@ def load_weights(model: LightningModule, weights: Weights, path: Path) -> None:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise CannotRun(f"the checkpoint {path} is not of this model: {error}") from error
+
+
+def check_base(about: Path, path: Path) -> None:
+    """Compares the network that is explained with its hash in the experiment's file, and writes it there if there is none.
+
+    Args:
+        about: the file that says what the experiment is.
+        path: of the weights.
+
+    Raises:
+        CannotRun: if the weights are not those that the experiment began with.
+    """
+    there, found = json.loads(about.read_text()), hash_of(path)
+    if "base" not in there:
+        write_json(about, {**there, "base": found})
+    elif there["base"] != found:
+        raise CannotRun(
+            f"{path} was changed: it is not the network that this experiment explains. Bring it back from a copy, or take another "
+            "folder with --output"
+        )
 
 
 def hash_of(path: Path) -> str:

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fg_lightning.errors import CannotRun
 from fg_lightning.atomic import write_json
+from fg_lightning.errors import CannotRun
+from fg_lightning.roar.checksums import sealed, unsealed
 
 ALL = "all"
 """The method of a cell in which no pixel goes, or every one: it is the same for all."""
@@ -61,23 +62,27 @@ def cells_of(methods: Sequence[str], fractions: Sequence[float], seeds: int) -> 
 
 def write_result(folder: Path, result: Result) -> None:
     """Raises what `write_atomically` does."""
-    write_json(_path(folder, result.cell), asdict(result))
+    write_json(_path(folder, result.cell), sealed(asdict(result)))
 
 
 def read_result(folder: Path, cell: Cell) -> Result | None:
     """What a cell left, or None if it has not been run.
 
     Raises:
-        CannotRun: if its file is not readable.
+        CannotRun: if its file is not readable, was changed after it was written, or is of another cell.
     """
     path = _path(folder, cell)
     try:
-        found: dict[str, Any] = json.loads(path.read_text())
-        return Result(**{**found, "cell": Cell(**found["cell"])})
+        found: dict[str, Any] = unsealed(json.loads(path.read_text()))
+        result = Result(**{**found, "cell": Cell(**found["cell"])})
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
-        raise CannotRun(f"{path} is damaged ({error}); remove it, and the cell is run again") from error
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise CannotRun(f"{path} is damaged ({reason}); remove it, and the cell is run again") from error
+    if result.cell.name != cell.name:
+        raise CannotRun(f"{path} holds the cell {result.cell.name}: it was renamed or copied; remove it, and the cell is run again")
+    return result
 
 
 def _path(folder: Path, cell: Cell) -> Path:

@@ -115,7 +115,7 @@ class Masked(Dataset[Any]):
                     f"image {index} of the {self._split} data is {spatial_shape(image)} before its transform, but its ranks are "
                     f"{self._shape}: images of one size are needed, or prepare=..., which brings them to it"
                 )
-            mask = self._removal.mask(np.asarray(self._store.ranks(self._split)[index])[None])[0]
+            mask = self._removal.mask(self._store.read(self._split, [index]))[0]
             sample = with_image(sample, place, self._removal(image, mask))
         return finished(sample, place, self._transform)
 
@@ -215,7 +215,7 @@ class ROARDataModule(LightningDataModule):
 
     def masks(self, split: str, most: int) -> npt.NDArray[np.bool_]:
         """Which pixels go, of the first images of a split: [at most `most`, *S]."""
-        return self.removal.mask(np.asarray(self.store.ranks(split)[:most]))
+        return self.removal.mask(self.store.read(split, range(min(most, len(self.store.ranks(split))))))
 
     def _has(self, split: str) -> bool:
         return any(name.split("_")[0] == split for name in self._views)

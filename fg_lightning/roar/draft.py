@@ -11,16 +11,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fg_lightning.atomic import write_atomically
+from fg_lightning.roar.checksums import SIZE, checksums_of, digest_of
 from fg_lightning.roar.errors import StoreError
 from fg_lightning.roar.manifest import NAME, Manifest, read_manifest
-from fg_lightning.roar.store import ranks_path
+from fg_lightning.roar.store import checksums_path, ranks_path
 
 
 class Draft:
-    """Ranks, channel sums and a byte for every chunk that is done, in files that are written in place.
+    """Ranks, their checksums, channel sums and a byte for every chunk that is done, in files that are written in place.
 
-    A chunk is marked as done after its ranks are on disk. Whoever is killed has lost the chunk at work; two who write the same one
-    write the same.
+    A chunk is marked as done after its ranks are on disk, and counts as done as long as they have their checksums. Whoever is
+    killed has lost the chunk at work; two who write the same one write the same.
 
     Args:
         folder: of the store.
@@ -45,14 +47,36 @@ class Draft:
         else:
             self.manifest.write(self.folder)
         for split in self.manifest.splits:
-            chunks = self._chunks(split)
+            length = self.manifest.splits[split].length
             for path, size in (
-                (ranks_path(self.folder, split), self.manifest.splits[split].length * self.manifest.row),
-                (self._done(split), chunks),
+                (ranks_path(self.folder, split), length * self.manifest.row),
+                (checksums_path(self.folder, split), length * SIZE),
+                (self._done(split), self._chunks(split)),
             ):
                 with path.open("ab") as file:
                     file.truncate(size)
             self._sums(split).touch()
+            for number, done in enumerate(np.fromfile(self._done(split), np.uint8)):
+                if done and not self._is_intact(split, number):
+                    _write_at(self._done(split), b"\0", number)
+
+    def reopen(self) -> int:
+        """Makes a draft again of a finished store of which chunks are damaged.
+
+        Returns:
+            How many chunks are, of all splits together; of 0 nothing was done.
+
+        Raises:
+            StoreError: if its manifest cannot be read.
+        """
+        there = read_manifest(self.folder)
+        intact = {split: self._intact(split, there.splits[split].checksum) for split in there.splits}
+        damaged = sum(flags.count(0) for flags in intact.values())
+        if damaged:
+            for split, flags in intact.items():
+                write_atomically(self._done(split), flags)
+            replace(there, finished=False).write(self.folder)  # its mean of the channels stays
+        return damaged
 
     def remaining(self) -> list[tuple[str, int]]:
         """Split and number of every chunk that is not done."""
@@ -86,7 +110,9 @@ class Draft:
         """
         rows = np.ascontiguousarray(ranks, self.manifest.dtype)
         _write_at(self._sums(split), sums.astype("<f8").tobytes(), number * sums.nbytes)
-        _write_at(ranks_path(self.folder, split), rows.tobytes(), self.places(split, number).start * self.manifest.row)
+        start = self.places(split, number).start
+        _write_at(ranks_path(self.folder, split), rows.tobytes(), start * self.manifest.row)
+        _write_at(checksums_path(self.folder, split), checksums_of(rows).tobytes(), start * SIZE)
         _write_at(self._done(split), b"\1", number)
 
     def finish(self) -> None:
@@ -98,14 +124,46 @@ class Draft:
         missing = self.remaining()
         if missing:
             raise StoreError(f"{len(missing)} chunks of the saliency store {self.folder} were not written; make it again to go on")
-        split = next(iter(self.manifest.splits))  # the training images where there are any
+        mean = read_manifest(self.folder).channel_mean or self._mean()
+        splits = {
+            name: replace(split, checksum=digest_of(checksums_path(self.folder, name).read_bytes()))
+            for name, split in self.manifest.splits.items()
+        }
+        replace(self.manifest, splits=splits, finished=True, channel_mean=mean).write(self.folder)
+        for split in self.manifest.splits:
+            self._done(split).unlink(missing_ok=True)
+            self._sums(split).unlink(missing_ok=True)
+
+    def _mean(self) -> tuple[float, ...]:
+        """Of every channel over the images of the first split, which are the training images where there are any."""
+        split = next(iter(self.manifest.splits))
         pixels = self.manifest.splits[split].length * self.manifest.pixels
         sums = np.fromfile(self._sums(split), "<f8").reshape(self._chunks(split), -1)
-        mean = tuple((sums.sum(0) / pixels).tolist())
-        replace(self.manifest, finished=True, channel_mean=mean).write(self.folder)
-        for split in self.manifest.splits:
-            self._done(split).unlink()
-            self._sums(split).unlink()
+        return tuple((sums.sum(0) / pixels).tolist())
+
+    def _intact(self, split: str, checksum: str) -> bytes:
+        """A byte for every chunk of a finished split: whether its ranks have their checksums, and these the one of the manifest."""
+        try:
+            path, size = ranks_path(self.folder, split), self.manifest.splits[split].length * self.manifest.row
+            if path.stat().st_size > size:
+                os.truncate(path, size)
+            if digest_of(checksums_path(self.folder, split).read_bytes()) == checksum:
+                return bytes(self._is_intact(split, number) for number in range(self._chunks(split)))
+        except FileNotFoundError:
+            pass
+        return bytes(self._chunks(split))
+
+    def _is_intact(self, split: str, number: int) -> bool:
+        """Whether the ranks of a chunk have their checksums."""
+        places = self.places(split, number)
+        try:
+            shape, dtype = (len(places), *self.manifest.shape), np.dtype(self.manifest.dtype)
+            start = places.start * self.manifest.row
+            rows = np.fromfile(ranks_path(self.folder, split), dtype, math.prod(shape), offset=start)
+            expected = np.fromfile(checksums_path(self.folder, split), "<u8", len(places), offset=places.start * SIZE)
+        except FileNotFoundError:
+            return False
+        return rows.size == math.prod(shape) and np.array_equal(checksums_of(rows.reshape(shape)), expected)
 
     def _chunks(self, split: str) -> int:
         return math.ceil(self.manifest.splits[split].length / self.manifest.chunk)

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from fg_lightning.atomic import replacing
 from fg_lightning.roar.pixels import planes
 from fg_lightning.roar.views import View
 from fg_lightning.visualization.film_strip import evenly_spaced
@@ -27,4 +28,5 @@ def write_examples(folder: Path, view: View) -> None:
     for index in evenly_spaced(len(view.plane), MOST):
         image = planes(view.plane.image(index))
         pixels = displayed(image, AS_THEY_ARE if image.dtype is torch.uint8 else None)
-        Image.fromarray(pixels).save(folder / FOLDER / f"{index:06d}.png")
+        with replacing(folder / FOLDER / f"{index:06d}.png") as file:
+            Image.fromarray(pixels).save(file, "PNG")

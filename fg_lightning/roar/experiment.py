@@ -10,18 +10,19 @@ from typing import Any, Union
 from lightning.pytorch import LightningDataModule, LightningModule
 from rich.console import Console
 
+from fg_lightning.atomic import replacing
 from fg_lightning.attribution import Factory, find_method
 from fg_lightning.errors import CannotRun
 from fg_lightning.removal import Fill, Order
 from fg_lightning.removal.ranking import check_fraction, check_order
 from fg_lightning.roar.arguments import check_counts, check_makers, check_metric, check_mode, check_names, on_one_device
-from fg_lightning.roar.base import hash_of, load_weights, read_weights, write_weights
+from fg_lightning.roar.base import check_base, hash_of, load_weights, read_weights, write_weights
 from fg_lightning.roar.cells import ALL, Cell, Result, cells_of, read_result, write_result
 from fg_lightning.roar.check import checked_views
 from fg_lightning.roar.engines import Engine, LocalEngine
 from fg_lightning.roar.examples import write_examples
 from fg_lightning.roar.figure import accuracy_curves
-from fg_lightning.roar.folder import check_room, held, room
+from fg_lightning.roar.folder import NAME, check_room, held, room
 from fg_lightning.roar.identity import check_identity, identity_of
 from fg_lightning.roar.plan import BASE_SEED, Mode, Plan
 from fg_lightning.roar.progress import Watch
@@ -145,7 +146,7 @@ class ROARExperiment:
             CannotRun: if another process works in the folder, it holds another experiment, it cannot be written to, there is not
                 enough room, or the base network cannot be had.
         """
-        with held(self.output), room():
+        with held(self.output), room(self.output):
             checkpoint = None if self.checkpoint is None else hash_of(self.checkpoint)
             check_identity(self.output, identity_of(self.plan, checkpoint), self.plan.base_path.exists())
             pending = [cell for cell in self.cells if self._is_pending(cell, retry_failed)]
@@ -166,6 +167,7 @@ class ROARExperiment:
 
     def _make_base(self) -> None:
         if self.plan.base_path.exists():
+            check_base(self.output / NAME, self.plan.base_path)
             return
         for done in self.engine.run(self.plan.rehearse, [BASE_SEED]):
             if done.reason:
@@ -174,11 +176,13 @@ class ROARExperiment:
             weights = read_weights(self.checkpoint)
             load_weights(self.plan.model(), weights, self.checkpoint)
             write_weights(self.plan.base_path, weights)
+            check_base(self.output / NAME, self.plan.base_path)
             return
         self.console.print(f"the network that is explained is trained: {self.plan.max_epochs} epochs", highlight=False)
         for done in self.engine.run(self.plan.train_base, [BASE_SEED]):
             if done.reason:
                 raise CannotRun(f"the network that is to be explained could not be trained: {done.reason}")
+        check_base(self.output / NAME, self.plan.base_path)
 
     def _with_maps(self, pending: Sequence[Cell]) -> list[Cell]:
         """Makes the stores of the methods that have cells to run, and returns those that can be."""
@@ -210,8 +214,8 @@ class ROARExperiment:
     def _write(self, results: Results) -> None:
         results.write_table(self.output / "results.csv")
         results.write_summary(self.output / "summary.csv")
-        figure = accuracy_curves(results)
-        figure.savefig(self.output / "curves.png")
+        with replacing(self.output / "curves.png") as file:
+            accuracy_curves(results).savefig(file, format="png")
         self.plan.log_summary(results)
 
     def _bytes_of_stores(self, views: Mapping[str, View], pending: Sequence[Cell]) -> int:

@@ -11,8 +11,8 @@ from pathlib import Path
 from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
 
-from fg_lightning.errors import CannotRun
 from fg_lightning.atomic import write_json
+from fg_lightning.errors import CannotRun
 from fg_lightning.roar.folder import NAME
 
 if TYPE_CHECKING:

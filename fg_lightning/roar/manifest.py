@@ -17,10 +17,11 @@ import torch
 from torch import nn
 
 from fg_lightning.atomic import write_json
+from fg_lightning.roar.checksums import sealed, unsealed
 from fg_lightning.roar.errors import StoreError
 
 NAME = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,13 @@ class SplitIdentity:
         length: number of images.
         fingerprint: a hash of what a few of them hold.
         dataset: the class that they came from, for a person to read.
+        checksum: of the checksums of their ranks; empty as long as not all are ranked.
     """
 
     length: int
     fingerprint: str
     dataset: str
+    checksum: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class Manifest:
         return "; ".join(f"{key} {mine[key]!r} there, {others[key]!r} here" for key in mine if mine[key] != others[key])
 
     def write(self, folder: Path) -> None:
-        write_json(folder / NAME, asdict(self))
+        write_json(folder / NAME, sealed(json.loads(json.dumps(asdict(self)))))
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -101,14 +104,20 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         found = json.loads(path.read_text())
         if found["format"] != FORMAT:
-            raise StoreError(f"{path} is of format {found['format']}, but this version reads format {FORMAT}; make the store again")
+            raise StoreError(
+                f"{path} is of format {found['format']}, but this version reads format {FORMAT}; remove {folder} and make the "
+                "store again"
+            )
+        found = unsealed(found)
         splits = {name: SplitIdentity(**split) for name, split in found["splits"].items()}
         known = {one.name: found[one.name] for one in fields(Manifest)}
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        known |= {"splits": splits, "shape": tuple(found["shape"]), "channel_mean": tuple(found["channel_mean"])}
+    except StoreError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
         raise StoreError(
             f"{path} is damaged ({type(error).__name__}: {error}); remove {folder} and make the store again"
         ) from error
-    known |= {"splits": splits, "shape": tuple(found["shape"]), "channel_mean": tuple(found["channel_mean"])}
     return Manifest(**known)
 
 

@@ -19,6 +19,7 @@ from fg_lightning.removal import Fill, Order
 from fg_lightning.roar.base import load_weights, read_weights, write_weights
 from fg_lightning.roar.cells import ALL, Cell, Result
 from fg_lightning.roar.datamodule import ROARDataModule
+from fg_lightning.roar.folder import room
 from fg_lightning.roar.ranking import Explained, predictor
 from fg_lightning.roar.results import SUMMARY, Results
 from fg_lightning.roar.store import SaliencyStore
@@ -95,11 +96,12 @@ class Plan:
         with deterministic(seed, self.threads):
             model = self.model()
             fitted(model, self.data(), self.max_epochs, {"enable_progress_bar": sys.stdout.isatty(), **self.trainer}, None)
-        write_weights(self.base_path, model.state_dict())
+        with room(self.output):
+            write_weights(self.base_path, model.state_dict())
 
     def make_store(self, method: str) -> None:
         """Explains every image by a method."""
-        with deterministic(BASE_SEED, self.threads):
+        with room(self.output), deterministic(BASE_SEED, self.threads):
             SaliencyStore.make(
                 self.store_path(method),
                 self._base_model(),

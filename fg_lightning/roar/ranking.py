@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -21,6 +22,7 @@ from fg_lightning.errors import CannotRun
 from fg_lightning.removal import ranks
 from fg_lightning.roar.draft import Draft
 from fg_lightning.roar.errors import StoreError, UnfitData
+from fg_lightning.roar.folder import room
 from fg_lightning.roar.identity import described
 from fg_lightning.roar.manifest import NAME, Manifest, SplitIdentity, model_fingerprint, read_manifest
 from fg_lightning.roar.pixels import Picture, channel_sums, spatial_shape
@@ -164,9 +166,10 @@ class Remaining(LightningDataModule):
         self.data.trainer = self.trainer
         if self.trainer.is_global_zero:
             try:
-                self.draft.begin()
-                found = (self.draft.remaining(), "")
-            except (StoreError, OSError) as error:
+                with room(self.draft.folder):
+                    self.draft.begin()
+                    found = (self.draft.remaining(), "")
+            except (CannotRun, OSError) as error:
                 found = (None, str(error))
         remaining, reason = self.trainer.strategy.broadcast(found)
         if remaining is None:  # all processes stop, not only the one that looked
@@ -232,9 +235,15 @@ def make_store(
         },
         seed=seed,
     )
-    if (folder / NAME).exists() and read_manifest(folder).finished and not read_manifest(folder).difference(manifest):
-        return
     draft = Draft(folder, manifest)
+    if (folder / NAME).exists() and read_manifest(folder).finished and not read_manifest(folder).difference(manifest):
+        damaged = draft.reopen()
+        if not damaged:
+            return
+        rank_zero_warn(
+            f"the saliency store {folder} was changed after it was written, as its checksums tell: {damaged} chunks of {chunk} "
+            "images are made again"
+        )
     module = Ranking(model, factory, settings, target, seed)
     trainer = trainer or predictor({"enable_progress_bar": sys.stdout.isatty()})
     writer = RankWriter(draft)

@@ -17,6 +17,7 @@ from fg_lightning.callbacks.probe import Probe
 from fg_lightning.callbacks.task import Answers
 from fg_lightning.removal import ranks
 from fg_lightning.roar.cells import ALL, Cell, Result, write_result
+from fg_lightning.roar.checksums import checksums_of, digest_of
 from fg_lightning.roar.manifest import Manifest, SplitIdentity
 
 NAMES = ["cat", "dog", "bird"]
@@ -79,7 +80,9 @@ def experiment(
         store = folder / "stores" / method
         store.mkdir(parents=True)
         (store / "test.ranks").write_bytes(stored[method].numpy().astype(np.uint16).tobytes())
-        splits = {"test": SplitIdentity(images, "0", "Set")}
+        checksums = checksums_of(stored[method].numpy().astype(np.uint16)).tobytes()
+        (store / "test.checksums").write_bytes(checksums)
+        splits = {"test": SplitIdentity(images, "0", "Set", digest_of(checksums))}
         Manifest(method, {}, "predicted", "Net 0", (side, side), 50, splits, finished=True, channel_mean=(0.0,)).write(store)
     return stored
 

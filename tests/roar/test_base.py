@@ -50,6 +50,26 @@ def test_what_cannot_be_read(tmp_path):
             read(tmp_path / "nowhere.pt")
 
 
+@pytest.mark.parametrize("change", [lambda raw: raw[:-9], lambda raw: raw[:2000] + b"x" + raw[2001:], None])
+def test_a_base_network_that_was_changed_is_refused(tmp_path, change):
+    def run(**more):
+        settings = {"methods": ["random"], "fractions": [0.5], "seeds": 1, "max_epochs": 1} | more
+        return ROARExperiment(tmp_path, Data, Net, console=Console(quiet=True), **settings).run()
+
+    run()
+    path = tmp_path / "base.pt"
+    before = path.read_bytes()
+    if change is None:  # another network of the same kind
+        write_weights(path, Net().state_dict())
+    else:
+        path.write_bytes(change(before))
+    assert path.read_bytes() != before
+    with pytest.raises(CannotRun, match=r"base.pt was changed: it is not the network that this experiment explains. Bring it back"):
+        run(seeds=2)
+    path.write_bytes(before)
+    run(seeds=2)
+
+
 @pytest.mark.parametrize("given", [False, True])
 def test_a_network_that_lightning_makes_whole(tmp_path, given):
     model = Late()

@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import Timer
 from rich.console import Console
 from tiny import Data, Diverging, Net
 
+from fg_lightning.atomic import PREFIX
 from fg_lightning.attribution import METHODS
 from fg_lightning.roar import CannotRun, ROARExperiment, SaliencyStore
 from fg_lightning.roar import experiment as experiment_module
@@ -208,6 +209,55 @@ def test_a_disk_that_is_full_when_a_result_is_written_is_said(tmp_path, monkeypa
     monkeypatch.setattr(experiment_module, "write_result", full)
     with pytest.raises(CannotRun, match=r"^No space left on device: make room, and start again"):
         experiment(tmp_path, methods=["random"], seeds=1).run()
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.EROFS, errno.ENOSPC])
+@pytest.mark.parametrize("name", ["base.pt", "random-0.5-0.json", "results.csv", "curves.png", "manifest.json"])
+def test_a_fault_of_the_disk_is_one_sentence_and_it_goes_on_from_there(tmp_path, monkeypatch, code, name):
+    real = os.replace
+
+    def faulty(source, path):
+        if Path(path).name == name:
+            raise OSError(code, os.strerror(code), source)
+        real(source, path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", faulty)
+        with pytest.raises(CannotRun, match=rf"{os.strerror(code)}.*{name}.*start again to go on"):
+            experiment(tmp_path, methods=["random"], seeds=1).run()
+    assert not list(tmp_path.rglob(f"{PREFIX}*"))
+    assert not experiment(tmp_path, methods=["random"], seeds=1).run().failed
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_umask_holds_for_all_that_is_written(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        experiment(tmp_path / "out", methods=["random"], seeds=1).run()
+    finally:
+        os.umask(before)
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert {".lock", "base.pt", "manifest.json", "train.ranks", "results.csv", "curves.png"} <= {path.name for path in files}
+    assert {path.stat().st_mode & 0o777 for path in files} == {mode}
+
+
+def test_what_a_killed_run_left_is_swept_up(tmp_path):
+    left = [tmp_path / place / f"{PREFIX}0" for place in (".", "cells", "stores/random")]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    experiment(tmp_path, methods=["random"], seeds=1).run()
+    assert not any(path.exists() for path in left)
+
+
+def test_ranks_that_were_changed_between_two_runs_are_made_again(tmp_path):
+    experiment(tmp_path, methods=["random"], seeds=1).run()
+    path = tmp_path / "stores" / "random" / "train.ranks"
+    before = path.read_bytes()
+    path.write_bytes(bytes(128) + before[128:])
+    with pytest.warns(UserWarning, match=r"stores/random was changed after it was written.*are made again"):
+        experiment(tmp_path, methods=["random"], seeds=2).run()
+    assert path.read_bytes() == before
 
 
 def test_the_trainers_arguments_may_be_objects(tmp_path):

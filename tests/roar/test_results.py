@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fg_lightning.roar.cells import ALL, Cell, Result, cells_of
+from fg_lightning.roar import CannotRun
+from fg_lightning.roar.cells import ALL, Cell, Result, cells_of, read_result, write_result
 from fg_lightning.roar.figure import accuracy_curves
 from fg_lightning.roar.results import Results, holm, mean_and_interval
 
@@ -25,6 +26,50 @@ def results(mode="roar", order="morf", accuracies=ACCURACIES):
                 for fraction, accuracy in zip((0.4, 0.8), row, strict=True)
             ]
     return Results(found, mode, order)
+
+
+@pytest.fixture
+def cell_file(tmp_path):
+    (tmp_path / "cells").mkdir()
+    write_result(tmp_path, Result(Cell("fullgrad", 0.5, 1), 0.75, {"test/accuracy": 0.75, "odd": float("nan")}, 0.1, 2.5))
+    return tmp_path / "cells" / "fullgrad-0.5-1.json"
+
+
+def test_a_cell_comes_back_as_it_was(cell_file):
+    result = read_result(cell_file.parents[1], Cell("fullgrad", 0.5, 1))
+    assert (result.accuracy, result.metrics["test/accuracy"], result.total_variation, result.seconds) == (0.75, 0.75, 0.1, 2.5)
+    assert read_result(cell_file.parents[1], Cell("fullgrad", 0.5, 2)) is None
+
+
+@pytest.mark.parametrize("name", ["fullgrad-0.5-2", "random-0.5-1", "fullgrad-0.3-1"])
+def test_a_cell_under_another_name_is_noticed(cell_file, name):
+    """Renamed, or copied over another."""
+    (cell_file.parent / f"{name}.json").write_bytes(cell_file.read_bytes())
+    method, fraction, seed = name.split("-")
+    with pytest.raises(CannotRun, match=rf"{name}.json holds the cell fullgrad-0.5-1: it was renamed or copied; remove it"):
+        read_result(cell_file.parents[1], Cell(method, float(fraction), int(seed)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda raw: raw.replace(b'"accuracy": 0.75', b'"accuracy": 0.76'),
+        lambda raw: raw.replace(b'"seed": 1', b'"seed": 2'),
+        lambda raw: raw.replace(b'"checksum"', b'"check"'),
+        lambda raw: raw[: len(raw) // 2],
+        lambda raw: b"",
+        lambda raw: b"[]",
+        lambda raw: b"3",
+        lambda raw: b"\xff\xfe",
+        lambda raw: b"[" * 100_000,
+    ],
+)
+def test_a_cell_that_was_changed_is_one_sentence(cell_file, change):
+    raw = cell_file.read_bytes()
+    cell_file.write_bytes(change(raw))
+    assert cell_file.read_bytes() != raw
+    with pytest.raises(CannotRun, match=r"fullgrad-0.5-1.json is damaged \(.*\); remove it, and the cell is run again"):
+        read_result(cell_file.parents[1], Cell("fullgrad", 0.5, 1))
 
 
 def area(method, seed):
