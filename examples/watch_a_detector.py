@@ -2,8 +2,8 @@
 
 Detectors of torchvision take a list of images and give a list of dictionaries. The monitor needs to know three things of them: a
 few images of one size (`probe`), how the detector is called on these (`forward`), and which number of its output is explained
-(`target`): here the log-odds of the best detection of each image. A small Faster R-CNN learns to find a bright square or disc in noise.
-It takes the batch apart, so the monitor explains the images one by one. The film strip lies in fullgrad/version_0/ when it is done.
+(`target`): here the log-odds of the best detection of each image. A small Faster R-CNN finds bright squares and discs in noise. It
+takes the batch apart, so the monitor explains the images one by one. The film strip lies in fullgrad/version_0/ when it is done.
 """
 
 import torch

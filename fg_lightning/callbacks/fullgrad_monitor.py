@@ -14,7 +14,7 @@ from fg_lightning.callbacks.call import Forward
 from fg_lightning.callbacks.facts import Facts
 from fg_lightning.callbacks.faults import Faults
 from fg_lightning.callbacks.history import History
-from fg_lightning.callbacks.probe import NoProbe, Probe
+from fg_lightning.callbacks.probe import Probe
 from fg_lightning.callbacks.resume import Resumed
 from fg_lightning.callbacks.source import probe_of_loader, reads_by_index, training_loader, validation_loader
 from fg_lightning.callbacks.task import MonitorTarget
@@ -194,9 +194,7 @@ class FullGradMonitor(Callback):
         loader = validation_loader(trainer)
         if not trainer.enable_validation:
             loader = training_loader(trainer)
-            self._faults.complain(
-                NoProbe("there is no validation data, so the images looked at are training data; give the Trainer some")
-            )
+            rank_zero_info("FullGradMonitor: there is no validation data, so the images it looks at are training data")
         if not reads_by_index(loader):
             return None
         return probe_of_loader(loader, self.num_samples, trainer, module, with_batch=self.settings.forward is not None)

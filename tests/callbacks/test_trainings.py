@@ -1,5 +1,8 @@
 """Every kind of training comes out bit for bit as without the monitor, which has looked at it."""
 
+import logging
+import warnings
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -97,8 +100,8 @@ TRAININGS = {
     "compiled module": {"module": lambda: torch.compile(Classifier(), backend="eager")},
     "frozen backbone": {"module": Frozen},
     "several validation loaders": {"data": lambda: (loader(seed=1, shuffle=True), {"a": loader(16, seed=2), "b": loader(8)})},
-    "no validation loader": {"data": lambda: (loader(seed=1, shuffle=True), None), "unasked": "training data"},
-    "limit_val_batches=0": {"limit_val_batches": 0, "unasked": "training data"},
+    "no validation loader": {"data": lambda: (loader(seed=1, shuffle=True), None)},
+    "limit_val_batches=0": {"limit_val_batches": 0},
     "fast_dev_run": {"fast_dev_run": True, "looks": [0, 1]},
     "overfit_batches": {"overfit_batches": 2},
     "check_val_every_n_epoch": {"check_val_every_n_epoch": 2},
@@ -113,7 +116,7 @@ TRAININGS = {
     "reloaded loaders": {"reload_dataloaders_every_n_epochs": 1, "module": Own, "data": lambda: (None, None)},
     "iterable": {"data": streams(0)},
     "iterable with workers": {"data": streams(2)},
-    "iterable without validation": {"data": lambda: (DataLoader(Stream(24, 1), 8), None), "unasked": "training data"},
+    "iterable without validation": {"data": lambda: (DataLoader(Stream(24, 1), 8), None)},
     "steps instead of epochs": {"max_steps": 4, "max_epochs": -1, "looks": [0, 1, 2]},
     "deterministic": {"deterministic": True},
     "anomaly detection": {"detect_anomaly": True},
@@ -145,18 +148,24 @@ def trained(folder, monitor, options):
 )
 def test_weights_are_bit_identical_with_and_without_the_monitor(tmp_path, name):
     options = dict(TRAININGS[name])
-    unasked, epochs = options.pop("unasked", None), options.pop("looks", [0, 1, 2])
+    epochs = options.pop("looks", [0, 1, 2])
     without, _ = trained(tmp_path / "without", None, options)
-    monitor = FullGradMonitor(num_samples=4, strict=unasked is None)
-    if unasked is None:
-        with_monitor, _ = trained(tmp_path / "with", monitor, options)
-    else:
-        with pytest.warns(UserWarning, match=f"FullGradMonitor.*{unasked}") as caught:
-            with_monitor, _ = trained(tmp_path / "with", monitor, options)
-        assert sum("FullGradMonitor" in str(w.message) for w in caught) == 1
+    monitor = FullGradMonitor(num_samples=4, strict=True)
+    with_monitor, _ = trained(tmp_path / "with", monitor, options)
     for key, value in without.items():
         assert torch.equal(value, with_monitor[key]), key
     assert [look.epoch for look in monitor.history.looks] == epochs
+
+
+@pytest.mark.parametrize("name", ["no validation loader", "limit_val_batches=0", "iterable without validation"])
+@pytest.mark.filterwarnings("ignore:.*Skipping val loop")
+def test_without_validation_data_a_note_tells_that_training_data_is_looked_at(tmp_path, name, caplog):
+    """No warning: nothing went wrong, as in a self-supervised run."""
+    with caplog.at_level(logging.INFO), warnings.catch_warnings():
+        warnings.filterwarnings("error", "FullGradMonitor")
+        trained(tmp_path, FullGradMonitor(num_samples=4, strict=True), dict(TRAININGS[name]))
+    notes = [record for record in caplog.records if "training data" in record.message]
+    assert [record.levelname for record in notes] == ["INFO"]
 
 
 def test_nothing_is_compiled_again_because_of_a_look(tmp_path):
