@@ -241,8 +241,8 @@ def make_store(
         if not damaged:
             return
         rank_zero_warn(
-            f"the saliency store {folder} was changed after it was written, as its checksums tell: {damaged} chunks of {chunk} "
-            "images are made again"
+            f"the saliency store {folder} was changed after it was written, as its checksums tell: {damaged} "
+            f"{'chunk' if damaged == 1 else 'chunks'} of {chunk} images are made again"
         )
     module = Ranking(model, factory, settings, target, seed)
     trainer = trainer or predictor({"enable_progress_bar": sys.stdout.isatty()})

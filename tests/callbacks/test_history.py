@@ -409,25 +409,33 @@ def test_where_nothing_can_ever_be_written_training_goes_on(tmp_path, monkeypatc
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
-def test_a_disk_that_is_really_full(tmp_path):
-    """A file system of one megabyte, filled before the first look and emptied after the first epoch."""
+@pytest.mark.parametrize("fault", ["full", "read-only"])
+def test_a_disk_that_really_is(tmp_path, fault):
+    """A file system of one megabyte that cannot be written to before the first look, and can after the first epoch."""
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], check=False).returncode:
         pytest.skip("nothing can be mounted here")
+
+    def remount(how):
+        subprocess.run(["mount", "-o", f"remount,{how}", str(disk)], check=True)
+
+    class Healing(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == 1:
+                (disk / "fill").unlink() if fault == "full" else remount("rw")
+
     try:
-        with (disk / "fill").open("wb", buffering=0) as file, suppress(OSError):
-            while file.write(bytes(512)):
-                pass
-
-        class Emptying(Callback):
-            def on_train_epoch_start(self, trainer, pl_module):
-                if trainer.current_epoch == 1:
-                    (disk / "fill").unlink()
-
+        if fault == "full":
+            with (disk / "fill").open("wb", buffering=0) as file, suppress(OSError):
+                while file.write(bytes(512)):
+                    pass
+        else:
+            remount("ro")
+        said = {"full": "No space left on device", "read-only": "Read-only file system"}[fault]
         monitor = FullGradMonitor(num_samples=4)
-        with pytest.warns(UserWarning, match="No space left on device") as caught:
-            trainer(disk, Emptying(), monitor, max_epochs=3).fit(Classifier(), loader(seed=1), loader(16, seed=2))
+        with pytest.warns(UserWarning, match=said) as caught:
+            trainer(disk, Healing(), monitor, max_epochs=3).fit(Classifier(), loader(seed=1), loader(16, seed=2))
         assert sum("FullGradMonitor" in str(one.message) for one in caught) == 1
         (folder,) = (disk / "fullgrad").iterdir()
         assert [one.epoch for one in History.read(folder).looks] == [2, 3]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from test_history import findings, look
 
+from fg_lightning.atomic import PREFIX
 from fg_lightning.callbacks.history import COLUMNS, History
 from fg_lightning.callbacks.probe import Probe
 from fg_lightning.callbacks.remains import OtherRun, examine
@@ -160,6 +162,47 @@ def test_findings_of_another_branch_are_not_taken_for_ones_own(copied, tmp_path)
     (copied / "history.csv").unlink()
     lost, _ = examine(copied, other.looks, "of the probe")
     assert lost == {0, 1, 2, 3}
+
+
+class Snapshots:
+    """Copies of a folder as it is whenever a file of it is opened, renamed or removed: what a kill leaves at that moment."""
+
+    def __init__(self, folder, to):
+        self.folder, self.to, self.is_on, self.count = folder, to, False, 0
+        sys.addaudithook(self)
+
+    def __call__(self, event, given):
+        if self.is_on and event in ("open", "os.rename", "os.remove", "os.mkdir") and str(given[0]).startswith(str(self.folder)):
+            self.is_on = False
+            shutil.copytree(self.folder, self.to / str(self.count))
+            self.count += 1
+            self.is_on = True
+
+
+def test_a_kill_at_any_moment_leaves_what_a_later_process_goes_on_with(tmp_path):
+    folder, snapshots = tmp_path / "run" / "fullgrad", Snapshots(tmp_path / "run", tmp_path / "killed")
+    (tmp_path / "run").mkdir()
+    known = {}
+    history = History(folder)
+    snapshots.is_on = True
+    history.begin({"fingerprint": "of the probe"}, Probe(torch.rand(2, 1, 4, 4)), [np.zeros((4, 4, 3), np.uint8)] * 2)
+    for epoch in range(3):
+        found = findings(epoch)
+        history.add(true_look(epoch, found), found, torch.tensor([1, 0]))
+        known[snapshots.count] = list(history.looks)
+    snapshots.is_on = False
+    assert snapshots.count > 20
+    for number in range(snapshots.count):
+        killed = tmp_path / "killed" / str(number) / "fullgrad"
+        looks = next((looks for count, looks in reversed(known.items()) if count <= number), [])  # of the last checkpoint
+        if not looks:
+            continue
+        read, damages = gone_on(killed, looks)
+        assert not damages
+        assert read.looks == [*looks, look(9)]
+        assert all(bool(read.maps(index).isfinite().all()) for index in range(len(read.looks)))
+        assert len(read.images()) == 2 * len(read.looks)
+        assert not list(killed.rglob(f"{PREFIX}*"))
 
 
 def test_another_run_and_a_later_format_are_told_apart(copied, whole):

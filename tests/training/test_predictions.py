@@ -52,3 +52,16 @@ def test_several_loaders_are_told_apart(tmp_path, model):
     plain = DataLoader(TensorDataset(IMAGES, torch.arange(5)), 2)
     found = places(quiet_trainer(tmp_path), model, [plain, DataLoader(Stream(), 3)])
     assert found == [(loader, number, number) for loader in (0, 1) for number in range(5)]
+
+
+@pytest.mark.parametrize("error", [ValueError("no image"), KeyboardInterrupt()])
+def test_a_prediction_that_is_broken_off_leaves_the_table_that_was_there(tmp_path, model, error):
+    class Broken(Stream):
+        def __iter__(self):
+            yield IMAGES[0], 0
+            raise error
+
+    (tmp_path / "predictions.csv").write_text("of an earlier run")
+    with pytest.raises((ValueError, SystemExit, KeyboardInterrupt)):
+        quiet_trainer(tmp_path).predict(model, DataLoader(Broken(), 1), return_predictions=False)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("predictions.csv", "of an earlier run")]
