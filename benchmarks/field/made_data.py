@@ -19,7 +19,7 @@ def pictures(count: int, size: int, channels: int = 3, seed: int = 0) -> tuple[T
     """Images [N, C, size, size], classes [N] and label maps [N, size, size] that are class + 1 on the square."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.rand(count, channels, size, size, generator=generator) * 0.5
-    classes = torch.arange(count) % CLASSES
+    classes = torch.randperm(count, generator=generator) % CLASSES
     maps = torch.zeros(count, size, size, dtype=torch.long)
     half, side = size // 2, size // 4
     for index, label in enumerate(classes.tolist()):

@@ -12,7 +12,7 @@ from torch_uncertainty.models.classification import bayesian_lenet, lenet, mimo_
 from torch_uncertainty.models.mlp import mlp
 from torch_uncertainty.models.segmentation import small_unet
 from torch_uncertainty.routines import ClassificationRoutine, RegressionRoutine, SegmentationRoutine
-from torch_uncertainty.transforms import MIMOBatchFormat
+from torch_uncertainty.transforms import MIMOBatchFormat, RepeatTarget
 
 DISTRIBUTION = "torch-uncertainty"
 
@@ -39,7 +39,8 @@ def mixup(trainer: Trainer) -> None:
 
 
 def packed(trainer: Trainer) -> None:
-    _classify(trainer, packed_resnet(3, CLASSES, 18, 2, 2, 1, style="cifar", width_multiplier=0.25), is_ensemble=True)
+    model = packed_resnet(3, CLASSES, 18, 2, 2, 1, style="cifar", width_multiplier=0.25)
+    _classify(trainer, model, is_ensemble=True, format_batch_fn=RepeatTarget(2))
 
 
 def mimo(trainer: Trainer) -> None:
@@ -55,7 +56,7 @@ def bayesian(trainer: Trainer) -> None:
 def regression(trainer: Trainer) -> None:
     model = nn.Sequential(nn.Flatten(), mlp(3 * 32 * 32, 1, [32], dist_family="normal"))
     routine = RegressionRoutine(model, 1, DistributionNLLLoss(), dist_family="normal", optim_recipe=_recipe(model))
-    trainer.fit(routine, *loaders(lambda image, label, _: (image, label.float()[None])))
+    trainer.fit(routine, *loaders(lambda image, label, _: (image, label.float())))
 
 
 def segmentation(trainer: Trainer) -> None:
