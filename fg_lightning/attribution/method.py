@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from fg_lightning.attribution.scores import Scores
 from fg_lightning.fullgrad.entry import check_images
-from fg_lightning.fullgrad.record import as_the_model_takes, undisturbed, unwrapped
 from fg_lightning.fullgrad.target import Target
+from fg_lightning.fullgrad.undisturbed import as_the_model_takes, undisturbed, unwrapped
 
 Draw = Callable[..., Float[Tensor, "n 1 *s"]]
 """(scores, images [N, C, *S], settings by name) -> saliency maps, at least 0."""
@@ -67,8 +67,8 @@ class Method(Attribution):
         """
         images = inputs[0] if isinstance(inputs, tuple) and len(inputs) == 1 else inputs
         check_images(self.model, images)
-        model = unwrapped(self.model)
-        with undisturbed(model, images.device):
+        with undisturbed(self.model, images.device):
+            model = unwrapped(self.model)
             leaf = as_the_model_takes(images, model).requires_grad_()
             maps = self.draw(Scores(model, leaf, target), leaf).detach()
         return (maps,) if isinstance(inputs, tuple) else maps

@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fg_lightning.fullgrad.record import constants_of
 from fg_lightning.fullgrad.target import Selection, Target
 
 
@@ -20,7 +19,7 @@ class Scores:
     the first images that come are noisy or faded copies.
 
     Args:
-        model: the network, in evaluation mode. Its parameters are held constant, so that gradients go to the images alone.
+        model: the network, undisturbed: in evaluation mode, on constants, so that gradients go to the images alone.
         images: [N, C, *S].
         target: as in `fg_lightning.FullGrad`; None for the predicted class.
     """
@@ -29,7 +28,6 @@ class Scores:
         self.model = model
         self._images = images
         self._target = target
-        self._constants = constants_of(model)
 
     def __call__(self, images: Float[Tensor, "m c *s"]) -> Float[Tensor, " m"]:
         """
@@ -42,7 +40,7 @@ class Scores:
                 self(self._images)
         selection = Selection(_repeated(self._target, len(images) // len(self._images)), len(images))
         # The copy is what a forward that works in place overwrites.
-        scores = selection(torch.func.functional_call(self.model, self._constants, (images.clone(),)))
+        scores = selection(self.model(images.clone()))
         if images.requires_grad and torch.is_grad_enabled() and not scores.requires_grad:
             raise ValueError(
                 "the model's output does not depend on the images, so there is nothing to explain; "

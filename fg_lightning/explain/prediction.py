@@ -10,6 +10,7 @@ from torch import Tensor
 from fg_lightning.errors import CannotRun
 from fg_lightning.explain.network import Network
 from fg_lightning.fullgrad.target import main_output
+from fg_lightning.fullgrad.undisturbed import as_the_model_takes, undisturbed
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Prediction:
 def predict(network: Network, images: Tensor, target: int | None) -> Prediction:
     """
     Args:
-        network: in evaluation mode.
+        network: what is explained; it is left as it was.
         images: [N, C, H, W].
         target: the class to explain; None for the predicted one.
 
@@ -37,8 +38,8 @@ def predict(network: Network, images: Tensor, target: int | None) -> Prediction:
         CannotRun: if the network does not take these images, or what it gives are no scores of classes.
     """
     try:
-        with torch.no_grad():
-            scores = main_output(network.model(images))
+        with undisturbed(network.model, images.device), torch.no_grad():
+            scores = main_output(network.model(as_the_model_takes(images, network.model).clone()))
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         raise CannotRun(
             f"the network fails on images of shape {list(images.shape)}: {error}\n"

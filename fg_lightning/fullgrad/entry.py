@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from fg_lightning.fullgrad.record import SamplesMixed
 from fg_lightning.fullgrad.target import Target, target_of
@@ -14,18 +15,27 @@ from fg_lightning.fullgrad.target import Target, target_of
 Result = TypeVar("Result")
 
 
+def check_model(model: nn.Module) -> None:
+    """
+    Raises:
+        TypeError: if the model is no module.
+        ValueError: if it has lazy modules that have not been run.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
+        raise ValueError("the model has lazy modules that do not know their sizes yet; run it once on a batch of images")
+
+
 def check_images(model: nn.Module, images: Tensor) -> None:
     """
     Raises:
         TypeError: if the model is no module or the images are no floating-point tensor.
-        ValueError: if the images have no batch dimension or there are none.
+        ValueError: if the images have no batch dimension or there are none, or the model has lazy modules that have not been run.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    check_model(model)
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError("the operations of a TorchScript model cannot be seen; pass the model that it was made from")
-    if any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):
-        raise ValueError("the model has lazy modules that do not know their sizes yet; run it once on a batch of images")
     if isinstance(images, Tensor) and images.is_complex():
         raise TypeError("images must be real; pass real and imaginary part as channels (torch.view_as_real)")
     if not isinstance(images, Tensor):

@@ -14,9 +14,10 @@ from torchmetrics import Metric
 from torchmetrics.utilities.compute import auc
 from torchmetrics.utilities.plot import plot_curve
 
-from fg_lightning.fullgrad.entry import as_tuple
-from fg_lightning.fullgrad.record import undisturbed
+from fg_lightning.fullgrad.call import map_tensors
+from fg_lightning.fullgrad.entry import as_tuple, check_model
 from fg_lightning.fullgrad.target import Selection, Target, main_output
+from fg_lightning.fullgrad.undisturbed import as_the_model_takes, copied, undisturbed, unwrapped
 from fg_lightning.metrics.means import keep_apart
 from fg_lightning.removal import Fill, Order, find_imputer, ranks, removed
 from fg_lightning.removal.batch import check_images
@@ -90,8 +91,7 @@ def pixel_perturbation(
         tensor([[4., 7.]])
     """
     _check_settings(fractions, order, change, output)
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    check_model(model)
     if output == "probability" and callable(target) and not isinstance(target, Tensor):
         raise ValueError("a target that is a function chooses its own numbers: let it return probabilities, with output='logit'")
     check_images(images)
@@ -101,9 +101,12 @@ def pixel_perturbation(
     imputer, places = find_imputer(fill), ranks(maps.to(images.device), seed)
     changed = _CHANGES[change or USUAL[order]]
     with undisturbed(model, images.device, autocast=True), torch.no_grad():
+        network = unwrapped(model)
+        images = as_the_model_takes(images, network)
 
         def explained(seen: Tensor, target: Target) -> tuple[Tensor, Target]:
-            scores = model(seen, *as_tuple(additional_forward_args))
+            # Copies are what a forward that works in place overwrites.
+            scores = network(seen.clone(), *map_tensors(copied, as_tuple(additional_forward_args)))
             selection = Selection(target, len(seen))
             return selection(_probability(scores) if output == "probability" else scores), selection.target
 

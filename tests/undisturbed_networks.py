@@ -1,0 +1,449 @@
+"""Networks that hold their parameters and buffers in every way that people do, and forwards that change what they hold."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize, prune
+from torchmetrics import MeanMetric
+
+
+class Middle(nn.Module):
+    """Does nothing, or raises in the middle of a forward."""
+
+    fail = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.fail:
+            raise KeyError("halfway")
+        return x
+
+
+class Network(nn.Module):
+    """[N, 3, 6, 6] -> [N, 5]: a stem, the middle and a head; a subclass does more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.middle = Middle()
+        self.head = nn.Linear(64, 5)
+        with torch.no_grad():
+            self.norm.running_mean.uniform_(-0.2, 0.2)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.norm(self.stem(x)).relu()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.middle(self.features(x)).flatten(1))
+
+
+class TwoNames(Network):
+    """The backbone whole, and as a Sequential of its children; the head under a name of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(self.stem, self.norm, nn.ReLU())
+        self.body = nn.Sequential(*self.backbone.children())
+        self.classifier = nn.ModuleDict({"head": self.head, "other": self.head})
+        self.layers = nn.ModuleList([self.stem, self.norm, self.stem])
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier["head"](self.middle(self.features(x)).flatten(1))
+
+
+class SharedWithALoss(Network):
+    """A loss that holds the head, and through it the whole network in a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loss = nn.Module()
+        self.loss.head = self.head
+        self.loss.prototypes = self.head.weight
+        self.loss.of = [self]
+
+
+class Tied(Network):
+    """Two modules with one weight; one buffer in two modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.second = nn.Conv2d(3, 4, 3, bias=False)
+        self.second.weight = self.stem.weight
+        self.other_norm = nn.BatchNorm2d(4)
+        self.other_norm.running_mean = self.norm.running_mean
+        self.other_norm.register_buffer("weight_too", self.norm.weight)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.norm(self.stem(x)).relu() + self.other_norm(self.second(x))
+
+
+class Parametrised(Network):
+    def __init__(self) -> None:
+        super().__init__()
+        parametrizations.weight_norm(self.stem)
+        parametrizations.spectral_norm(self.head)
+        self.inner = parametrizations.orthogonal(nn.Linear(64, 64))
+        self.again = self.head
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.inner(self.middle(self.features(x)).flatten(1)))
+
+
+class WithHooksForWeights(Network):
+    """Weights that are attributes, computed before each forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            nn.utils.weight_norm(self.stem)
+        nn.utils.spectral_norm(self.head)
+        self.pruned = nn.Conv2d(4, 4, 1)
+        prune.l1_unstructured(self.pruned, "weight", 0.5)
+        prune.random_unstructured(self.pruned, "bias", 0.5)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.pruned(super().features(x))
+
+
+class Lazy(Network):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.head = nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.LazyLinear(5)
+        self(torch.rand(2, 3, 6, 6))
+
+
+class LoRA(nn.Module):
+    """A frozen linear layer with a low-rank addition, held twice."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.base_layer = base
+        self.a, self.b = nn.ParameterDict({"default": torch.randn(2, base.in_features)}), nn.ParameterList([torch.zeros(5, 2)])
+        self.active = ("default",)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + x @ self.a[self.active[0]].T @ self.b[0].T
+
+
+class WithLoRA(Network):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = LoRA(self.head)
+
+
+class Unregistered(Network):
+    """Modules and parameters that torch does not know: in lists, dictionaries, tuples, objects and functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_list, self.in_dict = [nn.BatchNorm2d(4).eval()], {"a": {"b": nn.Conv2d(4, 4, 1)}}
+        self.in_training = [nn.BatchNorm2d(4)]
+        self.in_tuple = (nn.Linear(5, 5), nn.Parameter(torch.ones(5)))
+        self.in_object = SimpleNamespace(norm=nn.BatchNorm1d(5).eval(), scale=nn.Parameter(torch.ones(5)))
+        hidden = nn.BatchNorm1d(5).eval()
+        self.function = lambda x: hidden(x)
+        object.__setattr__(self, "hidden", [hidden])
+        self.parameter_list = [self.head.weight, self.norm.weight]
+
+    def features(self, x: Tensor) -> Tensor:
+        y = super().features(x)
+        self.in_training[0](y.detach())
+        return self.in_dict["a"]["b"](self.in_list[0](y))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.in_list[0].num_batches_tracked.add_(1)
+        y = super().forward(x) * self.parameter_list[0].sum()
+        y = self.in_object.norm(self.in_tuple[0](y) * self.in_tuple[1]) * self.in_object.scale
+        return self.function(y)
+
+
+class Buffers(Network):
+    """Buffers that are not saved, None, counted up, replaced, filled in place, written through `.data`, or require gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("temporary", torch.ones(5), persistent=False)
+        self.register_buffer("nothing", None)
+        self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("replaced", torch.ones(5))
+        self.register_buffer("data", torch.ones(5))
+        self.register_buffer("trained", torch.ones(5, requires_grad=True))
+        self.running = (torch.zeros(4), torch.ones(4))
+
+    def features(self, x: Tensor) -> Tensor:
+        y = super().features(x)
+        F.batch_norm(y.detach(), *self.running, training=True)
+        return y
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += 1
+        self.temporary[0] = 2.0
+        self.replaced = self.replaced * 2
+        self.data.data.mul_(3)
+        self.nothing = self.replaced
+        return super().forward(x) * self.temporary * self.trained + self.data + self.nothing
+
+
+class WritesToItsParameters(Network):
+    """Weights that are clipped, normalised, filled in and replaced by the forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prototypes = nn.Parameter(torch.randn(5, 64))
+        self.table = nn.Embedding(3, 64, max_norm=0.5)
+        self.scale = nn.Parameter(torch.ones(5))
+        self.offset = nn.Parameter(torch.ones(5))
+        self.through_numpy = nn.Parameter(torch.ones(5))
+
+    def features(self, x: Tensor) -> Tensor:
+        self.stem.weight.data.clamp_(-0.1, 0.1)
+        torch.clamp(self.stem.bias.data, -0.01, 0.01, out=self.stem.bias.data)
+        self.norm.weight.data = self.norm.weight.data.clamp_max(0.5)
+        return super().features(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.prototypes.copy_(F.normalize(self.prototypes, dim=1))
+            self.head.weight.view(-1)[3] = 7.0
+            nn.init.zeros_(self.head.bias)
+            torch._foreach_mul_([self.scale, self.offset], 2.0)
+        self.through_numpy.detach().numpy()[0] = 5
+        y = super().forward(x) + self.table(torch.tensor([0, 2])).sum()
+        return (y + F.linear(self.features(x).flatten(1), self.prototypes)) * self.scale + self.offset * self.through_numpy
+
+
+class Binarised(Network):
+    """Keeps real weights as an attribute of the parameter (BinaryNet)."""
+
+    def features(self, x: Tensor) -> Tensor:
+        if not hasattr(self.stem.weight, "org"):
+            self.stem.weight.org = self.stem.weight.data.clone()
+        self.stem.weight.data = self.stem.weight.org.sign()
+        return super().features(x)
+
+
+class BinarisedBefore(Binarised):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem.weight.org = self.stem.weight.data.clone()
+
+    def features(self, x: Tensor) -> Tensor:
+        self.stem.weight.org.mul_(1.5)
+        return super().features(x)
+
+
+class Restless(Network):
+    """Registers, deletes and replaces parameters, buffers, modules and hooks in its forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.ones(5))
+        self.last = nn.Parameter(torch.ones(5))
+        self.register_buffer("table", torch.ones(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.first
+        del self.first
+        self.first = nn.Parameter(first * 2)
+        self.last = nn.Parameter(torch.zeros(5))
+        self.new = nn.Parameter(torch.ones(5))
+        self.register_buffer("new_buffer", torch.ones(5))
+        del self.table
+        self.table = torch.zeros(5)
+        self.stem.bias = None
+        self.stem.bias = nn.Parameter(torch.zeros(4))
+        self.head.weight = self.head.weight
+        self.head.weight.requires_grad_(False)
+        self.extra = nn.Linear(5, 5)
+        self.norm = nn.Sequential(nn.Identity(), self.norm)
+        self.head.register_forward_hook(lambda module, args, output: output * 1)
+        self.middle.training = True
+        y = super().forward(x)
+        del self.extra.bias
+        return self.extra.weight.sum() * y * self.first + self.last + self.new
+
+
+@dataclass
+class State:
+    count: int = 0
+    cache: dict[str, Any] = field(default_factory=dict)
+
+
+class Meter:
+    """Somebody's own, no dataclass."""
+
+    def __init__(self) -> None:
+        self.total, self.history = torch.zeros(()), [torch.zeros(2)]
+
+
+class Remembering(Network):
+    """Keeps in plain attributes, objects and containers what it has computed, some of it in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state, self.meter, self.space = State(), Meter(), SimpleNamespace(weight=None)
+        self.total, self.kept = torch.zeros(()), None
+        self.pair = (torch.zeros(2), [torch.zeros(2)])
+        self.nested = {"a": [{"b": torch.zeros(2)}]}
+        self.metric = MeanMetric()
+        self.metric.update(1.0)
+        self.generator = torch.Generator().manual_seed(0)
+        self.numpys = np.random.default_rng(0)
+
+    @cached_property
+    def doubled(self) -> Tensor:
+        return self.head.weight * 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.state.count += 1
+        self.state.cache["w"] = self.head.weight * 2
+        self.space.weight = self.stem.weight + 1
+        self.total += 1
+        self.meter.total += 1
+        self.meter.history[0].add_(1)
+        self.meter.history.append(x)
+        self.pair[0].add_(1)
+        self.pair[1][0].add_(1)
+        self.nested["a"][0]["b"].mul_(2).add_(1)
+        self.nested["a"][0]["c"] = x
+        self.metric.update(x.detach().mean())
+        noise = torch.rand(5, generator=self.generator) + float(self.numpys.random()) + random.random() + np.random.rand()
+        y = super().forward(x) + F.linear(self.features(x).flatten(1), self.doubled) + noise * 1e-3
+        self.kept = y
+        return y
+
+
+class RememberedBefore(Remembering):
+    """What it remembers has a history of its own, which leads to its parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        _ = self.doubled
+        self.space.weight = self.stem.weight * 2
+
+    def features(self, x: Tensor) -> Tensor:
+        return super().features(x) + F.conv2d(x, self.space.weight)
+
+
+class Recurrent(Network):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = nn.LSTM(16, 8, bidirectional=True, batch_first=True)
+        self.columns = nn.GRU(16, 16, batch_first=True)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.columns(self.rows(super().features(x).flatten(2))[0])[0].reshape(len(x), 4, 4, 4)
+
+
+class Calling(Network):
+    """Calls a part of itself on other parameters, under no_grad, and differentiates within its forward."""
+
+    def features(self, x: Tensor) -> Tensor:
+        fast = {name: p * 0.9 for name, p in self.stem.named_parameters()}
+        with torch.no_grad():
+            frozen = super().features(x)
+        return frozen + torch.func.functional_call(self.stem, fast, (x,))
+
+
+class Tagged(Tensor):
+    """A tensor of a class of its own."""
+
+
+class OfItsOwnClass(Network):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem.weight = nn.Parameter(self.stem.weight.detach().as_subclass(Tagged))
+        self.register_buffer("tagged", torch.ones(5).as_subclass(Tagged))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.tagged += 1
+        return super().forward(x) + self.tagged.as_subclass(Tensor)
+
+
+class Half(Network):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = nn.LSTM(16, 16, batch_first=True)
+        self.shift = torch.ones(5, dtype=torch.float16)
+        self.half()
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.rows(super().features(x).flatten(2))[0].reshape(len(x), 4, 4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.shift
+
+
+class Cautious(Network):
+    """Looks at the kind of its parameters."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert all(isinstance(parameter, nn.Parameter) for parameter in self.parameters())
+        assert parametrize.is_parametrized(self.stem) is False
+        self.stem.weight = self.stem.weight
+        return super().forward(x)
+
+
+def with_gradients_of_inference() -> Network:
+    with torch.inference_mode():
+        return Network()
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "modules under two names": TwoNames,
+    "modules shared with a loss": SharedWithALoss,
+    "tied parameters and buffers": Tied,
+    "parametrisations": Parametrised,
+    "weights computed by hooks": WithHooksForWeights,
+    "lazy modules": Lazy,
+    "LoRA, ParameterList, ParameterDict": WithLoRA,
+    "modules that are not registered": Unregistered,
+    "buffers of all kinds": Buffers,
+    "parameters that are written to": WritesToItsParameters,
+    "parameters that carry attributes": Binarised,
+    "parameters that carry attributes from before": BinarisedBefore,
+    "registered and deleted in the forward": Restless,
+    "remembered": Remembering,
+    "remembered from before": RememberedBefore,
+    "recurrent": Recurrent,
+    "functional calls": Calling,
+    "tensors of a class of their own": OfItsOwnClass,
+    "half precision": Half,
+    "looks at its parameters": Cautious,
+    "inference tensors": with_gradients_of_inference,
+    "DataParallel": lambda: nn.DataParallel(TwoNames()),
+    "compiled": lambda: torch.compile(TwoNames()),
+    "in a Fabric": lambda: Fabric(accelerator="cpu").setup(TwoNames()),
+    "in a Sequential, twice": lambda: nn.Sequential(*[nn.Conv2d(3, 3, 1)] * 2, partial_module()),
+}
+
+
+def partial_module() -> nn.Module:
+    """A network with a partial of its own parameters."""
+
+    class Partial(Network):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = partial(F.linear, weight=self.head.weight)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.middle(self.features(x)).flatten(1))
+
+    return Partial()
