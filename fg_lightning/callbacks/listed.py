@@ -70,3 +70,23 @@ def _image_of(item: Any) -> Tensor | None:
         item = item[0] if len(item) == 2 and not isinstance(item[0], (tuple, list)) else None
     is_image = isinstance(item, Tensor) and not item.is_nested and item.ndim == 3 and item.shape[0] in CHANNELS
     return item if is_image else None
+
+
+def are_detections(output: Any) -> bool:
+    """Whether an output is a list of mappings, one for each image, as detectors give it."""
+    return isinstance(output, (list, tuple)) and bool(output) and all(isinstance(found, Mapping) for found in output)
+
+
+def other_parts(output: Any) -> str | None:
+    """What else an output holds of which one tensor is explained, in words; None if nothing, or if a name makes that one clear."""
+    if isinstance(output, Mapping):
+        parts = dict(output)
+    elif isinstance(output, (list, tuple)):
+        parts = dict(zip(getattr(output, "_fields", map(str, range(len(output)))), output, strict=True))
+    else:
+        return None
+    tensors = [str(name) for name, value in parts.items() if isinstance(value, Tensor) and value.ndim > 0]
+    if len(tensors) < 2 or any(name in ("logits", "out") for name in tensors):
+        return None
+    names = ", ".join(tensors)
+    return f"the output has {len(tensors)} tensors ({names}), and the first is explained; pass target=function for another"

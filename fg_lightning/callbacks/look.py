@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fg_lightning.callbacks.call import Called, Forward
 from fg_lightning.callbacks.evidence import Evidence
+from fg_lightning.callbacks.listed import HOW_TO_WATCH_A_DETECTOR, are_detections, other_parts
 from fg_lightning.callbacks.meaning import Meaning, task_as_told, task_of
 from fg_lightning.callbacks.probe import Probe
 from fg_lightning.callbacks.task import Answers, Chosen, Classes, Entry, MonitorTarget, Regions, Task
@@ -167,20 +168,28 @@ class Looker:
             output, candidates = called_output
             outputs.append(output)
             if self.task is None:
-                self._understand(main_output(output), probe, self._evidence(module))
+                self._understand(output, probe, self._evidence(module))
             return self.task.explained(output, self._of(candidates))  # type: ignore[union-attr]
 
         maps, terms = FullGrad(called, psi=self._psi).attribute_with_terms(probe.images, explained, called.arguments)
         assert self.task is not None
         return maps.detach().float(), terms, outputs[0], self.task.fixed(outputs[0], self._of(probe.candidates))
 
-    def _understand(self, scores: Tensor, probe: Probe, evidence: Evidence) -> None:
-        """Decides the task, from a part of the probe."""
+    def _understand(self, output: Any, probe: Probe, evidence: Evidence) -> None:
+        """Decides the task, from a part of the probe.
+
+        Raises:
+            TargetError: if the output is that of a detector, or it has not the class or the shape that the user speaks of.
+        """
+        if are_detections(output):
+            raise TargetError(f"the output is a list of mappings, as detectors give it; {HOW_TO_WATCH_A_DETECTOR}")
+        scores = main_output(output)
         if self._target is not None:
             self.task = self._of_target(scores, probe, evidence)
             return
         found = self._meaning(scores, probe.images, probe.candidates, evidence)
-        self.task, self.assumed = found.task, found.assumed
+        notes = [note for note in (other_parts(output), found.assumed) if note is not None]
+        self.task, self.assumed = found.task, ". ".join(notes) or None
         self._which = len(probe.candidates) if found.labels is None else found.labels
 
     def _meaning(self, scores: Tensor, images: Tensor, candidates: Sequence[Tensor], evidence: Evidence) -> Meaning:

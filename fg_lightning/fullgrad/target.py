@@ -129,6 +129,8 @@ class Selection:
 def main_output(output: Any) -> Tensor:
     """The scores in what a model returns: a tensor, the `logits` or `out` of a mapping or dataclass, the first of a tuple.
 
+    A tensor without dimensions, such as a loss, is passed over for another one.
+
     Raises:
         TypeError: if there is no tensor there.
     """
@@ -140,7 +142,7 @@ def main_output(output: Any) -> Tensor:
             return value
     items = list(output.values()) if isinstance(output, Mapping) else output
     if isinstance(items, (tuple, list)) and items:
-        return main_output(items[0])
+        return main_output(next((item for item in items if not (isinstance(item, Tensor) and item.ndim == 0)), items[0]))
     raise TypeError(
         f"found no scores in the model's output of type {type(output).__name__}; "
         "pass target as a function from the output to a tensor [N]"

@@ -91,6 +91,67 @@ def test_a_batch_without_images_is_refused(kind):
         Probe.of_batch(batch, 4)
 
 
+def pictures(*sizes):
+    return [torch.rand(3, height, width) for height, width in sizes]
+
+
+TARGETS = [{"boxes": torch.rand(1, 4)}, {"boxes": torch.rand(2, 4)}]
+LISTS = {
+    "images and targets": lambda: (pictures((12, 12), (12, 12)), TARGETS),
+    "tuples": lambda: (tuple(pictures((12, 12), (12, 12))), tuple(TARGETS)),
+    "one image": lambda: (pictures((12, 12)), TARGETS[:1]),
+    "other sizes": lambda: pictures((12, 16), (8, 20)),
+    "images alone": lambda: pictures((32, 32), (32, 32)),
+    "a mapping": lambda: {"image": pictures((12, 12), (12, 12)), "boxes": [torch.rand(1, 4), torch.rand(2, 4)]},
+    "pairs": lambda: list(zip(pictures((12, 12), (12, 12)), TARGETS, strict=True)),
+    "bytes": lambda: ([torch.zeros(3, 12, 12, dtype=torch.uint8)] * 2, TARGETS),
+    "a nested tensor": lambda: (torch.nested.nested_tensor(pictures((12, 12), (8, 12))), TARGETS),
+    "padded": lambda: (type("NestedTensor", (), {"tensors": torch.rand(2, 3, 12, 12)})(), TARGETS),
+}
+
+
+@pytest.mark.parametrize("kind", LISTS)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
+def test_a_list_of_images_is_called_so(kind):
+    with pytest.raises(NoProbe, match=r"holds a list of images.* forward=.* target=function"):
+        Probe.of_batch(LISTS[kind](), 4)
+
+
+NO_LISTS = {
+    "two views": lambda: ([torch.rand(8, 3, 12, 12), torch.rand(8, 3, 12, 12)], torch.zeros(8)),
+    "one tensor": lambda: [torch.rand(3, 1, 200)],
+    "signals": lambda: (torch.rand(8, 2, 200), torch.zeros(8)),
+    "three signals": lambda: [torch.rand(3, 22, 200), torch.zeros(3)],
+    "two views of signals": lambda: [torch.rand(8, 2, 200), torch.rand(8, 2, 200)],
+    "images and boxes": lambda: {"image": torch.rand(2, 3, 12, 12), "boxes": [torch.rand(1, 4), torch.rand(2, 4)]},
+}
+
+
+@pytest.mark.parametrize("kind", NO_LISTS)
+def test_what_is_no_list_of_images_is_not_called_so(kind):
+    assert len(Probe.of_batch(NO_LISTS[kind](), 4)) in (2, 3, 4)
+
+
+def test_a_list_of_images_is_no_probe():
+    with pytest.raises(NoProbe, match="probe is a list of images"):
+        FullGradMonitor(probe=pictures((12, 12), (8, 8), (12, 12)))
+
+
+def test_truth_values_are_0_and_1():
+    labels = LABELS > 0
+    for probe in (
+        Probe.of_batch((IMAGES, labels), 16),
+        Probe.given((IMAGES, labels)),
+        Probe.of_batch((IMAGES, labels.tolist()), 16),
+    ):
+        assert probe.labels.tolist() == labels.long().tolist()
+        assert probe.labels.dtype is torch.uint8
+
+
+def test_labels_may_be_a_list_of_numbers():
+    assert Probe.of_batch((IMAGES, LABELS.tolist()), 4).labels.tolist() == LABELS[:4].tolist()
+
+
 def test_a_fingerprint_tells_probes_apart():
     same, other, labelled = Probe(IMAGES, LABELS), Probe(IMAGES + 1e-6, LABELS), Probe(IMAGES, LABELS.flip(0))
     assert Probe(IMAGES.clone(), LABELS.clone()).fingerprint() == same.fingerprint()
@@ -250,14 +311,14 @@ def test_images_given_by_the_user_go_before_a_stream(tmp_path):
     assert torch.equal(monitor.probe.images, images)
 
 
-def test_without_validation_data_it_looks_at_training_data_and_says_so(tmp_path):
-    monitor = FullGradMonitor(num_samples=2)
-    with pytest.warns(UserWarning, match="no validation data") as caught:
-        trainer(tmp_path, monitor).fit(Classifier(), loader(seed=1))
-    assert sum("no validation data" in str(w.message) for w in caught) == 1
+@pytest.mark.filterwarnings("ignore:.*Skipping val loop")
+def test_without_validation_data_it_looks_at_training_data(tmp_path):
+    """A note tells so: see test_trainings.py."""
+    monitor = FullGradMonitor(num_samples=2, strict=True)
+    trainer(tmp_path, monitor).fit(Classifier(), loader(seed=1))
+    images, _ = images_and_labels(24, seed=1)
+    assert torch.equal(monitor.probe.images, images[[0, 23]])
     assert [look.epoch for look in monitor.history.looks] == [0, 1, 2]
-    with pytest.raises(ValueError, match="no validation data"):
-        trainer(tmp_path, FullGradMonitor(strict=True)).fit(Classifier(), loader(seed=1))
 
 
 # --- modules that take more than images

@@ -1,5 +1,7 @@
 """What is explained, against its definition by plain loops."""
 
+from collections import namedtuple
+
 import pytest
 import torch
 from torch import nn
@@ -278,6 +280,48 @@ def test_the_user_may_tell_the_task_without_labels():
 def test_a_task_that_the_output_has_no_shape_for_is_refused(told, shape):
     with pytest.raises(TargetError, match=rf'task="{told}" needs an output \[N.*has shape \[3'):
         looked(Gives(*shape), LABELS, told=told)
+
+
+# --- outputs of several parts
+
+
+class Parts(Gives):
+    def __init__(self, build):
+        super().__init__(4)
+        self.build = build
+
+    def forward(self, images):
+        return self.build(super().forward(images))
+
+
+Pair = namedtuple("Pair", "scores features")
+
+PARTS = {
+    "a tuple": (lambda y: (y, 2 * y), "2 tensors (0, 1)"),
+    "a named tuple": (lambda y: Pair(y, 2 * y), "2 tensors (scores, features)"),
+    "a mapping": (lambda y: {"sex": y, "age": y[:, :1]}, "2 tensors (sex, age)"),
+    "logits": (lambda y: {"features": 2 * y, "logits": y}, None),
+    "a loss": (lambda y: {"loss": y.sum(), "scores": y}, None),
+    "one": (lambda y: [y], None),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_of_several_parts_one_is_explained_and_that_is_told(name):
+    build, told = PARTS[name]
+    module = Parts(build)
+    looker, found = looked(module, LABELS, evidence=Evidence(counts=frozenset({4})))
+    scores = Gives(4)(IMAGES).detach()
+    assert found.terms["output"].tolist() == pytest.approx([float(scores[i, k]) for i, k in enumerate(LABELS)], rel=1e-4)
+    assert looker.assumed is None if told is None else told in looker.assumed
+
+
+def test_the_output_of_a_detector_needs_a_function():
+    module = Parts(lambda y: [{"boxes": row[None], "scores": row[:1]} for row in y])
+    with pytest.raises(TargetError, match=r"list of mappings, as detectors give it; pass .*target=function"):
+        looked(module, LABELS)
+    _, found = looked(module, LABELS, target=lambda output: torch.stack([image["scores"].sum() for image in output]))
+    assert found.terms["output"].tolist() == pytest.approx(Gives(4)(IMAGES)[:, 0].tolist(), rel=1e-4)
 
 
 # --- in parts

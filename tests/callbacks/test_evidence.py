@@ -1,0 +1,154 @@
+"""What is read of the code and the parts of a module, without calling any of it."""
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torchmetrics import MetricCollection
+from torchmetrics.classification import BinaryAUROC, MulticlassAccuracy, MultilabelAccuracy
+from torchmetrics.regression import MeanSquaredError
+
+from fg_lightning.callbacks.evidence import Evidence
+
+
+class Base(pl.LightningModule):
+    def __init__(self, **parts):
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def loss(self, batch):
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+    def training_step(self, batch, batch_idx):
+        return self.loss(batch)
+
+
+class Inherits(Base):
+    pass
+
+
+class Overrides(Base):
+    """As an embedder does whose base class is a classifier."""
+
+    def loss(self, batch):
+        found = F.normalize(self(batch[0]))
+        return (found @ found.T).square().mean()
+
+
+class OfAFunction(Base):
+    def loss(self, batch):
+        return cross_entropy(self(batch[0]), batch[1])
+
+
+def helper(scores, labels):
+    return F.binary_cross_entropy_with_logits(scores, labels)
+
+
+class OfAHelper(Base):
+    def loss(self, batch):
+        return helper(self(batch[0]), batch[1])
+
+
+class OfACriterion(Base):
+    def loss(self, batch):
+        return self.criterion(self(batch[0]), batch[1])
+
+
+class OfAProperty(Base):
+    def training_step(self, batch, batch_idx):
+        return self.expensive
+
+    @property
+    def expensive(self):
+        raise AssertionError("a property must not be asked for")
+
+
+class FocalLoss(nn.Module):
+    def forward(self, scores, labels):
+        return scores
+
+
+class OwnLoss(nn.Module):
+    def forward(self, scores, labels):
+        return F.mse_loss(scores, labels)
+
+
+class NTXentLoss(nn.Module):
+    def forward(self, a, b):
+        return F.cross_entropy(a @ b.T, torch.arange(len(a)))
+
+
+class DinoNetwork(nn.Module):
+    """A network that is called like a method is no loss."""
+
+
+KINDS = {
+    "inherited": (Inherits, {"classes"}),
+    "overridden": (Overrides, {"embeddings"}),
+    "a function of torch by its own name": (OfAFunction, {"classes"}),
+    "a helper": (OfAHelper, {"logits"}),
+    "a module of torch": (lambda: OfACriterion(criterion=nn.BCELoss()), {"probabilities"}),
+    "a function in an attribute": (lambda: OfACriterion(criterion=F.l1_loss), {"numbers"}),
+    "a loss of its own, by its name": (lambda: OfACriterion(criterion=FocalLoss()), {"classes"}),
+    "a loss of its own, by its code": (lambda: OfACriterion(criterion=OwnLoss()), {"numbers"}),
+    "contrastive": (lambda: OfACriterion(criterion=NTXentLoss()), {"embeddings", "classes"}),
+    "a backbone with a name": (lambda: Inherits(backbone=DinoNetwork()), {"classes"}),
+    "a property": (OfAProperty, set()),
+    "a metric of classes": (lambda: OfAProperty(metric=MulticlassAccuracy(7)), {"classes"}),
+    "a metric of labels": (lambda: OfAProperty(metric=MultilabelAccuracy(5)), {"labels"}),
+    "a metric of yes or no": (lambda: OfAProperty(metric=BinaryAUROC()), {"binary"}),
+    "a metric of numbers": (lambda: OfAProperty(metric=MeanSquaredError()), {"numbers"}),
+    "a collection": (lambda: OfAProperty(metrics=MetricCollection([MulticlassAccuracy(7)])), {"classes"}),
+    "no Lightning module": (lambda: nn.Linear(2, 2), set()),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_losses_and_metrics_are_known(name):
+    module, kinds = KINDS[name]
+    assert Evidence.of(module()).kinds == kinds
+
+
+class Hyper(OfAProperty):
+    def __init__(self, **options):
+        super().__init__()
+        self.save_hyperparameters()
+
+
+COUNTS = {
+    "an attribute": (lambda: OfAProperty(num_classes=7), {7}),
+    "names": (lambda: OfAProperty(class_names=["a", "b", "c"]), {3}),
+    "a hyperparameter": (lambda: Hyper(num_classes=4, lr=0.1), {4}),
+    "a metric": (lambda: OfAProperty(metric=MulticlassAccuracy(7)), {7}),
+    "weights of classes": (lambda: OfACriterion(criterion=nn.CrossEntropyLoss(weight=torch.ones(6))), {6}),
+    "a truth value": (lambda: OfAProperty(num_classes=True), set()),
+    "nothing": (OfAProperty, set()),
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_the_number_of_classes_is_known(name):
+    module, counts = COUNTS[name]
+    assert Evidence.of(module()).counts == counts
+    assert Evidence.of(module(), {99}).counts == counts | {99}
+
+
+def test_a_number_of_classes_of_a_network_inside_speaks_for_that_network_only():
+    network = nn.Linear(2, 2)
+    network.num_classes = 1000
+    found = Evidence.of(OfAProperty(network=network))
+    assert found.heads == {1000}
+    assert not found.counts
+
+
+def test_an_end_in_a_sigmoid_is_seen():
+    class Ends(OfAProperty):
+        def forward(self, images):
+            return self.net(images).sigmoid()
+
+    assert Evidence.of(Ends(net=nn.Linear(2, 2))).ends_in_sigmoid
+    assert Evidence.of(OfAProperty(net=nn.Sequential(nn.Linear(2, 2), nn.Sigmoid()))).ends_in_sigmoid
+    assert not Evidence.of(OfAProperty(net=nn.Linear(2, 2))).ends_in_sigmoid
