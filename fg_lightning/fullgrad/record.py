@@ -95,13 +95,14 @@ def record(
             if not output.requires_grad or is_free(output):
                 raise ValueError(
                     "the model's output does not depend on the images, so there is nothing to decompose; "
-                    "does its forward detach them, use torch.inference_mode() or torch.func.vjp, or return a class index?"
+                    "does its forward detach them, use torch.inference_mode(), or return a class index?"
                 )
-            if tape.mixed_by and tape.n > 1:
-                raise SamplesMixed(tape.mixed_by, output.detach())
+            if mixed_by := tape.mixed_on_the_way_to(output):
+                raise SamplesMixed(mixed_by, output.detach())
             with tape.hearing.on():
                 (gradient,) = torch.autograd.grad(output.sum(), leaf, materialize_grads=True)
-    return Recording(leaf.detach(), output.detach(), gradient, tape.hearing.terms, tape.unaccounted, tape.linearised)
+    output, gradient = (tensor.detach().as_subclass(Tensor) for tensor in (output, gradient))
+    return Recording(leaf.detach(), output, gradient, tape.hearing.terms, tape.unaccounted, tape.linearised)
 
 
 def _explained(model: nn.Module, inputs: tuple[Any, ...], select: Callable[[Any], Tensor]) -> Tensor:

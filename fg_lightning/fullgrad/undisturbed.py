@@ -59,9 +59,12 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def as_the_model_takes(images: Tensor, model: nn.Module) -> Tensor:
-    """The images, cut off from any graph, in the precision of a model's parameters, or float32 for half precision."""
+    """The images as a plain tensor in the precision of a model's parameters, or float32 for half precision.
+
+    A class of their own, such as MONAI's MetaTensor, would be that of all that is computed, and slices it as it sees fit.
+    """
     precision = next((p.dtype for p in model.parameters() if p.is_floating_point()), images.dtype)
-    return lifted(images).to(torch.float32 if precision in HALF else precision)
+    return lifted(images.as_subclass(Tensor)).to(torch.float32 if precision in HALF else precision)
 
 
 def copied(argument: Tensor) -> Tensor:
