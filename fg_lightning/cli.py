@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -42,25 +43,62 @@ DOES = {
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Runs a command of `fg-lightning`; what a person has to change is said in a sentence on standard error.
+    """Runs a command of `fg-lightning`; what the user has to change is a sentence on standard error, with exit status 1.
 
     Args:
         args: what stands behind the program's name; by default what the process was started with.
     """
-    if os.getcwd() not in sys.path:  # of what a person's own classes lie in, as with python -m
-        sys.path.insert(0, os.getcwd())
-    given = ["--output" if word == "-o" else word for word in (sys.argv[1:] if args is None else args)]
-    command = given[0] if given else ""
     try:
-        if COMMANDS.get(command) == LIGHTNING:
-            _function(command)(*given[1:])
-        elif command in COMMANDS:
-            auto_cli({command: _function(command)}, args=given, prog="fg-lightning")
-        else:
-            of = _function if command.startswith("--config") else _listed  # a configuration may have options of any command
-            auto_cli({name: of(name) for name in COMMANDS}, args=given, prog="fg-lightning")
+        put_current_folder_last()
+        _run(_joined(sys.argv[1:] if args is None else args))
     except CannotRun as error:
         sys.exit(f"fg-lightning: {error}")
+    except KeyboardInterrupt:
+        print("fg-lightning: stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+def put_current_folder_last() -> None:
+    """Lets the user's own classes be found in the current folder, but nothing there stand for Python's or an installed module.
+
+    A folder that PYTHONPATH names is left where the user put it.
+
+    Raises:
+        CannotRun: if the current folder was removed.
+    """
+    try:
+        here = os.getcwd()
+    except FileNotFoundError as error:
+        raise CannotRun("the current folder was removed; change to another one") from error
+    named = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    if here in named:
+        return
+    sys.path[:] = [path for path in sys.path if path and os.path.abspath(path) != here] + [here]
+
+
+def _run(given: Sequence[str]) -> None:
+    command = given[0] if given else ""
+    if COMMANDS.get(command) == LIGHTNING:
+        _function(command)(*given[1:])
+    elif command in COMMANDS:
+        auto_cli({command: _function(command)}, args=list(given), prog="fg-lightning")
+    else:
+        of = _function if command.startswith("--config") else _listed  # a configuration may have options of any command
+        auto_cli({name: of(name) for name in COMMANDS}, args=list(given), prog="fg-lightning")
+
+
+def _joined(args: Sequence[str]) -> list[str]:
+    """The words of a command line, with `--output` for `-o`, and numbers below 0 with a `=` before them.
+
+    argparse knows -1 for a number, but takes -1e-3 and -2.1,-2.0 for options.
+    """
+    words: list[str] = []
+    for word in args:
+        if re.match(r"-\.?\d", word) and words and words[-1].startswith("--") and "=" not in words[-1]:
+            words[-1] += f"={word}"
+        else:
+            words.append("--output" if word == "-o" else word)
+    return words
 
 
 def _function(command: str) -> Callable[..., None]:

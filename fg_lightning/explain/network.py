@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 from urllib.error import URLError
 
@@ -17,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
+from fg_lightning.checkpoints import in_one_line, read_checkpoint
 from fg_lightning.errors import CannotRun
 from fg_lightning.visualization import Normalization
 
@@ -112,10 +114,11 @@ def from_torchvision(name: str, weights: str = "DEFAULT") -> Network:
     transform = chosen.transforms()
     try:
         model = torchvision.models.get_model(name, weights=None if weights == "none" else chosen)
-    except (URLError, OSError) as error:
+    except (URLError, OSError, RuntimeError, EOFError, UnpicklingError) as error:  # the last three of a download that is damaged
         raise CannotRun(
-            f"the weights of {name} could not be downloaded ({error}). Fetch {chosen.url} on another machine and put it "
-            f"into {Path(torch.hub.get_dir()) / 'checkpoints'}, or take random weights (--weights none; fit: --model.weights none)"
+            f"the weights of {name} could not be downloaded ({_without_advice(error)}). Fetch {chosen.url} on another machine and "
+            f"put it into {Path(torch.hub.get_dir()) / 'checkpoints'}, or take random weights (--weights none; fit: "
+            "--model.weights none)"
         ) from error
     classes = () if weights == "none" else tuple(chosen.meta["categories"])
     return Network(model, transform, Normalization(transform.mean, transform.std), classes)
@@ -141,7 +144,7 @@ def from_import_path(path: str, checkpoint: Path | None, transform: Transform, n
         raise
     except Exception as error:
         made = f"loaded from {checkpoint}" if checkpoint else "made without arguments"
-        raise CannotRun(f"{path} could not be {made}: {type(error).__name__}: {error}") from error
+        raise CannotRun(f"{path} could not be {made}: {type(error).__name__}: {in_one_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise CannotRun(f"{path} gives {type(model).__name__}, but a torch.nn.Module is needed")
     return Network(model, transform, normalization)
@@ -177,10 +180,16 @@ def imported(path: str) -> Any:
 def _loaded(found: Any, path: str, checkpoint: Path) -> nn.Module:
     if not (isinstance(found, type) and issubclass(found, LightningModule)):
         raise CannotRun(f"--checkpoint takes a LightningModule class, but {path} is {getattr(found, '__name__', found)!r}")
-    if not checkpoint.is_file():
-        raise CannotRun(f"there is no checkpoint {checkpoint}")
-    model: nn.Module = found.load_from_checkpoint(checkpoint, map_location="cpu")
+    kept = read_checkpoint(checkpoint, is_mapped=True)
+    if missing := [name for name in ("state_dict", "pytorch-lightning_version") if name not in kept]:
+        raise CannotRun(f"{checkpoint} is not a checkpoint of Lightning's: it has no {' and no '.join(missing)}")
+    model: nn.Module = found.load_from_checkpoint(checkpoint, map_location="cpu")  # which was read without its code above
     return model
+
+
+def _without_advice(error: Exception) -> str:
+    """torch's words for a file that it refuses advise to read it with its code."""
+    return "the file that is there is damaged" if isinstance(error, UnpicklingError | EOFError) else in_one_line(error)
 
 
 def _like(name: str, names: Sequence[str]) -> str:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule
 
+from fg_lightning.removal import Fill, find_imputer
+from fg_lightning.removal.ranking import check_fraction
 from fg_lightning.roar.cells import ALL
 
 MODES = ("roar", "kar", "road")
+
+TARGETS = ("predicted", "label")
+
+LONGEST = 150
+"""Bytes of a method's name; a file system takes 255, of which a fraction, a seed and a suffix need some."""
 
 LOWER_IS_BETTER = ("loss", "error", "perplexity")
 """Parts of the names of metrics that fall as a network gets better."""
@@ -36,23 +44,64 @@ def check_mode(mode: str) -> None:
 
 
 def check_counts(**counts: int) -> None:
-    """Raises ValueError if one is less than 1."""
+    """Raises TypeError if one is not an integer, and ValueError if one is less than 1."""
     for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, int):
+            raise TypeError(f"{name} must be an integer, not {count!r}")
         if count < 1:
             raise ValueError(f"{name} must be at least 1, not {count}")
+
+
+def check_fractions(fractions: Sequence[float]) -> None:
+    """Raises ValueError if one lies outside 0..1 or is given twice, or none is between 0 and 1, where methods differ."""
+    for fraction in fractions:
+        check_fraction(fraction)
+    names = [f"{fraction:g}" for fraction in fractions]  # cells are told apart by them
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"fractions must differ, but {', '.join(twice)} is given more than once")
+    if not any(0 < float(name) < 1 for name in names):
+        raise ValueError(
+            "fractions must have one between 0 and 1, since methods differ only where some pixels go and some stay; not "
+            f"{list(fractions)}"
+        )
 
 
 def check_names(methods: Iterable[str]) -> None:
     """Names of methods become names of files, and stand in the table beside the cells that all methods share.
 
     Raises:
-        ValueError: if they cannot.
+        ValueError: if they cannot, there is none, or one is given twice.
     """
-    for name in methods:
+    names = list(methods)
+    if not names:
+        raise ValueError("methods must have at least one name, such as fullgrad")
+    for name in names:
         if name == ALL:
             raise ValueError(f"no method may be called {ALL!r}, which is what the table calls the cells that methods share")
         if not re.fullmatch(r"\w[\w.+-]*", name):
             raise ValueError(f"a method's name must be of letters, digits, _ . + and -, since files are called by it; not {name!r}")
+        if len(name.encode()) > LONGEST:
+            raise ValueError(
+                f"a method's name must have at most {LONGEST} bytes, since files are called by it; not {name[:40]!r}..."
+            )
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"methods must differ, but {', '.join(twice)} is given more than once")
+
+
+def check_kinds(target: str, engine: Any, imputation: Fill) -> None:
+    """
+    Raises:
+        TypeError: if the engine is none, or pixels cannot be replaced by such a thing.
+        ValueError: if there is no such target or imputation.
+    """
+    if target not in TARGETS:
+        raise ValueError(f"target must be one of {', '.join(TARGETS)}, not {target!r}")
+    if engine is not None and not all(callable(getattr(engine, name, None)) for name in ("run", "close")):
+        raise TypeError(f"engine must be a LocalEngine() or a RayEngine(), not {engine!r}")
+    try:
+        find_imputer(imputation)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"imputation: {error}") from error
 
 
 def check_metric(metric: str | None) -> None:

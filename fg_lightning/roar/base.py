@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from lightning.pytorch import LightningModule
 
 from fg_lightning.atomic import replacing, write_json
+from fg_lightning.checkpoints import in_one_line, read_checkpoint
 from fg_lightning.errors import CannotRun
 
 Weights = Mapping[str, Any]
@@ -30,13 +30,8 @@ def read_weights(path: Path) -> Weights:
     Raises:
         CannotRun: if the file cannot be read, or holds something else.
     """
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise CannotRun(_unreadable(path, error)) from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise CannotRun(f"{path} is no checkpoint that can be loaded without running code: {error}") from error
-    weights = found.get("state_dict", found) if isinstance(found, Mapping) else found
+    found = read_checkpoint(path)
+    weights = found.get("state_dict", found)
     if not isinstance(weights, Mapping):
         raise CannotRun(f"{path} holds {type(weights).__name__}, but a checkpoint of Lightning's or a state_dict is needed")
     return weights
@@ -55,8 +50,8 @@ def load_weights(model: LightningModule, weights: Weights, path: Path) -> None:
     model.configure_model()
     try:
         model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise CannotRun(f"the checkpoint {path} is not of this model: {error}") from error
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise CannotRun(f"the checkpoint {path} is not of this model: {in_one_line(error)}") from error
 
 
 def check_base(about: Path, path: Path) -> None:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Mapping
+
 from fg_lightning.errors import CannotRun
+from fg_lightning.roar.datamodule import Removal
+from fg_lightning.roar.errors import UnfitData
 from fg_lightning.roar.pixels import channel_sums, spatial_shape
 from fg_lightning.roar.plan import Plan
+from fg_lightning.roar.ranking import images_and_labels
 from fg_lightning.roar.training import deterministic
 from fg_lightning.roar.views import EXAMINED, View, views_of
 from fg_lightning.visualization.film_strip import evenly_spaced
@@ -27,6 +33,40 @@ def checked_views(plan: Plan) -> dict[str, View]:
             )
     _check_kinds(views)
     return views
+
+
+def check_removal(plan: Plan, views: Mapping[str, View], fractions: Iterable[float]) -> None:
+    """Whether pixels can be removed from the images as the experiment will do it.
+
+    Raises:
+        CannotRun: if a fraction between 0 and 1 rounds to no pixel or to all of them, the imputation does not fit the images, or
+            labels are to be explained and there are none.
+        UnfitData: if an image cannot be imputed.
+    """
+    view = list(views.values())[-1]
+    pixels = math.prod(view.shape)
+    for fraction in sorted(fractions):
+        removed = round(fraction * pixels)
+        if 0 < fraction < 1 and removed in (0, pixels):
+            raise CannotRun(
+                f"the fraction {fraction:g} of {pixels} pixels rounds to {removed or 'no'} pixels, where methods cannot differ; "
+                f"give fractions from {1 / pixels:.2g} to {1 - 1 / pixels:.2g}"
+            )
+    image = view.plane.image(0)
+    mean = [0.0] * len(channel_sums(image))
+    Removal(0.5, plan.order, plan.imputation, plan.mode == "kar", mean).check(image)
+    if plan.target == "label" and not _has_labels(view):
+        raise CannotRun(
+            "target label takes labels, but no integers [N] were found behind the images in a batch; let the data set give the "
+            "label after the image, or take target predicted"
+        )
+
+
+def _has_labels(view: View) -> bool:
+    try:
+        return images_and_labels(next(iter(view.loader)), view.plane.place)[1] is not None
+    except UnfitData:  # images become what they are in a hook of the datamodule, as labels may
+        return True
 
 
 def _views(plan: Plan, seed: int) -> dict[str, View]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +72,9 @@ def roar(
         trainer: further arguments of Lightning's Trainer, as a dict; a training takes one device.
         wandb: a Weights & Biases project, for a run a training and one of the whole; by default none.
         retry_failed: also run again what failed.
+
+    Raises:
+        CannotRun: if an argument makes no sense, the folder cannot be used, or trainings failed.
     """
     from rich.console import Console
 
@@ -109,17 +113,20 @@ def roar(
             raise CannotRun(str(error)) from error
         results = experiment.run(retry_failed)
     except KeyboardInterrupt:
-        Console(stderr=True).print("fg-lightning: stopped; the same command goes on where it was")
+        print("fg-lightning: stopped; the same command goes on where it was", file=sys.stderr)
         sys.exit(130)
     finally:
         chosen.close()
     if results.scores():
         console.print(_summary_table(results))
     for name in ("results.csv", "summary.csv", "curves.png"):
-        console.print(f"{name:12} {experiment.output / name}", soft_wrap=True, highlight=False)
-    console.print(f"{'a page':12} fg-lightning report '{experiment.output}'", soft_wrap=True, highlight=False)
+        print(f"{name:12} {experiment.output / name}")
+    print(f"{'a page':12} fg-lightning report {shlex.quote(str(experiment.output))}", flush=True)
     if results.failed:
-        console.print(f"{len(results.failed)} cells failed, see results.csv; to try them again: --retry_failed true", style="red")
+        raise CannotRun(
+            f"{len(results.failed)} of {len(results.results)} trainings failed, see {experiment.output / 'results.csv'}; to try "
+            f"them again: --retry_failed true. The first: {results.failed[0].reason}"
+        )
 
 
 def _summary_table(results: Results) -> Table:

@@ -14,11 +14,20 @@ from fg_lightning.atomic import replacing
 from fg_lightning.attribution import Factory, find_method
 from fg_lightning.errors import CannotRun
 from fg_lightning.removal import Fill, Order
-from fg_lightning.removal.ranking import check_fraction, check_order
-from fg_lightning.roar.arguments import check_counts, check_makers, check_metric, check_mode, check_names, on_one_device
+from fg_lightning.removal.ranking import check_order
+from fg_lightning.roar.arguments import (
+    check_counts,
+    check_fractions,
+    check_kinds,
+    check_makers,
+    check_metric,
+    check_mode,
+    check_names,
+    on_one_device,
+)
 from fg_lightning.roar.base import check_base, hash_of, load_weights, read_weights, write_weights
 from fg_lightning.roar.cells import ALL, Cell, Result, cells_of, read_result, write_result
-from fg_lightning.roar.check import checked_views
+from fg_lightning.roar.check import check_removal, checked_views
 from fg_lightning.roar.engines import Engine, LocalEngine
 from fg_lightning.roar.examples import write_examples
 from fg_lightning.roar.figure import accuracy_curves
@@ -69,8 +78,8 @@ class ROARExperiment:
         console: to say on how far it is.
 
     Raises:
-        TypeError: if data or model is an instance.
-        ValueError: if methods, fractions, seeds, epochs, order, mode, metric or devices make no sense.
+        TypeError: if data or model is an instance, a number is none, or engine or imputation are of no known kind.
+        ValueError: if methods, fractions, seeds, epochs, order, mode, target, imputation, metric or devices make no sense.
     """
 
     def __init__(
@@ -104,8 +113,9 @@ class ROARExperiment:
         check_metric(metric)
         check_names(methods)
         check_order(order)
-        for fraction in fractions:
-            check_fraction(fraction)
+        check_fractions(fractions)
+        imputation = imputation if imputation is not None else "noisy_linear" if mode == "road" else "mean"
+        check_kinds(target, engine, imputation)
         self.output = Path(output).resolve()
         intact = (0.0, 1.0) if mode == "kar" else (0.0,)
         named = methods if isinstance(methods, Mapping) else {name: find_method(name) for name in methods}
@@ -118,7 +128,7 @@ class ROARExperiment:
             methods=named,
             mode=mode,
             order=order,
-            imputation=imputation if imputation is not None else "noisy_linear" if mode == "road" else "mean",
+            imputation=imputation,
             max_epochs=max_epochs,
             target=target,
             metric=metric,
@@ -144,7 +154,7 @@ class ROARExperiment:
 
         Raises:
             CannotRun: if another process works in the folder, it holds another experiment, it cannot be written to, there is not
-                enough room, or the base network cannot be had.
+                enough room, a fraction or the imputation does not fit the images, or the base network cannot be had.
         """
         with held(self.output), room(self.output):
             checkpoint = None if self.checkpoint is None else hash_of(self.checkpoint)
@@ -152,6 +162,7 @@ class ROARExperiment:
             pending = [cell for cell in self.cells if self._is_pending(cell, retry_failed)]
             if pending:
                 views = checked_views(self.plan)
+                check_removal(self.plan, views, {cell.fraction for cell in self.cells})
                 check_room(self.output, self._bytes_of_stores(views, pending))
                 write_examples(self.output, list(views.values())[-1])
                 self._make_base()

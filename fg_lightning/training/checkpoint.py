@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
-import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
 
+from fg_lightning.checkpoints import read_checkpoint
 from fg_lightning.errors import CannotRun
+
+SHARDED = (".metadata", "meta.pt", "checkpoint", "latest")
+"""What lies in a checkpoint that is a folder: those of FSDP, of model parallelism and of DeepSpeed."""
 
 
 def check_checkpoint(path: str, command: str) -> None:
@@ -18,19 +22,27 @@ def check_checkpoint(path: str, command: str) -> None:
 
     Args:
         path: as in `--ckpt_path`. Addresses, Lightning's registry and folders of shards are not looked into, nor what `last` and
-            `hpc` stand for when a training goes on.
+            `hpc` stand for when a training goes on. What is in a file is looked at, and none of its code runs.
         command: fit, validate, test or predict.
 
     Raises:
-        CannotRun: if there is not.
+        CannotRun: if there is not, or it is not Lightning's, or not one with which a training can go on.
     """
-    if "://" in path or path.startswith("registry") or (command == "fit" and path in ("last", "hpc")) or Path(path).is_dir():
+    if "://" in path or path.startswith("registry") or (command == "fit" and path in ("last", "hpc")):
         return
-    if not Path(path).is_file():
+    if Path(path).is_dir() and any((Path(path) / name).exists() for name in SHARDED):
+        return
+    if not Path(path).exists():
         where = "the folder checkpoints/ of its run has best.ckpt and last.ckpt"
         raise CannotRun(f"there is no checkpoint {Path(path).absolute()}; name the file that a training left: {where}")
-    if not zipfile.is_zipfile(path):  # as all that torch.save writes, and nothing that was cut off
-        raise CannotRun(f"{path} is no checkpoint, or only a part of one; name a file that a training left, or copy it again")
+    found = read_checkpoint(Path(path), is_mapped=True)
+    needed = ["state_dict", "pytorch-lightning_version", *(["optimizer_states", "loops"] if command == "fit" else [])]
+    missing = [name for name in needed if name not in found]
+    if missing:
+        advice = "; to begin a training with weights alone, load them in your model" if command == "fit" else ""
+        raise CannotRun(f"{path} is not a checkpoint of Lightning's for {command}: it has no {', '.join(missing)}{advice}")
+    if not isinstance(found["state_dict"], Mapping) or not isinstance(found.get("hyper_parameters") or {}, Mapping):
+        raise CannotRun(f"{path} is not a checkpoint of Lightning's: its state_dict or hyper_parameters are no table of names")
 
 
 def overruled(asked: Namespace, kept: Namespace) -> dict[str, tuple[Any, Any]]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import traceback
+
+from fg_lightning.checkpoints import in_one_line
 from fg_lightning.errors import CannotRun
 
 
@@ -48,5 +51,17 @@ def _reason(error: BaseException) -> CannotRun | None:
         found = found.__cause__ or found.__context__
     if isinstance(error, MisconfigurationException):
         advice = " To take what there is: --trainer.accelerator auto" if "gpu backend" in str(error) else ""
-        return CannotRun(f"{error}{advice}")
+        return CannotRun(f"{in_one_line(error)}{advice}")
+    if _is_of_a_checkpoint(error):
+        return CannotRun(
+            f"the checkpoint does not fit this model or this training: {in_one_line(error)}; name the same --model and --data as "
+            "for the training that left it"
+        )
     return None
+
+
+def _is_of_a_checkpoint(error: Exception) -> bool:
+    """Whether Lightning or torch raised it as a checkpoint was restored, and not the user's own code."""
+    files = [frame.filename.replace("\\", "/") for frame in traceback.extract_tb(error.__traceback__)]
+    is_restoring = any(file.endswith("connectors/checkpoint_connector.py") for file in files)
+    return is_restoring and any(f"/{package}/" in files[-1] for package in ("lightning", "torch", "fg_lightning"))

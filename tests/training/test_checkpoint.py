@@ -12,17 +12,19 @@ MODEL = "fg_lightning.training.ImageClassifier"
 
 def test_what_is_no_checkpoint_is_refused(tmp_path):
     whole, cut_off = tmp_path / "whole.ckpt", tmp_path / "cut_off.ckpt"
-    torch.save({"state_dict": {"weight": torch.rand(100)}}, whole)
+    torch.save({"state_dict": {"weight": torch.rand(100)}, "pytorch-lightning_version": "2.6.0"}, whole)
     cut_off.write_bytes(whole.read_bytes()[:-100])
     check_checkpoint(str(whole), "test")
-    with pytest.raises(CannotRun, match=r"cut_off\.ckpt is no checkpoint, or only a part of one"):
+    with pytest.raises(CannotRun, match=r"cut_off\.ckpt is .*no checkpoint, or only a part of one|cut_off\.ckpt is damaged"):
         check_checkpoint(str(cut_off), "test")
     with pytest.raises(CannotRun, match=rf"there is no checkpoint {tmp_path}/none\.ckpt.*best\.ckpt"):
         check_checkpoint(str(tmp_path / "none.ckpt"), "test")
 
 
 def test_of_a_run_s_own_words_those_that_a_new_process_can_know_are_taken(tmp_path):
-    for command, path in (("fit", "last"), ("fit", "hpc"), ("test", "s3://bucket/best.ckpt"), ("test", str(tmp_path))):
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / ".metadata").touch()
+    for command, path in (("fit", "last"), ("fit", "hpc"), ("test", "s3://bucket/best.ckpt"), ("test", str(tmp_path / "shards"))):
         check_checkpoint(path, command)
     for command, path in (("fit", "best"), ("validate", "best"), ("test", "last")):
         with pytest.raises(CannotRun, match=r"there is no checkpoint .*; name the file"):
