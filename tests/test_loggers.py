@@ -65,7 +65,8 @@ def test_wandb_gets_a_look_in_one_call(watched):
 def test_wandb_has_the_numbers_at_lightnings_step(watched):
     monitor, folder, _ = watched
     rows = [row for row in history(folder) if "fullgrad/saliency" in row]
-    assert [row["trainer/global_step"] for row in rows] == [0, 3, 6]
+    assert [row["trainer/global_step"] for row in rows] == [0, 2, 5]
+    assert [row["epoch"] for row in rows] == [0, 0, 1]
     for row, (_, numbers) in zip(rows, as_logged(monitor), strict=True):
         assert {key: row[key] for key in numbers} == pytest.approx(numbers)
         assert row["fullgrad/completeness_error_max"] < 1e-4  # float32
@@ -169,10 +170,10 @@ def test_tensorboard_has_numbers_and_sheets_at_every_step(tmp_path):
         assert [step for step, _ in read] == [step for step, _ in expected]
         assert [value for _, value in read] == pytest.approx([value for _, value in expected], rel=1e-6)
     sheets = events.Images("fullgrad/saliency")
-    assert [sheet.step for sheet in sheets] == [0, 3, 6]
+    assert [sheet.step for sheet in sheets] == [0, 2, 5]
     assert sheets[0].width > 4 * 112
-    assert [event.step for event in events.Images("fullgrad/film_strip")] == [6]
-    assert [event.step for event in events.Images("fullgrad/bias_terms")] == [6]
+    assert [event.step for event in events.Images("fullgrad/film_strip")] == [5]
+    assert [event.step for event in events.Images("fullgrad/bias_terms")] == [5]
 
 
 def test_mlflow_has_numbers_and_sheets_at_every_step(tmp_path, monkeypatch):
@@ -184,7 +185,7 @@ def test_mlflow_has_numbers_and_sheets_at_every_step(tmp_path, monkeypatch):
         (step, pytest.approx(numbers["fullgrad/completeness_error"])) for step, numbers in as_logged(monitor)
     ]
     paths = [item.path for item in logger.experiment.list_artifacts(logger.run_id, "images")]
-    for key, steps in (("saliency", (0, 3, 6)), ("film_strip", (6,)), ("bias_terms", (6,))):
+    for key, steps in (("saliency", (0, 2, 5)), ("film_strip", (5,)), ("bias_terms", (5,))):
         for step in steps:
             assert any(key in path and path.endswith(".png") and f"step+{step}+" in path.replace("%", "+") for path in paths)
 
@@ -194,8 +195,10 @@ def test_csv_has_the_numbers_and_the_overlays_go_to_disk_which_is_said_once(tmp_
     with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
         monitor = fitted(tmp_path, logger)
     with (tmp_path / "run" / "version_0" / "metrics.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["fullgrad/completeness_error"]]
-    assert [int(row["step"]) for row in rows] == [0, 3, 6]
+        table = list(csv.DictReader(file))
+    rows = [row for row in table if row["fullgrad/completeness_error"]]
+    assert [(row["step"], row["epoch"]) for row in rows[1:]] == [(row["step"], row["epoch"]) for row in table if row["val_loss"]]
+    assert [int(row["step"]) for row in rows] == [0, 2, 5]
     for row, (_, numbers) in zip(rows, as_logged(monitor), strict=True):
         assert {key: float(row[key]) for key in numbers} == pytest.approx(numbers)
     sheets = sorted((tmp_path / "run" / "version_0" / "fullgrad" / "saliency").iterdir())
@@ -271,4 +274,4 @@ def test_where_a_module_steps_its_optimizers_itself_the_step_is_lightnings(tmp_p
     run = trainer(tmp_path, monitor := FullGradMonitor(num_samples=4, strict=True), logger=CSVLogger(tmp_path, name="run"))
     run.fit(Manual(), loader(seed=1), loader(16))
     assert run.global_step == 12
-    assert [look.step for look in monitor.history.looks] == [0, 3, 6]
+    assert [look.step for look in monitor.history.looks] == [0, 2, 5]

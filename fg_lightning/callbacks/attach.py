@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 if TYPE_CHECKING:
     from fg_lightning.callbacks.fullgrad_monitor import FullGradMonitor
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 VARIABLE = "FG_LIGHTNING"
 OFF = ("", "0", "false", "off", "no")
 ON = ("1", "true", "on", "yes")
+
+_attached: WeakSet[FullGradMonitor] = WeakSet()
+"""What was attached so far: a Trainer adds it to the list of callbacks that it is given, where the next Trainer finds it."""
 
 
 def monitors() -> list[FullGradMonitor]:
@@ -35,6 +39,9 @@ def monitors() -> list[FullGradMonitor]:
     except (TypeError, ValueError) as error:
         raise ValueError(f"{VARIABLE}={asked!r} cannot be read: {error}") from None
     monitor.attached_by = VARIABLE
+    for earlier in _attached:
+        earlier.is_superseded = True
+    _attached.add(monitor)
     return [monitor]
 
 
@@ -45,7 +52,8 @@ def _options(text: str) -> dict[str, Any]:
 
     from fg_lightning.callbacks.fullgrad_monitor import FullGradMonitor
 
-    known = [name for name in inspect.signature(FullGradMonitor).parameters if name not in ("probe", "forward")]
+    defaults = inspect.signature(FullGradMonitor).parameters
+    known = [name for name in defaults if name not in ("probe", "forward")]
     try:
         call = ast.parse(f"options({text})", mode="eval").body
     except SyntaxError:
@@ -58,8 +66,15 @@ def _options(text: str) -> dict[str, Any]:
             raise ValueError(f"there is no option {keyword.arg}, only {', '.join(known)}")
         if keyword.arg in options:
             raise ValueError(f"{keyword.arg} is given twice")
-        options[keyword.arg] = _value(keyword.value)
+        value = _value(keyword.value)
+        options[keyword.arg] = _switch(value) if isinstance(defaults[keyword.arg].default, bool) else value
     return options
+
+
+def _switch(value: Any) -> Any:
+    """What a word says that switches something on or off; anything else stays as it is."""
+    word = str(value).lower()
+    return word in ON if word in ON + OFF else value
 
 
 def _value(node: Any) -> Any:

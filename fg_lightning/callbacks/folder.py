@@ -16,13 +16,16 @@ def run_folder(trainer: Trainer) -> Path:
     A run whose files lie elsewhere (s3://...) keeps its findings in the working folder.
     """
     logger, root = trainer.logger, str(trainer.default_root_dir)
-    if logger is None:
-        folder = os.path.join(root, "fullgrad", "version_0")
-    elif (log_dir := getattr(logger, "log_dir", None)) is not None:
+    log_dir = getattr(logger, "log_dir", None)
+    places = [getattr(logger, name, None) for name in ("save_dir", "name", "version")]
+    if isinstance(log_dir, (str, Path)):
         folder = os.path.join(log_dir, "fullgrad")
+    elif logger is None or not all(place is None or isinstance(place, (str, int, Path)) for place in (log_dir, *places)):
+        folder = os.path.join(root, "fullgrad", "version_0")  # a mock, say, has a name that is no text
     else:
-        version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
-        folder = os.path.join(logger.save_dir or root, str(logger.name), version, "fullgrad")
+        save_dir, name, version = places
+        version = version if isinstance(version, str) else f"version_{version}"
+        folder = os.path.join(save_dir or root, str(name), version, "fullgrad")
     return Path("fullgrad", "version_0") if "://" in folder else Path(folder)
 
 

@@ -7,9 +7,10 @@ from itertools import takewhile
 from typing import Any, Union
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from fg_lightning.callbacks import callback_metrics
 from fg_lightning.callbacks.call import Forward
 from fg_lightning.callbacks.facts import Facts
 from fg_lightning.callbacks.faults import Faults
@@ -78,6 +79,9 @@ class FullGradMonitor(Callback):
     attached_by: str | None = None
     """What put it there, if not a script; see attach.py."""
 
+    is_superseded: bool = False
+    """Whether a newer one was attached: a script may give one list of callbacks to several Trainers, and each Trainer adds one."""
+
     def __init__(
         self,
         every_n_epochs: int = 1,
@@ -106,6 +110,7 @@ class FullGradMonitor(Callback):
         self._checkpoint: dict[str, Any] = {}
         self._watch: Watch | None = None
         self._stands_back = False
+        self._measured_at: int | None = None
 
     @property
     def history(self) -> History | None:
@@ -119,15 +124,19 @@ class FullGradMonitor(Callback):
 
     @property
     def state_key(self) -> str:
-        """Two monitors of one Trainer must differ, as one in a script and one attached to it do."""
-        return self._generate_state_key(attached_by=self.attached_by) if self.attached_by else "FullGradMonitor"
+        """Differs for two monitors of one Trainer, such as one in a script and one attached to it."""
+        if self.attached_by is None:
+            return "FullGradMonitor"
+        if self.is_superseded:
+            return self._generate_state_key(attached_by=self.attached_by, superseded=id(self))
+        return self._generate_state_key(attached_by=self.attached_by)
 
     # --- the hooks, in the order in which Lightning calls them
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
-            self._watch, self._checkpoint, self._faults = None, {}, Faults(self.strict)
-            self._stands_back = self._is_one_too_many(trainer)
+            self._watch, self._checkpoint, self._faults, self._measured_at = None, {}, Faults(self.strict), None
+            self._stands_back = self._is_one_too_many(trainer) or self._is_barred(trainer)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._checkpoint = state_dict
@@ -144,9 +153,11 @@ class FullGradMonitor(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         with self._faults.kept_from_training():
+            self._refuse_sharding(trainer)
             if self._lacks_probe(trainer):
                 self._begin(trainer, self._probe_at_start(trainer, pl_module))
             self._look(trainer, pl_module, trainer.current_epoch)
+        self._provide(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._lacks_probe(trainer) and not trainer.enable_validation and not reads_by_index(training_loader(trainer)):
@@ -154,11 +165,26 @@ class FullGradMonitor(Callback):
                 self._begin(trainer, self._probe_of(batch))
                 self._look(trainer, pl_module, trainer.current_epoch)
 
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """A checkpoint that is saved every so many steps reads the numbers next."""
+        if self._is_read(trainer, callback_metrics.BATCH_END):
+            self._measure(trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What reads the numbers when validation ends may stand before this callback then, but not here."""
+        if trainer.state.fn == "fit" and trainer.validating and self._is_read(trainer, callback_metrics.VALIDATION_END):
+            try:
+                if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+                    self._look_after_epoch(trainer, pl_module)
+            finally:
+                self._measure(trainer, pl_module)
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        epoch = trainer.current_epoch + 1
-        with self._faults.kept_from_training():
-            if epoch != trainer.max_epochs or not self._ends_averaged(trainer):
-                self._look(trainer, pl_module, epoch)
+        try:
+            self._look_after_epoch(trainer, pl_module)
+        finally:
+            if self._is_read(trainer, callback_metrics.EPOCH_END):
+                self._measure(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         with self._faults.kept_from_training():
@@ -174,9 +200,10 @@ class FullGradMonitor(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps; see `fg_lightning.callbacks.resume.kept`."""
-        state = {}
+        state: dict[str, Any] = {}
         with self._faults.kept_from_training():
-            state = self._checkpoint if self._watch is None else self._watch.state()
+            if not self._stands_back:
+                state = self._checkpoint if self._watch is None else self._watch.state()
         return state
 
     # --- what they do
@@ -186,9 +213,6 @@ class FullGradMonitor(Callback):
 
     def _probe_at_start(self, trainer: Trainer, module: LightningModule) -> Probe | None:
         """The images to look at; None where they are still to come by."""
-        if any(kind.__name__ in SHARDING_STRATEGIES for kind in type(trainer.strategy).__mro__):
-            self._stands_back = True
-            raise NotImplementedError(f"{type(trainer.strategy).__name__} spreads the weights, and one process cannot look alone")
         if self._given is not None:
             return self._given
         loader = validation_loader(trainer)
@@ -215,11 +239,38 @@ class FullGradMonitor(Callback):
         """Looks: first of all, when an epoch's turn has come, and last of all if the network is another than at the last look."""
         if self._watch is None:
             return
-        last = self._watch.last_look
+        last, step = self._watch.last_look, step_of(trainer, module, epoch)
         is_due = last is None or (last.epoch < epoch and epoch % self.every_n_epochs == 0)
-        is_another = last is not None and (last.step < step_of(trainer, module) or self._ends_averaged(trainer))
+        is_another = last is not None and ((last.epoch, last.step) < (epoch, step) or self._ends_averaged(trainer))
         if is_due or (is_last and is_another):
-            self._watch.look(trainer, module, epoch, is_last=is_last or trainer.should_stop or epoch == trainer.max_epochs)
+            self._measured_at = _batches(trainer)
+            is_last = is_last or trainer.should_stop or epoch == trainer.max_epochs
+            self._watch.look(module, epoch, step, is_last=is_last)
+
+    def _look_after_epoch(self, trainer: Trainer, module: LightningModule) -> None:
+        epoch = trainer.current_epoch + 1
+        with self._faults.kept_from_training():
+            if epoch != trainer.max_epochs or not self._ends_averaged(trainer):
+                self._look(trainer, module, epoch)
+        self._provide(trainer)
+
+    def _measure(self, trainer: Trainer, module: LightningModule) -> None:
+        """Provides the numbers of the weights as they are; where no look was due, nothing else becomes of them."""
+        try:
+            with self._faults.kept_from_training():
+                if self._watch is not None and self._measured_at != _batches(trainer):
+                    self._watch.numbers, self._measured_at = {}, _batches(trainer)
+                    self._watch.measure(module)
+        finally:  # the other processes wait for it
+            self._provide(trainer, is_awaited=True)
+
+    def _is_read(self, trainer: Trainer, moment: str | None = None) -> bool:
+        return not self._stands_back and callback_metrics.is_read(trainer, moment)
+
+    def _provide(self, trainer: Trainer, *, is_awaited: bool = False) -> None:
+        """Puts the numbers where callbacks find them; in several processes and from an attached monitor only if they are read."""
+        if is_awaited or (trainer.world_size == 1 and self._watch is not None and self.attached_by is None):
+            callback_metrics.provide(trainer, {} if self._watch is None else self._watch.numbers)
 
     def _ends_averaged(self, trainer: Trainer) -> bool:
         """Whether a callback that is called before this one puts averages in the place of the weights when training ends."""
@@ -227,12 +278,35 @@ class FullGradMonitor(Callback):
         return any(kind.__name__ == "WeightAveraging" for callback in before for kind in type(callback).__mro__)
 
     def _is_one_too_many(self, trainer: Trainer) -> bool:
-        """Whether it was attached to a script that has a monitor of its own."""
-        others = [c for c in getattr(trainer, "callbacks", []) if isinstance(c, FullGradMonitor) and c is not self]
-        if self.attached_by is None or not others:
+        """Whether it was attached to a script that has a monitor of its own, or another one was attached after it."""
+        if self.attached_by is None:
             return False
-        rank_zero_info(f"FullGradMonitor: the script has one of its own, and the one of {self.attached_by} stands back")
-        return True
+        monitors = [callback for callback in getattr(trainer, "callbacks", []) if isinstance(callback, FullGradMonitor)]
+        attached = [monitor for monitor in monitors if monitor.attached_by is not None]
+        self.is_superseded = bool(attached) and attached[-1] is not self
+        is_second = len(attached) < len(monitors)
+        if is_second and not self.is_superseded:
+            rank_zero_info(f"FullGradMonitor: the script has one of its own, and the one of {self.attached_by} stands back")
+        return is_second or self.is_superseded
+
+    def _is_barred(self, trainer: Trainer) -> bool:
+        """Whether the Trainer asks for nothing that costs time."""
+        is_barred = bool(getattr(trainer, "barebones", False))
+        if is_barred and self.attached_by is None:
+            rank_zero_warn("FullGradMonitor: Trainer(barebones=True) switches it off: it would cost time; remove one of the two")
+        return is_barred
+
+    def _refuse_sharding(self, trainer: Trainer) -> None:
+        if not self._stands_back and any(kind.__name__ in SHARDING_STRATEGIES for kind in type(trainer.strategy).__mro__):
+            self._stands_back = True
+            if trainer.is_global_zero:
+                name = type(trainer.strategy).__name__
+                raise NotImplementedError(f"{name} spreads the weights, and one process cannot look alone")
+
+
+def _batches(trainer: Trainer) -> int:
+    """How many batches the network was trained on."""
+    return trainer.fit_loop.epoch_loop.batch_progress.total.ready
 
 
 def _check_counts(**counts: int) -> None:

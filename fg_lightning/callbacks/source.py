@@ -26,10 +26,11 @@ def validation_loader(trainer: Trainer) -> Any:
     loaders = trainer.val_dataloaders
     if loaders is None and trainer.world_size == 1:
         owner = _owner("val_dataloader", getattr(trainer, "datamodule", None), trainer.lightning_module)
-        if owner is not None:
-            loaders = owner.val_dataloader()
-        else:  # they were handed to fit: nobody's code runs when they are loaded now
-            trainer.fit_loop.epoch_loop.val_loop.setup_data()
+        if owner is not None and getattr(trainer, "reload_dataloaders_every_n_epochs", 0):
+            loaders = owner.val_dataloader()  # Lightning counts from when it loads them, so it must do so itself, later
+        else:
+            with _validating(trainer):
+                trainer.fit_loop.epoch_loop.val_loop.setup_data()
             loaders = trainer.val_dataloaders
     return _first(loaders)
 
@@ -83,7 +84,12 @@ def probe_of_loader(
 
 def _owner(hook: str, *candidates: Any) -> Any:
     """The first of the user's objects that has a data hook of its own."""
-    return next((c for c in candidates if c is not None and not getattr(c, hook).__qualname__.startswith("DataHooks.")), None)
+    return next((c for c in candidates if c is not None and not _is_lightnings(getattr(c, hook))), None)
+
+
+def _is_lightnings(hook: Any) -> bool:
+    """Whether it is the method that Lightning gives to every module; a partial, a mock and the like have no such name."""
+    return str(getattr(hook, "__qualname__", "")).startswith("DataHooks.")
 
 
 def _indices(loader: DataLoader[Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -93,6 +94,9 @@ class Watch:
         facts: how to show the images.
         loggers: the trainer's.
         faults: what to do about them.
+
+    Attributes:
+        numbers: of the network as it was when it was last looked at or measured, by key.
     """
 
     def __init__(
@@ -112,6 +116,7 @@ class Watch:
         self._facts = facts
         self._logs = [log_of(logger) for logger in loggers]
         self._faults = faults
+        self.numbers: dict[str, float] = {}
         self._artist: Artist | None = None
         self._drawn_looks = 0
 
@@ -145,7 +150,7 @@ class Watch:
 
         def evidence(module: nn.Module) -> Evidence:
             given = () if settings.class_names is None else (len(settings.class_names),)
-            return Evidence.of(module, (*given, *facts.class_counts()))
+            return Evidence.of(module, facts.class_counts(), given)
 
         look_on = None
         if resumed is not None:
@@ -179,17 +184,32 @@ class Watch:
             return {}
         return kept(self.history, self.looker.probe, self.looker.task, self._fingerprint, self._settings.decisive())
 
-    def look(self, trainer: Trainer, module: LightningModule, epoch: int, *, is_last: bool = False) -> None:
+    def measure(self, module: LightningModule) -> Findings:
+        """Finds what there is to find of the network now, and its `numbers`."""
+        findings = self.looker.look(module, module.device)
+        history = self.history
+        first = next(iter(history.looks), None)
+        untrained = history.first_maps if first is not None and first.epoch == first.step == 0 else None
+        self.numbers = numbers_of(findings, history.last_maps, untrained)
+        return findings
+
+    def look(self, module: LightningModule, epoch: int, step: int, *, is_last: bool = False) -> None:
         """Looks at the network now, keeps what it finds, and logs it: each, whatever becomes of the others.
 
         The last look of a run is logged together with what is drawn of the whole run.
+
+        Args:
+            module: the network.
+            epoch: how many epochs it has been trained for.
+            step: at which Lightning logs what belongs to its weights.
+            is_last: whether the run ends with it, as far as is known.
         """
-        findings = self.looker.look(module, module.device)
+        self.numbers = {}
+        findings = self.measure(module)
         if self._artist is None:
             self._artist = self._begin(module, findings)
         history = self.history
-        untrained = history.first_maps if history.looks and history.looks[0].step == 0 else None
-        look = Look(epoch, step_of(trainer, module), numbers_of(findings, history.last_maps, untrained))
+        look = Look(epoch, step, self.numbers)
         pictures = self._artist.pictures(look, findings)
         with self._faults.kept_from_training():
             history.add(look, findings, self.looker.labels)
@@ -200,11 +220,11 @@ class Watch:
                 pictures = replace(pictures, of_run=self._drawn())
         for log in self._logs:
             with self._faults.kept_from_training():
-                log.log(look.numbers, pictures, look.step)
+                log.log({"epoch": max(epoch - 1, 0), **look.numbers}, pictures, look.step)  # Lightning counts epochs from 0
 
     def conclude(self) -> None:
         """Sees to it that the whole run is drawn, up to its last look."""
-        if not self.history.looks or self.history.folder is None:
+        if not self.history.looks or self.history.folder is None or self._artist is None:
             return
         if self._drawn_looks != len(self.history.looks):
             drawn = self._drawn()
@@ -274,7 +294,7 @@ class Watch:
             **self._settings.decisive(),
             "task": type(self.looker.task).__name__,
             "images": list(artist.images.shape),
-            "labels": None if artist.labels is None or artist.labels.ndim != 1 else artist.labels.tolist(),
+            "labels": None if artist.labels is None or artist.labels.ndim != 1 else _plain(artist.labels),
             "class_names": None if artist.classes.names is None else list(artist.classes.names),
             "normalization": None if artist.normalization is None else asdict(artist.normalization),
         }
@@ -287,6 +307,19 @@ class Watch:
             rank_zero_info(f"FullGradMonitor: {blind} takes no images and gets the numbers alone{where}")
 
 
-def step_of(trainer: Trainer, module: LightningModule) -> int:
-    """The step at which Lightning logs: of the optimizer, or of batches where the module steps its optimizers itself."""
-    return trainer.global_step if module.automatic_optimization else trainer.fit_loop.epoch_loop.batch_progress.total.completed
+def _plain(labels: Tensor) -> list[float | None]:
+    """Labels [N] as JSON has them, which knows no NaN and no infinity."""
+    return [label if math.isfinite(label) else None for label in labels.tolist()]
+
+
+def step_of(trainer: Trainer, module: LightningModule, epoch: int) -> int:
+    """The step at which Lightning logs what belongs to the weights as they are.
+
+    After `epoch` epochs it is the last step, with which Lightning logs the epoch's own metrics; in the first epoch the next one.
+    Steps are batches, or those of them after which the optimizer steps where gradients are accumulated.
+    """
+    stepped: int = trainer.fit_loop.epoch_loop._batches_that_stepped
+    stepped += bool(trainer.validating)  # Lightning counts a batch when its validation is over
+    if module.automatic_optimization:
+        stepped = max(stepped, trainer.global_step)  # a checkpoint that was saved in validation has counted one less
+    return max(stepped - 1, 0) if epoch else stepped
