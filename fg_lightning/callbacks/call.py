@@ -64,7 +64,9 @@ class Called(nn.Module):
             except (TypeError, RuntimeError) as error:
                 if type(error) not in (TypeError, RuntimeError):  # such as running out of memory
                     raise
-                raise type(error)(f"{error}; if the forward takes other than the images of a batch, {HOW_TO_SAY}") from error
+                called = f"{error} (raised by the forward of {type(self.module).__name__}, called on images {list(images.shape)})"
+                hint = f"; if it takes something else, {HOW_TO_SAY}" if isinstance(error, TypeError) else ""
+                raise type(error)(called + hint) from error
         place = self._probe.place
         tensors = iter([*rest[:place], images, *rest[place:]])
         return self._forward(self.module, apply_to_collection(self._probe.batch, Tensor, lambda _: next(tensors)))

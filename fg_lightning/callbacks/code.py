@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import inspect
 import re
 from collections.abc import Iterable, Iterator
@@ -79,7 +80,10 @@ def _static(found: Any, name: str) -> Any:
 
 
 def _names_of_code(code: CodeType) -> Iterator[str]:
+    """The names in a function and in those within it, and "matmul" for the operator @."""
     yield from code.co_names
+    if any(step.opname == "BINARY_MATRIX_MULTIPLY" or step.argrepr == "@" for step in dis.get_instructions(code)):
+        yield "matmul"
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _names_of_code(constant)

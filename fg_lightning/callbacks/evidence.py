@@ -20,8 +20,8 @@ COUNTS = (
 KINDS: dict[str, re.Pattern[str]] = {
     "embeddings": re.compile(
         r"nt_?xent|info_?nce|sup_?con|contrastive|triplet|arc_?face|cos_?face|sphere_?face|arc_?margin|barlow|vic_?reg|dino|swav|byol"
-        r"|sim_?siam|moco|negativecosine|cosineembedding|cosine_embedding|cosine_similarity|cosinesimilarity|pairwise_distance|cdist"
-        r"|^pdist$|^normalize$|^temperature$|proxynca|multisimilarity|metric_learning",
+        r"|sim_?siam|sim_?clr|moco|negativecosine|cosineembedding|cosine_embedding|cosine_similarity|cosinesimilarity|pairwise_distance|cdist"
+        r"|^(pdist|matmul|mm|bmm|einsum)$|^normalize$|^temperature$|proxynca|multisimilarity|metric_learning",
         re.IGNORECASE,
     ),
     "logits": re.compile(
@@ -52,30 +52,40 @@ class Evidence:
     """
     Attributes:
         kinds: of `KINDS`, those that the losses and metrics speak of; also "binary" and "labels", of metrics alone.
-        counts: how many classes the module, its metrics, the data set or the user speak of.
+        counts: how many classes the module, its metrics or the user speak of.
         heads: likewise the networks in the module, whose own number may be out of use.
+        of_data: likewise the data set, of which a network may tell more classes apart.
+        layers: of linear layers what goes in and what comes out.
         ends_in_sigmoid: whether the network may give probabilities.
     """
 
     kinds: frozenset[str] = frozenset()
     counts: frozenset[int] = frozenset()
     heads: frozenset[int] = frozenset()
+    of_data: frozenset[int] = frozenset()
+    layers: frozenset[tuple[int, int]] = frozenset()
     ends_in_sigmoid: bool = False
 
     def knows(self, count: int) -> bool:
         """Whether something speaks of so many classes."""
-        return count in self.counts or count in self.heads
+        return count in self.counts or count in self.heads or count in self.of_data
+
+    def has_head_behind(self, count: int, seen: int) -> bool:
+        """Whether a layer takes so many numbers and gives fewer, but enough for the classes that were seen."""
+        return any(taken == count and seen <= given < count for taken, given in self.layers)
 
     def is_for(self, *kinds: str) -> bool:
         """Whether a loss or metric speaks of one of the kinds."""
         return not self.kinds.isdisjoint(kinds)
 
     @classmethod
-    def of(cls, module: nn.Module, data_counts: Iterable[int] = ()) -> Evidence:
-        """From a module, which is only read, and the numbers of classes that its data speak of."""
+    def of(cls, module: nn.Module, data_counts: Iterable[int] = (), given: Iterable[int] = ()) -> Evidence:
+        """From a module, which is only read, and the numbers of classes that its data and the user speak of."""
         names = names_in(module, STEPS)
         kinds = {kind for name in names for kind in _kinds_of(name)}
-        counts, heads = {*data_counts, *_counts_of(module), *_counts_of(attribute(module, "_hparams"))}, set()
+        kinds |= {"embeddings" for base in type(module).__mro__ if "embeddings" in _kinds_of(base.__name__)}
+        counts, heads = {*given, *_counts_of(module), *_counts_of(attribute(module, "_hparams"))}, set()
+        layers = {(m.in_features, m.out_features) for m in module.modules() if isinstance(m, nn.Linear)}
         for child in module.modules():
             if type(child).__module__.startswith("torchmetrics"):
                 kinds |= _kinds_of_metric(child)
@@ -88,7 +98,8 @@ class Evidence:
                 heads |= {*_counts_of(child), *_counts_of(config)}
                 kinds |= set(_kinds_of_head(type(child).__name__, config))
         ends_in_sigmoid = "sigmoid" in names_in(module, ("forward",)) or any(isinstance(m, nn.Sigmoid) for m in module.modules())
-        return cls(frozenset(kinds), frozenset(counts), frozenset(heads), ends_in_sigmoid)
+        parts = (frozenset(part) for part in (kinds, counts, heads, data_counts, layers))
+        return cls(*parts, ends_in_sigmoid)
 
 
 def _kinds_of(name: str) -> list[str]:

@@ -77,16 +77,21 @@ def are_detections(output: Any) -> bool:
     return isinstance(output, (list, tuple)) and bool(output) and all(isinstance(found, Mapping) for found in output)
 
 
-def other_parts(output: Any) -> str | None:
-    """What else an output holds of which one tensor is explained, in words; None if nothing, or if a name makes that one clear."""
+def parts_of(output: Any) -> dict[str, Tensor]:
+    """The tensors of an output of several parts, by name or place, without those of no dimension; empty for a tensor."""
     if isinstance(output, Mapping):
         parts = dict(output)
     elif isinstance(output, (list, tuple)):
         parts = dict(zip(getattr(output, "_fields", map(str, range(len(output)))), output, strict=True))
     else:
+        parts = {}
+    return {str(name): value for name, value in parts.items() if isinstance(value, Tensor) and value.ndim > 0}
+
+
+def other_parts(output: Any) -> str | None:
+    """What else an output holds of which one tensor is explained, in words; None if nothing, or if a name makes that one clear."""
+    parts = parts_of(output)
+    if len(parts) < 2 or not parts.keys().isdisjoint(("logits", "out")):
         return None
-    tensors = [str(name) for name, value in parts.items() if isinstance(value, Tensor) and value.ndim > 0]
-    if len(tensors) < 2 or any(name in ("logits", "out") for name in tensors):
-        return None
-    names = ", ".join(tensors)
-    return f"the output has {len(tensors)} tensors ({names}), and the first is explained; pass target=function for another"
+    names = ", ".join(parts)
+    return f"the output has {len(parts)} tensors ({names}), and the first is explained; pass target=function for another"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Union
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 
 from fg_lightning.callbacks.call import Called, Forward
 from fg_lightning.callbacks.evidence import Evidence
-from fg_lightning.callbacks.listed import HOW_TO_WATCH_A_DETECTOR, are_detections, other_parts
-from fg_lightning.callbacks.meaning import Meaning, task_as_told, task_of
+from fg_lightning.callbacks.listed import HOW_TO_WATCH_A_DETECTOR, are_detections, other_parts, parts_of
+from fg_lightning.callbacks.meaning import YES_OR_NO, Meaning, task_as_told, task_of
 from fg_lightning.callbacks.probe import Probe
 from fg_lightning.callbacks.task import Answers, Chosen, Classes, Entry, MonitorTarget, Regions, Task
 from fg_lightning.fullgrad import FullGrad, FullGradients
@@ -22,6 +23,9 @@ from fg_lightning.fullgrad.postprocess import Psi
 from fg_lightning.fullgrad.target import TargetError, main_output
 from fg_lightning.metrics.concentration import gini_index
 from fg_lightning.metrics.drift import cosine_drift
+
+SCORE = re.compile("pred_score|anomaly|distance|error", re.IGNORECASE)
+"""What a part of an output is called that is a number and no probability."""
 
 NUMBERS = {
     "completeness_error": "mean over the probe of |f - sum of all terms| / |f|",
@@ -152,7 +156,7 @@ class Looker:
         maps, terms, outputs, labels = zip(*parts, strict=True)
         assert self.task is not None
         if not self._is_fixed:
-            self.misfit = self.task.misfit(outputs[0], self.probe.candidates[self._which] if self.probe.candidates else None)
+            self.misfit = self.task.misfit(outputs[0], self._of(self.probe.candidates))
             fixed = None if labels[0] is None else torch.cat(labels).cpu()
             self.probe, self._is_fixed, self._which = replace(self.probe, labels=fixed, others=()), True, 0
         answers = [self.task.answers(output, fixed) for output, fixed in zip(outputs, labels, strict=True)]
@@ -184,6 +188,13 @@ class Looker:
         if are_detections(output):
             raise TargetError(f"the output is a list of mappings, as detectors give it; {HOW_TO_WATCH_A_DETECTOR}")
         scores = main_output(output)
+        if scores.ndim and len(scores) != len(probe.images):
+            raise TargetError(
+                f"the network gives {len(scores)} rows for {len(probe.images)} images, as an ensemble does; "
+                "pass a function from the output to one number for each image: FullGradMonitor(target=function)"
+            )
+        if any(SCORE.search(name) for name, part in parts_of(output).items() if part is scores):
+            evidence = replace(evidence, kinds=evidence.kinds.difference(YES_OR_NO, {"binary"}) | {"numbers"})
         if self._target is not None:
             self.task = self._of_target(scores, probe, evidence)
             return

@@ -23,9 +23,8 @@ from fg_lightning.callbacks.task import (
 )
 from fg_lightning.fullgrad.target import TargetError
 
-LIKELY, POSSIBLE = 1e-2, 1e-6
-"""How probable the highest label must be, if it is drawn from as many classes as the output has entries: for a guess, and for a
-guess together with a loss for classes."""
+LIKELY = 1e-2
+"""How probable the highest label must be, if labels are drawn from as many classes as the output has entries."""
 
 ENOUGH = 16
 """So many scores in 0..1 are no accident."""
@@ -232,20 +231,22 @@ def _are_classes(count: int, labels: Tensor, evidence: Evidence) -> tuple[bool, 
     is_for_classes = evidence.is_for("classes", *YES_OR_NO)
     if evidence.is_for("numbers", "embeddings") and not is_for_classes:
         return False, not evidence.knows(count)
-    if evidence.knows(count):
+    is_compared = evidence.is_for("embeddings")
+    if count in evidence.counts or count in evidence.of_data or (count in evidence.heads and not is_compared):
         return True, True
     if not len(labels):
         return False, not is_for_classes
     seen = int(labels.max()) + 1
-    if evidence.counts:
-        return is_for_classes and count <= 1.25 * max(evidence.counts) + 1, not is_for_classes
-    if evidence.is_for("embeddings"):
+    if is_compared:
         return seen == count, False
-    chance = (seen / count) ** len(labels)
-    if seen == count or (is_for_classes and chance >= LIKELY):
-        return True, True
-    is_possible = chance >= (POSSIBLE if is_for_classes else LIKELY)
-    return is_possible, not is_possible and not is_for_classes
+    if is_for_classes:
+        is_known_to_be_other = bool(evidence.counts) and count > 1.25 * max(evidence.counts) + 1
+        is_sure = not evidence.counts and not evidence.of_data and (seen / count) ** len(labels) >= LIKELY
+        return not is_known_to_be_other and not evidence.has_head_behind(count, seen), is_sure or seen == count
+    if evidence.counts or evidence.of_data:
+        return False, True
+    is_likely = (seen / count) ** len(labels) >= LIKELY
+    return is_likely, not is_likely or seen == count
 
 
 def _are_in_range(scores: Tensor) -> bool:

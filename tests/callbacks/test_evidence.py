@@ -133,7 +133,8 @@ COUNTS = {
 def test_the_number_of_classes_is_known(name):
     module, counts = COUNTS[name]
     assert Evidence.of(module()).counts == counts
-    assert Evidence.of(module(), {99}).counts == counts | {99}
+    assert Evidence.of(module(), {99}).of_data == {99}
+    assert Evidence.of(module(), {99}, {98}).counts == counts | {98}
 
 
 def test_a_number_of_classes_of_a_network_inside_speaks_for_that_network_only():
@@ -142,6 +143,29 @@ def test_a_number_of_classes_of_a_network_inside_speaks_for_that_network_only():
     found = Evidence.of(OfAProperty(network=network))
     assert found.heads == {1000}
     assert not found.counts
+
+
+def test_a_head_behind_an_output_is_seen():
+    found = Evidence.of(OfAProperty(net=nn.Linear(2, 64), head=nn.Linear(64, 10)))
+    assert found.has_head_behind(64, seen=3)
+    assert found.has_head_behind(64, seen=10)
+    assert not found.has_head_behind(64, seen=11)
+    assert not found.has_head_behind(10, seen=3)
+
+
+class SimCLRTask(OfAProperty):
+    pass
+
+
+class Compares(Base):
+    def loss(self, batch):
+        found = self(batch[0])
+        return F.cross_entropy(found @ found.T, torch.arange(len(found)))
+
+
+def test_methods_of_comparison_are_known_by_their_names_and_by_products():
+    assert Evidence.of(SimCLRTask()).kinds == {"embeddings"}
+    assert Evidence.of(Compares()).kinds == {"embeddings", "classes"}
 
 
 def test_an_end_in_a_sigmoid_is_seen():

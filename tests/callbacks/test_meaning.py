@@ -11,8 +11,10 @@ N = 8
 IMAGES = torch.rand(N, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 
 
-def evidence(*kinds, counts=(), heads=(), ends_in_sigmoid=False):
-    return Evidence(frozenset(kinds), frozenset(counts), frozenset(heads), ends_in_sigmoid)
+def evidence(*kinds, ends_in_sigmoid=False, **numbers):
+    return Evidence(
+        frozenset(kinds), **{name: frozenset(value) for name, value in numbers.items()}, ends_in_sigmoid=ends_in_sigmoid
+    )
 
 
 def normal(*shape):
@@ -34,8 +36,8 @@ SURE = {
     "cross entropy, ten classes of which eight are seen": (normal(10), [cycle(8)], evidence("classes"), Classes),
     "labels that reach the last entry": (normal(3), [cycle(3)], evidence(), Classes),
     "a module that knows its classes": (normal(100), [cycle(3)], evidence(counts=[100]), Classes),
-    "a pretrained head left in place": (normal(1000), [cycle(2)], evidence("classes", counts=[2], heads=[1000]), Classes),
-    "names of the data set": (normal(10), [cycle(2)], evidence(counts=[10]), Classes),
+    "a pretrained head left in place": (normal(1000), [cycle(2)], evidence("classes", of_data=[2], heads=[1000]), Classes),
+    "names of the data set": (normal(10), [cycle(2)], evidence(of_data=[10]), Classes),
     "yes or no for each of the classes": (normal(3), [cycle(3)], evidence("logits"), Classes),
     "ArcFace beside a classifier": (normal(3), [cycle(3)], evidence("classes", "embeddings", counts=[3]), Classes),
     "labels of one byte": (normal(3), [cycle(3).to(torch.uint8)], evidence("classes"), Classes),
@@ -49,7 +51,8 @@ SURE = {
     "a projection without labels": (normal(128), [], evidence("embeddings"), Task),
     "metric learning with ArcFace": (normal(128), [cycle(3)], evidence("embeddings", counts=[3]), Task),
     "pixels in a row": (normal(784), [cycle(3)], evidence("numbers"), Task),
-    "latent numbers": (normal(10), [cycle(3)], evidence("numbers", counts=[3]), Task),
+    "latent numbers": (normal(10), [cycle(3)], evidence("numbers", of_data=[3]), Task),
+    "what a classifier's head takes": (normal(9), [cycle(8)], evidence("classes", layers=[(9, 8)]), Task),
     "keypoints": (normal(6), [normal(6).sigmoid()], evidence("numbers"), Task),
     "coordinates in pixels": (normal(6), [100 * normal(6)], evidence(), Task),
     "numbers that happen to be 0 or 1": (normal(6), [SEVERAL.float()], evidence("numbers"), Task),
@@ -85,9 +88,13 @@ GUESSED = {
     "labels below the last entry": (normal(4), [cycle(3)], evidence(), Classes, "classes"),
     "cross entropy, few classes seen": (normal(12), [cycle(3)], evidence("classes"), Classes, "classes"),
     "cross entropy, a class more than the data has": (normal(11), [cycle(3)], evidence("classes", counts=[10]), Classes, "classes"),
+    "a pretrained head left in place": (normal(1000), [cycle(3)], evidence("classes", layers=[(512, 1000)]), Classes, "classes"),
+    "the same, with names of the data set": (normal(1000), [cycle(3)], evidence("classes", of_data=[3]), Classes, "classes"),
+    "a head behind the output": (normal(64), [cycle(3)], evidence("classes", layers=[(64, 3)]), Task, "number"),
+    "a projection of a pretrained network": (normal(1000), [cycle(3)], evidence("embeddings", heads=[1000]), Task, "number"),
     "cross entropy over similarities": (normal(64), [cycle(3)], evidence("classes", counts=[3]), Task, "number"),
-    "cross entropy, far more entries": (normal(512), [cycle(3)], evidence("classes"), Task, "number"),
     "numbers of as many entries as classes": (normal(3), [cycle(3)], evidence("numbers", counts=[3]), Task, "number"),
+    "small vectors that are compared": (normal(3), [cycle(3)], evidence("classes", "embeddings"), Classes, "classes"),
     "no labels": (normal(3), [], evidence(), Task, "number"),
     "no labels, cross entropy": (normal(3), [], evidence("classes"), Task, "number"),
     "labels of numbers in 0..1": (normal(6), [normal(6).sigmoid()], evidence(), Task, "number"),

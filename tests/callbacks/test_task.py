@@ -303,6 +303,7 @@ PARTS = {
     "logits": (lambda y: {"features": 2 * y, "logits": y}, None),
     "a loss": (lambda y: {"loss": y.sum(), "scores": y}, None),
     "one": (lambda y: [y], None),
+    "a code of another size": (lambda y: (y, 2 * y[:, :2], y[:, :2]), "3 tensors (0, 1, 2)"),
 }
 
 
@@ -322,6 +323,39 @@ def test_the_output_of_a_detector_needs_a_function():
         looked(module, LABELS)
     _, found = looked(module, LABELS, target=lambda output: torch.stack([image["scores"].sum() for image in output]))
     assert found.terms["output"].tolist() == pytest.approx(Gives(4)(IMAGES)[:, 0].tolist(), rel=1e-4)
+
+
+def test_a_score_that_is_called_so_is_no_probability():
+    """As anomalib's models give it, whose losses and labels speak of yes and no."""
+    Anomalies = namedtuple("Anomalies", "pred_score pred_label")
+    module = Parts(lambda y: Anomalies(y[:, 0].sigmoid(), y[:, 0] > 0))
+    looker, found = looked(module, torch.tensor([0, 1, 1]), evidence=Evidence(frozenset({"probabilities", "binary"})))
+    assert type(looker.task) is Task
+    assert found.answers.confidence is None
+
+
+def test_rows_that_are_more_than_the_images_are_told():
+    module = Parts(lambda y: torch.cat([y, y]))
+    with pytest.raises(TargetError, match=r"gives 6 rows for 3 images, as an ensemble does; .*target=function"):
+        looked(module, LABELS)
+
+
+UNFIT = {
+    "a reconstruction and its code": (lambda y: (y[:, :2, None, None].expand(-1, -1, 6, 6), y), [LABELS]),
+    "labels of another shape": (lambda y: y, [torch.randint(5, (3, 3))]),
+    "label maps beside a vector": (lambda y: y, [MASKS]),
+    "a vector beside regions": (lambda y: y[:, :, None, None].expand(-1, -1, 6, 6), [torch.randint(5, (3, 7))]),
+    "texts for every image": (lambda y: y[:, :1], [torch.randint(5, (3, 7))]),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+@pytest.mark.parametrize("told", [None, "number"])
+def test_labels_that_fit_nothing_leave_a_number(name, told):
+    build, labels = UNFIT[name]
+    looker, found = looked(Parts(build), *labels, looks=2, told=told)
+    assert type(looker.task) is Task
+    assert found.answers.confidence is None
 
 
 # --- in parts
