@@ -133,11 +133,16 @@ def _operands_by_position(operation: str, args: tuple[Any, ...], kwargs: dict[st
     return args, kwargs
 
 
+def is_free(tensor: Tensor) -> bool:
+    """Whether a tensor that requires gradients does not depend on the input: a leaf, or made of leaves."""
+    return tensor.is_leaf or hasattr(tensor, "_fg_free")
+
+
 class Call:
     """An operation with its operands.
 
-    A tensor that depends on the input is told by `requires_grad`, since the model runs on detached parameters; those that it keeps
-    outside its registered ones (an LSTM's flat weights) are leaves, and detached here.
+    A tensor that depends on the input is told by `requires_grad`, since the model runs on detached parameters. Leaves, and what a
+    forward makes of them alone, require gradients as well, so that it may ask for them; they are free of the input.
     Rules read operands through this class, so that the tape knows which values they hold on to. `repeat(args, kwargs)` runs the
     operation once more, on other operands, drawing the random numbers it drew if `keep_random_state` was called before.
 
@@ -157,13 +162,9 @@ class Call:
         self.name = operation_name(function) if name is None else name
         if kwargs:
             args, kwargs = _operands_by_position(self.name, args, kwargs)
-        dependent = [t for t in tensors_in((args, kwargs) if kwargs else args) if t.requires_grad]
-        if any(t.is_leaf for t in dependent):
-            args, kwargs = map_tensors(lambda t: t.detach() if t.is_leaf else t, (args, kwargs))
-            dependent = [t for t in dependent if not t.is_leaf]
         self.args = args
         self.kwargs = kwargs
-        self.dependent = dependent
+        self.dependent = [t for t in tensors_in((args, kwargs) if kwargs else args) if t.requires_grad and not is_free(t)]
         self.in_place = name is None and bool(args) and isinstance(args[0], Tensor) and works_in_place(function)
         base = args[0]._base if self.in_place else None
         self.wrote_into_constant = base is not None and not base.requires_grad
@@ -221,7 +222,7 @@ class Call:
         outputs = list(outputs)
         if self._found_in_history:
             self._overwritten = outputs[0].grad_fn._saved_self  # type: ignore[union-attr]
-        self.places = [i for i, t in enumerate(outputs) if t.requires_grad]
+        self.places = [i for i, t in enumerate(outputs) if t.requires_grad and not is_free(t)]
         self.outputs = [outputs[i] for i in self.places]
 
     def at_values(self) -> tuple[tuple[Any, ...], dict[str, Any]]:

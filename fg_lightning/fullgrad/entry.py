@@ -31,7 +31,8 @@ def check_images(model: nn.Module, images: Tensor) -> None:
     """
     Raises:
         TypeError: if the model is no module or the images are no floating-point tensor.
-        ValueError: if the images have no batch dimension or there are none, or the model has lazy modules that have not been run.
+        ValueError: if the images have no batch dimension or there are none, something lies on the device "meta", or the model has lazy
+            modules that have not been run.
     """
     check_model(model)
     if isinstance(model, torch.jit.ScriptModule):
@@ -44,6 +45,8 @@ def check_images(model: nn.Module, images: Tensor) -> None:
         raise TypeError(
             f"images must be floating-point, not {images.dtype}: convert them as in training, e.g. images.float() / 255"
         )
+    if images.is_meta or any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        raise ValueError("images and model must hold values, but tensors on the device 'meta' have none; load them to a CPU or GPU")
     if not 3 <= images.ndim <= 5:
         raise ValueError(
             f"images must be [N, C, *S] with 1 to 3 spatial dimensions, but have shape {tuple(images.shape)}; "
@@ -71,24 +74,26 @@ def one_by_one_if_mixed(
     `join` gets the results of the samples and the operation that made them necessary.
 
     Raises:
-        ValueError: if the model's output for a sample depends on the others, naming the operation.
+        ValueError: if the model's output for a sample depends on the others, or it cannot be run on one; both name the operation.
     """
     try:
         return run(images, target, arguments)
     except SamplesMixed as mixed:
         n = len(images)
-        mixes = f"the model mixes the samples of a batch, first in {mixed.operation}: "
         try:
             parts = [run(*rows_of(images, target, arguments, i, i + 1)) for i in range(n)]
         except Exception as error:
             if not hasattr(error, "_fg_in_forward"):
                 raise
-            raise ValueError(f"{mixes}it (or the target function) cannot be run on one image alone ({error})") from error
+            raise ValueError(
+                f"the samples of a batch cannot be told apart behind {mixed.operation}, and the model (or the target function) "
+                f"cannot be run on one image alone: {error}"
+            ) from error
         alone = torch.cat([output_of(part) for part in parts])
-        tolerance = 1e-3 if alone.dtype == torch.float32 else 1e-6
+        tolerance = {torch.float64: 1e-6, torch.float32: 1e-3}.get(alone.dtype, 5e-2)  # half precision under autocast
         if not torch.allclose(alone, mixed.output.to(alone.dtype), rtol=tolerance, atol=tolerance):
             raise ValueError(
-                f"{mixes}its output for an image depends on the other images (batch statistics in evaluation?). "
+                f"the model mixes the samples of a batch, first in {mixed.operation}: its output for an image depends on the other images (batch statistics in evaluation?). "
                 "Pass one image at a time to explain it alone."
             ) from mixed
         return join(parts, mixed.operation)

@@ -11,6 +11,7 @@ from typing import Union
 import torch
 from torch import Tensor
 
+from fg_lightning.fullgrad.aliases import storage_of
 from fg_lightning.fullgrad.call import Call
 from fg_lightning.fullgrad.layout import SAMPLE, Dim, Factor, Layout
 from fg_lightning.fullgrad.linearisation import Bias, Kind, Pointwise, Summed
@@ -169,10 +170,6 @@ def _unheard(term: Term, bias: Tensor | Pointwise, gradient: Tensor) -> None:
 
 def layout_of(tensor: Tensor) -> Layout | None:
     return getattr(tensor, "_fg_layout", None)
-
-
-def storage_of(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
 
 
 def _base_and_places(view: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:

@@ -95,7 +95,8 @@ def record(
             if not output.requires_grad or is_free(output):
                 raise ValueError(
                     "the model's output does not depend on the images, so there is nothing to decompose; "
-                    "does its forward detach them, use torch.inference_mode(), or return a class index?"
+                    "does its forward detach them, use torch.inference_mode(), or return a class index? A quantised model has no "
+                    "gradients; pass the one that it was converted from."
                 )
             if mixed_by := tape.mixed_on_the_way_to(output):
                 raise SamplesMixed(mixed_by, output.detach())

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
-from functools import cache
 from typing import Any, Union
 
 import torch
@@ -22,6 +20,7 @@ from fg_lightning.fullgrad.postprocess import Psi, find_psi, kind_of, upsample
 from fg_lightning.fullgrad.readings import Reading, operations_of
 from fg_lightning.fullgrad.record import record
 from fg_lightning.fullgrad.target import Selection, Target
+from fg_lightning.fullgrad.warning import warn_if_incomplete, warn_once
 
 UserLayout = Callable[[Term, Tensor], Union[Tensor, None]]
 """(term, its values in the shape of the operation's output) -> [N, C, *S] at any resolution, or None."""
@@ -36,6 +35,9 @@ class FullGrad(Attribution):
     """FullGrad (Srinivas & Fleuret 2019): psi of the input's term plus psi of every bias term that lies on the image plane.
 
         map(x) = psi(grad_x f * x) + sum over operations of psi(grad_y f * b)
+
+    Where the terms of a network miss more than 1 % of its output (10 % under autocast), a warning says so, once, with the operation
+    where it is known.
 
     A `captum.attr.Attribution`: what takes one of Captum's (NoiseTunnel, sensitivity, infidelity) takes this. The model is left as
     it was: flags, gradients, hooks and random state.
@@ -61,6 +63,8 @@ class FullGrad(Attribution):
         torch.Size([2, 1, 8, 8])
     """
 
+    is_complete = True  # whether the map is of all terms
+
     def __init__(
         self,
         model: nn.Module,
@@ -81,6 +85,7 @@ class FullGrad(Attribution):
         self.reading = reading
         self.layout = layout
         self.autocast = autocast
+        self._calls = 0
 
     @log_usage()
     def attribute(  # type: ignore[override]
@@ -139,10 +144,24 @@ class FullGrad(Attribution):
     def _map(
         self, images: Tensor, target: Target, arguments: tuple[Any, ...], with_terms: bool
     ) -> tuple[Tensor, FullGradients | Tensor]:
-        """The maps of images that are run together, and the terms or else the explained output alone."""
+        """The maps of images that are run together, and the terms or else the explained output alone.
+
+        Warns where the terms do not add up. Every call that wants them looks, any other the first, second, fourth, eighth time and
+        so on, since a sum costs a pass over the term.
+        """
+        self._calls += 1
+        adds_up = self.is_complete and (with_terms or self._calls.bit_count() == 1)
         canvas = Canvas(images)
-        terms = self._run(images, target, arguments, with_terms, lambda _, values: canvas.add(reduced(values, self.psi)))
+        place: Place = lambda _, values: canvas.add(reduced(values, self.psi))  # noqa: E731
+        terms = self._run(images, target, arguments, with_terms or adds_up, place)
+        if isinstance(terms, FullGradients):
+            if adds_up:
+                self._warn_if_incomplete(terms, images.device)
+            terms = terms if with_terms else terms.output
         return canvas.drawn(), terms
+
+    def _warn_if_incomplete(self, terms: FullGradients, device: torch.device) -> None:
+        warn_if_incomplete(self.model, terms, is_rounded=self.autocast and torch.is_autocast_enabled(device.type))
 
     def _run(
         self, images: Tensor, target: Target, arguments: tuple[Any, ...], with_terms: bool, place: Place
@@ -179,10 +198,12 @@ class FullGrad(Attribution):
         )
         place(None, recording.input_gradient * recording.images)
         if len(lost) > len(placed):
-            _warn_once(
+            warn_once(
+                self.model,
+                "lost",
                 f"FullGrad draws {len(placed)} of {len(placed) + len(lost)} bias terms of this network: where in the image the "
                 f"others lie is not known, from {lost[-1]} on. `full_gradients(...).undrawn` names them, and "
-                "FullGrad(model, layout=...) takes a function that says how they lie."
+                "FullGrad(model, layout=...) takes a function that says how they lie.",
             )
         return sums.collected(recording, selection.target) if with_terms else recording.output
 
@@ -209,12 +230,6 @@ class FullGrad(Attribution):
         return real_product(gradient, bias)
 
 
-@cache
-def _warn_once(message: str) -> None:
-    """Once for each network, as Python's own filter would, were it not reset by whoever catches warnings."""
-    warnings.warn(message, stacklevel=2)
-
-
 class SimpleFullGrad(FullGrad):
     """FullGrad without biases: psi of the gradients alone, at the input and wherever an explicit bias is added.
 
@@ -222,6 +237,8 @@ class SimpleFullGrad(FullGrad):
 
     After the authors' `simple_fullgrad.py`: cheaper to read where biases are small, but not complete.
     """
+
+    is_complete = False
 
     def _counts(self, term: Term) -> bool:
         return term.kind == "explicit"

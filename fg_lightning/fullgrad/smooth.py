@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from fg_lightning.fullgrad.blocks import TermValues, reduced
-from fg_lightning.fullgrad.decomposition import FullGradients, averaged, joined
+from fg_lightning.fullgrad.decomposition import FullGradients, TermSums, averaged, joined
 from fg_lightning.fullgrad.entry import as_tuple, check_images, one_by_one_if_mixed, rows_of
 from fg_lightning.fullgrad.hearing import Term
-from fg_lightning.fullgrad.linearisation import Pointwise
 from fg_lightning.fullgrad.postprocess import Psi
 from fg_lightning.fullgrad.readings import Reading
 from fg_lightning.fullgrad.record import record
@@ -95,13 +94,16 @@ class SmoothFullGrad(FullGrad):
     def _looked_over(self, images: Tensor, target: Target, arguments: tuple[Any, ...]) -> tuple[Tensor | None, str | None]:
         """The classes predicted for the images as they are, and the operation that mixes samples, so that each goes alone.
 
+        Warns where the terms of these images do not add up.
+
         Raises:
             ValueError: if the model's output for an image depends on the others.
         """
 
         def look(images: Tensor, target: Target, arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor | None, str | None]:
-            selection = Selection(target, len(images))
-            recording = record(self.model, images, selection, _pass_over, additional_forward_args=arguments, autocast=self.autocast)
+            selection, sums = Selection(target, len(images)), TermSums(len(images))
+            recording = record(self.model, images, selection, sums.visit, additional_forward_args=arguments, autocast=self.autocast)
+            self._warn_if_incomplete(sums.collected(recording, selection.target), images.device)
             return recording.output, selection.target, None
 
         def join(parts: list[tuple[Tensor, Tensor | None, str | None]], operation: str) -> tuple[Tensor, Tensor | None, str | None]:
@@ -146,7 +148,3 @@ def _add(sums: dict[Hashable, Tensor], key: Hashable, values: Tensor | TermValue
         sums[key] += values
     else:
         values.add_to(sums[key])
-
-
-def _pass_over(term: Term, bias: Tensor | Pointwise, gradient: Tensor) -> None:
-    """A visitor that looks at nothing."""

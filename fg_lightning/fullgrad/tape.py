@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
+from fg_lightning.fullgrad.aliases import Aliases, storage_of
 from fg_lightning.fullgrad.biases import RULES
-from fg_lightning.fullgrad.call import Call, map_tensors, operation_name, tensors_in
-from fg_lightning.fullgrad.hearing import Hearing, Visitor, layout_of, placed, storage_of
+from fg_lightning.fullgrad.call import Call, map_tensors, operation_name, tensors_in, works_in_place
+from fg_lightning.fullgrad.hearing import Hearing, Visitor, layout_of, placed
 from fg_lightning.fullgrad.hidden import Hidden, opened, run_custom_function, shown
 from fg_lightning.fullgrad.layout import Layout
 from fg_lightning.fullgrad.linearisation import linearise
@@ -42,6 +43,8 @@ class Tape(TorchFunctionMode):
         self.n = images.shape[0]
         self.linearised: list[str] = []
         self.hearing = Hearing(visitor, self.n)
+        self._aliases = Aliases(lambda text, tensor: self.hearing.miss(self._placed(text), tensor))
+        self._wants_gradients = True  # unless the forward says otherwise
         self._readings = readings or {}
         self._names = modules
         self._running: list[str] = [""]
@@ -60,6 +63,7 @@ class Tape(TorchFunctionMode):
 
         What else the model computes may mix them.
         """
+        self._aliases.look_again()
         if self.n == 1:
             return None
         layout = self._layout_of(output)
@@ -93,16 +97,42 @@ class Tape(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if function is torch._C._set_grad_enabled:
+            (self._wants_gradients,) = args
             return None  # a backbone frozen by torch.no_grad() counts like any other
         if operation_name(function) in _QUESTIONS:
             return function(*args, **kwargs)
         call = Call(function, args, kwargs)
+        written = self._aliases.about_to_write(call)
         if call.in_place:
             self.hearing.secure(call.args[0])
-        if not call.dependent:
-            return function(*call.args, **call.kwargs)
+        result = self._run(call) if call.dependent else self._run_on_constants(call)
+        self._aliases.note(call)
+        if written:
+            self._aliases.has_written(call, written)
+        return result
+
+    def _run_on_constants(self, call: Call) -> Any:
+        """Run what does not depend on the input, or what the forward does to a leaf that autograd is not to know of."""
+        if not self._wants_gradients and _overwrites_a_free_leaf(call):
+            with torch.no_grad():
+                return call.function(*call.args, **call.kwargs)
+        result = call.function(*call.args, **call.kwargs)
+        _notice_free(result)
+        return result
+
+    def _run(self, call: Call) -> Any:
+        function = call.function
+        if call.name == "data" and function.__name__ == "__set__":
+            result = function(*call.args, **call.kwargs)
+            if call.depends(call.args[0]):
+                self._aliases.swapped(call.args[0])
+            return result
+        if not self._wants_gradients and _overwrites_a_free_leaf(call):
+            return self._run_on_constants(call)
         if isinstance(function, FunctionType) and function not in self._opening:
             self._opening.add(function)
+            if call.name in ("grad", "backward") and len(call.args) <= _BEFORE_RETAIN_GRAPH[call.name]:
+                call.kwargs = call.kwargs | {"retain_graph": True}  # what the forward is done with, the backward pass goes through
             try:
                 with self:
                     return opened(function)(*call.args, **call.kwargs)
@@ -179,7 +209,11 @@ class Tape(TorchFunctionMode):
 
     def _add(self, call: Call, outputs: Iterable[Tensor]) -> None:
         """Follow the samples and places into the outputs of a call that was run, and hook those that have a bias."""
+        if call.in_place:
+            call.args[0].__dict__.pop("_fg_free", None)  # something that depends on the input was written to it
         call.has_run(outputs)
+        if call.in_place:
+            self._aliases.has_changed(call.args[0])
         mixed_by = next((_mixed_by(t) for t in call.dependent if self._layout_of(t) is None), "") or self._placed(call.name)
         for index, output in enumerate(call.outputs):
             layout = follow(call, self._layout_of, index, self.n)
@@ -232,6 +266,18 @@ def _apart(output: Tensor) -> Tensor:
     return output.clone() if output.requires_grad and not is_view_of_another else output
 
 
+def _notice_free(result: Any) -> None:
+    """Mark what a forward made of leaves, which requires gradients and does not depend on the input."""
+    for tensor in tensors_in(result):
+        if tensor.requires_grad and not tensor.is_leaf and not hasattr(tensor, "_fg_layout") and not hasattr(tensor, "_fg_hidden"):
+            tensor._fg_free = True  # type: ignore[attr-defined]
+
+
+def _overwrites_a_free_leaf(call: Call) -> bool:
+    """Whether a call does what autograd allows under no_grad only, such as a step of an optimiser inside the forward."""
+    return works_in_place(call.function) and any(t.is_leaf and t.requires_grad for t in tensors_in(call.args[:1]))
+
+
 def _mixed_by(tensor: Tensor) -> str:
     return getattr(tensor, "_fg_mixed_by", "")
 
@@ -242,6 +288,9 @@ def _never(call: Call) -> bool:
 
 _RANDOM = frozenset({"alpha_dropout", "feature_alpha_dropout", "scaled_dot_product_attention"})
 """Operations whose rule may have to run them again, on the same random numbers."""
+
+_BEFORE_RETAIN_GRAPH = {"grad": 3, "backward": 2}
+"""How many arguments of torch.autograd.grad and Tensor.backward stand before retain_graph."""
 
 _QUESTIONS = frozenset({"shape", "size", "dim", "ndim", "numel", "device", "dtype", "stride", "is_contiguous", "requires_grad"})
 """What a model asks of a tensor without computing anything."""

@@ -120,6 +120,11 @@ class Selection:
         if not isinstance(selected, Tensor) or selected.shape != (self._n,):
             got = f"shape {tuple(selected.shape)}" if isinstance(selected, Tensor) else type(selected).__name__
             raise ValueError(f"the explained output must be one number for each of {self._n} samples, a tensor [N], but is {got}")
+        if selected.is_complex():
+            raise ValueError(
+                f"the explained output must be real, but is {selected.dtype}; pass target as a function to real numbers, such as "
+                "lambda output: output.abs()[:, 0]"
+            )
         if not bool(torch.isfinite(selected).all()):
             bad = (~torch.isfinite(selected)).nonzero().flatten().tolist()
             raise ValueError(f"the model's output is not finite for samples {bad}; a map of it would mean nothing")

@@ -110,14 +110,17 @@ def _assigned_in_another_order(x: Tensor) -> Tensor:
     return y
 
 
+REFUSED = r"(mixes the samples of a batch, first in|samples of a batch cannot be told apart behind) {} in"
+
+
 @pytest.mark.parametrize("name", MIXING)
 def test_an_operation_that_mixes_samples_is_refused_by_name(name: str) -> None:
     function, operation = MIXING[name]
     model = Network(function)
     model.forward = lambda x: F.silu(model.function(model.before(x) * x)).flatten(1)[:, :3] ** 2  # type: ignore[method-assign]
-    with pytest.raises(ValueError, match=rf"mixes the samples.*{operation} in"):
+    with pytest.raises(ValueError, match=REFUSED.format(f"[a-z0-9_]*{operation}[a-z0-9_]*")):
         full_gradients(model, images(), target=0)
-    with pytest.raises(ValueError, match=rf"mixes the samples.*{operation} in"):
+    with pytest.raises(ValueError, match=REFUSED.format(f"[a-z0-9_]*{operation}[a-z0-9_]*")):
         FullGrad(model).attribute(images(), target=0)
 
 

@@ -92,6 +92,9 @@ def behind_view(view: Tensor, layout: Layout, base: Tensor, n: int) -> Layout | 
 def strided_anew(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     """as_strided of a tensor whose every dimension that is left keeps its stride and its size."""
     operand, layout = call.args[0], first_layout(call, layout_of)
+    strides = zip(operand.stride(), output.stride(), output.shape, strict=False)
+    if operand.shape == output.shape and all(own == new for own, new, size in strides if size > 1):
+        return layout
     left = iter(zip(operand.stride(), layout.dims, strict=True))
     dims = []
     for stride, size in zip(output.stride(), output.shape, strict=True):
