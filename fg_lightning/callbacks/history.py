@@ -155,7 +155,9 @@ class History:
             if kept.get(look) is None:
                 raise ValueError("this history is kept in memory alone, where there are the maps of the first and last look")
             return kept[look]  # type: ignore[return-value]
-        array = GrowingArray(self.folder / MAPS)
+        array = GrowingArray((self.lies_in or self.folder) / MAPS)
+        if look in self._lost:
+            raise ValueError(f"the maps of look {look} are lost")
         if look >= len(array):
             raise ValueError(f"{MAPS} holds the maps of {len(array)} of {len(self.looks)} looks")
         scaled = torch.from_numpy(array.entry(look)).float()
@@ -174,10 +176,10 @@ class History:
         return self._table(LAYERS, look)
 
     def _table(self, name: str, look: int | None) -> list[dict[str, str]]:
-        if self.folder is None:
+        if self.lies_in is None:
             return []
-        chosen = range(len(self.looks)) if look is None else (range(len(self.looks))[look],)
-        return [row for row in _rows(self.folder / name) if int(row["look"]) in chosen]
+        chosen = set(range(len(self.looks)) if look is None else (range(len(self.looks))[look],)) - self._lost
+        return [row for row in _rows(self.lies_in / name) if int(row["look"]) in chosen]
 
     # --- writing
 

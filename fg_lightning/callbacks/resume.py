@@ -61,6 +61,7 @@ class Resumed:
         fingerprint: of its probe as it came.
         settings: what must be the same for maps to be comparable.
         damage: what is wrong with the findings, None if nothing is.
+        unreadable: why nothing is known; empty if it is.
     """
 
     looks: Sequence[Look]
@@ -71,10 +72,19 @@ class Resumed:
     fingerprint: str
     settings: dict[str, str]
     damage: Exception | None = None
+    unreadable: str = ""
 
     @classmethod
     def of(cls, state: dict[str, Any]) -> Resumed:
-        """From what `kept` gave."""
+        """From what `kept` gave, in this version or another."""
+        try:
+            return cls._of(state)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            reason = f"its state of the monitor became unreadable ({type(error).__name__}: {error})"
+            return cls((), None, frozenset(), None, None, "", {}, unreadable=reason)
+
+    @classmethod
+    def _of(cls, state: dict[str, Any]) -> Resumed:
         looks = [
             Look(row["epoch"], row["step"], {key: value for key, value in row.items() if key not in ("epoch", "step")})
             for row in state["looks"]
@@ -112,6 +122,8 @@ class Resumed:
             settings: how it looks.
             needs_fresh: whether the kept images will not do, because the user chose others or they are not all a batch holds.
         """
+        if self.unreadable:
+            return None, self.unreadable
         before = {name: self.settings.get(name, "None") for name in settings}
         changed = [f"{name} was {before[name]} and is {now}" for name, now in settings.items() if before[name] != now]
         if changed:

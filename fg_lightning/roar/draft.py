@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,8 @@ class Draft:
             sums: of every channel over the chunk's pixels, [C].
         """
         rows = np.ascontiguousarray(ranks, self.manifest.dtype)
-        _write_at(self._sums(split), sums.astype("<f8").tobytes(), number * sums.nbytes)
+        raw = sums.astype("<f8").tobytes()
+        _write_at(self._sums(split), raw + _seal(raw), number * (len(raw) + SIZE))
         start = self.places(split, number).start
         _write_at(ranks_path(self.folder, split), rows.tobytes(), start * self.manifest.row)
         _write_at(checksums_path(self.folder, split), checksums_of(rows).tobytes(), start * SIZE)
@@ -138,7 +140,12 @@ class Draft:
         """Of every channel over the images of the first split, which are the training images where there are any."""
         split = next(iter(self.manifest.splits))
         pixels = self.manifest.splits[split].length * self.manifest.pixels
-        sums = np.fromfile(self._sums(split), "<f8").reshape(self._chunks(split), -1)
+        raw, chunks = self._sums(split).read_bytes(), self._chunks(split)
+        size = len(raw) // chunks
+        parts = [raw[i * size : (i + 1) * size] for i in range(chunks)]
+        if len(raw) % chunks or size <= SIZE or any(_seal(part[:-SIZE]) != part[-SIZE:] for part in parts):
+            raise StoreError(f"{self._sums(split)} is damaged; remove {self.folder} and make the store again")
+        sums = np.array([np.frombuffer(part[:-SIZE], "<f8") for part in parts])
         return tuple((sums.sum(0) / pixels).tolist())
 
     def _intact(self, split: str, checksum: str) -> bytes:
@@ -173,6 +180,10 @@ class Draft:
 
     def _sums(self, split: str) -> Path:
         return self.folder / f"{split}.sums"
+
+
+def _seal(raw: bytes) -> bytes:
+    return blake2b(raw, digest_size=SIZE).digest()
 
 
 def _write_at(path: Path, raw: bytes, offset: int) -> None:

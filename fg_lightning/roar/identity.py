@@ -48,9 +48,10 @@ def check_identity(folder: Path, identity: Mapping[str, Any], is_begun: bool = T
         return
     try:
         there = json.loads(path.read_text())
-    except ValueError as error:
+        known = there.get("methods", {})
+        known.keys()
+    except (ValueError, AttributeError, RecursionError, OSError) as error:
         raise CannotRun(f"{path} is damaged ({error}); take another folder, or remove this one") from error
-    known = there.get("methods", {})
     of_methods = {f"method {name}": (known.get(name, value), value) for name, value in here.pop("methods", {}).items()}
     pairs = {key: (there.get(key), value) for key, value in here.items()} | of_methods
     different = [f"{key} {old!r} there, {new!r} here" for key, (old, new) in pairs.items() if old != new]

@@ -239,6 +239,31 @@ def test_a_damaged_folder_is_said_and_what_is_left_goes_on(tmp_path, name, is_sa
     assert "fullgrad/drift_from_untrained" in read.looks[2].numbers
 
 
+@pytest.mark.parametrize("name", ["looks", "folder", "settings", "task", "fingerprint"])
+def test_a_state_of_another_version_begins_a_new_history(tmp_path, name):
+    fit(tmp_path, FullGradMonitor(num_samples=4, strict=True), 1)
+    path = tmp_path / "saved/epoch=0.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["callbacks"]["FullGradMonitor"][name]
+    torch.save(checkpoint, path)
+    monitor = FullGradMonitor(num_samples=4)
+    with pytest.warns(UserWarning, match=rf"state of the monitor became unreadable \(KeyError: '{name}'\).*a new history begins"):
+        fit(tmp_path, monitor, 2, resume=path)
+    assert epochs_of(History.read(monitor.history.folder)) == [1, 2]
+
+
+def test_a_run_that_goes_on_without_a_look_reads_what_there_was(tmp_path):
+    first = FullGradMonitor(num_samples=4, strict=True)
+    fit(tmp_path, first, 2)
+    monitor = FullGradMonitor(num_samples=4, strict=True)
+    fit(tmp_path, monitor, 2, resume=tmp_path / "saved/epoch=1.ckpt")
+    if monitor.history is not None:
+        assert monitor.history.looks == first.history.looks
+        assert torch.equal(monitor.history.maps(1), first.history.maps(1))
+        assert monitor.history.images() == first.history.images()
+    assert not (tmp_path / "fullgrad" / "version_1" / "history.csv").exists()
+
+
 def test_damage_raises_under_strict(tmp_path):
     fit(tmp_path, FullGradMonitor(num_samples=4, strict=True), 1)
     (tmp_path / "fullgrad" / "version_0" / "images.csv").unlink()

@@ -12,9 +12,17 @@ from tiny import Net
 from fg_lightning.attribution import METHODS, method_from
 from fg_lightning.attribution.controls import blurred
 from fg_lightning.fullgrad import FullGrad
-from fg_lightning.roar.identity import described
+from fg_lightning.roar import CannotRun
+from fg_lightning.roar.identity import check_identity, described
 
 LR = 0.05
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", "null", '{"methods": 3}', "[" * 100_000, "\xff"])
+def test_what_is_no_experiment_is_one_sentence(tmp_path, content):
+    (tmp_path / "experiment.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(CannotRun, match=r"experiment\.json is damaged \(.*\); take another folder, or remove this one"):
+        check_identity(tmp_path, {"mode": "roar", "methods": {}})
 
 
 def test_factories_are_described_by_their_import_path():

@@ -8,6 +8,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -400,7 +401,19 @@ def test_what_a_draft_says_is_done_is_on_disk(store, tmp_path, monkeypatch):
     draft.write("val", 0, np.zeros((7, SIDE, SIDE)), np.array([1.0, 2.0]))
     assert set(synced[:3]) == {"val.ranks", "val.sums", "val.checksums"}
     assert synced[3] == "val.done"
-    assert np.fromfile(tmp_path / "val.sums").tolist() == [1, 2, 5, 6]
+    assert np.fromfile(tmp_path / "val.sums").reshape(2, 3)[:, :2].tolist() == [[1, 2], [5, 6]]
+
+
+@pytest.mark.parametrize("cut", [0, 1, 16, 30, 40])
+def test_sums_that_were_cut_are_not_taken_for_a_mean(store, tmp_path, cut):
+    draft = Draft(tmp_path, replace(store.manifest, finished=False, channel_mean=()))
+    draft.begin()
+    for split, identity in store.manifest.splits.items():
+        for number in range(-(-identity.length // 7)):
+            draft.write(split, number, store.ranks(split)[number * 7 : number * 7 + 7], np.array([5.0, 6.0]))
+    os.truncate(tmp_path / "train.sums", cut)
+    with pytest.raises(StoreError, match=r"train.sums is damaged; remove .* and make the store again"):
+        draft.finish()
 
 
 def test_a_progress_bar_is_for_terminals(net, tmp_path, monkeypatch, capsys):
