@@ -5,7 +5,7 @@ from __future__ import annotations
 import dis
 import inspect
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from inspect import getattr_static
 from types import BuiltinFunctionType, CodeType, FunctionType
@@ -38,11 +38,16 @@ def attribute(found: Any, name: str) -> Any:
         return None
 
 
-def names_in(owner: Any, methods: Iterable[str]) -> set[str]:
+def names_in(owner: Any, methods: Iterable[str], is_known: Callable[[str], bool] = lambda name: False) -> set[str]:
     """The names that some methods of an object use, and the functions, methods and losses that they call in turn.
 
     The name of a function or of a class stands beside the name of the attribute that holds it: `self.criterion` is also
     `CrossEntropyLoss`. Names are read from the code; nothing is called.
+
+    Args:
+        owner: of the methods.
+        methods: where to begin.
+        is_known: whether the name of a loss tells all, so that its code is not read.
     """
     waiting = [(owner, function) for name in methods if (function := _function(_static(owner, name))) is not None]
     seen: set[CodeType] = set()
@@ -58,7 +63,8 @@ def names_in(owner: Any, methods: Iterable[str]) -> set[str]:
             for value in (_static(holder, name), function.__globals__.get(name)):
                 names |= _own_names(value)
                 called = _function(_static(value, "forward") if is_loss(value) else value)
-                if called is not None and not _is_of_a_framework(called):
+                is_told = is_loss(value) and is_known(type(value).__name__)
+                if called is not None and not is_told and not _is_of_a_framework(called):
                     waiting.append((value if is_loss(value) else holder, called))
     return names
 

@@ -81,7 +81,7 @@ class Evidence:
     @classmethod
     def of(cls, module: nn.Module, data_counts: Iterable[int] = (), given: Iterable[int] = ()) -> Evidence:
         """From a module, which is only read, and the numbers of classes that its data and the user speak of."""
-        names = names_in(module, STEPS)
+        names = names_in(module, STEPS, lambda name: bool(_kinds_of(name)))
         kinds = {kind for name in names for kind in _kinds_of(name)}
         kinds |= {"embeddings" for base in type(module).__mro__ if "embeddings" in _kinds_of(base.__name__)}
         counts, heads = {*given, *_counts_of(module), *_counts_of(attribute(module, "_hparams"))}, set()
@@ -108,8 +108,10 @@ def _kinds_of(name: str) -> list[str]:
 
 def _kinds_of_head(name: str, config: Any) -> list[str]:
     """What a network of Hugging Face's is for, by its class and its configuration."""
-    if getattr(config, "problem_type", None) == "regression":
-        return ["numbers"]
+    problem = {"regression": "numbers", "multi_label_classification": "logits", "single_label_classification": "classes"}
+    kind = problem.get(getattr(config, "problem_type", None) or "")
+    if kind is not None:
+        return [kind]
     return _kinds_of(name) if "For" in name else []
 
 

@@ -200,7 +200,7 @@ class Looker:
             return
         found = self._meaning(scores, probe.images, probe.candidates, evidence)
         notes = [note for note in (other_parts(output), found.assumed) if note is not None]
-        self.task, self.assumed = found.task, ". ".join(notes) or None
+        self.task, self.assumed = found.task, "; ".join(notes) or None
         self._which = len(probe.candidates) if found.labels is None else found.labels
 
     def _meaning(self, scores: Tensor, images: Tensor, candidates: Sequence[Tensor], evidence: Evidence) -> Meaning:

@@ -27,7 +27,7 @@ LIKELY = 1e-2
 """How probable the highest label must be, if labels are drawn from as many classes as the output has entries."""
 
 ENOUGH = 16
-"""So many scores in 0..1 are no accident."""
+"""So many scores of every image in 0..1 are no accident."""
 
 YES_OR_NO = ("labels", "logits", "probabilities")
 """Kinds of losses and metrics for outputs whose every entry is a class of its own."""
@@ -257,7 +257,7 @@ def _are_probabilities(scores: Tensor, evidence: Evidence) -> bool:
     """Whether scores of yes or no are in 0..1 and something tells that they are no logits."""
     if not _are_in_range(scores) or evidence.is_for("logits"):
         return False
-    is_no_accident = math.prod(scores.shape[1:]) > 1 and scores.numel() >= ENOUGH
+    is_no_accident = math.prod(scores.shape[1:]) >= ENOUGH
     return evidence.is_for("probabilities") or evidence.ends_in_sigmoid or is_no_accident
 
 

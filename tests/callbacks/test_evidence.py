@@ -1,5 +1,7 @@
 """What is read of the code and the parts of a module, without calling any of it."""
 
+from types import SimpleNamespace
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -85,6 +87,12 @@ class DinoNetwork(nn.Module):
     """A network that is called like a method is no loss."""
 
 
+def hugging_face(problem):
+    model = type("ViTForImageClassification", (nn.Linear,), {})(2, 2)
+    model.config = SimpleNamespace(problem_type=problem, num_labels=2)
+    return model
+
+
 KINDS = {
     "inherited": (Inherits, {"classes"}),
     "overridden": (Overrides, {"embeddings"}),
@@ -94,7 +102,11 @@ KINDS = {
     "a function in an attribute": (lambda: OfACriterion(criterion=F.l1_loss), {"numbers"}),
     "a loss of its own, by its name": (lambda: OfACriterion(criterion=FocalLoss()), {"classes"}),
     "a loss of its own, by its code": (lambda: OfACriterion(criterion=OwnLoss()), {"numbers"}),
-    "contrastive": (lambda: OfACriterion(criterion=NTXentLoss()), {"embeddings", "classes"}),
+    "contrastive, by its name and not by its code": (lambda: OfACriterion(criterion=NTXentLoss()), {"embeddings"}),
+    "Hugging Face": (lambda: OfAProperty(model=hugging_face("single_label_classification")), {"classes"}),
+    "Hugging Face, several labels": (lambda: OfAProperty(model=hugging_face("multi_label_classification")), {"logits"}),
+    "Hugging Face, numbers": (lambda: OfAProperty(model=hugging_face("regression")), {"numbers"}),
+    "Hugging Face, by its class": (lambda: OfAProperty(model=hugging_face(None)), {"classes"}),
     "a backbone with a name": (lambda: Inherits(backbone=DinoNetwork()), {"classes"}),
     "a property": (OfAProperty, set()),
     "a metric of classes": (lambda: OfAProperty(metric=MulticlassAccuracy(7)), {"classes"}),

@@ -166,6 +166,8 @@ def test_outputs_that_are_probabilities_are_taken_as_they_are():
     looker, found = looked(module, SEVERAL)
     assert type(looker.task) is SeveralProbabilities
     assert torch.allclose(found.answers.confidence, module(IMAGES).detach().amax(1))
+    looker, found = looked(nn.Sequential(Gives(4), nn.Hardtanh(0.2, 0.4)), SEVERAL)  # as logits may be, by accident
+    assert type(looker.task) is SeveralClasses
     module = nn.Sequential(Gives(1), nn.Sigmoid())
     looker, found = looked(module, torch.tensor([0, 1, 1]), evidence=Evidence(frozenset({"probabilities"})))
     probability = module(IMAGES).detach().squeeze(1)
