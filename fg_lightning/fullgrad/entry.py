@@ -31,8 +31,8 @@ def check_images(model: nn.Module, images: Tensor) -> None:
     """
     Raises:
         TypeError: if the model is no module or the images are no floating-point tensor.
-        ValueError: if the images have no batch dimension or there are none, something lies on the device "meta", or the model has lazy
-            modules that have not been run.
+        ValueError: if the images have no batch dimension or there are none, something lies on the device "meta", or the model has
+            lazy modules that have not been run.
     """
     check_model(model)
     if isinstance(model, torch.jit.ScriptModule):
@@ -93,7 +93,8 @@ def one_by_one_if_mixed(
         tolerance = {torch.float64: 1e-6, torch.float32: 1e-3}.get(alone.dtype, 5e-2)  # half precision under autocast
         if not torch.allclose(alone, mixed.output.to(alone.dtype), rtol=tolerance, atol=tolerance):
             raise ValueError(
-                f"the model mixes the samples of a batch, first in {mixed.operation}: its output for an image depends on the other images (batch statistics in evaluation?). "
+                f"the model mixes the samples of a batch, first in {mixed.operation}: its output for an image depends on the other "
+                "images (batch statistics in evaluation?). "
                 "Pass one image at a time to explain it alone."
             ) from mixed
         return join(parts, mixed.operation)
