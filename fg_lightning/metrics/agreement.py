@@ -52,7 +52,7 @@ def relevance_mass(maps: Float[Tensor, "n 1 *s"], mask: Bool[Tensor, "n 1 *s"]) 
 
     Raises:
         TypeError: if the maps are not floating-point or the mask is not boolean.
-        ValueError: if shapes do not fit, the maps hold NaN or negative values, or a mask is empty.
+        ValueError: if shapes do not fit, the maps hold NaN, infinite or negative values, or a mask is empty.
 
     Examples:
         >>> maps = torch.tensor([[[[1.0, 3.0], [2.0, 2.0]]]])

@@ -20,7 +20,7 @@ def gini_index(maps: Float[Tensor, "n 1 *s"]) -> Float[Tensor, " n"]:
 
     Raises:
         TypeError: if the maps are no floating-point tensor.
-        ValueError: if they are not [N, 1, *S], or hold NaN or negative values.
+        ValueError: if they are not [N, 1, *S], or hold NaN, infinite or negative values.
 
     Examples:
         >>> gini_index(torch.tensor([[[1.0, 1.0, 1.0, 1.0]], [[0.0, 0.0, 0.0, 5.0]]]))
@@ -65,14 +65,28 @@ class Concentration(SampleMeans):
         self._add(gini_index(maps), entropy(maps))
 
 
+def check_finite(maps: Float[Tensor, "n 1 *s"]) -> None:
+    """
+    Raises:
+        ValueError: if a value is infinite: nothing is a share of it.
+    """
+    infinite = int(maps.isinf().sum())
+    if infinite:
+        raise ValueError(
+            f"{infinite} of {maps.numel()} saliency values are infinite, and nothing is a share of infinity; "
+            "compute maps in float32, or clamp them"
+        )
+
+
 def shares_of(maps: Float[Tensor, "n 1 *s"]) -> Float[Tensor, "n p"]:
     """What share of its map's sum every pixel holds; the same for all pixels of a map of zeros.
 
     Raises:
         TypeError: if the maps are no floating-point tensor.
-        ValueError: if they are not [N, 1, *S], or hold NaN or negative values.
+        ValueError: if they are not [N, 1, *S], or hold NaN, infinite or negative values.
     """
     check_maps(maps)
+    check_finite(maps)
     saliency = maps.detach().flatten(1).float()
     negative = int((saliency < 0).sum())
     if negative:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from fg_lightning.metrics.concentration import check_finite
 from fg_lightning.metrics.means import SampleMeans
 from fg_lightning.removal.ranking import check_maps
 
@@ -37,7 +38,7 @@ def rank_correlation(maps: Float[Tensor, "n 1 *s"], others: Float[Tensor, "n 1 *
 def cosine_drift(maps: Float[Tensor, "n 1 *s"], others: Float[Tensor, "n 1 *s"]) -> Float[Tensor, " n"]:
     """1 - cosine similarity of two maps of each image: 0 if one is a multiple of the other, 1 at most if neither is negative.
 
-    Takes and raises what `rank_correlation` does.
+    Takes and raises what `rank_correlation` does, and a ValueError where a value is infinite.
 
     Examples:
         >>> maps = torch.tensor([[[3.0, 4.0]]])
@@ -45,6 +46,8 @@ def cosine_drift(maps: Float[Tensor, "n 1 *s"], others: Float[Tensor, "n 1 *s"])
         tensor([0.4000])
     """
     _check_pair(maps, others)
+    check_finite(maps)
+    check_finite(others)
     return (1 - F.cosine_similarity(_to_unit_scale(maps), _to_unit_scale(others))).clamp_min(0)
 
 
@@ -78,7 +81,7 @@ def _check_pair(maps: Tensor, others: Tensor) -> None:
 
 def _to_unit_scale(maps: Float[Tensor, "n 1 *s"]) -> Float[Tensor, "n p"]:
     """Each map over its largest magnitude: squares of very small and very large numbers are none in 32 bits."""
-    flat = maps.flatten(1)
+    flat = maps.flatten(1).to(torch.promote_types(maps.dtype, torch.float32))
     largest = flat.abs().amax(1, keepdim=True)
     return flat / torch.where(largest > 0, largest, 1)
 

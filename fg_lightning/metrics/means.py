@@ -24,6 +24,15 @@ def keep_apart(metric: Metric, *choices: object) -> None:
     metric.add_state("identity", torch.tensor(crc32(identity)), dist_reduce_fx="max")
 
 
+def check_not_empty(batch: Tensor) -> None:
+    """
+    Raises:
+        ValueError: if the batch holds no sample: its mean would be NaN.
+    """
+    if not len(batch):
+        raise ValueError("the batch is empty, and nothing has no mean; leave empty batches out")
+
+
 class SampleMeans(Metric):
     """Means over samples.
 
@@ -48,7 +57,13 @@ class SampleMeans(Metric):
         keep_apart(self, *choices)
 
     def _add(self, *numbers: Float[Tensor, " n"]) -> None:
-        self.sums += torch.stack(numbers).sum(1).to(self.sums)
+        """Adds the numbers of a batch's samples.
+
+        Raises:
+            ValueError: if there are none.
+        """
+        check_not_empty(numbers[0])
+        self.sums += torch.stack(numbers).detach().sum(1).to(self.sums)
         self.count += len(numbers[0])
 
     def compute(self) -> dict[str, Tensor]:

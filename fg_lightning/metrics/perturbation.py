@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Union
 
 import torch
 from jaxtyping import Float
@@ -157,6 +157,8 @@ class PixelPerturbation(Metric):
 
     is_differentiable = False
     full_state_update = False
+    higher_is_better: bool | None = None
+    """Whether it is better the higher it is; of the class None, for it depends on the order."""
     sums: Tensor
     count: Tensor
 
@@ -178,6 +180,7 @@ class PixelPerturbation(Metric):
             raise ValueError(f"fractions must be one or more numbers, each larger than the one before, but are {self.fractions}")
         find_imputer(fill)  # raises where there is none
         self.order = order
+        self.__dict__["higher_is_better"] = order == "morf"  # torchmetrics lets nobody assign it
         self.fill = fill
         self.change = change or USUAL[order]
         self.output = output
@@ -185,10 +188,6 @@ class PixelPerturbation(Metric):
         self.add_state("sums", torch.zeros(len(self.fractions)), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
         keep_apart(self, self.fractions, order, fill, self.change, output, seed)
-
-    @property
-    def higher_is_better(self) -> bool:  # type: ignore[override]
-        return self.order == "morf"
 
     @property
     def label(self) -> str:
@@ -230,8 +229,17 @@ class PixelPerturbation(Metric):
             return curve
         return auc(torch.tensor(self.fractions).to(curve), curve) / (self.fractions[-1] - self.fractions[0])
 
-    def plot(self, val: Float[Tensor, "*f"] | None = None, ax: Axes | None = None) -> tuple[Figure | None, Any]:
-        """Draws a curve, into axes or a figure of its own: by default what `compute` returns now, with its area."""
+    def plot(
+        self, val: Union[Float[Tensor, "*f"], Sequence[Float[Tensor, "*f"]], None] = None, ax: Axes | None = None
+    ) -> tuple[Figure | None, Any]:
+        """Draws a curve, into axes or a figure of its own: by default what `compute` returns now, with its area.
+
+        Args:
+            val: what `compute` or `forward` returned, or a list of it: a curve for each step; of one fraction a line over steps.
+            ax: axes to draw into.
+        """
+        if val is not None and not isinstance(val, Tensor):
+            return self._plot_steps(val, ax)
         curve = (self.compute() if val is None else val).reshape(-1)
         return plot_curve(
             (torch.tensor(self.fractions), curve),  # type: ignore[arg-type]
@@ -240,6 +248,21 @@ class PixelPerturbation(Metric):
             label_names=("fraction of pixels removed", self.label),
             name=f"{self.order}: {'higher' if self.higher_is_better else 'lower'} is better",
         )
+
+    def _plot_steps(self, values: Sequence[Float[Tensor, "*f"]], ax: Axes | None) -> tuple[Figure | None, Any]:
+        if not values:
+            raise ValueError("val is an empty list, and there is nothing to plot; pass what compute or forward returned")
+        if len(self.fractions) == 1:
+            return self._plot(values, ax)
+        figure = None
+        for step, value in enumerate(values):
+            made, ax = self.plot(value, ax)
+            figure = figure or made
+            for line in ax.lines[-1:] if ax is not None else ():
+                line.set_label(f"step {step}")
+        if ax is not None:
+            ax.legend()
+        return figure, ax
 
 
 _CHANGES: dict[Change, Callable[[Tensor, Tensor], Tensor]] = {

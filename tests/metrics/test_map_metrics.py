@@ -274,3 +274,48 @@ def test_bad_input_is_refused_with_what_was_wrong(name: str) -> None:
     call, error, message = BAD[name]
     with pytest.raises(error, match=message):
         call(random_maps(5, 6))
+
+
+def test_an_empty_batch_is_refused() -> None:
+    name = "the batch is empty"
+    with pytest.raises(ValueError, match=name):
+        Concentration().update(torch.empty(0, 1, 4, 4))
+    with pytest.raises(ValueError, match=name):
+        Drift()(torch.empty(0, 1, 4, 4), torch.empty(0, 1, 4, 4))
+    with pytest.raises(ValueError, match=name):
+        RelevanceMass()(torch.empty(0, 1, 4, 4), torch.empty(0, 1, 4, 4, dtype=torch.bool))
+    with pytest.raises(ValueError, match=name):
+        CompletenessError().update(nn.Flatten(), torch.empty(0, 1, 4, 4))
+
+
+def test_what_is_infinite_has_no_shares_and_no_angle() -> None:
+    maps = torch.tensor([[[1.0, 2.0, float("inf")]]])
+    for call in (
+        gini_index,
+        entropy,
+        lambda maps: cosine_drift(maps, maps.clamp(max=1)),
+        lambda maps: cosine_drift(torch.ones(1, 1, 3), maps),
+    ):
+        with pytest.raises(ValueError, match="1 of 3 saliency values are infinite"):
+            call(maps)
+
+
+def test_metrics_that_are_not_differentiable_give_no_gradients() -> None:
+    maps = torch.rand(2, 1, 4, 4, requires_grad=True)
+    metric = Drift()
+    assert metric.is_differentiable is False
+    assert not any(value.requires_grad for value in metric(maps, torch.rand(2, 1, 4, 4)).values())
+    assert not any(value.requires_grad for value in metric.compute().values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_lifted(dtype: torch.dtype) -> None:
+    maps, others = torch.rand(2, 3, 1, 8, 8).to(dtype)
+    torch.testing.assert_close(cosine_drift(maps, others), cosine_drift(maps.float(), others.float()), rtol=0, atol=1e-6)  # float32
+
+
+@pytest.mark.parametrize("kind", [CompletenessError, Concentration, Drift, PointingGame, RelevanceMass])
+def test_what_torchmetrics_asks_of_a_class_can_be_read_there(kind: type[Metric]) -> None:
+    assert kind.higher_is_better in (True, False, None)
+    assert kind.is_differentiable is False
+    assert kind.full_state_update is False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from collections.abc import Callable
 
@@ -328,3 +329,24 @@ def test_a_fill_of_another_number_of_channels_is_refused() -> None:
 def test_a_target_function_and_probabilities_are_refused_together() -> None:
     with pytest.raises(ValueError, match="let it return probabilities"):
         PixelPerturbation([0.5], output="probability").update(network(), *images_and_maps(), lambda scores: scores[:, 0])
+
+
+def test_which_way_is_better_can_be_read_on_the_class_and_survives_copies() -> None:
+    assert PixelPerturbation.higher_is_better is None
+    metric = PixelPerturbation([0.5], "morf")
+    for copied in (metric.clone(), copy.deepcopy(metric), pickle.loads(pickle.dumps(metric))):
+        assert copied.higher_is_better is True
+    with pytest.raises(RuntimeError, match="higher_is_better"):
+        metric.higher_is_better = False
+
+
+@pytest.mark.parametrize(("fractions", "lines"), [([0.1, 0.5], 3), ([0.5], 1)])
+def test_a_list_of_values_is_drawn_step_by_step(fractions: list[float], lines: int) -> None:
+    mpl.use("Agg")
+    figure, axes = PixelPerturbation(fractions).plot([torch.rand(len(fractions)).squeeze() for _ in range(3)])
+    assert figure is not None
+    assert len(axes.lines) == lines
+    assert len(axes.get_legend_handles_labels()[1]) == lines or lines == 1
+    with pytest.raises(ValueError, match="empty list"):
+        PixelPerturbation([0.5]).plot([])
+    mpl.pyplot.close(figure)
