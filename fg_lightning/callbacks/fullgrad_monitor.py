@@ -46,8 +46,8 @@ class FullGradMonitor(Callback):
     own. What goes wrong in a look is warned of once, and training goes on.
 
     What is explained: the label's score; with several labels that of the first; of a single logit the logit; of a label map the
-    mean score of its largest class (but for class 0) over its region; of anything else the output, or its mean. Where labels fit
-    no class of the output, what the network predicts at the first look.
+    mean score of its largest class (class 0 excepted) over its region; of anything else the output, or its mean. If labels fit no
+    class of the output, the class that the network predicts in the first look. See `task`, and docs/monitor.md.
 
     Args:
         every_n_epochs: look after every so many epochs.
