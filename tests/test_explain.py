@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import errno
+import os
 from pathlib import Path
 from urllib.error import URLError
 
@@ -361,3 +363,22 @@ def test_curves_that_do_not_fit_are_refused() -> None:
         curves([0.1], {}, ylabel="change")
     with pytest.raises(ValueError, match=r"values of 'mine' must be \[2\] or \[R, 2\], not \(3,\)"):
         curves([0.1, 0.2], {"mine": [1, 2, 3]}, ylabel="change")
+
+
+@pytest.mark.parametrize("name", ["chelsea.png", "predictions.csv", "perturbation.csv", "perturbation.png"])
+def test_a_full_disk_is_one_sentence_and_leaves_what_was_there(photos: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    given = (str(photos), *NET, "--methods", "random", "--perturb", "lerf", "--fractions", "[0.5]")
+    run(*given)
+    before = {path: path.read_bytes() for path in Path("fg_explain").rglob("*") if path.is_file()}
+    real = os.replace
+
+    def full(source: str, path: Path) -> None:
+        if Path(path).name == name:
+            raise OSError(errno.ENOSPC, "No space left on device", str(source))
+        real(source, path)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(SystemExit, match=rf"{name} cannot be written: No space left on device; make room, or name another folder"):
+        run(*given)
+    after = {path: path.read_bytes() for path in Path("fg_explain").rglob("*") if path.is_file()}
+    assert after == before

@@ -7,6 +7,7 @@ import io
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -106,10 +107,12 @@ class Session:
                     if drawn is not None:
                         maps[method] = drawn
                     bar.advance(task, len(paths))
-                self._save([self.output / "overlays" / names[path] for path in paths], images, maps, prediction)
+                with _faults_named(self.output):
+                    self._save([self.output / "overlays" / names[path] for path in paths], images, maps, prediction)
                 rows += [{"picture": path} | row for path, row in zip(paths, prediction.rows, strict=True)]
             bar.update(task, description="done", completed=len(files) * len(self._attributions))
-        self._finish(rows, len(files))
+        with _faults_named(self.output):
+            self._finish(rows, len(files))
 
     def _readable(self, files: Sequence[Path]) -> Iterator[tuple[Path, Tensor]]:
         """The pictures that can be read."""
@@ -176,6 +179,22 @@ class Session:
 
     def _left_out(self, why: str) -> None:
         self.console.print(f"left out: {why}", style="yellow", highlight=False, markup=False)
+
+
+@contextmanager
+def _faults_named(folder: Path) -> Iterator[None]:
+    """
+    Raises:
+        CannotRun: if a file of the folder cannot be written; the one that was there before still is.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not str(error.filename).startswith(str(folder.absolute())):
+            raise
+        raise CannotRun(
+            f"{error.filename} cannot be written: {error.strerror}; make room, or name another folder with --output"
+        ) from error
 
 
 def _check_place(folder: Path) -> None:
