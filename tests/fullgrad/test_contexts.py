@@ -55,6 +55,23 @@ def test_inference_tensors_may_be_parameters_and_buffers() -> None:
     assert torch.equal(full_gradients(frozen, x, target=1).residual, full_gradients(model, x, target=1).residual)
 
 
+class Sliced(Tensor):
+    """Refuses to be sliced along what it takes for its batch, as MONAI's MetaTensor does."""
+
+    def __getitem__(self, index: Any) -> Tensor:
+        raise ValueError("inconsistent metadata")
+
+
+def test_images_of_a_class_of_their_own_give_plain_tensors() -> None:
+    model, x = plain_net(), torch.rand(2, 3, 6, 6)
+    terms, expected = full_gradients(model, x.as_subclass(Sliced), target=1), full_gradients(model, x, target=1)
+    maps = FullGrad(model).attribute(x.as_subclass(Sliced), target=1)
+    by_module = (*terms.bias_terms.values(), *terms.implicit_terms.values())
+    assert {type(t) for t in (terms.output, terms.input_gradient, terms.input_term, terms.residual, maps, *by_module)} == {Tensor}
+    assert torch.equal(terms.input_gradient, expected.input_gradient)
+    assert torch.equal(maps, FullGrad(model).attribute(x, target=1))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_lifted_to_float32(dtype: torch.dtype) -> None:
     half, x = plain_net().to(dtype), torch.rand(2, 3, 6, 6).to(dtype)

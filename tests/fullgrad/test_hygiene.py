@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import random
 import weakref
 from collections import defaultdict
 from collections.abc import Callable
@@ -11,10 +10,10 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from model_state import assert_unchanged, state_of
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
@@ -51,43 +50,6 @@ class Net(nn.Module):
         if self.fail:
             raise KeyError("halfway")
         return self.head(F.dropout(self.dropout(y), 0.3, training=True).flatten(1))
-
-
-def state_of(model: nn.Module, x: Tensor) -> dict[str, Any]:
-    """Everything that a call might change."""
-    hooks = [name for name in vars(torch.nn.modules.module) if name.startswith("_global_") and name.endswith("hooks")]
-    assert len(hooks) > 5  # torch still calls them so
-    return {
-        "global hooks": [len(getattr(torch.nn.modules.module, name)) for name in hooks],
-        "hooks": [len(hooks) for module in model.modules() for name, hooks in vars(module).items() if name.endswith("_hooks")],
-        "tensor hooks": [bool(t._backward_hooks) for t in [x, *model.parameters(), *model.buffers()]],
-        "attributes": [sorted(vars(t)) for t in [x, *model.parameters(), *model.buffers()]],
-        "module attributes": [{name: id(value) for name, value in vars(module).items()} for module in model.modules()],
-        "module contents": [contents(value) for module in model.modules() for value in vars(module).values()],
-        "flags": [module.training for module in model.modules()],
-        "requires_grad": [t.requires_grad for t in [x, *model.parameters()]],
-        "grad": [None if t.grad is None else t.grad.tolist() for t in [x, *model.parameters()]],
-        "versions": [t._version for t in [x, *model.parameters(), *model.buffers()]],
-        "identities": [id(t) for t in [*model.parameters(), *model.buffers()]],
-        "values": [t.tolist() for t in [x.detach(), *model.state_dict().values()]],
-        "torch": torch.get_rng_state().tolist(),
-        "numpy": [part.tolist() if isinstance(part, np.ndarray) else part for part in np.random.get_state()],
-        "python": random.getstate(),
-        "grad mode": torch.is_grad_enabled(),
-        "inference mode": torch.is_inference_mode_enabled(),
-        "autocast": torch.is_autocast_enabled("cpu"),
-        "function modes": torch.overrides._len_torch_function_stack(),
-    }
-
-
-def contents(value: Any) -> list[tuple[int, int]]:
-    """Which objects are in a dictionary, list or set."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, set)) else ()
-    return [(id(key) if isinstance(value, dict) else 0, id(item)) for key, item in items]
-
-
-def assert_unchanged(before: dict[str, Any], after: dict[str, Any]) -> None:
-    assert [name for name in before if before[name] != after[name]] == []
 
 
 @pytest.mark.parametrize("fail", [False, True])
