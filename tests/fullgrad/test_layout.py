@@ -12,6 +12,8 @@ from moving_networks import SEQUENCES, C, H, N, Network, W, const, images, netwo
 from torch import Tensor, nn
 
 from fg_lightning import FullGrad, full_gradients
+from fg_lightning.fullgrad.biases import RULES
+from fg_lightning.fullgrad.movement import MOVERS
 
 # torch itself says so when forward-mode differentiation is first used.
 pytestmark = [
@@ -62,6 +64,91 @@ def test_a_batch_runs_once(name: str) -> None:
     model.before.register_forward_hook(lambda module, args, output: calls.append(len(output)))
     full_gradients(model, images(), target=1)
     assert calls == ([N, *[1] * N] if name in RUN_ALONE else [N])
+
+
+# --- side outputs ----------------------------------------------------------------------------------------------------------------
+
+
+class Beside(Network):
+    """Computes a statistic of the batch beside its output."""
+
+    def __init__(self, beside: Callable[[nn.Module, Tensor, Tensor], Any]) -> None:
+        super().__init__(lambda x: x)
+        self.beside = beside
+
+    def forward(self, x: Tensor) -> Any:
+        features = F.silu(self.before(x)).mean((2, 3))
+        return self.beside(self, features, features @ const(C, 3) + 0.5)
+
+
+def _remembered(model: nn.Module, features: Tensor, logits: Tensor) -> Tensor:
+    model.last = (features @ features.T).softmax(1)  # type: ignore[assignment]
+    return logits
+
+
+BESIDE: dict[str, Callable[[nn.Module, Tensor, Tensor], Any]] = {
+    "similarities": lambda model, features, logits: {"logits": logits, "similarities": features @ features.T},
+    "a loss": lambda model, features, logits: {"loss": (features @ features.T).logsumexp(1).mean(), "logits": logits},
+    "the batch's correlations": lambda model, features, logits: (logits, torch.corrcoef(features.T)),
+    "kept in an attribute": _remembered,
+    "its own copy overwritten": lambda model, features, logits: (logits, features.clone().copy_(features.flip(0))),
+    "what nobody knows": lambda model, features, logits: (logits, features.renorm(2, 1, 1.0)),
+    "no gradient": lambda model, features, logits: logits - features.detach().mean() + features.mean().detach(),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_is_not_explained_may_mix_samples(name: str) -> None:
+    model = Beside(BESIDE[name])
+    together = full_gradients(model, images(), 1)
+    assert together.ran_alone is None
+    assert not together.unaccounted
+    assert together.completeness_error.max() < 1e-10  # float64 rounding
+    expected = full_gradients(Beside(lambda model, features, logits: logits), images(), 1)
+    torch.testing.assert_close(together.input_gradient, expected.input_gradient, rtol=1e-12, atol=1e-14)  # float64 rounding
+
+
+def test_what_is_mixed_on_the_way_is_named_by_the_first_operation() -> None:
+    model = Beside(lambda model, features, logits: (logits, logits.mean(0) - logits.flip(0)))
+    assert full_gradients(model, images(), 1).ran_alone is None
+    with pytest.raises(ValueError, match=r"mixes the samples of a batch, first in (mean|flip) in"):
+        full_gradients(model, images(), lambda output: output[1][:, 0])
+
+
+def test_what_was_overwritten_by_other_samples_counts_behind_every_view_of_it() -> None:
+    def overwritten(x: Tensor) -> Tensor:
+        y, source = x.clone(), x.flip(0).exp()
+        beside, view = y[:, :2], y[:, 2:]
+        view.copy_(source[:, 2:])
+        return beside + y[:, 2:]
+
+    with pytest.raises(ValueError, match="mixes the samples of a batch, first in flip in"):
+        full_gradients(Network(overwritten), images(), 1)
+
+
+def test_samples_in_another_order_are_refused() -> None:
+    class Regrouped(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.exp().unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1).flatten(1)
+
+    with pytest.raises(ValueError, match="changes the order of the samples"):
+        full_gradients(Regrouped(), images(6), 1)
+
+
+TAKES_SAMPLES_APART = {
+    "addbmm": "sums over the batch",
+    "dot": "of two vectors, one number",
+    "trace": "of one matrix, one number",
+    "take": "of all entries in a row",
+    "diag": "of one matrix",
+    "roi_align": "boxes, which may be of any image",
+    "roi_pool": "boxes, which may be of any image",
+    "ps_roi_align": "boxes, which may be of any image",
+}
+
+
+def test_every_operation_with_a_bias_rule_has_a_layout_rule() -> None:
+    assert set(RULES) - set(MOVERS) == set(TAKES_SAMPLES_APART)
 
 
 MIXING: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {

@@ -138,6 +138,7 @@ ON_PLANE: dict[str, Callable[[Tensor], Tensor]] = {
         x.reshape(1, -1, H, W), torch.zeros(len(x) * C), torch.ones(len(x) * C), eps=0.0
     ),
     "pooling with the samples among the channels": lambda x: F.max_pool2d(x.flatten(0, 1), 1),
+    "written to a part of a constant": lambda x: _written_to_a_part(x),
     "windows of other sizes": lambda x: windows_reversed(windows(x), len(x)).view(len(x), C, 2, H // 2, W).transpose(2, 3),
 }
 
@@ -146,6 +147,13 @@ def _written_through_a_view(x: Tensor) -> Tensor:
     constant = torch.zeros(2, *x.shape)
     constant.select(0, 1).copy_(x)
     return constant[1]
+
+
+def _written_to_a_part(x: Tensor) -> Tensor:
+    constant = torch.zeros(2, C, len(x), H, W)
+    for channel in range(C):
+        constant[1, channel] = x[:, channel]
+    return constant[1].transpose(0, 1)
 
 
 def _average(size: int) -> Tensor:
@@ -277,6 +285,8 @@ OFF_PLANE: dict[str, Callable[[Tensor], Tensor]] = {
     "one row": lambda x: x[:, :, 2],
     "linear over tokens": lambda x: F.linear(x.flatten(2), const(5, H * W).float()),
     "an image beside its mirror image": lambda x: torch.cat([x, x.flip(3)], 1),
+    "crops from several places": lambda x: torch.stack([x[:, :, :5], x[:, :, 3:]], 1),
+    "an image beside a rolled one": lambda x: torch.cat([x, x.roll(3, 2)], 1),
     "an image over its mirror image": lambda x: torch.stack([x, x.flip(3)], 2),
     "tokens turned around behind a class token": lambda x: torch.cat([const(len(x), 1, C).float(), tokens(x)], 1).flip(1),
     "channels and columns rolled into one": lambda x: x.transpose(2, 3).flatten(2).roll(1, 2),

@@ -116,6 +116,18 @@ def written_slice(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | N
     return _written(layouts, call.argument(2, "dim", 0), call, output)
 
 
+def _behind_index(target: Tensor, index: Any, layout: Layout | None, n: int) -> Layout | None:
+    """The layout of a constant of which a part by slices and numbers is given a value; None for indices of another kind."""
+    shape = target.shape
+    probe = torch.empty_strided(shape, [math.prod(size + 1 for size in shape[i + 1 :]) for i in range(len(shape))], device="meta")
+    try:
+        part = probe[index]
+    except (RuntimeError, IndexError, NotImplementedError):
+        return None
+    aligned = align([layout], part.shape) if part._base is probe else None
+    return aligned and behind_view(part, aligned, probe, n)
+
+
 def written_along(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     """index_add, scatter and the like, along one dimension: the places are those of what is written to."""
     return _written([layout for t in call.dependent if (layout := layout_of(t))], call.argument(1, "dim"), call, output)
@@ -142,6 +154,9 @@ def assigned(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     index = _as_tuple(call.name, index)
     if layout is None or not call.depends(value):
         return layout
+    if call.name == "setitem" and (behind := _behind_index(target, call.args[1], layout_of(value), layout.samples)):
+        is_same = [dim.samples for dim in behind.dims] == [dim.samples for dim in layout.dims]
+        return behind if not call.depends(target) else layout if is_same else None
     if not call.depends(target):
         if len(layout.dims) != output.ndim:
             return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from fg_lightning.fullgrad.axis import Axis
 from fg_lightning.fullgrad.call import Call
 from fg_lightning.fullgrad.layout import SAMPLE, Dim, Factor, Layout, plain
 from fg_lightning.fullgrad.movement.mover import LayoutOf, align, extend, resample, surrounded, with_item
@@ -39,16 +40,21 @@ def _with_dims(layout: Layout | None, ndim: int, operation: str) -> Layout | Non
 
 
 def _agreed(dims: tuple[Dim, ...], layouts: list[Layout]) -> tuple[Dim, ...]:
-    """Dimensions of parts put side by side; one that runs to the right in one part and to the left in another lies nowhere."""
+    """Dimensions of parts put side by side; one that is elsewhere on the image in one part than in another lies nowhere."""
     return tuple(
         dim if all(_same_way(dim, layout.dims[i]) for layout in layouts) else plain(dim.size) for i, dim in enumerate(dims)
     )
 
 
 def _same_way(dim: Dim, other: Dim) -> bool:
-    """Whether two dimensions that become one run the same way along a spatial axis, if both do."""
-    ways = {axis.number: axis.flipped for axis, _ in dim.places}
-    return all(ways.get(axis.number, axis.flipped) == axis.flipped for axis, _ in other.places)
+    """Whether two dimensions that become one lie at the same places, give or take one, if both lie anywhere."""
+    axes = {axis.number: axis for axis, _ in dim.places}
+    return all(_is_beside(axes.get(axis.number, axis), axis) for axis, _ in other.places)
+
+
+def _is_beside(axis: Axis, other: Axis) -> bool:
+    margins = abs(axis.lead - other.lead), abs(axis.tail - other.tail)
+    return (axis.flipped, axis.shift) == (other.flipped, other.shift) and max(margins) <= 1
 
 
 def _joined(dims: list[Dim]) -> Dim | None:
