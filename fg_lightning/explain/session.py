@@ -190,7 +190,7 @@ def _faults_named(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if not str(error.filename).startswith(str(folder.absolute())):
+        if not str(error.filename).startswith((os.path.realpath(folder), str(folder))):
             raise
         raise CannotRun(
             f"{error.filename} cannot be written: {error.strerror}; make room, or name another folder with --output"
