@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from io import TextIOWrapper
 
 from jsonargparse import auto_cli
 
@@ -48,6 +49,8 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: what stands behind the program's name; by default what the process was started with.
     """
+    if args is None and isinstance(sys.stdout, TextIOWrapper):  # a path is printed whatever letters are in it
+        sys.stdout.reconfigure(errors="surrogateescape" if sys.stdout.encoding == "utf-8" else "backslashreplace")
     try:
         put_current_folder_last()
         _run(_joined(sys.argv[1:] if args is None else args))

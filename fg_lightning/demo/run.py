@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import netrc
 import os
+import shlex
 import shutil
 import sys
 import warnings
@@ -32,12 +33,10 @@ def demo(max_epochs: PositiveInt = 5, output: Path = Path("fg_demo"), seed: int 
     from lightning.pytorch import Trainer, seed_everything
     from lightning.pytorch.callbacks import RichProgressBar
     from lightning.pytorch.loggers import WandbLogger
-    from rich.console import Console
 
     from fg_lightning.callbacks import FullGradMonitor
     from fg_lightning.demo import DigitClassifier, DigitsDataModule
 
-    console = Console()
     output = output.resolve()
     try:
         (output / "wandb").mkdir(parents=True, exist_ok=True)
@@ -70,17 +69,14 @@ def demo(max_epochs: PositiveInt = 5, output: Path = Path("fg_demo"), seed: int 
     history = monitor.history
     assert history is not None
     assert history.folder is not None
-    console.print()
-    console.print(f"test accuracy       {scores['test/accuracy']:.1%}")
-    console.print(f"completeness error  {history.looks[-1].numbers['fullgrad/completeness_error']:.1e}")
-    console.print(f"film strip          {history.strip_path}", soft_wrap=True)
-    console.print(f"report              {history.folder / 'report.html'}", soft_wrap=True)
-    console.print(f"W&B run             {run_folder if offline else run.url}", soft_wrap=True)
+    print(f"\ntest accuracy       {scores['test/accuracy']:.1%}")
+    print(f"completeness error  {history.looks[-1].numbers['fullgrad/completeness_error']:.1e}")
+    print(f"film strip          {history.strip_path}")
+    print(f"report              {history.folder / 'report.html'}")
+    print(f"W&B run             {run_folder if offline else run.url}")
     if offline:
         wandb = "wandb" if shutil.which("wandb") else Path(sys.executable).with_name("wandb")
-        console.print(
-            f"  it is offline; to look at it: {wandb} login, then {wandb} sync '{run_folder}'", soft_wrap=True, highlight=False
-        )
+        print(f"  it is offline; to look at it: {wandb} login, then {wandb} sync {shlex.quote(str(run_folder))}")
 
 
 def _is_logged_in() -> bool:

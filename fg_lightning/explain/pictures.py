@@ -26,10 +26,12 @@ def find_pictures(images: str | Sequence[str]) -> list[Path]:
         CannotRun: if one of them stands for no picture.
     """
     found: list[Path] = []
+    if not isinstance(images, str) and Path(whole := f"[{','.join(images)}]").exists():
+        images = whole  # one name, whose brackets the command line reads as a list
     for name in [images] if isinstance(images, str) else images:
         path = Path(name).expanduser()
         if path.is_dir():
-            files = sorted(file for file in path.iterdir() if file.suffix.lower() in Image.registered_extensions())
+            files = _pictures_in(path)
             if not files:
                 raise CannotRun(f"there is no picture in the folder {path} (folders in it are not searched)")
         elif path.is_file():
@@ -42,11 +44,18 @@ def find_pictures(images: str | Sequence[str]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
+def _pictures_in(folder: Path) -> list[Path]:
+    try:
+        return sorted(file for file in folder.iterdir() if file.suffix.lower() in Image.registered_extensions())
+    except OSError as error:
+        raise CannotRun(f"the folder {folder} cannot be read: {error.strerror}") from error
+
+
 def read(path: Path, transform: Transform) -> Tensor:
     """A picture as [C, H, W], turned as its camera says.
 
     Raises:
-        CannotRun: if the file is no picture or damaged, or the transform does not give [C, H, W].
+        CannotRun: if the file is no picture or damaged, or the transform does not give [C, H, W], all finite.
     """
     try:
         with Image.open(path) as file:
@@ -57,6 +66,10 @@ def read(path: Path, transform: Transform) -> Tensor:
     if not isinstance(image, Tensor) or image.ndim != 3 or not image.is_floating_point():
         got = f"a {image.dtype} tensor {list(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
         raise CannotRun(f"the transform must make a picture into a floating-point tensor [C, H, W], but gave {got}")
+    if not image.isfinite().all():
+        raise CannotRun(
+            f"the transform makes numbers of {path} that are not finite (NaN or infinity); check --std or the transform"
+        )
     return image
 
 

@@ -35,7 +35,7 @@ def predict(network: Network, images: Tensor, target: int | None) -> Prediction:
         target: the class to explain; None for the predicted one.
 
     Raises:
-        CannotRun: if the network does not take these images, or what it gives are no scores of classes.
+        CannotRun: if the network does not take these images, or what it gives are no scores of classes, or not finite.
     """
     try:
         with undisturbed(network.model, images.device), torch.no_grad():
@@ -45,6 +45,10 @@ def predict(network: Network, images: Tensor, target: int | None) -> Prediction:
             f"the network fails on images of shape {list(images.shape)}: {error}\n"
             "--size, --mean, --std or --transform say how pictures become what it takes (one mean: grey pictures)"
         ) from error
+    if not scores.isfinite().all():
+        raise CannotRun(
+            "the network's output is not finite (NaN or infinity), so that there is nothing to explain; check its weights"
+        )
     if scores.shape == images.shape[:1] or scores.shape == (len(images), 1):
         if target:
             raise CannotRun(f"there is no class {target}: the network has a single output for each image; leave out --target")

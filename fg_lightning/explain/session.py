@@ -38,6 +38,8 @@ def find_methods(methods: str | Sequence[str]) -> dict[str, Factory]:
         CannotRun: if there is no method of one of the names.
     """
     names = [name.strip() for name in methods.split(",")] if isinstance(methods, str) else list(methods)
+    if not names:
+        raise CannotRun("--methods must have at least one name, such as fullgrad")
     try:
         return {name: find_method(name) for name in (METHODS if names == ["all"] else names)}
     except ValueError as error:
@@ -94,7 +96,7 @@ class Session:
         sweep(self.output / "overlays", deeply=True)
         names = names_of(files)
         rows: list[dict[str, object]] = []
-        columns = (TextColumn("{task.description:20}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (TextColumn("{task.description:20}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=self.console) as bar:
             task = bar.add_task("reading", total=len(files) * len(self._attributions))
             for paths, images in in_batches(self._readable(files), batch_size):
@@ -169,16 +171,16 @@ class Session:
         if self.curves is not None:
             written |= self.curves.write(self.output, list(self._attributions))
         for what, where in written.items():
-            self.console.print(f"{what:20}{where}", soft_wrap=True, highlight=False)
+            print(f"{what:20}{where}")  # rich would read brackets and :words: of a path as its own
 
     def _note(self, warned: set[str]) -> None:
         """What a method warned of, once a session."""
         for message in sorted(warned - self._warned):
-            self.console.print(f"note: {message}", style="yellow", highlight=False, markup=False)
+            self.console.print(f"note: {message}", style="yellow", highlight=False, markup=False, emoji=False, soft_wrap=True)
         self._warned |= warned
 
     def _left_out(self, why: str) -> None:
-        self.console.print(f"left out: {why}", style="yellow", highlight=False, markup=False)
+        self.console.print(f"left out: {why}", style="yellow", highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 @contextmanager

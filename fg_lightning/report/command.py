@@ -20,4 +20,4 @@ def report(run_dir: Path, output: Union[Path, None] = None) -> None:
 
     with Progress(console=Console(stderr=True), transient=True) as progress:
         path = write_report(run_dir, output, track=lambda what, items: progress.track(items, description=what))
-    Console().print(f"report  {path} ({path.stat().st_size / 1e6:.1f} MB)", soft_wrap=True, highlight=False)
+    print(f"report  {path} ({path.stat().st_size / 1e6:.1f} MB)")

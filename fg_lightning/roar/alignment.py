@@ -39,6 +39,10 @@ def check_alignment(view: View, is_own: bool) -> None:
             f"the {view.name} images are explained under a transform that draws at random; maps are of images as they are "
             "tested: give the test data set, the last one that is looked at, a transform without augmentation"
         )
+    if not planes(seen).double().isfinite().all():
+        raise UnfitData(
+            f"image 0 of the {view.name} data set has pixels that are not finite (NaN or infinity); correct or leave it out"
+        )
     if is_own and not _is_close(seen, view.loader.dataset[0][view.plane.place]):
         raise UnfitData(
             f"image 0 of the {view.name} data set, taken before its transform and then transformed, is not what the data set "

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from fg_lightning.errors import CannotRun
 from fg_lightning.roar.datamodule import Removal
 from fg_lightning.roar.errors import UnfitData
-from fg_lightning.roar.pixels import channel_sums, spatial_shape
+from fg_lightning.roar.pixels import channel_sums, planes, spatial_shape
 from fg_lightning.roar.plan import Plan
 from fg_lightning.roar.ranking import images_and_labels
 from fg_lightning.roar.training import deterministic
@@ -50,7 +50,7 @@ def check_removal(plan: Plan, views: Mapping[str, View], fractions: Iterable[flo
         if 0 < fraction < 1 and removed in (0, pixels):
             raise CannotRun(
                 f"the fraction {fraction:g} of {pixels} pixels rounds to {removed or 'no'} pixels, where methods cannot differ; "
-                f"give fractions from {1 / pixels:.2g} to {1 - 1 / pixels:.2g}"
+                f"give fractions from {1 / pixels:.4g} to {1 - 1 / pixels:.4g}"
             )
     image = view.plane.image(0)
     mean = [0.0] * len(channel_sums(image))
@@ -83,6 +83,10 @@ def _check_kinds(views: dict[str, View]) -> None:
     for name, view in views.items():
         for index in evenly_spaced(len(view.plane), EXAMINED):
             image = view.plane.image(index)
+            if not planes(image).double().isfinite().all():
+                raise CannotRun(
+                    f"image {index} of the {name} data set has pixels that are not finite (NaN or infinity); correct it"
+                )
             size = " x ".join(map(str, spatial_shape(image)))
             kinds.setdefault((size, len(channel_sums(image))), f"image {index} of the {name} data set")
     if len(kinds) > 1:

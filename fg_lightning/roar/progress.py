@@ -29,7 +29,12 @@ class Watch:
         self._failed = 0
         self._at_once = at_once
         self._start = time.monotonic()
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeElapsedColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.fields[state]}", markup=False),
+            TimeElapsedColumn(),
+        )
         self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
         self._task = self._progress.add_task(what, total=total, completed=done, state=self.state)
 
@@ -57,9 +62,9 @@ class Watch:
         self._failed += bool(reason)
         self._progress.update(self._task, completed=self._done, state=self.state)
         if reason:
-            self._console.print(f"{name} failed: {reason}", style="red", highlight=False, soft_wrap=True, markup=False)
+            self._console.print(f"{name} failed: {reason}", style="red", highlight=False, soft_wrap=True, markup=False, emoji=False)
         if not self._console.is_terminal:
-            self._console.print(f"{self._what}: {name}; {self.state}", highlight=False, soft_wrap=True, markup=False)
+            self._console.print(f"{self._what}: {name}; {self.state}", highlight=False, soft_wrap=True, markup=False, emoji=False)
 
     def _remaining(self, left: int) -> str:
         done = self._done - self._before

@@ -47,6 +47,7 @@ class ImageClassifier(LightningModule):
     Raises:
         CannotRun: if there is no such network or set of weights, or the weights cannot be downloaded.
         CannotRun: if a number is out of range; in `setup`, if the data does not fit, or does not say how many classes it has.
+        CannotRun: in training and tests, if a label is none of the classes.
         CannotRun: once a checkpoint is loaded, if it was trained on other channels or classes than the data's.
 
     Examples:
@@ -109,6 +110,17 @@ class ImageClassifier(LightningModule):
         self._check_is_for_the_data()  # a checkpoint is loaded after `setup`
 
     on_validation_start = on_test_start = on_predict_start = on_fit_start
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Looks at the labels where that waits for no GPU.
+
+        Raises:
+            CannotRun: if one is no class of the network.
+        """
+        labels = batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
+        if isinstance(labels, Tensor) and labels.numel() and not self.trainer.predicting:
+            _check_labels(labels, self.made_for[0])
+        return batch
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
@@ -200,6 +212,20 @@ class ImageClassifier(LightningModule):
 def accuracy(logits: Float[Tensor, "n k"], labels: Int[Tensor, "n"]) -> Float[Tensor, ""]:
     """The share of images whose largest logit is the label's."""
     return (logits.argmax(1) == labels).float().mean()
+
+
+def _check_labels(labels: Tensor, classes: int) -> None:
+    if labels.is_floating_point() or labels.ndim != 1:
+        raise CannotRun(
+            f"labels must be integers [N], a class each, but are {labels.dtype} {list(labels.shape)}; for anything else give "
+            "a model of your own (--model my_package.Net)"
+        )
+    least, most = int(labels.min()), int(labels.max())
+    if least < 0 or most >= classes:
+        raise CannotRun(
+            f"a label is {least if least < 0 else most}, but the data says that it has {classes} classes, 0 to {classes - 1}; "
+            "correct the labels, or num_classes or classes of the datamodule, or give --model.num_classes"
+        )
 
 
 def _check(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
+import shlex
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,7 +72,8 @@ class TrainingCLI(LightningCLI):
         given = trainer.callbacks or []
         callbacks = given if isinstance(given, list) else [given]
         has_one = any(callback.class_path.endswith("ModelCheckpoint") for callback in callbacks)
-        if self.subcommand == "fit" and self._is_classifier() and trainer.enable_checkpointing is not False and not has_one:
+        may_keep = trainer.enable_checkpointing is not False and not trainer.barebones
+        if self.subcommand == "fit" and self._is_classifier() and may_keep and not has_one:
             callbacks = [*callbacks, BEST]
         if self.subcommand == "predict":
             callbacks = [*callbacks, PREDICTIONS]
@@ -88,7 +90,7 @@ class TrainingCLI(LightningCLI):
         callbacks = self.trainer.callbacks if self.trainer.is_global_zero else []  # type: ignore[attr-defined]
         for callback in callbacks:
             if isinstance(callback, FullGradMonitor) and callback.history and callback.history.folder:
-                print(f"  fg-lightning report '{callback.history.folder.resolve()}'")
+                print(f"  fg-lightning report {shlex.quote(str(callback.history.folder.resolve()))}")
 
     def _is_classifier(self) -> bool:
         return issubclass(_class(self.config[self.subcommand].model), ImageClassifier)
@@ -158,11 +160,12 @@ def _run(cli: type[TrainingCLI], args: list[str]) -> None:
 
 def next_steps(checkpoint: Path, data: LightningDataModule) -> str:
     """The commands that test a classifier's checkpoint and explain pictures with it."""
-    lines = [f"  fg-lightning test --ckpt_path '{checkpoint}' ... (the same --data)"]
+    path = shlex.quote(str(checkpoint))
+    lines = [f"  fg-lightning test --ckpt_path {path} ... (the same --data)"]
     if isinstance(data, ImageDataModule):
         mean, std = (",".join(map(str, numbers)) for numbers in (data.normalization.mean, data.normalization.std))
         lines.append(
-            f"  fg-lightning explain PICTURES --model {MODEL} --checkpoint '{checkpoint}' "
+            f"  fg-lightning explain PICTURES --model {MODEL} --checkpoint {path} "
             f"--size {data.size} --mean '[{mean}]' --std '[{std}]'"
         )
     return "\n".join(lines)

@@ -20,9 +20,9 @@ def classes_of(data: LightningDataModule) -> int | None:
     """
     for found in _within(data):
         count, names = getattr(found, "num_classes", None), getattr(found, "classes", None)
-        if isinstance(count, int):
+        if isinstance(count, int) and not isinstance(count, bool) and count > 0:
             return count
-        if isinstance(names, (list, tuple)):
+        if isinstance(names, (list, tuple)) and names:  # an empty list names none
             return len(names)
         if isinstance(found, TensorDataset) and not found.tensors[-1].is_floating_point():
             return int(found.tensors[-1].max()) + 1

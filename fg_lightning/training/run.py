@@ -60,7 +60,7 @@ def _reason(error: BaseException) -> CannotRun | None:
     return None
 
 
-def _is_of_a_checkpoint(error: Exception) -> bool:
+def _is_of_a_checkpoint(error: BaseException) -> bool:
     """Whether Lightning or torch raised it as a checkpoint was restored, and not the user's own code."""
     files = [frame.filename.replace("\\", "/") for frame in traceback.extract_tb(error.__traceback__)]
     is_restoring = any(file.endswith("connectors/checkpoint_connector.py") for file in files)

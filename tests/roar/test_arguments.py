@@ -8,12 +8,48 @@ from tiny import Data, Net
 from fg_lightning.attribution import METHODS
 from fg_lightning.roar import ROARExperiment
 from fg_lightning.roar.arguments import on_one_device
+from fg_lightning.roar.cells import Result, read_result, write_result
 
 
 @pytest.mark.parametrize(("name", "why"), [("all", "no method may be called 'all'"), ("a/b", "not 'a/b'"), ("..", "not '..'")])
 def test_names_that_no_file_or_row_can_have(tmp_path, name, why):
     with pytest.raises(ValueError, match=why):
         ROARExperiment(tmp_path, Data, Net, methods={name: METHODS["edges"]})
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "why"),
+    [
+        ({"imputation": "meen"}, ValueError, "imputation: fill must be one of mean, .*, not 'meen'"),
+        ({"imputation": float("nan")}, ValueError, "imputation: fill must be a finite number"),
+        ({"target": "foo"}, ValueError, "target must be one of predicted, label, not 'foo'"),
+        ({"engine": "ray"}, TypeError, "engine must be .*RayEngine"),
+        ({"seeds": 0}, ValueError, "seeds must be at least 1"),
+        ({"seeds": 1.5}, TypeError, "seeds must be an integer, not 1.5"),
+        ({"max_epochs": 0}, ValueError, "max_epochs must be at least 1"),
+        ({"fractions": [1.5]}, ValueError, "must lie between 0 and 1"),
+        ({"fractions": [float("nan")]}, ValueError, "must lie between 0 and 1"),
+        ({"fractions": []}, ValueError, "must have one between 0 and 1"),
+        ({"fractions": [0, 1]}, ValueError, "must have one between 0 and 1"),
+        ({"fractions": [0.3, 0.1 + 0.2]}, ValueError, "0.3 is given more than once"),
+        ({"methods": []}, ValueError, "at least one name"),
+        ({"methods": ["edges", "edges"]}, ValueError, "edges is given more than once"),
+        ({"methods": ["none_such"]}, ValueError, "method must be one of"),
+        ({"methods": {"a" * 151: METHODS["edges"]}}, ValueError, "at most 150 bytes"),
+        ({"methods": {"ж" * 76: METHODS["edges"]}}, ValueError, "at most 150 bytes"),
+    ],
+)
+def test_what_makes_no_sense_is_said_at_once(tmp_path, given, error, why):
+    with pytest.raises(error, match=why):
+        ROARExperiment(tmp_path / "out", Data, Net, **given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_longest_name_of_a_method_is_one_of_a_file(tmp_path):
+    experiment = ROARExperiment(tmp_path, Data, Net, methods={"ж" * 75: METHODS["edges"]}, fractions=[0.123456], seeds=1000)
+    (tmp_path / "cells").mkdir()
+    write_result(tmp_path, Result(experiment.cells[-1], accuracy=0.5))
+    assert read_result(tmp_path, experiment.cells[-1]).accuracy == 0.5
 
 
 def test_a_metric_that_falls_as_networks_get_better(tmp_path):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 
 import pytest
-from tiny import Data
-from torch.utils.data import DataLoader, IterableDataset
+import torch
+from tiny import Data, Net
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from fg_lightning.cli import main
 
@@ -15,6 +17,19 @@ from fg_lightning.cli import main
 class Broken(Data):
     def setup(self, stage):
         float("abc")
+
+
+class NoLabels(Data):
+    def setup(self, stage):
+        super().setup(stage)
+        for part in (self.train.dataset, self.val.dataset, self.test):
+            part.labels = [float(label) for label in part.labels]
+
+
+class NotFinite(Data):
+    def setup(self, stage):
+        images, labels = torch.full((10, 1, 8, 8), torch.nan), torch.arange(10) % 2
+        self.train = self.val = self.test = TensorDataset(images, labels)
 
 
 class Stream(IterableDataset):
@@ -49,6 +64,54 @@ def test_a_mistake_of_the_users_own_keeps_its_traceback(tmp_path):
 def test_what_has_to_be_changed_is_a_sentence(tmp_path, more, why):
     with pytest.raises(SystemExit, match=f"fg-lightning: .*{why}"):
         roar(tmp_path, *more)
+
+
+class Faulty(Net):
+    """Can be tested, and trained once: the network that is explained."""
+
+    trained = 0
+
+    def on_train_start(self):
+        Faulty.trained += 1
+        if Faulty.trained > 1:
+            raise RuntimeError("a fault of the user's [/x]")
+
+
+def test_trainings_that_failed_end_with_status_1(tmp_path, capsys):
+    with pytest.raises(
+        SystemExit, match=r"2 of 2 trainings failed, see .*results\.csv.*--retry_failed.*a fault of the user's \[/x\]"
+    ):
+        roar(tmp_path, model="test_roar_command.Faulty")
+    assert f"results.csv  {tmp_path}/results.csv" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        (["--fractions", "[0.001]"], "rounds to no pixels"),
+        (["--fractions", "[0.999]"], "rounds to 64 pixels"),
+        (["--imputation", "[1,2]"], "2 numbers to fill pixels with, but the images have 1 channels"),
+        (["--data", "test_roar_command.NoLabels", "--target", "label"], "target label takes labels"),
+        (["--data", "test_roar_command.NotFinite"], "image 0 of the test data set has pixels that are not finite"),
+    ],
+)
+def test_a_corrected_command_goes_on_in_the_same_folder(tmp_path, more, why):
+    with pytest.raises(SystemExit, match=why):
+        roar(tmp_path, *more)
+    assert not (tmp_path / "base.pt").exists()
+    roar(tmp_path, "--max_epochs", "2")
+    assert (tmp_path / "results.csv").exists()
+
+
+@pytest.mark.parametrize("name", ["runs [/x] it's [lr=0.1]", ":smile: [red]b[/]", "{a: b} #c", "проба 試験", "two\nlines"])
+def test_a_path_is_printed_as_it_is(tmp_path, capsys, monkeypatch, name):
+    monkeypatch.setenv("COLUMNS", "20")
+    roar(tmp_path / name)
+    printed = capsys.readouterr().out
+    assert f"results.csv  {tmp_path / name}/results.csv\n" in printed
+    assert f"fg-lightning report {shlex.quote(str(tmp_path / name))}\n" in printed
+    main(["report", str(tmp_path / name)])
+    assert f"report  {tmp_path / name}/report.html (" in capsys.readouterr().out
 
 
 def test_classes_are_found_in_the_current_folder(tmp_path, monkeypatch):

@@ -34,7 +34,7 @@ def test_train_then_test_then_predict(tmp_path, capsys):
     assert checkpoint.exists()
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
     printed = capsys.readouterr().out
-    assert "run/checkpoints/best.ckpt' --size 32 --mean '[0.485,0.456,0.406]'" in printed
+    assert "run/checkpoints/best.ckpt --size 32 --mean '[0.485,0.456,0.406]'" in printed
 
     main(["test", "--ckpt_path", str(checkpoint), *FAKE, *QUIET, "--trainer.limit_test_batches", "1"])
     assert "test/accuracy" in capsys.readouterr().out
@@ -72,7 +72,7 @@ def test_a_checkpoint_s_options_are_said_to_count(tmp_path, caplog):
 def test_without_validation_the_last_checkpoint_is_named(capsys):
     with pytest.warns(UserWarning, match="could not find the monitored key"):
         main(["fit", "--model.name", "squeezenet1_1", *FAKE, *QUIET, *FEW, "--trainer.limit_val_batches", "0"])
-    assert "run/checkpoints/last.ckpt' ... (the same --data)" in capsys.readouterr().out
+    assert "run/checkpoints/last.ckpt ... (the same --data)" in capsys.readouterr().out
 
 
 def test_what_lightning_does_not_take_is_one_sentence():
