@@ -86,7 +86,7 @@ class Evidence:
         kinds |= {"embeddings" for base in type(module).__mro__ if "embeddings" in _kinds_of(base.__name__)}
         counts, heads = {*given, *_counts_of(module), *_counts_of(attribute(module, "_hparams"))}, set()
         layers = {(m.in_features, m.out_features) for m in module.modules() if isinstance(m, nn.Linear)}
-        for child in module.modules():
+        for child in _told_apart(module):
             if type(child).__module__.startswith("torchmetrics"):
                 kinds |= _kinds_of_metric(child)
                 counts |= set(_counts_of(child))
@@ -98,8 +98,18 @@ class Evidence:
                 heads |= {*_counts_of(child), *_counts_of(config)}
                 kinds |= set(_kinds_of_head(type(child).__name__, config))
         ends_in_sigmoid = "sigmoid" in names_in(module, ("forward",)) or any(isinstance(m, nn.Sigmoid) for m in module.modules())
-        parts = (frozenset(part) for part in (kinds, counts, heads, data_counts, layers))
-        return cls(*parts, ends_in_sigmoid)
+        numbers = frozenset(counts), frozenset(heads), frozenset(data_counts)
+        return cls(frozenset(kinds), *numbers, frozenset(layers), ends_in_sigmoid)
+
+
+def _told_apart(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules in a module, without what losses are made of whose names tell all."""
+    yield module
+    for child in module.children():
+        if is_loss(child) and _kinds_of(type(child).__name__):
+            yield child
+        else:
+            yield from _told_apart(child)
 
 
 def _kinds_of(name: str) -> list[str]:
