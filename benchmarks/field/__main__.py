@@ -1,7 +1,7 @@
 """Trains public code with and without FG_LIGHTNING=1, and compares bit by bit: .field-env/bin/python benchmarks/field
 
-`make field` sets up the environment. Every training runs in two processes, seeded, on made data. The exit status is 1 if anything
-that belongs to a training differs.
+`make field` sets up the environment. The trainings of a project run in one process without the monitor and another one with it,
+each training from the same seed, on made data. The exit status is 1 if anything that belongs to a training differs.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,56 +21,63 @@ from report import as_markdown, as_row, write_page
 from training import trainings
 
 HERE = Path(__file__).parent
-LIMIT = 900
-"""Seconds that one training may take."""
+LIMIT = 1800
+"""Seconds that the trainings of one project may take."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="field", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", metavar="NAME", help="a project, or a project and a training: timm, timm:coat")
+    parser.add_argument("--only", metavar="NAME", nargs="*", help="projects, or trainings of them: timm torchgeo:byol")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="Markdown page whose table is replaced, such as docs/field.md")
     parser.add_argument("--folder", type=Path, default=Path("field_runs"), help="where the trainings are kept. Default: field_runs")
     options = parser.parse_args()
-    names = [name for name in trainings() if options.only in (None, name, name.split(":")[0])]
-    if not names:
-        parser.error(f"there is no {options.only}, only {', '.join(trainings())}")
+    chosen = {project: _chosen(project, names, options.only) for project, names in trainings().items()}
+    if not any(chosen.values()):
+        parser.error(f"there is nothing called {', '.join(options.only)}; projects are {', '.join(trainings())}")
     comparisons = []
-    for name in names:
-        comparisons.append(compare(name, options.folder / name.replace(":", "_")))
-        print(as_row(comparisons[-1]), flush=True)
+    for project, names in chosen.items():
+        if names:
+            comparisons += compare(project, names, options.folder / project)
     print("\n" + as_markdown(comparisons))
     if options.write is not None:
         write_page(options.write, comparisons)
     sys.exit(any(comparison.is_harmed for comparison in comparisons))
 
 
-def compare(name: str, folder: Path) -> Comparison:
+def compare(project: str, names: list[str], folder: Path) -> list[Comparison]:
     """Trains without the monitor and with it; once more without it if they differ, since a training may not be repeatable."""
     shutil.rmtree(folder, ignore_errors=True)
-    without, watched = train(name, folder / "without", ""), train(name, folder / "with", "1")
-    comparison = Comparison.of(name, without, watched, folder / "with")
-    if comparison.is_harmed and "error" not in without:
-        again = train(name, folder / "again", "")
-        comparison = comparison.judged_by(again, without)
-    return comparison
+    without, watched = train(project, names, folder / "without", ""), train(project, names, folder / "with", "1")
+    results = [(f"{project}:{name}", without[name], watched[name], folder / "with" / name) for name in names]
+    comparisons = [Comparison.of(*result) for result in results]
+    if any(comparison.is_harmed for comparison in comparisons):
+        again = train(project, names, folder / "again", "")
+        comparisons = [c.judged_by(again[c.training], without[c.training]) if c.is_harmed else c for c in comparisons]
+    for comparison in comparisons:
+        print(as_row(comparison), flush=True)
+    return comparisons
 
 
-def train(name: str, folder: Path, attach: str) -> dict[str, Any]:
-    """What a training left behind, from a process of its own; `error` holds the reason if it failed."""
+def train(project: str, names: list[str], folder: Path, attach: str) -> dict[str, dict[str, Any]]:
+    """What the trainings of a project left behind, from one process; `error` holds the reason if one failed."""
     folder.mkdir(parents=True)
     environment = {**os.environ, "FG_LIGHTNING": attach, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
-    command = [sys.executable, str((HERE / "training.py").resolve()), name]
+    command = [sys.executable, str((HERE / "training.py").resolve()), project, *names]
     with (folder / "output.txt").open("w") as output:
-        try:
-            subprocess.run(
-                command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT, timeout=LIMIT, check=False
-            )
-        except subprocess.TimeoutExpired:
-            return {"error": f"took longer than {LIMIT} s"}
-    result = folder / "result.json"
-    if not result.exists():
-        return {"error": "\n".join((folder / "output.txt").read_text().strip().splitlines()[-3:]) or "died without a word"}
-    return dict(json.loads(result.read_text()))
+        streams = {"stdout": output, "stderr": subprocess.STDOUT}
+        with suppress(subprocess.TimeoutExpired):
+            subprocess.run(command, cwd=folder, env=environment, **streams, timeout=LIMIT, check=False)
+    last = (folder / "output.txt").read_text().strip().splitlines()[-1:]
+    lost = {"error": f"the process ended, or took longer than {LIMIT} s: {' '.join(last)}"}
+    files = {name: folder / name / "result.json" for name in names}
+    return {name: dict(json.loads(file.read_text())) if file.exists() else lost for name, file in files.items()}
+
+
+def _chosen(project: str, names: list[str], only: list[str] | None) -> list[str]:
+    """Which trainings of a project to run."""
+    if not only or project in only:
+        return names
+    return [name for name in names if f"{project}:{name}" in only]
 
 
 if __name__ == "__main__":

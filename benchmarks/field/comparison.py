@@ -44,6 +44,10 @@ class Comparison:
     said: tuple[str, ...] = ()
 
     @property
+    def training(self) -> str:
+        return self.name.partition(":")[2]
+
+    @property
     def is_harmed(self) -> bool:
         return bool(self.differences) and self.error is None
 

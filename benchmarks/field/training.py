@@ -1,6 +1,6 @@
-"""One training of one project in this process: python benchmarks/field/training.py PROJECT:NAME
+"""Trainings of one project in this process: python benchmarks/field/training.py PROJECT NAME...
 
-Leaves `result.json` in the current folder: digests of all that a training must not find changed, and what the monitor said.
+Each leaves `NAME/result.json` in the current folder: digests of what the monitor must leave alone, and what it said.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import json
 import logging
+import os
 import random
 import re
 import sys
@@ -27,27 +28,27 @@ TRAINER = "lightning.pytorch:Trainer"
 EPOCHS = 2
 
 
-def trainings() -> list[str]:
-    """The names of all trainings, PROJECT:NAME, read from the files without importing the projects."""
+def trainings() -> dict[str, list[str]]:
+    """The names of the trainings of each project, read from the files without importing the projects."""
     definition = re.compile(r"^def ([a-z]\w*)\((?:trainer|engine): [\w.]+\)", re.MULTILINE)
-    names = []
-    for file in sorted(PROJECTS.glob("*.py")):
-        names += [f"{file.stem}:{name}" for name in definition.findall(file.read_text())]
-    return names
+    return {file.stem: definition.findall(file.read_text()) for file in sorted(PROJECTS.glob("*.py"))}
 
 
-def main(name: str) -> None:
-    project, _, function = name.partition(":")
-    try:
-        module = importlib.import_module(f"projects.{project}")
-        result = {
-            "version": version(module.DISTRIBUTION),
-            **trained(getattr(module, function), getattr(module, "TRAINER", TRAINER)),
-        }
-    except Exception as error:
-        traceback.print_exc()
-        result = {"error": f"{type(error).__name__}: {error}".strip()}
-    Path("result.json").write_text(json.dumps(result, indent=1))
+def main(project: str, *names: str) -> None:
+    said = _listen()
+    start = Path.cwd()
+    for name in names:
+        said.clear()
+        (start / name).mkdir()
+        os.chdir(start / name)
+        try:
+            module = importlib.import_module(f"projects.{project}")
+            states = trained(getattr(module, name), getattr(module, "TRAINER", TRAINER))
+            result = {"version": version(module.DISTRIBUTION), "said": said, **states}
+        except Exception as error:
+            traceback.print_exc()
+            result = {"error": f"{type(error).__name__}: {error}".strip()}
+        Path("result.json").write_text(json.dumps(result, indent=1))
 
 
 def trained(fit: Callable[[Any], None], trainer_name: str) -> dict[str, Any]:
@@ -60,7 +61,6 @@ def trained(fit: Callable[[Any], None], trainer_name: str) -> dict[str, Any]:
     module, _, name = trainer_name.partition(":")
     kind = getattr(importlib.import_module(module), name)
     lightning = importlib.import_module("pytorch_lightning" if module == "pytorch_lightning" else "lightning.pytorch")
-    said = _listen()
     lightning.seed_everything(0)
     witness = witness_callback(lightning.Callback)
     options = {"max_epochs": EPOCHS, "accelerator": "cpu", "log_every_n_steps": 1, "callbacks": [witness]}
@@ -70,7 +70,7 @@ def trained(fit: Callable[[Any], None], trainer_name: str) -> dict[str, Any]:
     fit(trainer)
     seconds = time.perf_counter() - start
     states = states_of(getattr(trainer, "trainer", trainer))  # anomalib's Engine holds one
-    return {"seconds": seconds, "said": said, **witness.parameters(), **states, "metrics": _logged(Path("run/metrics.csv"))}
+    return {"seconds": seconds, **witness.parameters(), **states, "metrics": _logged(Path("run/metrics.csv"))}
 
 
 def witness_callback(base: type) -> Any:
@@ -149,7 +149,7 @@ def _listen() -> list[str]:
     said: list[str] = []
 
     def hear(text: str) -> None:
-        if "fullgrad" in text.lower() and text not in said:
+        if text.startswith("FullGrad") and text not in said:
             said.append(text)
 
     show = warnings.showwarning
@@ -163,10 +163,11 @@ def _listen() -> list[str]:
             hear(record.getMessage())
 
     warnings.showwarning = heard
+    warnings.simplefilter("always")  # the same may be said in several trainings
     for name in ("lightning.pytorch", "pytorch_lightning", ""):
         logging.getLogger(name).addHandler(Ear())
     return said
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from anomalib.data import Folder
 from anomalib.engine import Engine
-from anomalib.models import AnomalibModule, Draem, Fastflow, Ganomaly, Padim, Patchcore
+from anomalib.models import AnomalibModule, Fastflow, Ganomaly, Padim, Patchcore
 from made_data import write_pictures
 
 DISTRIBUTION = "anomalib"
@@ -21,8 +21,8 @@ def _fit(engine: Engine, model: AnomalibModule) -> None:
     engine.fit(model, datamodule=Folder("marks", **folders, train_batch_size=8, eval_batch_size=8, num_workers=0, seed=0))
 
 
-def _small(kind: type[AnomalibModule], size: int = SIZE) -> object:
-    return kind.configure_pre_processor(image_size=(size, size))
+def _small(kind: type[AnomalibModule]) -> object:
+    return kind.configure_pre_processor(image_size=(SIZE, SIZE))
 
 
 def padim(engine: Engine) -> None:
@@ -39,8 +39,3 @@ def fastflow(engine: Engine) -> None:
 
 def ganomaly(engine: Engine) -> None:
     _fit(engine, Ganomaly(n_features=16, latent_vec_size=16, pre_processor=_small(Ganomaly)))
-
-
-def draem(engine: Engine) -> None:
-    write_pictures(Path("textures"), 8, SIZE)
-    _fit(engine, Draem(dtd_dir=Path("textures"), pre_processor=_small(Draem, 32)))

@@ -53,15 +53,15 @@ def _classes(image: Tensor, label: Tensor, marks: Tensor) -> dict[str, Tensor]:
 
 
 def unet(trainer: Trainer) -> None:
-    trainer.fit(PetModel("Unet", CLASSES + 1), *loaders(_classes, size=64))
+    trainer.fit(PetModel("Unet", CLASSES + 1), *loaders(_classes, size=64, count=16))
 
 
 def fpn_binary(trainer: Trainer) -> None:
     def item(image: Tensor, label: Tensor, marks: Tensor) -> dict[str, Tensor]:
         return {"image": image, "mask": (marks > 0).float()[None]}
 
-    trainer.fit(PetModel("FPN", 1), *loaders(item, size=64))
+    trainer.fit(PetModel("FPN", 1), *loaders(item, size=64, count=16))
 
 
 def deeplab(trainer: Trainer) -> None:
-    trainer.fit(PetModel("DeepLabV3Plus", CLASSES + 1), *loaders(_classes, size=64))
+    trainer.fit(PetModel("DeepLabV3Plus", CLASSES + 1), *loaders(_classes, size=64, count=16))

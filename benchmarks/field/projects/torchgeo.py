@@ -63,11 +63,11 @@ def pixelwise_regression(trainer: Trainer) -> None:
 
 
 def byol(trainer: Trainer) -> None:
-    trainer.fit(BYOLTask("resnet18"), loaders(_labelled)[0])
+    trainer.fit(BYOLTask("resnet18"), loaders(_labelled, count=16)[0])
 
 
 def byol_validated(trainer: Trainer) -> None:
-    trainer.fit(BYOLTask("resnet18"), *loaders(_labelled))
+    trainer.fit(BYOLTask("resnet18"), *loaders(_labelled, count=16))
 
 
 def simclr(trainer: Trainer) -> None:
