@@ -102,6 +102,8 @@ class FullGradMonitor(Callback):
         self.every_n_epochs = every_n_epochs
         self.num_samples = num_samples
         self.psi = psi
+        if not isinstance(strict, bool):
+            raise TypeError(f"strict must be True or False, not {strict!r}")
         self.strict = strict
         drawn = {"animation": animation, "report": report}
         self.settings = Settings.checked(psi, target, forward, normalization, class_names, task=task, **drawn)
@@ -110,6 +112,7 @@ class FullGradMonitor(Callback):
         self._checkpoint: dict[str, Any] = {}
         self._watch: Watch | None = None
         self._stands_back = False
+        self._awaits_loader = False
         self._measured_at: int | None = None
 
     @property
@@ -136,6 +139,7 @@ class FullGradMonitor(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
             self._watch, self._checkpoint, self._faults, self._measured_at = None, {}, Faults(self.strict), None
+            self._awaits_loader = False
             self._stands_back = self._is_one_too_many(trainer) or self._is_barred(trainer)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -145,6 +149,10 @@ class FullGradMonitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Data that can only be streamed is taken as it comes by, in the sanity check or else after the first epoch."""
+        if self._awaits_loader:
+            self._awaits_loader = False
+            with self._faults.kept_from_training():
+                self._begin(trainer, self._probe_at_start(trainer, pl_module))
         if self._given is None and self._lacks_probe(trainer) and not reads_by_index(validation_loader(trainer)):
             with self._faults.kept_from_training():
                 self._begin(trainer, None)  # a stream cannot be asked for the images that a checkpoint has
@@ -219,6 +227,7 @@ class FullGradMonitor(Callback):
         if not trainer.enable_validation:
             loader = training_loader(trainer)
             rank_zero_info("FullGradMonitor: there is no validation data, so the images it looks at are training data")
+        self._awaits_loader = loader is None and trainer.enable_validation
         if not reads_by_index(loader):
             return None
         return probe_of_loader(loader, self.num_samples, trainer, module, with_batch=self.settings.forward is not None)

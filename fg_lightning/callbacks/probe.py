@@ -104,10 +104,14 @@ class Probe:
         def cut(tensor: Tensor) -> Tensor:
             return (tensor[:size] if tensor.ndim and len(tensor) == n else tensor).detach().clone()
 
+        def plain(tensor: Tensor) -> Tensor:
+            """Without what a subclass makes of slices and sums, such as MONAI's MetaTensor."""
+            return cut(tensor).as_subclass(Tensor)
+
         rest = [(name, tensor) for name, tensor in leaves if tensor is not images]
-        fitting = [_countable(cut(tensor)) for tensor in _ranked(rest, LABEL_NAMES, lambda t: _has_rows(t, n))]
+        fitting = [_countable(plain(tensor)) for tensor in _ranked(rest, LABEL_NAMES, lambda t: _has_rows(t, n))]
         labels = [tensor.flatten() if tensor.shape[1:] == (1,) else tensor for tensor in fitting]
-        probe = cls(cut(images), labels[0] if labels else None, tuple(labels[1:]))
+        probe = cls(plain(images), labels[0] if labels else None, tuple(labels[1:]))
         if not with_batch:
             return probe
         tensors: list[Tensor] = []
@@ -137,6 +141,12 @@ class Probe:
 IMAGE_NAMES = ("image", "images", "img", "pixel_values", "input", "inputs", "x")
 LABEL_NAMES = ("label", "labels", "target", "targets", "class", "mask", "masks", "y")
 """What the fields of a batch that has names are called, before any other field that fits."""
+
+
+def lacks_images(batch: Any) -> bool:
+    """Whether no transform of a batch can make images of it: it has tensors, and none has as many dimensions."""
+    leaves = list(_leaves(batch))
+    return bool(leaves) and all(tensor.ndim < 3 for _, tensor in leaves)
 
 
 def _leaves(batch: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:

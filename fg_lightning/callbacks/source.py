@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import RunningStage
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
-from fg_lightning.callbacks.probe import NoProbe, Probe
+from fg_lightning.callbacks.probe import NoProbe, Probe, lacks_images
 
 
 def validation_loader(trainer: Trainer) -> Any:
@@ -26,11 +26,10 @@ def validation_loader(trainer: Trainer) -> Any:
     loaders = trainer.val_dataloaders
     if loaders is None and trainer.world_size == 1:
         owner = _owner("val_dataloader", getattr(trainer, "datamodule", None), trainer.lightning_module)
-        if owner is not None and getattr(trainer, "reload_dataloaders_every_n_epochs", 0):
-            loaders = owner.val_dataloader()  # Lightning counts from when it loads them, so it must do so itself, later
-        else:
-            with _validating(trainer):
-                trainer.fit_loop.epoch_loop.val_loop.setup_data()
+        if owner is not None:
+            loaders = owner.val_dataloader()
+        else:  # they were handed to fit: nobody's code runs when they are loaded now
+            trainer.fit_loop.epoch_loop.val_loop.setup_data()
             loaders = trainer.val_dataloaders
     return _first(loaders)
 
@@ -74,6 +73,8 @@ def probe_of_loader(
         **workers,
     )
     batch = next(iter(reader))
+    if lacks_images(batch):
+        return Probe.of_batch(batch, size)  # says so, and the user's hooks do not run for nothing
     with _validating(trainer):
         batch = trainer.precision_plugin.convert_input(batch)
         hooks = _owner("on_before_batch_transfer", getattr(trainer, "datamodule", None), module) or module

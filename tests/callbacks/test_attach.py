@@ -4,8 +4,10 @@ import os
 import subprocess
 import sys
 
+import lightning.pytorch as pl
 import pytest
-from networks import LIGHTNINGS_OWN, trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from networks import LIGHTNINGS_OWN, Classifier, loader, trainer
 
 from fg_lightning import FullGradMonitor
 from fg_lightning.callbacks.attach import monitors
@@ -93,6 +95,122 @@ def test_where_nobody_asks_there_is_none(monkeypatch, asked):
     assert monitors() == []
 
 
+@pytest.fixture
+def asked_for(monkeypatch):
+    """FG_LIGHTNING, of two images."""
+    monkeypatch.setenv("FG_LIGHTNING", "num_samples=2, strict=on")
+
+
+def fit(folder, callbacks, **options):
+    """One fit with a list of callbacks, which Lightning extends in place."""
+    options = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False, "logger": False} | options
+    run = pl.Trainer(default_root_dir=folder, max_epochs=1, callbacks=callbacks, **options)
+    run.fit(Classifier(), loader(seed=1), loader(16, seed=2))
+    return run
+
+
+def watched(folder):
+    return sorted(str(path.parent.relative_to(folder)) for path in folder.rglob("history.csv"))
+
+
+@pytest.mark.usefixtures("asked_for")
+def test_one_list_of_callbacks_serves_several_trainers(tmp_path):
+    callbacks = [EarlyStopping("val_loss")]
+    runs = [fit(tmp_path / str(fold), callbacks, enable_checkpointing=False) for fold in range(3)]
+    assert watched(tmp_path) == [f"{fold}/fullgrad/version_0" for fold in range(3)]
+    runs[0].fit_loop.max_epochs = 2
+    runs[0].fit(Classifier(), loader(seed=1), loader(16, seed=2))  # the first Trainer's monitor was superseded since
+    assert watched(tmp_path) == ["0/fullgrad/version_0", "0/fullgrad/version_1", "1/fullgrad/version_0", "2/fullgrad/version_0"]
+
+
+@pytest.mark.usefixtures("asked_for")
+def test_one_list_with_a_monitor_of_its_own_serves_several_trainers(tmp_path):
+    callbacks = [FullGradMonitor(num_samples=3, strict=True)]
+    for fold in range(2):
+        fit(tmp_path / str(fold), callbacks, enable_checkpointing=False)
+        assert len(callbacks[0].history.images(0)) == 3
+    assert watched(tmp_path) == ["0/fullgrad/version_0", "1/fullgrad/version_0"]
+
+
+@pytest.mark.usefixtures("asked_for")
+def test_a_list_is_used_again_after_a_crash_and_for_tests(tmp_path):
+    class Crash(pl.Callback):
+        def on_train_batch_end(self, *_):
+            if len(watched(tmp_path)) == 1:
+                raise ValueError("on the way")
+
+    callbacks = [Crash()]
+    with pytest.raises(ValueError, match="on the way"):
+        fit(tmp_path / "0", callbacks, enable_checkpointing=False)
+    run = fit(tmp_path / "1", callbacks[:], enable_checkpointing=False)
+    run.validate(Classifier(), loader(16), verbose=False)
+    pl.Trainer(callbacks=callbacks, logger=False, accelerator="cpu", enable_progress_bar=False).validate(
+        Classifier(), loader(16), verbose=False
+    )
+    assert watched(tmp_path) == ["0/fullgrad/version_0", "1/fullgrad/version_0"]
+
+
+@pytest.mark.usefixtures("asked_for")
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty", "ignore:The dirpath has changed")
+def test_the_second_of_two_trainers_with_one_list_resumes(tmp_path):
+    for fold in range(2):
+        callbacks = []
+        for _ in range(2):  # the second Trainer finds the first one's callbacks in the list
+            run = fit(tmp_path / str(fold), callbacks)
+        if fold == 0:
+            path = run.checkpoint_callback.best_model_path
+    again = pl.Trainer(
+        default_root_dir=tmp_path / "2",
+        max_epochs=2,
+        callbacks=callbacks,
+        logger=False,
+        enable_progress_bar=False,
+        accelerator="cpu",
+    )
+    again.fit(Classifier(), loader(seed=1), loader(16, seed=2), ckpt_path=path)
+    history = History.read(tmp_path / "2" / "fullgrad" / "version_0")
+    assert [look.epoch for look in history.looks] == [0, 1, 2]
+
+
+@pytest.mark.usefixtures("asked_for")
+def test_barebones_asks_for_nothing_and_gets_nothing(tmp_path, monkeypatch, recwarn):
+    monkeypatch.chdir(tmp_path)
+    run = pl.Trainer(max_epochs=1, accelerator="cpu", barebones=True)
+    run.fit(Classifier(), loader(seed=1), loader(16))
+    assert list(tmp_path.rglob("*")) == []
+    assert not [w for w in recwarn if "FullGradMonitor" in str(w.message)]
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log")
+def test_a_monitor_of_a_barebones_trainer_says_that_it_is_off(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.warns(UserWarning, match="barebones=True"):
+        pl.Trainer(max_epochs=1, accelerator="cpu", barebones=True, callbacks=[monitor := FullGradMonitor()]).fit(
+            Classifier(), loader(seed=1), loader(16)
+        )
+    assert monitor.history is None
+    assert list(tmp_path.rglob("*")) == []
+
+
+@pytest.mark.usefixtures("asked_for")
+def test_a_script_that_reads_none_of_its_numbers_finds_none(tmp_path):
+    run = fit(tmp_path, [], enable_checkpointing=False)
+    assert set(run.callback_metrics) == {"val_loss"}
+    best = ModelCheckpoint(tmp_path / "kept", monitor="fullgrad/concentration")
+    fit(tmp_path, [best])
+    assert best.best_model_score > 0
+
+
+@pytest.mark.parametrize(
+    ("word", "value"), [("on", True), ("off", False), ("yes", True), ("NO", False), ("1", True), ("0", False), ("False", False)]
+)
+@pytest.mark.parametrize("switch", ["strict", "animation", "report"])
+def test_words_that_switch_do_what_they_say(monkeypatch, switch, word, value):
+    monkeypatch.setenv("FG_LIGHTNING", f"{switch}={word}")
+    (monitor,) = monitors()
+    assert (monitor.strict if switch == "strict" else getattr(monitor.settings, switch)) is value
+
+
 @pytest.mark.parametrize(
     ("asked", "expected"),
     [
@@ -132,6 +250,8 @@ def test_lists_and_names(monkeypatch):
         ("num_samples=1+f(2)", r"1 \+ f\(2\) is no number, word or list of them"),
         ("num_samples=2,num_samples=3", "num_samples is given twice"),
         ("**options", "expected 1, or options"),
+        ("strict=maybe", "strict must be True or False, not 'maybe'"),
+        ("report=2", "report must be True or False, not 2"),
         ("class_names=cat", "class_names must be a list of names"),
     ],
 )

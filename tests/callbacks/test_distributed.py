@@ -75,9 +75,61 @@ def test_two_processes_train_as_without_it_and_the_first_looks(tmp_path, sides):
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
     history = History.read(tmp_path / "with" / "run" / "version_0" / "fullgrad")
-    assert [(look.epoch, look.step) for look in history.looks] == [(0, 0), (1, 2), (2, 4)]
+    assert [(look.epoch, look.step) for look in history.looks] == [(0, 0), (1, 1), (2, 3)]
     assert torch.load(tmp_path / "with" / "last.ckpt", weights_only=True)["callbacks"]["FullGradMonitor"]["looks"]
     assert "fullgrad/drift" in (tmp_path / "with" / "run" / "version_0" / "metrics.csv").read_text()
+
+
+READERS = """
+import datetime, sys, warnings
+warnings.simplefilter("ignore")
+sys.path.insert(0, {tests!r})
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy
+from networks import Classifier, loader
+from fg_lightning import FullGradMonitor
+from fg_lightning.callbacks.look import Looker
+
+key, folder, fails = "fullgrad/concentration", sys.argv[1], sys.argv[2] == "fails"
+looked = Looker.look
+
+def look(self, module, device):
+    if fails and module.trainer.current_epoch == 1:
+        raise RuntimeError("of a look")
+    return looked(self, module, device)
+
+Looker.look = look
+best = ModelCheckpoint(folder, monitor=key, save_top_k=-1)
+trainer = pl.Trainer(
+    accelerator="cpu", devices=2, max_epochs=2, default_root_dir=folder, logger=False, num_sanity_val_steps=0,
+    strategy=DDPStrategy(process_group_backend="gloo", timeout=datetime.timedelta(seconds=60)), val_check_interval=0.5,
+    callbacks=[EarlyStopping(key, patience=9, check_finite=False), FullGradMonitor(num_samples=4), best],
+    enable_progress_bar=False, enable_model_summary=False,
+)
+trainer.fit(Classifier(), loader(32, seed=1, shuffle=True), loader(16, seed=2))
+found = [None, None]
+torch.distributed.all_gather_object(found, [float(trainer.callback_metrics[key]), *map(float, best.best_k_models.values())])
+if trainer.is_global_zero:
+    print("found", found)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fails", ["fails", "works"])
+def test_two_processes_read_one_number(tmp_path, fails):
+    script = tmp_path / "train.py"
+    script.write_text(READERS.format(tests=str(Path(__file__).parent)))
+    command = [sys.executable, str(script), str(tmp_path), fails]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    found = result.stdout.split("found ")[1].strip()
+    first, second = (numbers.split(", ") for numbers in found.strip("[]").split("], ["))
+    assert first == second
+    assert len(first) == 5
+    assert ("nan" in first) == (fails == "fails")
+    assert float(first[1]) > 0
 
 
 class FSDPStrategy(pl.strategies.SingleDeviceStrategy):
