@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import operator
 import random
+import weakref
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -156,7 +157,8 @@ class _StandIns(TorchFunctionMode):
         kind = type(value)
         if not isinstance(getattr(value, "__dict__", None), dict):
             return False
-        return kind in _NAMESPACES or is_dataclass(kind) or kind.__module__.partition(".")[0] in self._packages
+        package = kind.__module__.partition(".")[0]
+        return kind in _NAMESPACES or package in self._packages or (is_dataclass(kind) and package not in _FRAMEWORKS)
 
     def _constant(self, tensor: Tensor, *, is_buffer: bool = False) -> Tensor:
         """The constant of a tensor, the same wherever that is held."""
@@ -246,12 +248,21 @@ _STATES: dict[type, Callable[[Any], Callable[[], Any]]] = {
 }
 """By the class of a source of random numbers: given one, what puts it back into its present state."""
 
-_ATOMS = {bool, int, float, complex, str, bytes, type(None)}
-"""Classes of which most attributes are, and in which nothing is held."""
+_ATOMS = {bool, int, float, complex, str, bytes, type(None), weakref.ProxyType, weakref.CallableProxyType}
+"""Classes of which most attributes are and in which nothing is held; a proxy of what is gone must not even be asked."""
 
 _CONTAINERS = {dict, OrderedDict, defaultdict, list, set, deque}
 _NAMESPACES = (SimpleNamespace, argparse.Namespace)
-_FRAMEWORKS = {"torch", "torchvision", "lightning", "pytorch_lightning", "lightning_fabric", "torchmetrics", "builtins"}
+_FRAMEWORKS = {
+    "torch",
+    "torchvision",
+    "torchmetrics",
+    "lightning",
+    "pytorch_lightning",
+    "lightning_fabric",
+    "fg_lightning",
+    "builtins",
+}
 _MANY = 1000
 """A container of more items than this is put back as well, but what is in them is not: it is data, not a part of the model."""
 

@@ -34,8 +34,8 @@ def avoid_faults(function: Callable[..., Any], result: Any) -> None:
             output.register_hook(partial(_laid_out, output.shape, output.stride()))
 
 
-def _laid_out(shape: torch.Size, strides: tuple[int, ...], gradient: Tensor) -> Tensor:
-    """A gradient with these strides; itself if it has them."""
-    if gradient.stride() == strides:
+def _laid_out(shape: torch.Size, strides: tuple[int, ...], gradient: Tensor | None) -> Tensor | None:
+    """A gradient with these strides; itself if it has them, or if none comes, as behind what cannot be differentiated."""
+    if gradient is None or gradient.stride() == strides:
         return gradient
     return torch.empty_strided(shape, strides, dtype=gradient.dtype, device=gradient.device).copy_(gradient)
