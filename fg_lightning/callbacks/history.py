@@ -62,6 +62,7 @@ class History:
         looks: the numbers of every look.
         first_maps: the maps of the first look, [N, 1, *S]; None before it, and where they are lost.
         last_maps: likewise of the last one.
+        num_unwritten: how many looks could not be written, and are not in it.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class History:
         self.looks = list(looks)
         self.first_maps: Tensor | None = None
         self.last_maps: Tensor | None = None
+        self.num_unwritten = 0
         self._earlier = earlier
         self._lost = set(range(len(self.looks))) if earlier is None else set(lost)
         self._beginning: tuple[dict[str, Any], Probe, Sequence[npt.NDArray[np.uint8]]] | None = None
@@ -209,6 +211,7 @@ class History:
         Raises:
             OSError: if it cannot be written; it is not in the history then, and the next one finds the folder mended.
         """
+        self.num_unwritten += 1
         if self.folder is not None:
             if self._left is None or self._left != _sizes(self.folder):  # a look was torn, or others were at work here
                 self._mend(findings.maps.shape)
@@ -219,6 +222,7 @@ class History:
             self.first_maps = findings.maps
         self.last_maps = findings.maps
         self.looks.append(look)
+        self.num_unwritten -= 1
 
     def add_sheet(self, look: Look, sheet: npt.NDArray[np.uint8]) -> None:
         """Keeps the overlays of a look as one picture, for runs without a logger that takes images."""

@@ -231,7 +231,8 @@ class Watch:
             for log in self._logs:
                 with self._faults.kept_from_training():
                     log.conclude(drawn, self.history.looks[-1].step)
-        rank_zero_info(f"FullGradMonitor: {len(self.history.looks)} looks, see {self.history.strip_path}")
+        lost = f"; {self.history.num_unwritten} more could not be written" if self.history.num_unwritten else ""
+        rank_zero_info(f"FullGradMonitor: {len(self.history.looks)} looks, see {self.history.strip_path}{lost}")
         if self._settings.report:
             from fg_lightning.report import write_report  # it reads what callbacks wrote
 

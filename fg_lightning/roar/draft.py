@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fg_lightning.atomic import write_atomically
+from fg_lightning.atomic import sweep, write_atomically
 from fg_lightning.roar.checksums import SIZE, checksums_of, digest_of
 from fg_lightning.roar.errors import StoreError
 from fg_lightning.roar.manifest import NAME, Manifest, read_manifest
@@ -41,6 +41,7 @@ class Draft:
             StoreError: if something else is there.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        sweep(self.folder)
         if (self.folder / NAME).exists():
             difference = read_manifest(self.folder).difference(self.manifest)
             if difference:
@@ -77,6 +78,8 @@ class Draft:
             for split, flags in intact.items():
                 write_atomically(self._done(split), flags)
             replace(there, finished=False).write(self.folder)  # its mean of the channels stays
+        else:
+            self._clean_up()
         return damaged
 
     def remaining(self) -> list[tuple[str, int]]:
@@ -132,6 +135,11 @@ class Draft:
             for name, split in self.manifest.splits.items()
         }
         replace(self.manifest, splits=splits, finished=True, channel_mean=mean).write(self.folder)
+        self._clean_up()
+
+    def _clean_up(self) -> None:
+        """Removes what only a draft needs, also what was killed before it could."""
+        sweep(self.folder)
         for split in self.manifest.splits:
             self._done(split).unlink(missing_ok=True)
             self._sums(split).unlink(missing_ok=True)

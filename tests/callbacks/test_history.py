@@ -385,12 +385,15 @@ class Healing(Callback):
 
 @pytest.mark.parametrize("code", FAULTS)
 @pytest.mark.parametrize("stage", [STAGES[0], *STAGES[2:]])
-def test_a_training_on_a_disk_that_is_full_at_first_is_recorded_from_then_on(tmp_path, monkeypatch, stage, code):
+def test_a_training_on_a_disk_that_is_full_at_first_is_recorded_from_then_on(tmp_path, monkeypatch, caplog, stage, code):
     monitor, _, said = fit_on_a_faulty_disk(tmp_path, monkeypatch, stage, code, 2)
     assert len(said) == 1
     assert os.strerror(code) in said[0]
     read = History.read(tmp_path / "fullgrad" / "version_0")
     assert [one.epoch for one in read.looks] == [2, 3, 4]
+    assert monitor.history.num_unwritten == 2
+    assert "3 looks, see" in caplog.text
+    assert "2 more could not be written" in caplog.text
     assert read.looks == monitor.history.looks
     assert all(bool(read.maps(index).isfinite().all()) for index in range(3))
     assert len(read.images()) == 12

@@ -17,6 +17,7 @@ from fg_lightning import FullGradMonitor
 from fg_lightning.callbacks import history as history_module
 from fg_lightning.callbacks import resume as resume_module
 from fg_lightning.callbacks.history import History
+from fg_lightning.report import write_report
 
 pytestmark = [*LIGHTNINGS_OWN, pytest.mark.filterwarnings("ignore:.*exists and is not empty")]
 
@@ -235,6 +236,7 @@ def test_a_damaged_folder_is_said_and_what_is_left_goes_on(tmp_path, name, is_sa
     assert [bool(read.maps(index).isnan().any()) for index in range(3)] == [False, name == "maps.npy", False]
     assert len(read.images()) == 12
     assert (read.folder / "film_strip.png").stat().st_size > 1000
+    assert write_report(read.folder).stat().st_size > 10_000
     assert ("fullgrad/drift" in read.looks[2].numbers) == (name != "maps.npy")
     assert "fullgrad/drift_from_untrained" in read.looks[2].numbers
 

@@ -19,6 +19,7 @@ from PIL import Image
 from tiny import SIDE, TENSOR, Data, Net, Squares
 from torch.utils.data import DataLoader, IterableDataset
 
+from fg_lightning.atomic import PREFIX
 from fg_lightning.attribution import METHODS, method_from
 from fg_lightning.removal import ranks
 from fg_lightning.roar import CannotRun, RandomImages, ROARDataModule, SaliencyStore, StoreError
@@ -253,6 +254,14 @@ def test_bytes_behind_the_ranks_are_cut_off(store, net, tmp_path):
         SaliencyStore(folder)
     SaliencyStore.make(folder, net, Data(), "gradient", chunk=7)
     assert (folder / "train.ranks").read_bytes() == (store.path / "train.ranks").read_bytes()
+
+
+def test_what_a_killed_process_left_is_swept_up(store, net, tmp_path):
+    folder = copied(store, tmp_path)
+    for name in ("train.done", "val.sums", f"{PREFIX}0"):
+        (folder / name).touch()
+    SaliencyStore.make(folder, net, Data(), "gradient", chunk=7)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in store.path.iterdir())
 
 
 def test_what_was_changed_in_a_draft_is_made_again(store, net, tmp_path, monkeypatch):
