@@ -104,12 +104,9 @@ class Evidence:
 
 def _told_apart(module: nn.Module) -> Iterator[nn.Module]:
     """The modules in a module, without what losses are made of whose names tell all."""
-    yield module
-    for child in module.children():
-        if is_loss(child) and _kinds_of(type(child).__name__):
-            yield child
-        else:
-            yield from _told_apart(child)
+    known = {child for child in module.modules() if is_loss(child) and _kinds_of(type(child).__name__)}
+    inside = {child for loss in known for child in loss.modules() if child is not loss}
+    return (child for child in module.modules() if child not in inside)
 
 
 def _kinds_of(name: str) -> list[str]:

@@ -202,6 +202,8 @@ class Looker:
         notes = [note for note in (other_parts(output), found.assumed) if note is not None]
         self.task, self.assumed = found.task, "; ".join(notes) or None
         self._which = len(probe.candidates) if found.labels is None else found.labels
+        if found.labels is None and self.task.tells_classes:
+            self.labels = None  # they are labels of something else
 
     def _meaning(self, scores: Tensor, images: Tensor, candidates: Sequence[Tensor], evidence: Evidence) -> Meaning:
         if self._told is not None:

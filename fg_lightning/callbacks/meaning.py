@@ -220,8 +220,12 @@ def _without_labels(task: Task, scores: Tensor, evidence: Evidence) -> Meaning:
 def _if_classes(task: Task, scores: Tensor, labels: Labels, which: int, evidence: Evidence) -> Meaning:
     """A task of classes if the output's entries are the classes that some labels speak of, else a number."""
     found = labels.of_all[which]
+    count = scores.shape[1]
+    if found.ndim == 1 and found.unique().tolist() == list(range(1, count + 1)):
+        note = f"labels go from 1 to {count}, but the classes of the output from 0 to {count - 1}"
+        return Meaning(task, None, f"{note}, so the labels are left out, and the class that is predicted first is explained")
     fitting = found[fits_classes(found, scores)]
-    are_classes, is_sure = _are_classes(scores.shape[1], fitting if found.ndim == 1 else fitting.unique(), evidence)
+    are_classes, is_sure = _are_classes(count, fitting if found.ndim == 1 else fitting.unique(), evidence)
     task = task if are_classes else Task()
     return Meaning(task, which) if is_sure else _assumed(task, which, scores)
 

@@ -342,6 +342,16 @@ def test_rows_that_are_more_than_the_images_are_told():
         looked(module, LABELS)
 
 
+def test_labels_that_are_counted_from_one_are_left_out():
+    """Which entry of the output they belong to is not known."""
+    module = Gives(3)
+    looker, found = looked(module, torch.tensor([3, 1, 2]), evidence=Evidence(frozenset({"classes"})))
+    assert type(looker.task) is Classes
+    assert "labels go from 1 to 3, but the classes of the output from 0 to 2" in looker.assumed
+    assert torch.equal(found.answers.explained, module(IMAGES).argmax(1))
+    assert looker.labels is looker.misfit is None
+
+
 UNFIT = {
     "a reconstruction and its code": (lambda y: (y[:, :2, None, None].expand(-1, -1, 6, 6), y), [LABELS]),
     "labels of another shape": (lambda y: y, [torch.randint(5, (3, 3))]),
