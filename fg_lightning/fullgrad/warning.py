@@ -41,17 +41,21 @@ def warn_if_incomplete(model: nn.Module, terms: FullGradients, *, is_rounded: bo
     if not bool((counts & ~(error <= limit)).any()):
         return
     worst = float(error.nan_to_num(nan=torch.inf).max())
+    found = f"miss {worst:.0%} of" if worst < 100 else "do not add up to"
     warn_once(
         model,
         "incomplete",
-        f"FullGrad's terms miss {f'{worst:.0%}' if worst < 100 else 'more'} of the output of this network, so that its maps are "
-        f"not complete: {_reason(terms)}",
+        f"FullGrad's terms {found} the output of this network, so that its maps are not complete: {_reason(terms)}",
     )
 
 
 def _reason(terms: FullGradients) -> str:
-    if not bool(terms.input_gradient.isfinite().all()):
-        return "its gradient is not finite, as that of a root or a norm at 0 is. Add a small number under the root."
+    is_finite = terms.input_gradient.flatten(1).isfinite().all(1) & _magnitude(terms).isfinite()
+    if not bool(is_finite.all()):
+        return (
+            f"the gradients of {int((~is_finite).sum())} of {len(is_finite)} images are not finite. That of a root or a norm at 0, for "
+            "example, is not, nor that of torch.where if one of its branches is not; a small number under the root helps there."
+        )
     if terms.unaccounted:
         return (
             f"nothing is known of {', '.join(terms.unaccounted[:3])}. Write that with operations that autograd can differentiate "
