@@ -166,13 +166,14 @@ class Looker:
     def _look(self, module: nn.Module, probe: Probe) -> tuple[Tensor, FullGradients, Any, Tensor | None]:
         """Of one part of the probe: maps, terms, the output, and the labels that stay explained."""
         called = Called(module, probe, self._forward)
+        evidence = self._evidence(module) if self.task is None else Evidence()  # while no operation is recorded
         outputs: list[Any] = []  # the first is of the whole batch, any others of single images
 
         def explained(called_output: tuple[Any, tuple[Tensor, ...]]) -> Tensor:
             output, candidates = called_output
             outputs.append(output)
             if self.task is None:
-                self._understand(output, probe, self._evidence(module))
+                self._understand(output, probe, evidence)
             return self.task.explained(output, self._of(candidates))  # type: ignore[union-attr]
 
         maps, terms = FullGrad(called, psi=self._psi).attribute_with_terms(probe.images, explained, called.arguments)

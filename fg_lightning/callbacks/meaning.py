@@ -225,6 +225,8 @@ def _if_classes(task: Task, scores: Tensor, labels: Labels, which: int, evidence
         note = f"labels go from 1 to {count}, but the classes of the output from 0 to {count - 1}"
         return Meaning(task, None, f"{note}, so the labels are left out, and the class that is predicted first is explained")
     fitting = found[fits_classes(found, scores)]
+    if found.ndim == 1 and bool((found == count).any()) and evidence.knows(count + 1):  # thresholds between ordered classes
+        return _assumed(Task(), which, scores)
     are_classes, is_sure = _are_classes(count, fitting if found.ndim == 1 else fitting.unique(), evidence)
     task = task if are_classes else Task()
     return Meaning(task, which) if is_sure else _assumed(task, which, scores)

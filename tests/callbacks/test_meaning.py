@@ -99,6 +99,7 @@ GUESSED = {
     "no labels, cross entropy": (normal(3), [], evidence("classes"), Task, "number"),
     "labels of numbers in 0..1": (normal(6), [normal(6).sigmoid()], evidence(), Task, "number"),
     "yes or no of unknown loss": (normal(1), [YES_OR_NO], evidence(), Binary, "logit"),
+    "thresholds between ordered classes": (normal(3), [cycle(4)], evidence("logits", counts=[4]), Task, "number"),
     "a distance": (normal(1).square(), [YES_OR_NO.bool()], evidence(), Task, "number"),
     "a distance with a metric of yes or no": (normal(1).square() + 1, [YES_OR_NO.bool()], evidence("binary"), Task, "number"),
     "a score in 0..1": (normal(1).sigmoid(), [YES_OR_NO], evidence(), Task, "number"),
