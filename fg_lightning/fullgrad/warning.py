@@ -52,9 +52,10 @@ def warn_if_incomplete(model: nn.Module, terms: FullGradients, *, is_rounded: bo
 def _reason(terms: FullGradients) -> str:
     is_finite = terms.input_gradient.flatten(1).isfinite().all(1) & _magnitude(terms).isfinite()
     if not bool(is_finite.all()):
+        number = int((~is_finite).sum())
         return (
-            f"the gradients of {int((~is_finite).sum())} of {len(is_finite)} images are not finite. That of a root or a norm at 0, for "
-            "example, is not, nor that of torch.where if one of its branches is not; a small number under the root helps there."
+            f"the gradients of {number} of {len(is_finite)} images are not finite. That of a root or a norm at 0 is "
+            "not, nor that of torch.where if one of its branches is not, for example; a small number under the root helps there."
         )
     if terms.unaccounted:
         return (
