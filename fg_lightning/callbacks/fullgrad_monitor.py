@@ -29,7 +29,7 @@ class FullGradMonitor(Callback):
     """Draws FullGrad maps of the same held-out images all through training and checks that they are complete.
 
     Looks at the untrained network, after every `every_n_epochs`-th epoch and when training ends, never in the sanity check. Each
-    look logs, at the step of Lightning's loggers:
+    look logs, at the step and with the epoch with which Lightning logs an epoch's own metrics:
 
     - `fullgrad/saliency`: every image with its map over it, its class and what the network predicts (loggers that take images);
     - `fullgrad/completeness_error`, `fullgrad/completeness_error_max`: |f - sum of all terms| / |f|, mean and maximum over the
@@ -41,6 +41,8 @@ class FullGradMonitor(Callback):
 
     and at the end `fullgrad/film_strip` (a row per image, a column per look) and `fullgrad/bias_terms` (a row per layer). All of it
     also lies under `fullgrad/` in the run's folder, as it is found: see docs/monitor.md, which also tells what a checkpoint keeps.
+
+    `ModelCheckpoint`, `EarlyStopping` and `ReduceLROnPlateau` find the numbers in `trainer.callback_metrics`.
 
     Training is not disturbed: weights come out bit for bit as without the monitor, unless the data set keeps random state of its
     own. What goes wrong in a look is warned of once, and training goes on.
