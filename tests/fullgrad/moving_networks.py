@@ -246,6 +246,7 @@ SEQUENCES: dict[str, tuple[Callable[..., Tensor], Callable[[], nn.Module] | None
         lambda x: torch.fake_quantize_per_channel_affine(x, const(C).abs().float() / 5, torch.zeros(C).int(), 1, -9, 9),
         None,
     ),
+    "rows read as longer ones": (lambda x: F.pad(x.flatten(2), (0, 1)).exp().view(len(x), 7, 28).tanh(), None),
     "remainder": (lambda x: torch.fmod(x, 0.3) * torch.remainder(x, 0.7), None),
     "padding by reflection, of aten": (lambda x: torch.ops.aten.reflection_pad2d(x, [1, 1, 2, 0]).exp(), None),
     "a slice that is written": (lambda x: torch.slice_scatter(x.exp(), x[:, 1:3].sin(), 1, 0, 2), None),

@@ -135,6 +135,71 @@ def test_samples_in_another_order_are_refused() -> None:
         full_gradients(Regrouped(), images(6), 1)
 
 
+# --- operations without a rule ---------------------------------------------------------------------------------------------------
+
+
+class Blurred(torch.autograd.Function):
+    """Somebody's: every entry and its neighbour to the right, in a tensor of the same shape."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x + x.roll(1, -1) / 2
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient + gradient.roll(-1, -1) / 2
+
+
+class Swapped(torch.autograd.Function):
+    """Somebody's: two samples change places."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return torch.cat([x[1:2], x[:1], x[2:]])
+
+    backward = staticmethod(lambda ctx, gradient: Swapped.forward(ctx, gradient))
+
+
+class Doubled(torch.autograd.Function):
+    """Somebody's: entry by entry."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return 2 * x + 1
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return 2 * gradient
+
+
+UNKNOWN: dict[str, tuple[Callable[[Tensor], Tensor], bool, bool]] = {
+    "entry by entry": (Doubled.apply, True, True),
+    "sample by sample": (Blurred.apply, True, False),
+    "sample by sample, another shape": (lambda x: Blurred.apply(x.flatten(1)[:, :10]), True, False),
+    "two operands": (lambda x: torch.hypot(x, x.exp()), True, True),
+    "of torch, sample by sample": (lambda x: x.flatten(1).renorm(2, 0, 1.0), True, False),
+    "across samples": (Swapped.apply, False, False),
+    "across samples, of torch": (lambda x: x.flatten(1).renorm(2, 1, 1.0), False, False),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_an_operation_without_a_rule_is_watched(name: str) -> None:
+    function, runs_together, is_placed = UNKNOWN[name]
+    model = Network(function)
+    if not runs_together:
+        with pytest.raises(ValueError, match="mixes the samples"):
+            full_gradients(model, images(5), 1)
+        return
+    together, alone = (full_gradients(model, batch, 1) for batch in (images(5), images(5)[3:4]))
+    assert together.ran_alone is None
+    assert together.completeness_error.max() < 1e-10  # float64 rounding
+    for terms, expected in ((together.bias_terms, alone.bias_terms), (together.implicit_terms, alone.implicit_terms)):
+        torch.testing.assert_close(terms[""][3], expected[""][0], rtol=1e-9, atol=1e-10)
+    for terms in (together, alone):
+        assert ("sigmoid in the model itself" not in terms.undrawn) == is_placed
+
+
 TAKES_SAMPLES_APART = {
     "addbmm": "sums over the batch",
     "dot": "of two vectors, one number",

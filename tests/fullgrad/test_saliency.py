@@ -308,27 +308,35 @@ class Halves(torch.autograd.Function):
 
 
 class Halved(nn.Module):
-    """A custom function: nobody knows how it moves samples."""
+    """A custom function, which is seen to work entry by entry."""
 
     def forward(self, x: Tensor) -> Tensor:
         return Halves.apply(F.silu(x)).flatten(1)
 
 
+class Looped(nn.Module):
+    """Takes a batch apart."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([F.silu(image) for image in x]).flatten(1)
+
+
 def test_the_operation_for_which_images_went_one_by_one_is_named() -> None:
     images = torch.randn(3, 2, 4, 4, dtype=torch.float64)
-    for method in (FullGrad(Halved()), SmoothFullGrad(Halved(), n_samples=2)):
+    for method in (FullGrad(Looped()), SmoothFullGrad(Looped(), n_samples=2)):
         _, terms = method.attribute_with_terms(images, [0, 1, 2])
-        assert terms.ran_alone == "Halves in the model itself"
+        assert terms.ran_alone == "unbind in the model itself"
         assert terms.target is not None
         assert terms.target.tolist() == [0, 1, 2]
         assert terms.completeness_error.max() < 1e-10  # float64
         assert method.attribute_with_terms(images[:1], 0)[1].ran_alone is None
-    assert full_gradients(Halved(), images, 0).ran_alone == "Halves in the model itself"
+    assert full_gradients(Looped(), images, 0).ran_alone == "unbind in the model itself"
+    assert full_gradients(Halved(), images, 0).ran_alone is None
     assert full_gradients(nn.Flatten(), images, 0).ran_alone is None
 
 
 @pytest.mark.parametrize("kind", [np.array, torch.tensor, lambda classes: range(len(classes))])
-@pytest.mark.parametrize("model", [Halved(), nn.Flatten()])
+@pytest.mark.parametrize("model", [Halved(), Looped(), nn.Flatten()])
 @pytest.mark.parametrize("method", [FullGrad, partial(SmoothFullGrad, n_samples=2)])
 def test_targets_of_each_image_may_come_in_any_sequence(
     method: Callable[[nn.Module], FullGrad], model: nn.Module, kind: Callable[[list[int]], Any]
@@ -338,7 +346,7 @@ def test_targets_of_each_image_may_come_in_any_sequence(
     assert torch.equal(method(model).attribute(images, kind(classes)), method(model).attribute(images, classes))
 
 
-@pytest.mark.parametrize("model", [Halved(), nn.Flatten()])
+@pytest.mark.parametrize("model", [Halved(), Looped(), nn.Flatten()])
 def test_an_error_in_psi_is_not_laid_at_the_models_door(model: nn.Module) -> None:
     def psi(term: Tensor) -> Tensor:
         raise KeyError("in psi")

@@ -1,6 +1,7 @@
 """How operations move the samples and the image plane: the layout of an output from those of the operands, as one table.
 
-A rule for one more operation is a line in `MOVERS`; a batch that meets an operation without one is run sample by sample.
+A rule for one more operation is a line in `MOVERS`. An operation without one is watched; a batch in which it mixes the samples, or
+does not show that it keeps them apart, is run sample by sample.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ from fg_lightning.fullgrad.movement.products import (
 from fg_lightning.fullgrad.movement.regrouping import regrouped
 from fg_lightning.fullgrad.movement.tokens import side_by_side, stacked
 from fg_lightning.fullgrad.movement.turning import centred, flipped, rolled, rotated
+from fg_lightning.fullgrad.movement.watching import watched
 
 __all__ = ["MOVERS", "behind_view", "follow"]
 
@@ -56,12 +58,12 @@ def follow(call: Call, layout_of: LayoutOf, index: int, n: int) -> Layout | None
     """The layout of an operation's output number `index`, or None where its `n` samples cannot be told apart."""
     output = call.outputs[index]
     mover = MOVERS.get(call.name)
-    if mover is None or any(layout_of(t) is None for t in call.dependent):
+    if not call.dependent or any(layout_of(t) is None for t in call.dependent):
         return None
     try:
-        layout = mover(call, layout_of, output)
+        layout = mover(call, layout_of, output) if mover else watched(call, layout_of, output, n)
     except Exception:  # arguments of a kind that the rule does not know
-        return None
+        layout = watched(call, layout_of, output, n)
     if layout is layout_of(call.dependent[0]) and call.dependent[0].shape == output.shape:
         return layout
     sound = layout is not None and layout.shape == tuple(output.shape) and layout.samples == n
@@ -78,7 +80,7 @@ _ROWS: tuple[tuple[Mover, str], ...] = (
     (broadcast, "conj conj_physical resolve_conj resolve_neg zero fill real imag native_dropout lgamma digamma angle complex"),
     (broadcast, "polar"),
     (broadcast, "hypot fmod remainder ldexp float_power signbit heaviside frac i0 i0e i1 i1e erfinv nextafter copysign logaddexp"),
-    (broadcast, "logaddexp2 deg2rad rad2deg special_ndtr special_log_ndtr special_entr special_erfcx smooth_l1_loss mse_loss"),
+    (broadcast, "logaddexp2 deg2rad rad2deg special_ndtr special_log_ndtr special_erfcx smooth_l1_loss mse_loss"),
     (broadcast, "l1_loss huber_loss binary_cross_entropy binary_cross_entropy_with_logits prelu_kernel to_copy"),
     (broadcast, "fake_quantize_per_tensor_affine fake_quantize_per_tensor_affine_cachemask fake_quantize_per_channel_affine"),
     (broadcast, "fake_quantize_per_channel_affine_cachemask fake_quantize_learnable_per_tensor_affine"),

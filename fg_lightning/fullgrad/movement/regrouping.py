@@ -7,18 +7,21 @@ from dataclasses import replace
 from torch import Tensor
 
 from fg_lightning.fullgrad.call import Call
-from fg_lightning.fullgrad.layout import Dim, Factor, Layout, Tokens, plain
+from fg_lightning.fullgrad.layout import SAMPLE, Dim, Factor, Layout, Tokens, plain
 from fg_lightning.fullgrad.movement.mover import LayoutOf, first_layout
 
 
 def regrouped(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     """view, reshape, flatten, unflatten: the factors stay in order and are dealt out to the new dimensions."""
     queue = _merged([f for dim in first_layout(call, layout_of).dims for f in dim.factors])
-    dims = []
-    for size in output.shape:
+    dims: list[Dim] = []
+    for i, size in enumerate(output.shape):
+        before = list(queue)
         dim = _dealt(queue, size)
         if dim is None:
-            return None
+            if any(f.axis == SAMPLE and f.size > 1 for f in before):
+                return None
+            return Layout((*dims, *map(plain, output.shape[i:])))  # within a sample, rows that are read as longer or shorter ones
         dims.append(dim)
     return Layout(tuple(dims))  # factors of size 1 may be left over: [N, C, 1, 1] -> [N, C] has no plane any more
 
