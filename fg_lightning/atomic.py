@@ -35,7 +35,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         OSError: if there is no room or no permission, with the path as its file; what was there before is still there.
     """
     path = Path(os.path.realpath(path))
-    try:
+    with file_named(path):
         old = path.stat() if path.exists() else None
         if old is not None and not os.access(path, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
@@ -57,6 +57,13 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             with suppress(OSError):
                 beside.unlink(missing_ok=True)
             raise
+
+
+@contextmanager
+def file_named(path: Path) -> Iterator[None]:
+    """Has an error of the operating system that names no file, or one beside the path, name the path."""
+    try:
+        yield
     except OSError as error:
         if error.errno is not None and (error.filename is None or PREFIX in str(error.filename)):
             raise OSError(error.errno, error.strerror, str(path)) from error

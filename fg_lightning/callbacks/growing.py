@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy
 
-from fg_lightning.atomic import write_atomically
+from fg_lightning.atomic import file_named, write_atomically
 
 
 class GrowingArray:
@@ -56,6 +56,7 @@ class GrowingArray:
     def append(self, entry: npt.NDArray[np.generic]) -> None:
         """
         Raises:
+            OSError: if it cannot be written.
             ValueError: if the entry has not the shape and type of those before.
         """
         if not self.path.exists():
@@ -63,7 +64,7 @@ class GrowingArray:
         (whole, *of_each), dtype, start = self._whole()
         if tuple(of_each) != entry.shape or dtype != entry.dtype:
             raise ValueError(f"{self.path} holds entries {dtype}{of_each}, not {entry.dtype}{list(entry.shape)}")
-        with self.path.open("r+b") as file:
+        with file_named(self.path), self.path.open("r+b") as file:
             file.seek(start + whole * entry.nbytes)
             file.write(np.ascontiguousarray(entry).tobytes())
             file.truncate()

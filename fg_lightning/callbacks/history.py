@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fg_lightning.atomic import PREFIX, replacing, sweep, write_atomically, write_json
+from fg_lightning.atomic import PREFIX, file_named, replacing, sweep, write_atomically, write_json
 from fg_lightning.callbacks.folder import with_siblings
 from fg_lightning.callbacks.growing import GrowingArray
 from fg_lightning.callbacks.look import NUMBERS, Findings, Layer, Look
@@ -261,7 +261,7 @@ class History:
         path = self.folder / name
         heading = [] if path.exists() and path.stat().st_size else [COLUMNS[name]]
         raw = as_csv([*heading, *rows])
-        with path.open("ab", buffering=0) as file:
+        with file_named(path), path.open("ab", buffering=0) as file:
             if file.write(raw) != len(raw):  # so ends the last room on a disk, without an error
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 

@@ -56,11 +56,11 @@ def examine(folder: Path, looks: Sequence[Look], fingerprint: str) -> tuple[Set[
     maps -= {index for index in maps if np.isnan(array.entry(index)).all()}
     damages = {
         "probe.json cannot be read": about is None,
-        f"{HISTORY} lacks looks {_listed(unwritten)}": bool(unwritten),
+        f"{HISTORY} lacks {_listed(unwritten)}": bool(unwritten),
         f"{MAPS} has no header": not has_header,
-        f"{MAPS} lacks looks {_listed(range(entries, len(looks)))}": has_header and entries < len(looks),
-        f"{IMAGES} lacks rows of looks {_listed(_short_of(folder, IMAGES, maps))}": bool(_short_of(folder, IMAGES, maps)),
-        f"{LAYERS} lacks rows of looks {_listed(_short_of(folder, LAYERS, maps))}": bool(_short_of(folder, LAYERS, maps)),
+        f"{MAPS} lacks {_listed(range(entries, len(looks)))}": has_header and entries < len(looks),
+        f"{IMAGES} lacks rows of {_listed(_short_of(folder, IMAGES, maps))}": bool(_short_of(folder, IMAGES, maps)),
+        f"{LAYERS} lacks rows of {_listed(_short_of(folder, LAYERS, maps))}": bool(_short_of(folder, LAYERS, maps)),
     }
     found = [words for words, is_so in damages.items() if is_so]
     return set(range(len(looks))) - own, [f"{folder} is damaged: {', '.join(found)}"] if found else []
@@ -100,6 +100,6 @@ def _short_of(folder: Path, name: str, looks: Set[int]) -> list[int]:
 
 
 def _listed(looks: Sequence[int]) -> str:
-    """At most five."""
-    shown = ", ".join(map(str, looks[:5]))
-    return f"{shown} and {len(looks) - 5} more" if len(looks) > 5 else shown
+    """Looks by their numbers, at most five."""
+    shown = ", ".join(map(str, looks[:5])) + (f" and {len(looks) - 5} more" if len(looks) > 5 else "")
+    return f"look {shown}" if len(looks) == 1 else f"looks {shown}"

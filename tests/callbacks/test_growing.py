@@ -1,5 +1,7 @@
 """An array that grows on disk, whatever happens in between."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -55,6 +57,17 @@ def test_it_forgets_what_is_behind(array, count):
     assert len(array) == min(count, 3)
     array.append(entries(6)[5])
     assert np.array_equal(np.load(array.path), np.stack([*entries(3)[:count], entries(6)[5]]))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="takes Linux")
+def test_a_full_disk_is_named_with_the_file(array, monkeypatch):
+    array.append(entries(1)[0])
+    opened = Path.open
+    monkeypatch.setattr(Path, "open", lambda self, mode: opened(Path("/dev/full") if mode == "r+b" else self, mode))
+    with pytest.raises(OSError, match=r"No space left on device: '.*array.npy'"):
+        array.append(entries(2)[1])
+    monkeypatch.undo()
+    assert np.array_equal(np.load(array.path), np.stack(entries(1)))
 
 
 def test_an_entry_of_another_shape_is_refused(array):

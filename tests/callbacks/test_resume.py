@@ -341,7 +341,7 @@ def test_a_table_that_ends_before_the_checkpoint_keeps_maps_and_numbers_together
     path = first.folder / "history.csv"
     path.write_bytes(path.read_bytes()[:-5])
     monitor = FullGradMonitor(num_samples=4)
-    with pytest.warns(UserWarning, match="history.csv lacks looks 2"):
+    with pytest.warns(UserWarning, match="history.csv lacks look 2"):
         fit(tmp_path, monitor, 3, resume=tmp_path / "saved/epoch=1.ckpt")
     assert monitor.history.looks[:3] == first.looks
     for index in range(3):
