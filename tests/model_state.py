@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 from collections import deque
 from types import SimpleNamespace
 from typing import Any
@@ -67,6 +68,8 @@ def values(tensor: Tensor) -> bytes:
 
 def contents(value: Any, depth: int = 5) -> Any:
     """Which objects are in a container, and in what it holds; the values of tensors, too."""
+    if type(value) in weakref.ProxyTypes:  # of what may be gone
+        return The(value)
     if isinstance(value, Tensor):
         return (The(value), tensor_state(value))
     if depth == 0 or isinstance(value, nn.Module):

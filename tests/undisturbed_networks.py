@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -229,6 +230,30 @@ class WritesToItsParameters(Network):
         return (y + F.linear(self.features(x).flatten(1), self.prototypes)) * self.scale + self.offset * self.through_numpy
 
 
+class Clipping(torch.autograd.Function):
+    """A product with a weight that its forward clips."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        weight.data.clamp_(-0.05, 0.05)
+        ctx.save_for_backward(weight)
+        return x * weight
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        (weight,) = ctx.saved_tensors
+        return gradient * weight, gradient.sum(0)
+
+
+class WritesInACustomFunction(Network):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Clipping.apply(super().forward(x), self.scale)
+
+
 class Binarised(Network):
     """Keeps real weights as an attribute of the parameter (BinaryNet)."""
 
@@ -401,6 +426,18 @@ class Cautious(Network):
         return super().forward(x)
 
 
+class Bereft(Network):
+    """Holds proxies of an object that is gone, as a LightningModule may of its Trainer, and of itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gone, self.all = weakref.proxy(Meter()), [weakref.proxy(self)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.gone = None
+        return super().forward(x)
+
+
 def with_gradients_of_inference() -> Network:
     with torch.inference_mode():
         return Network()
@@ -417,6 +454,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "modules that are not registered": Unregistered,
     "buffers of all kinds": Buffers,
     "parameters that are written to": WritesToItsParameters,
+    "parameters that a custom function writes to": WritesInACustomFunction,
     "parameters that carry attributes": Binarised,
     "parameters that carry attributes from before": BinarisedBefore,
     "registered and deleted in the forward": Restless,
@@ -427,6 +465,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "tensors of a class of their own": OfItsOwnClass,
     "half precision": Half,
     "looks at its parameters": Cautious,
+    "proxies of what is gone": Bereft,
     "inference tensors": with_gradients_of_inference,
     "DataParallel": lambda: nn.DataParallel(TwoNames()),
     "compiled": lambda: torch.compile(TwoNames()),

@@ -16,6 +16,7 @@ import torch._functorch.eager_transforms as eager_transforms
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import FunctionMeta
+from torch.overrides import _pop_mode_temporarily
 from torch.utils import checkpoint as checkpoints
 from torch.utils.checkpoint import CheckpointFunction
 
@@ -113,7 +114,9 @@ def run_custom_function(
             if hasattr(operand, "_fg_hidden"):
                 uncover(operand._fg_hidden)  # before this function may overwrite it
         given = {id(t): (t._version, _copied(t)) for t in tensors_in(inputs)}
+    with _pop_mode_temporarily():  # the tape's; the mode below it sees what is written to the model's parameters
         result = forward(*args, **kwargs)
+    with torch._C.DisableTorchFunction():
         marked = {id(t) for t in getattr(args[0], "dirty_tensors", None) or ()}
         dirty = marked | {id(t) for t in tensors_in(inputs) if t._version != given[id(t)][0]}
         # An input that is returned as it is (a gradient hook, a straight-through estimator) must be told from itself.
