@@ -431,7 +431,8 @@ class Bereft(Network):
 
     def __init__(self) -> None:
         super().__init__()
-        self.gone, self.all = weakref.proxy(Meter()), [weakref.proxy(self)]
+        vars(self)["gone"] = weakref.proxy(Meter())  # torch itself cannot be asked to set it
+        self.all = [weakref.proxy(self)]
 
     def forward(self, x: Tensor) -> Tensor:
         self.gone = None
