@@ -36,7 +36,7 @@ def page(template: str, figures: Sequence[Figure], **values: Any) -> str:
 
 
 def _policy(html: str) -> str:
-    """The Content-Security-Policy of a page: its own scripts by their hashes, its styles and pictures, and nothing from elsewhere."""
+    """The Content-Security-Policy of a page: its own scripts by their hashes, its styles and pictures, nothing from elsewhere."""
     scripts = [_hash_of(script) for script in re.findall(r"<script>(.*?)</script>", html, re.DOTALL)]
     allowed = {
         "default-src": ["'none'"],

@@ -83,6 +83,22 @@ def at_look(browser, look):
     return until(browser, f"document.documentElement.dataset.look === '{look}'")
 
 
+INJECTED = """<script>document.documentElement.dataset.injected = "script"</script>
+<img src="x" onerror="document.documentElement.dataset.injected = 'handler'"><img src="https://example.org/x.png"></body>"""
+
+
+@pytest.mark.parametrize(("make", "drawn"), [(run, LOOK), (experiment, CHOSEN)])
+def test_its_policy_lets_nothing_run_that_is_not_its_own(browser, tmp_path, make, drawn):
+    make(tmp_path)
+    path = write_report(tmp_path)
+    path.write_text(path.read_text().replace("</body>", INJECTED))
+    opened(browser, path, drawn)  # with its curves
+    assert browser.execute_script("return document.documentElement.dataset.injected") is None
+    refused = [entry["message"] for entry in browser.get_log("browser")]
+    assert refused
+    assert all("Content Security Policy" in message for message in refused if "net::ERR_FILE_NOT_FOUND" not in message)
+
+
 TILE = ".grid li:nth-child(2) canvas"
 
 

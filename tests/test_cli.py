@@ -1,0 +1,72 @@
+"""Where the command line finds modules, and how it reads words."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fg_lightning import cli
+
+SHADOWS = ("torch", "lightning", "rich", "json", "jsonargparse", "numpy", "argparse")
+
+
+@pytest.mark.parametrize("start", [["-m", "fg_lightning"], ["-c", "from fg_lightning.cli import main; main()"]])
+def test_nothing_in_the_current_folder_stands_for_a_library(tmp_path, start):
+    if start[0] == "-c":  # what the installed command does, whose own folder is first
+        start = [str(tmp_path / "command.py")]
+        Path(start[0]).write_text("from fg_lightning.cli import main; main()")
+    here = tmp_path / "here"
+    here.mkdir()
+    for name in SHADOWS:
+        (here / f"{name}.py").write_text("raise SystemExit('code of the current folder ran')")
+    done = subprocess.run([sys.executable, *start, "report", "none"], cwd=here, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "none does not exist" in done.stderr
+    assert "code of the current folder ran" not in done.stderr
+
+
+def test_the_current_folder_is_last_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.setattr(sys, "path", ["", str(tmp_path), "/somewhere", "."])
+    cli.put_current_folder_last()
+    assert sys.path == ["/somewhere", str(tmp_path)]
+
+
+def test_a_folder_that_pythonpath_names_stays_where_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(sys, "path", [str(tmp_path), "/somewhere"])
+    cli.put_current_folder_last()
+    assert sys.path == [str(tmp_path), "/somewhere"]
+
+
+def test_a_current_folder_that_was_removed_is_a_sentence(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(SystemExit, match="the current folder was removed"):
+        cli.main(["report", "none"])
+
+
+@pytest.mark.parametrize("number", ["-1", "-1e-3", "-.5", "-2.1,-2.0"])
+def test_numbers_below_0_are_values(number):
+    assert cli._joined(["explain", "a.png", "--fill", number, "-o", "x"]) == [
+        "explain",
+        "a.png",
+        f"--fill={number}",
+        "--output",
+        "x",
+    ]
+
+
+def test_ctrl_c_is_a_word(monkeypatch, capsys):
+    def stopped(given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_run", stopped)
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["demo"])
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "fg-lightning: stopped\n"
