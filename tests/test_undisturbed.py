@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 from attribution_cases import FAST
+from holding_networks import Middle
 from model_state import assert_unchanged, state_of
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from undisturbed_networks import NETWORKS, Middle
+from undisturbed_networks import NETWORKS
 
 from fg_lightning import FullGrad, SimpleFullGrad, SmoothFullGrad, full_gradients
 from fg_lightning.attribution import METHODS
