@@ -125,6 +125,27 @@ def test_perturbation_curves_are_written_as_a_table_and_a_plot(photos: Path) -> 
     assert imread("fg_explain/perturbation.png").shape[0] > 300
 
 
+def test_pixels_are_replaced_by_a_number_for_every_channel(photos: Path) -> None:
+    run(str(photos), *NET, "--methods", "random", "--perturb", "lerf", "--fractions", "[0.5]", "--fill", "[-2.118,-2.036,-1.804]")
+    assert float(table("fg_explain/perturbation.csv")[0]["random"]) > 0
+
+
+def test_pictures_of_every_kind_are_read(photos: Path) -> None:
+    colours = Image.fromarray(skimage.data.chelsea()[:64, :64])
+    folder = Path("[kinds]")
+    folder.mkdir()
+    colours.convert("CMYK").save(folder / "print.jpg")
+    colours.convert("RGBA").save(folder / "it's [red] Ж.png")
+    colours.save(folder / "moving.gif", save_all=True, append_images=[Image.new("RGB", (64, 64))])
+    run("[kinds]", *NET, "--methods", "random")
+    assert sorted(row["picture"] for row in table()) == ["[kinds]/it's [red] Ж.png", "[kinds]/moving.gif", "[kinds]/print.jpg"]
+
+
+def test_what_is_not_finite_is_named(photos: Path) -> None:
+    with pytest.raises(CannotRun, match=r"makes numbers of photos/chelsea.png that are not finite"):
+        read(photos / "chelsea.png", lambda picture: torch.full((3, 8, 8), torch.nan))
+
+
 def test_a_file_that_is_no_picture_is_named_and_left_out(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (photos / "broken.png").write_bytes(b"no picture")
     (photos / "damaged.png").write_bytes((photos / "chelsea.png").read_bytes()[:5000])
@@ -281,7 +302,7 @@ IMPOSSIBLE = {
     ),
     "no checkpoint": (
         ["photos", "--model", "fg_lightning.demo.DigitClassifier", "--checkpoint", "x.ckpt"],
-        r"there is no checkpoint x\.ckpt",
+        r"there is no checkpoint .*x\.ckpt",
     ),
     "a checkpoint for torchvision": (
         ["photos", "--model", "resnet18", "--checkpoint", "x.ckpt"],
@@ -292,6 +313,11 @@ IMPOSSIBLE = {
         ["photos", *NET, "--perturb", "lerf", "--fill", "snow"],
         "fill must be one of mean, noisy_linear, .*, not 'snow'",
     ),
+    "two numbers for three channels": (
+        ["photos", *NET, "--methods", "random", "--perturb", "lerf", "--fill", "[-1.5,1]", "--output", "photos/new"],
+        "fill gives 2 numbers, one for each channel, but the images have 3 channels",
+    ),
+    "no method": (["photos", *NET, "--methods", "[]"], "--methods must have at least one name"),
     "falling fractions": (["photos", *NET, "--perturb", "lerf", "--fractions", "[0.2,0.1]"], "each larger than the one before"),
     "no such device": (["photos", *NET, "--device", "abacus"], "abacus"),
     "no such class": (["photos", *NET, "--target", "5"], "there is no class 5: the network has 5 outputs, 0 to 4"),

@@ -111,19 +111,9 @@ class ImageClassifier(LightningModule):
 
     on_validation_start = on_test_start = on_predict_start = on_fit_start
 
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Looks at the labels where that waits for no GPU.
-
-        Raises:
-            CannotRun: if one is no class of the network.
-        """
-        labels = batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
-        if isinstance(labels, Tensor) and labels.numel() and not self.trainer.predicting:
-            _check_labels(labels, self.made_for[0])
-        return batch
-
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
+        _check_labels(labels, self.made_for[0], batch_idx)
         logits = self(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.hparams["label_smoothing"])
         self.log("train/loss", loss)
@@ -131,10 +121,10 @@ class ImageClassifier(LightningModule):
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._evaluate(batch, "val", dataloader_idx)
+        self._evaluate(batch, "val", batch_idx, dataloader_idx)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._evaluate(batch, "test", dataloader_idx)
+        self._evaluate(batch, "test", batch_idx, dataloader_idx)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Float[Tensor, "n k"]:
         """The probabilities of the classes."""
@@ -202,8 +192,9 @@ class ImageClassifier(LightningModule):
         finally:
             self.network.train(was_training)
 
-    def _evaluate(self, batch: tuple[Tensor, Tensor], part: str, loader: int) -> None:
+    def _evaluate(self, batch: tuple[Tensor, Tensor], part: str, batch_idx: int, loader: int) -> None:
         images, labels = batch
+        _check_labels(labels, self.made_for[0], batch_idx)
         logits = self(images)
         scores = {f"{part}/loss": F.cross_entropy(logits, labels), f"{part}/accuracy": accuracy(logits, labels)}
         self.log_dict(scores, prog_bar=True, sync_dist=True, batch_size=len(labels), add_dataloader_idx=loader > 0)
@@ -214,12 +205,19 @@ def accuracy(logits: Float[Tensor, "n k"], labels: Int[Tensor, "n"]) -> Float[Te
     return (logits.argmax(1) == labels).float().mean()
 
 
-def _check_labels(labels: Tensor, classes: int) -> None:
+def _check_labels(labels: Tensor, classes: int, batch_idx: int) -> None:
+    """Whether labels are classes; on a GPU, which this waits for, those of the first batch alone.
+
+    Raises:
+        CannotRun: if not.
+    """
     if labels.is_floating_point() or labels.ndim != 1:
         raise CannotRun(
             f"labels must be integers [N], a class each, but are {labels.dtype} {list(labels.shape)}; for anything else give "
             "a model of your own (--model my_package.Net)"
         )
+    if not labels.numel() or (batch_idx and labels.device.type != "cpu"):
+        return
     least, most = int(labels.min()), int(labels.max())
     if least < 0 or most >= classes:
         raise CannotRun(

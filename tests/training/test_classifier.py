@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fg_lightning.errors import CannotRun
 from fg_lightning.training import ImageClassifier
+from fg_lightning.training.facts import classes_of
 
 pytestmark = [
     # Lightning's own use of torch, and its advice
@@ -180,3 +181,27 @@ def test_unknown_networks_and_weights_are_refused_with_those_that_exist():
         ImageClassifier("resnet1")
     with pytest.raises(CannotRun, match="IMAGENET1K_V1"):
         ImageClassifier("resnet18", weights="IMAGENET")
+
+
+@pytest.mark.parametrize(
+    ("labels", "why"),
+    [
+        (torch.tensor([0, 3]), "a label is 3, but the data says that it has 3 classes, 0 to 2"),
+        (torch.tensor([-1, 0]), "a label is -1"),
+        (torch.tensor([0.0, 1.0]), "labels must be integers"),
+        (torch.tensor([[0], [1]]), r"labels must be integers \[N\]"),
+    ],
+)
+def test_labels_that_are_no_classes_are_named(labels, why):
+    model = ImageClassifier("squeezenet1_1", num_classes=3)
+    for step in (model.training_step, model.validation_step, model.test_step):
+        with pytest.raises(CannotRun, match=why):
+            step((torch.zeros(2, 3, 32, 32), labels), 1)
+
+
+def test_an_empty_list_of_classes_says_nothing():
+    class Unnamed(LightningDataModule):
+        classes = ()
+        num_classes = 0
+
+    assert classes_of(Unnamed()) is None
