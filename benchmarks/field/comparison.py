@@ -22,8 +22,8 @@ class Comparison:
         version: of the project.
         differences: what differs, by the keys of `result.json`, with the entries that do; empty if nothing.
         error: why it could not be run without the monitor; None if it could.
-        trained: how many parameters moved.
-        num_parameters: how many there are.
+        num_moved: how many parameters moved.
+        num_trainable: how many require gradients.
         explained: what the monitor explained and showed, in words.
         looks: how many it took.
         completeness: the largest completeness error of the last one.
@@ -35,8 +35,8 @@ class Comparison:
     version: str = ""
     differences: dict[str, str] = field(default_factory=dict)
     error: str | None = None
-    trained: int = 0
-    num_parameters: int = 0
+    num_moved: int = 0
+    num_trainable: int = 0
     explained: str = ""
     looks: int = 0
     completeness: str = ""
@@ -70,8 +70,8 @@ class Comparison:
             name=name,
             version=without["version"],
             differences=differences(without, watched),
-            trained=len(watched["moved"]),
-            num_parameters=len(watched["requires_grad"]),
+            num_moved=len(watched["moved"]),
+            num_trainable=len(watched["requires_grad"]),
             explained="nothing" if record is None else _explained(record.parent),
             looks=looks,
             completeness=completeness,

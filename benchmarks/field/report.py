@@ -10,7 +10,9 @@ from pathlib import Path
 from comparison import Comparison
 
 BEGIN, END = "<!-- field: begin -->", "<!-- field: end -->"
-HEAD = ("project", "version", "training", "same weights", "trained", "explained", "looks", "error", "seconds", "said")
+USUAL = ("FullGradMonitor: CSVLogger takes no images", "looks, see run")
+"""What every training says, which the table leaves out: where the pictures are."""
+HEAD = ("project", "version", "training", "same weights", "moved", "explained", "looks", "error", "seconds", "said")
 
 
 def as_row(comparison: Comparison) -> str:
@@ -31,10 +33,10 @@ def as_markdown(comparisons: Sequence[Comparison]) -> str:
             cells = (project, comparison.version, training, "not run", "", _first(comparison.error), "", "", "", "")
         else:
             cells = (
-                *(project, comparison.version, training, _same(comparison), f"{comparison.trained} of {comparison.num_parameters}"),
+                *(project, comparison.version, training, _same(comparison), f"{comparison.num_moved}; {comparison.num_trainable}"),
                 *(comparison.explained, str(comparison.looks), _rounded(comparison.completeness)),
                 f"{comparison.seconds[0]:.1f} → {comparison.seconds[1]:.1f}",
-                "<br>".join(comparison.said),
+                "<br>".join(text for text in comparison.said if not any(usual in text for usual in USUAL)),
             )
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|').replace(chr(10), ' ') for cell in cells)} |")
     return "\n".join(lines)
