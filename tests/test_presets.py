@@ -1,6 +1,7 @@
 """Every configuration in callbacks/ is parsed by fg-lightning fit and run, on digits and with few steps."""
 
 import inspect
+import shlex
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ def test_presets_run(path, tmp_path, capsys):
     train(["fit", f"--config={path}", *SMALLER.get(path.stem, ["--model.name=mobilenet_v3_small"]), *options])
     (history,) = tmp_path.rglob("history.csv")
     assert len(history.read_text().splitlines()) == 3  # a header, the untrained network, and after the epoch
-    assert f"fg-lightning report '{history.parent}'" in capsys.readouterr().out
+    assert f"fg-lightning report {shlex.quote(str(history.parent))}\n" in capsys.readouterr().out
     assert list(tmp_path.rglob("last.ckpt")) or path.stem == "many_epochs"  # which has one after ten
 
 
