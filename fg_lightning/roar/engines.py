@@ -6,7 +6,7 @@ import logging
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from fg_lightning.errors import CannotRun
 from fg_lightning.roar.folder import room
@@ -28,6 +28,7 @@ class Done(Generic[Item]):
     reason: str = ""
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Calls a function on items, in any order, and says what came of each as soon as it is known."""
 
