@@ -110,7 +110,7 @@ class Looker:
         evidence: what is known of a module and its data, asked for at the first look.
 
     Attributes:
-        labels: the probe's labels as they came.
+        labels: the probe's labels as they came; once a look was taken, those of what is explained.
         misfit: what is wrong with them, once a look was taken; None if nothing is.
         assumed: what the evidence did not decide, once a look was taken; None if it did.
 
@@ -199,11 +199,15 @@ class Looker:
         if self._target is not None:
             self.task = self._of_target(scores, probe, evidence)
             return
+        if _are_features(scores, output, evidence):
+            evidence = replace(evidence, kinds=frozenset({"embeddings"}), heads=frozenset())
         found = self._meaning(scores, probe.images, probe.candidates, evidence)
         notes = [note for note in (other_parts(output), found.assumed) if note is not None]
         self.task, self.assumed = found.task, "; ".join(notes) or None
         self._which = len(probe.candidates) if found.labels is None else found.labels
-        if found.labels is None and self.task.tells_classes:
+        if found.labels is not None:
+            self.labels = self._candidates[found.labels]
+        elif self.task.tells_classes:
             self.labels = None  # they are labels of something else
 
     def _meaning(self, scores: Tensor, images: Tensor, candidates: Sequence[Tensor], evidence: Evidence) -> Meaning:
@@ -234,6 +238,13 @@ class Looker:
     def _of(self, candidates: Sequence[Tensor]) -> Tensor | None:
         """The labels among what may be the labels."""
         return candidates[self._which] if self._which < len(candidates) else None
+
+
+def _are_features(scores: Tensor, output: Any, evidence: Evidence) -> bool:
+    """Whether another part of the output has as many entries as there are classes, and this one has not."""
+    shapes = [part.shape for part in parts_of(output).values() if part is not scores and part.ndim == 2]
+    counts = evidence.counts | evidence.of_data
+    return scores.ndim == 2 and scores.shape[1] not in counts and any(columns in counts for _, columns in shapes)
 
 
 def _for_each(target: int | Sequence[int] | Tensor, n: int) -> Tensor:

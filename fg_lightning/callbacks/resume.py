@@ -21,11 +21,13 @@ MOST_BYTES = 2**20
 """Images and labels go into a checkpoint if they take no more; they also lie in the run's folder."""
 
 
-def kept(history: History, probe: Probe, task: Task, fingerprint: str, settings: dict[str, str]) -> dict[str, Any]:
+def kept(
+    history: History, probe: Probe, task: Task, fingerprint: str, settings: dict[str, str], shown: Tensor | None = None
+) -> dict[str, Any]:
     """The state of a monitor, of tensors and plain values.
 
-    The folder, the numbers of every look, the probe's fingerprint, what is explained of it, and the images themselves where they
-    are small. Maps are not in it: they lie in the folder.
+    The folder, the numbers of every look, the probe's fingerprint, what is explained of it, the labels that are shown beside
+    it, and the images themselves where they are small. Maps are not in it: they lie in the folder.
     """
     labels = None if probe.labels is None else _narrow(probe.labels)
     size = sum(t.numel() * t.element_size() for t in (probe.images, labels) if t is not None)
@@ -37,6 +39,7 @@ def kept(history: History, probe: Probe, task: Task, fingerprint: str, settings:
         "task": type(task).__name__,
         "images": probe.images if size <= MOST_BYTES else None,
         "labels": labels if size <= MOST_BYTES else None,
+        "shown": shown if shown is None or shown.ndim == 1 else None,
     }
 
 
@@ -60,6 +63,7 @@ class Resumed:
         task: as it understood the network; None where the user's function says what is explained.
         fingerprint: of its probe as it came.
         settings: what must be the same for maps to be comparable.
+        shown: its labels as they are shown beside what it explained; None where none are.
         damage: what is wrong with the findings, None if nothing is.
         unreadable: why nothing is known; empty if it is.
     """
@@ -71,6 +75,7 @@ class Resumed:
     task: Task | None
     fingerprint: str
     settings: dict[str, str]
+    shown: Tensor | None = None
     damage: Exception | None = None
     unreadable: str = ""
 
@@ -112,7 +117,8 @@ class Resumed:
             folder = None
         task = TASKS[state["task"]]() if state["task"] in TASKS else None
         damage = Damage("; ".join(damages)) if damages else None
-        return cls(looks, folder, lost, probe, task, state["fingerprint"], state["settings"], damage)
+        shown = state.get("shown", state["labels"])  # which earlier versions did not keep
+        return cls(looks, folder, lost, probe, task, state["fingerprint"], state["settings"], shown, damage)
 
     def probe_for(self, fresh: Probe | None, settings: dict[str, str], *, needs_fresh: bool) -> tuple[Probe | None, str | None]:
         """What to look at on, None to begin anew, and what is not as it was.

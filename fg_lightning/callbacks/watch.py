@@ -163,7 +163,7 @@ class Watch:
         if resumed is not None and look_on is not None:
             history = resumed.history(None if folder is None else resumed.folder_in(folder, trainer.logger is not None))
             looker = Looker(look_on, settings.psi, settings.target, settings.forward, resumed.task, settings.task, evidence)
-            looker.labels = look_on.labels if fresh is None else fresh.labels
+            looker.labels = resumed.shown
             fingerprint = resumed.fingerprint
         elif fresh is not None:
             history = History(None if folder is None else unused(folder))
@@ -180,9 +180,10 @@ class Watch:
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint; see `kept`. Nothing before the first look."""
-        if not self.history.looks or self.looker.task is None:
+        looker = self.looker
+        if not self.history.looks or looker.task is None:
             return {}
-        return kept(self.history, self.looker.probe, self.looker.task, self._fingerprint, self._settings.decisive())
+        return kept(self.history, looker.probe, looker.task, self._fingerprint, self._settings.decisive(), looker.labels)
 
     def measure(self, module: LightningModule) -> Findings:
         """Finds what there is to find of the network now, and its `numbers`."""

@@ -170,3 +170,52 @@ def test_a_label_that_is_no_class_is_called_a_label(tmp_path):
     artist = monitor._watch._artist
     assert artist.classes.caption(35, None, 33.25, None) == "label 35\n→ 33.25"
     assert artist.classes.named(35) == "35"
+
+
+class TwoHeads(Embedder):
+    """Beside labels of two kinds, of which the second is of the first head."""
+
+    def __init__(self):
+        super().__init__(4)
+
+    def forward(self, images):
+        both = super().forward(images)
+        return {"kind": both[:, :3], "age": both[:, 3]}
+
+    def training_step(self, batch, batch_idx):
+        found = self(batch[0])
+        return F.cross_entropy(found["kind"], batch[2]) + F.l1_loss(found["age"], batch[1].float())
+
+
+class FeaturesFirst(Embedder):
+    """As networks with a centre loss give them: features, then scores."""
+
+    def __init__(self):
+        super().__init__(35)
+
+    def forward(self, images):
+        both = super().forward(images)
+        return both[:, :32], both[:, 32:]
+
+    def training_step(self, batch, batch_idx):
+        features, scores = self(batch[0])
+        return F.cross_entropy(scores, batch[1]) + features.square().mean()
+
+
+def two_kinds_of_labels():
+    images, classes = images_and_labels(16, seed=2)
+    return DataLoader(TensorDataset(images, 20 + torch.arange(16), classes % 3), 8)
+
+
+def test_the_label_that_is_shown_is_that_of_what_is_explained(tmp_path):
+    monitor = FullGradMonitor(num_samples=3, strict=True)
+    fit(tmp_path, monitor, TwoHeads(), train=two_kinds_of_labels(), val=two_kinds_of_labels())
+    rows = monitor.history.images()
+    assert all(row["label"] == row["explained"] for row in rows)
+    assert {row["label"] for row in rows} <= {"0", "1", "2"}
+
+
+def test_features_before_the_scores_are_no_classes(tmp_path):
+    monitor = FullGradMonitor(num_samples=3, strict=True)
+    fit(tmp_path, monitor, FeaturesFirst(), train=data(), val=data())
+    assert not any(row["confidence"] or row["explained"] for row in monitor.history.images())

@@ -182,7 +182,7 @@ def kept(path):
 def test_a_checkpoint_keeps_little_and_nothing_that_torch_does_not_trust(tmp_path):
     fit(tmp_path, FullGradMonitor(num_samples=4, strict=True), 2)
     first, second = (kept(tmp_path / f"saved/epoch={epoch}.ckpt") for epoch in (0, 1))
-    assert set(first) == {"folder", "looks", "fingerprint", "settings", "task", "images", "labels"}
+    assert set(first) == {"folder", "looks", "fingerprint", "settings", "task", "images", "labels", "shown"}
     assert [row["epoch"] for row in second["looks"]] == [0, 1, 2]
     assert len(second["looks"]) == len(first["looks"]) + 1
     assert second["images"].shape == (4, 1, 8, 8)
@@ -385,3 +385,15 @@ def test_in_a_new_process(tmp_path):
     subprocess.run([*command, "1"], check=True, capture_output=True)
     resumed = subprocess.run([*command, "2", str(tmp_path / "saved/epoch=0.ckpt")], check=True, capture_output=True, text=True)
     assert resumed.stdout.splitlines()[-1] == "[0, 1, 2]"
+
+
+def test_the_images_of_a_checkpoint_keep_their_labels(tmp_path):
+    """Not those of the images that stand in their place since."""
+    fit(tmp_path, FullGradMonitor(num_samples=4, strict=True), 1)
+    monitor = FullGradMonitor(num_samples=4)
+    images, labels = images_and_labels(16, seed=3)
+    val = DataLoader(TensorDataset(images, (labels + 1) % 3), 8)
+    with pytest.warns(UserWarning, match="since the checkpoint was written, images .* are others"):
+        fit(tmp_path, monitor, 2, resume=tmp_path / "saved/epoch=0.ckpt", val=val)
+    before, now = monitor.history.images(0), monitor.history.images(2)
+    assert [row["label"] for row in now] == [row["label"] for row in before]
