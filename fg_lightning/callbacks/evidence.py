@@ -32,7 +32,7 @@ KINDS: dict[str, re.Pattern[str]] = {
     "probabilities": re.compile(r"^(binary_cross_entropy|bceloss)$", re.IGNORECASE),
     "classes": re.compile(
         r"^(cross_entropy|nll_loss|multi_margin_loss|multimarginloss|nllloss|nllloss2d)$|^(?!binary|bce).*crossentropy"
-        r"|^(?!sigmoid).*focal_?loss|dice_?(loss|score|ce|focal)|jaccard|lovasz|tversky|for\w*(classification|segmentation)$",
+        r"|^(?!sigmoid).*focal_?loss|dice_?(loss|score|ce|focal)|label_?smooth|jaccard|lovasz|tversky|for\w*(classification|segmentation)$",
         re.IGNORECASE,
     ),
     "numbers": re.compile(

@@ -153,7 +153,7 @@ class Labels:
 def _of_one_number(scores: Tensor, labels: Labels, evidence: Evidence) -> Meaning:
     """[N] or [N, 1]."""
     which = labels.single()
-    if which is None or not is_zero_or_one(labels.of_all[which]):
+    if which is None or not is_zero_or_one(labels.of_all[which]) or _are_of_more_classes(labels.of_all[which], evidence):
         return Meaning(Task(), which)
     if evidence.is_for("logits"):
         return Meaning(Binary(), which)
@@ -169,15 +169,28 @@ def _of_one_number(scores: Tensor, labels: Labels, evidence: Evidence) -> Meanin
     return Meaning(task, which) if is_sure else _assumed(task, which, scores)
 
 
+def _are_of_more_classes(labels: Tensor, evidence: Evidence) -> bool:
+    """Whether integers that are 0 or 1 in the images looked at are others elsewhere in the data; truth values are uint8 here."""
+    is_of_classes = not labels.is_floating_point() and labels.dtype is not torch.uint8
+    return is_of_classes and bool(evidence.of_data) and min(evidence.of_data) > 2
+
+
 def _of_a_vector(scores: Tensor, labels: Labels, evidence: Evidence) -> Meaning:
     """[N, K]."""
     matrix, classes = labels.matrix(), labels.classes()
     if matrix is not None and (classes is None or not bool(fits_classes(labels.of_all[classes], scores).any())):
         return _of_a_matrix(scores, labels, matrix, evidence)
     if classes is not None:
-        return _if_classes(Classes(), scores, labels, classes, evidence)
+        return _if_classes(_of_classes(scores, evidence), scores, labels, classes, evidence)
     numbers = labels.single()
     return _without_labels(Classes(), scores, evidence) if numbers is None else Meaning(Task(), numbers)
+
+
+def _of_classes(scores: Tensor, evidence: Evidence) -> Task:
+    """The task of scores with one label for each image, which a loss of yes or no may train each by itself."""
+    if not evidence.is_for("logits", "probabilities") or evidence.is_for("classes"):
+        return Classes()
+    return SeveralProbabilities() if _are_probabilities(scores, evidence) else SeveralClasses()
 
 
 def _of_a_matrix(scores: Tensor, labels: Labels, which: int, evidence: Evidence) -> Meaning:

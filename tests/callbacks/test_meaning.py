@@ -5,7 +5,7 @@ import torch
 
 from fg_lightning.callbacks.evidence import Evidence
 from fg_lightning.callbacks.meaning import task_of
-from fg_lightning.callbacks.task import Binary, Classes, Probability, Regions, SeveralClasses, Task
+from fg_lightning.callbacks.task import Binary, Classes, Probability, Regions, SeveralClasses, SeveralProbabilities, Task
 
 N = 8
 IMAGES = torch.rand(N, 3, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -38,7 +38,8 @@ SURE = {
     "a module that knows its classes": (normal(100), [cycle(3)], evidence(counts=[100]), Classes),
     "a pretrained head left in place": (normal(1000), [cycle(2)], evidence("classes", of_data=[2], heads=[1000]), Classes),
     "names of the data set": (normal(10), [cycle(2)], evidence(of_data=[10]), Classes),
-    "yes or no for each of the classes": (normal(3), [cycle(3)], evidence("logits"), Classes),
+    "yes or no for each of the classes": (normal(3), [cycle(3)], evidence("logits"), SeveralClasses),
+    "the probability of each of the classes": (normal(3).sigmoid(), [cycle(3)], evidence("probabilities"), SeveralProbabilities),
     "ArcFace beside a classifier": (normal(3), [cycle(3)], evidence("classes", "embeddings", counts=[3]), Classes),
     "labels of one byte": (normal(3), [cycle(3).to(torch.uint8)], evidence("classes"), Classes),
     "soft labels": (normal(5), [normal(5).softmax(1)], evidence(), Classes),
@@ -72,6 +73,7 @@ SURE = {
     "a count that is 0 or 1": (normal(1), [YES_OR_NO], evidence("numbers"), Task),
     "a rank": (normal(1), [cycle(5)], evidence(), Task),
     "a number without labels": (normal(1), [], evidence(), Task),
+    "real or not, beside labels": (normal(1).sigmoid(), [YES_OR_NO], evidence("probabilities", of_data=[3]), Task),
     # planes
     "regions": (normal(4, 6, 6), [MASKS], evidence("classes"), Regions),
     "regions of unknown loss": (normal(4, 6, 6), [MASKS], evidence(), Regions),
