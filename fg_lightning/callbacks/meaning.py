@@ -29,6 +29,9 @@ LIKELY = 1e-2
 ENOUGH = 16
 """So many scores of every image in 0..1 are no accident."""
 
+IGNORED = 255
+"""By convention no class, as are numbers below 0."""
+
 YES_OR_NO = ("labels", "logits", "probabilities")
 """Kinds of losses and metrics for outputs whose every entry is a class of its own."""
 
@@ -119,11 +122,12 @@ class Labels:
         return self._first(lambda t: t.shape == (len(self.scores),))
 
     def classes(self) -> int | None:
-        """One integer each, those before others that fit classes of the output."""
+        """One integer each, those before others that fit classes of the output: all, or else some of them."""
         n = len(self.scores)
         integers = [i for i, t in enumerate(self.candidates) if t.shape == (n,) and not t.is_floating_point()]
         fitting = [i for i in integers if bool(fits_classes(self.candidates[i], self.scores).any())]
-        return next(iter([*fitting, *integers]), None)
+        entirely = [i for i in fitting if bool((self.of_all[i] < self.scores.shape[1]).logical_or(self.of_all[i] == IGNORED).all())]
+        return next(iter([*entirely, *fitting, *integers]), None)
 
     def matrix(self) -> int | None:
         """Of the output's shape."""

@@ -137,3 +137,12 @@ def test_the_labels_are_found_among_the_candidates():
     scores, several = torch.zeros(3, 4), torch.tensor([[0, 1, 1, 0], [0, 0, 0, 0], [1, 1, 0, 0]])
     assert task_of(scores, IMAGES[:3], [several, torch.tensor([2, 0, 1])]).labels == 1
     assert task_of(scores, IMAGES[:3], []).labels is None
+
+
+def test_the_places_of_images_in_their_data_set_are_no_labels():
+    places, ignored = torch.arange(N), cycle(3).masked_fill(cycle(3) == 0, 255)
+    assert task_of(normal(3), IMAGES, [places, cycle(3)]).labels == 1
+    assert task_of(normal(3), IMAGES, [ignored, cycle(2)], evidence("classes")).labels == 0
+    part = slice(0, 2)
+    found = task_of(normal(3)[part], IMAGES[part], [places[part], cycle(3)[part]], of_all=[places, cycle(3)])
+    assert found.labels == 1
