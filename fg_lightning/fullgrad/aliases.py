@@ -27,11 +27,12 @@ Miss = Callable[[str, Tensor], None]
 
 
 def storage_of(tensor: Tensor) -> int:
-    """The memory of a tensor, as a number."""
-    try:
-        return tensor.untyped_storage().data_ptr()
-    except RuntimeError:  # a sparse tensor has several
-        return id(tensor)
+    """The memory of a tensor, as a number. No mode meets the question, since it would take it for one of the model's."""
+    with torch._C.DisableTorchFunction():
+        try:
+            return tensor.untyped_storage().data_ptr()
+        except RuntimeError:  # a sparse tensor has several
+            return id(tensor)
 
 
 class Aliases:

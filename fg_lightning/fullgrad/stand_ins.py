@@ -26,7 +26,7 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from fg_lightning.fullgrad.call import operation_name, tensors_in, works_in_place
-from fg_lightning.fullgrad.torch_faults import avoid_faults
+from fg_lightning.fullgrad.torch_faults import FAULTY, avoid_faults
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -104,6 +104,8 @@ class _StandIns(TorchFunctionMode):
             put_back()
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not kwargs and not _needs_care(function):  # most of what is asked of a tensor, such as its shape
+            return function(*args)
         kwargs = kwargs or {}
         if _may_write(function) or "out" in kwargs or "inplace" in kwargs:
             self._save(_written(function, args, kwargs))
@@ -205,6 +207,12 @@ def _memory(tensor: Tensor) -> int | None:
         return tensor.untyped_storage().data_ptr() or None
     except (RuntimeError, NotImplementedError):
         return None
+
+
+@cache
+def _needs_care(function: Callable[..., Any]) -> bool:
+    """Whether a call without keywords may write to an operand, or has a backward pass with a fault."""
+    return _may_write(function) or operation_name(function) in FAULTY
 
 
 @cache

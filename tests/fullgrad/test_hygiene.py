@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from model_state import assert_unchanged, state_of
 from torch import Tensor, nn
 from torch.nn.utils import prune
+from torchvision.models import VisionTransformer
 
 from fg_lightning import FullGrad, full_gradients
 
@@ -220,3 +221,13 @@ def test_memory_does_not_grow(method: str, fail: bool) -> None:
     settled = call(30)
     # One activation kept in each call would be 75 MB, all of them 500 MB; the allocator's own coming and going is a few.
     assert call(CALLS) - settled < 40
+
+
+def test_weights_are_not_copied() -> None:
+    """A copy is for what an operation writes to; our own questions about memory must not look like a write."""
+    network = VisionTransformer(8, 4, num_layers=1, num_heads=2, hidden_dim=8, mlp_dim=16, num_classes=3)
+    FullGrad(network).attribute(torch.rand(1, 3, 8, 8), 0)
+    with torch.profiler.profile() as recorded:
+        FullGrad(network).attribute(torch.rand(1, 3, 8, 8), 0)
+    copies = [event for event in recorded.events() if event.name == "aten::clone" and event.cpu_parent is None]
+    assert len(copies) <= 1  # of the images
