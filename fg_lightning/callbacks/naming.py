@@ -18,15 +18,15 @@ class ClassNames:
     are_classes: bool = True
 
     def named(self, answer: float | None) -> str:
-        """A class by its name, another number as it is."""
+        """A class by its name, as 1.0 for class 1, too; another number as it is, also one that is no class, such as -100."""
         if answer is None:
             return ""
-        if isinstance(answer, float):
+        if isinstance(answer, float) and not (self.are_classes and answer.is_integer()):
             return f"{answer:.4g}"
         answer = int(answer)
-        if not self.are_classes:
+        if not self.are_classes or answer < 0 or (self.names and answer >= len(self.names)):
             return str(answer)
-        return self.names[answer] if self.names and 0 <= answer < len(self.names) else f"class {answer}"
+        return self.names[answer] if self.names else f"class {answer}"
 
     def answer(self, predicted: float | None, confidence: float | None) -> str:
         """What the network says of an image, and how surely."""

@@ -13,6 +13,7 @@ from torchvision.transforms import Normalize
 
 from fg_lightning import FullGradMonitor
 from fg_lightning.callbacks.attach import monitors
+from fg_lightning.callbacks.naming import ClassNames
 
 pytestmark = LIGHTNINGS_OWN
 
@@ -219,3 +220,12 @@ def test_features_before_the_scores_are_no_classes(tmp_path):
     monitor = FullGradMonitor(num_samples=3, strict=True)
     fit(tmp_path, monitor, FeaturesFirst(), train=data(), val=data())
     assert not any(row["confidence"] or row["explained"] for row in monitor.history.images())
+
+
+@pytest.mark.parametrize(
+    ("names", "answer", "shown"),
+    [(NAMES, 1, "dog"), (NAMES, 1.0, "dog"), (None, 1.0, "class 1"), (NAMES, -100, "-100"), (None, -100, "-100")]
+    + [(NAMES, 255, "255"), (NAMES, 0.9, "0.9"), (None, float("nan"), "nan"), (None, None, "")],
+)
+def test_a_label_has_the_name_of_its_class_and_no_other(names, answer, shown):
+    assert ClassNames(names).named(answer) == shown
