@@ -78,7 +78,7 @@ def probe_of_loader(
     with _validating(trainer):
         batch = trainer.precision_plugin.convert_input(batch)
         hooks = _owner("on_before_batch_transfer", getattr(trainer, "datamodule", None), module) or module
-        batch = hooks.on_before_batch_transfer(batch, dataloader_idx=0)
+        batch = hooks.on_before_batch_transfer(batch, 0)  # by place, as Lightning does: the user may call it anything
         batch = trainer.strategy.batch_to_device(batch, module.device, dataloader_idx=0)
     return replace(Probe.of_batch(batch, size, with_batch=with_batch), at_once=loader.batch_size)
 

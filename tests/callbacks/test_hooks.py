@@ -224,3 +224,22 @@ def test_validation_and_tests_before_a_fit_are_not_looked_at(tmp_path):
     assert list(tmp_path.rglob("history.csv")) == []
     run.fit(module, loader(seed=1), loader(16, seed=2))
     assert epochs_of(monitor) == [0, 1, 2]
+
+
+class OtherNames(Classifier):
+    """Lightning gives a hook its arguments by place."""
+
+    def on_before_batch_transfer(self, given, _):
+        return given
+
+    def on_after_batch_transfer(self, given, _):
+        return given
+
+    def transfer_batch_to_device(self, given, where, _):
+        return super().transfer_batch_to_device(given, where, _)
+
+
+def test_a_hook_may_call_its_arguments_anything(tmp_path):
+    monitor = FullGradMonitor(num_samples=2, strict=True)
+    fit(tmp_path, monitor, OtherNames())
+    assert [look.epoch for look in monitor.history.looks] == [0, 1, 2]
