@@ -41,8 +41,13 @@ def monitors() -> list[FullGradMonitor]:
     monitor.attached_by = VARIABLE
     for earlier in _attached:
         earlier.is_superseded = True
-    _attached.add(monitor)
+    count_as_attached(monitor)
     return [monitor]
+
+
+def count_as_attached(monitor: FullGradMonitor) -> None:
+    """Of the monitors that count, the next one that is attached takes the place."""
+    _attached.add(monitor)
 
 
 def _options(text: str) -> dict[str, Any]:

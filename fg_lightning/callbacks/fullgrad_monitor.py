@@ -127,6 +127,14 @@ class FullGradMonitor(Callback):
         """What is looked at, with the labels that are explained once a look was taken; None where `history` is."""
         return None if self._watch is None else self._watch.looker.probe
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy of an attached one, such as a script makes of its list of callbacks, is one of the attached."""
+        from fg_lightning.callbacks.attach import count_as_attached
+
+        self.__dict__.update(state)
+        if self.attached_by is not None:
+            count_as_attached(self)
+
     @property
     def state_key(self) -> str:
         """Differs for two monitors of one Trainer, such as one in a script and one attached to it."""

@@ -1,5 +1,6 @@
 """FG_LIGHTNING=1 python train.py, of a script that knows nothing of the monitor."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -278,3 +279,17 @@ def test_unset_it_loads_nothing(module):
 def test_two_monitors_of_one_script_are_refused_by_lightning(tmp_path):
     with pytest.raises(RuntimeError, match="more than one stateful callback"):
         trainer(tmp_path, FullGradMonitor(), FullGradMonitor())
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_a_copy_of_a_list_of_callbacks_serves_another_trainer(tmp_path, monkeypatch, copied):
+    """As scripts make one for each fold: the list then holds a copy of the monitor that was attached to the first Trainer."""
+    monkeypatch.setenv("FG_LIGHTNING", "num_samples=2")
+    first = trainer(tmp_path)
+    watched = [callback for callback in first.callbacks if isinstance(callback, FullGradMonitor)]
+    first.fit(Classifier(), loader(), loader())
+    second = trainer(tmp_path, *map(copied, watched))
+    second.fit(Classifier(), loader(), loader())
+    seen = [callback for callback in second.callbacks if isinstance(callback, FullGradMonitor) and callback.history is not None]
+    assert len(seen) == 1
+    assert sorted(path.parent.name for path in tmp_path.rglob("history.csv")) == ["version_0", "version_1"]
