@@ -101,6 +101,18 @@ class Hearing:
 
         tensor.register_hook(hook)
 
+    def watched(self, hook: Callable[[Tensor], Tensor | None], text: str) -> Callable[[Tensor], Tensor | None]:
+        """A hook of the model's own on a tensor's gradient, named where it changes that gradient: no rule knows of the change."""
+        self._missing.append(text)
+
+        def watching(gradient: Tensor) -> Tensor | None:
+            changed = hook(gradient)
+            if changed is not None and self._is_on and not torch.equal(changed.to(gradient), gradient):
+                self._heard.add(text)
+            return changed
+
+        return watching
+
     def wait(self, call: Call, bias: Bias, module: str) -> None:
         """Hook the output, so that the visitor gets the bias when the gradient comes."""
         output = call.outputs[bias.output]

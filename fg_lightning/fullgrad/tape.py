@@ -131,6 +131,8 @@ class Tape(TorchFunctionMode):
             return self._run_on_constants(call)
         if isinstance(function, FunctionType) and function not in self._opening:
             self._opening.add(function)
+            if call.name == "register_hook" and len(call.args) == 2:
+                call.args = call.args[0], self.hearing.watched(call.args[1], self._placed("a gradient hook (register_hook)"))
             if call.name in ("grad", "backward") and len(call.args) <= _BEFORE_RETAIN_GRAPH[call.name]:
                 call.kwargs = call.kwargs | {"retain_graph": True}  # what the forward is done with, the backward pass goes through
             try:

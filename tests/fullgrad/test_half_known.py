@@ -432,6 +432,33 @@ def test_some_gradients_that_are_not_finite_are_warned_about() -> None:
         FullGrad(Branch(torch.tanh)).attribute(images(), 1)
 
 
+def hooked(hook: Callable[[Tensor], Tensor | None]) -> Callable[[Tensor], Tensor]:
+    """tanh behind a hook on the gradient, as gradient scaling and reversal are written."""
+
+    def inner(u: Tensor) -> Tensor:
+        u = u * 1
+        if u.requires_grad:
+            u.register_hook(hook)
+        return u.tanh()
+
+    return inner
+
+
+def test_a_gradient_hook_is_named_where_it_changes_the_gradient() -> None:
+    scaled = full_gradients(Between(hooked(lambda gradient: gradient * 0.1)), images(), 1)
+    assert scaled.completeness_error.max() > 0.01
+    assert scaled.unaccounted == ("a gradient hook (register_hook) in the model itself",)
+
+
+def test_a_gradient_hook_that_only_looks_is_called_and_not_named() -> None:
+    seen: list[torch.Size] = []
+    for hook in (lambda gradient: seen.append(gradient.shape), lambda gradient: gradient.clone()):
+        terms = full_gradients(Between(hooked(hook)), images(), 1)
+        assert terms.completeness_error.max() < EXACT
+        assert not terms.unaccounted
+    assert len(seen) == 1
+
+
 def test_rounding_and_what_is_complete_are_not_warned_about() -> None:
     class Cancelling(Between):
         def forward(self, x: Tensor) -> Tensor:
