@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from fg_lightning.fullgrad.target import Selection, Target
 
@@ -42,6 +43,9 @@ class Scores:
         # The copy is what a forward that works in place overwrites.
         scores = selection(self.model(images.clone()))
         if images.requires_grad and torch.is_grad_enabled() and not scores.requires_grad:
+            with _WithGradients():  # a backbone frozen by torch.no_grad() counts like any other, as in FullGrad
+                scores = selection(self.model(images.clone()))
+        if images.requires_grad and torch.is_grad_enabled() and not scores.requires_grad:
             raise ValueError(
                 "the model's output does not depend on the images, so there is nothing to explain; "
                 "does its forward detach them, use torch.inference_mode(), or return a class index?"
@@ -49,6 +53,13 @@ class Scores:
         if images is self._images and selection.target is not None:
             self._target = selection.target
         return scores
+
+
+class _WithGradients(TorchFunctionMode):
+    """Autograd stays on, whatever a forward says."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        return None if function is torch._C._set_grad_enabled else function(*args, **(kwargs or {}))
 
 
 def _repeated(target: Target, copies: int) -> Any:

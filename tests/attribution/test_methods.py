@@ -80,6 +80,29 @@ def test_no_target_is_the_class_predicted_from_the_image_itself(name: str) -> No
     assert not torch.equal(maps_of(name, model, x), maps_of(name, model, x, target=1))
 
 
+class Frozen(nn.Module):
+    """A head on a backbone that is run under no_grad, as a frozen feature extractor is."""
+
+    def __init__(self, model: nn.Sequential) -> None:
+        super().__init__()
+        self.backbone, self.head = model[:-1], model[-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            features = self.backbone(x)
+        return self.head(features)
+
+
+@pytest.mark.parametrize(
+    "name", ["gradient", "input_x_gradient", "integrated_gradients", "smoothgrad", "guided_backprop", "gradcam", "fullgrad"]
+)
+def test_a_backbone_under_no_grad_counts_like_any_other(name: str) -> None:
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+    x = torch.rand(3, 2, 10, 8)
+    assert torch.equal(maps_of(name, Frozen(model), x, target=1), maps_of(name, model, x, target=1))
+    assert torch.equal(maps_of(name, Frozen(model), x), maps_of(name, model, x))
+
+
 @pytest.mark.parametrize("name", ["gradient", "integrated_gradients", "smoothgrad", "gradcam"])
 @pytest.mark.parametrize("kind", ["list", "tensor", "function"])
 def test_targets_come_in_every_kind(name: str, kind: str) -> None:
