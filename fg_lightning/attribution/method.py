@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from inspect import signature
+from threading import get_ident
 from typing import Any, Union
 
 from captum.attr import Attribution
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from fg_lightning.attribution.scores import Scores
 from fg_lightning.fullgrad.entry import check_images
+from fg_lightning.fullgrad.hidden import without_checkpoints
 from fg_lightning.fullgrad.target import Target
 from fg_lightning.fullgrad.undisturbed import as_the_model_takes, undisturbed, unwrapped
 
@@ -70,7 +72,9 @@ class Method(Attribution):
         with undisturbed(self.model, images.device):
             model = unwrapped(self.model)
             leaf = as_the_model_takes(images, model).requires_grad_()
-            maps = self.draw(Scores(model, leaf, target), leaf).detach()
+            thread = get_ident()
+            with without_checkpoints(lambda: get_ident() == thread):  # a reentrant one refuses a gradient at the images
+                maps = self.draw(Scores(model, leaf, target), leaf).detach()
         return (maps,) if isinstance(inputs, tuple) else maps
 
 

@@ -63,12 +63,6 @@ def shown(is_own_thread: Callable[[], bool], meet: Meet, forward_of: Callable[[A
         forward_of: given a custom function and its forward, what is called instead of that.
     """
 
-    def unchecked(run: Callable[..., Any], preserve_rng_state: bool, *inputs: Any) -> Any:
-        return run(*inputs) if is_own_thread() else checkpointed(run, preserve_rng_state, *inputs)
-
-    def nothing_around(around: Callable[..., Generator[None]]) -> Callable[..., Generator[None]]:
-        return lambda *args, **kwargs: _nothing_around() if is_own_thread() else around(*args, **kwargs)
-
     def transform(function: Callable[..., Any]) -> Callable[..., Any]:
         name = function.__name__.removesuffix("_impl")
         return lambda *args, **kwargs: meet(function, args, kwargs, name)
@@ -78,15 +72,34 @@ def shown(is_own_thread: Callable[[], bool], meet: Meet, forward_of: Callable[[A
         # Autograd looks up the forward of a function whenever it applies it, however `apply` was come by.
         return forward_of(cls, value) if name == "forward" else value
 
+    with ExitStack() as stack:
+        stack.enter_context(without_checkpoints(is_own_thread))
+        stack.enter_context(patch.object(functorch_apis, "vmap_impl", transform(vars(functorch_apis)["vmap_impl"])))
+        stack.enter_context(patch.object(eager_transforms, "grad_impl", transform(eager_transforms.grad_impl)))
+        stack.enter_context(patch.object(FunctionMeta, "__getattribute__", attribute))
+        yield
+
+
+@contextmanager
+def without_checkpoints(is_own_thread: Callable[[], bool]) -> Iterator[None]:
+    """Runs a checkpointed part as if it were not; other threads get torch as it is.
+
+    Args:
+        is_own_thread: whether the thread that asks is the one that runs without.
+    """
+
+    def unchecked(run: Callable[..., Any], preserve_rng_state: bool, *inputs: Any) -> Any:
+        return run(*inputs) if is_own_thread() else checkpointed(run, preserve_rng_state, *inputs)
+
+    def nothing_around(around: Callable[..., Generator[None]]) -> Callable[..., Generator[None]]:
+        return lambda *args, **kwargs: _nothing_around() if is_own_thread() else around(*args, **kwargs)
+
     checkpointed = CheckpointFunction.apply
     with ExitStack() as stack:
         stack.enter_context(patch.object(CheckpointFunction, "apply", unchecked))
         for name in ("_checkpoint_without_reentrant_generator", "_checkpoint_without_reentrant_generator_impl"):
             if hasattr(checkpoints, name):  # it depends on torch's version
                 stack.enter_context(patch.object(checkpoints, name, nothing_around(getattr(checkpoints, name))))
-        stack.enter_context(patch.object(functorch_apis, "vmap_impl", transform(vars(functorch_apis)["vmap_impl"])))
-        stack.enter_context(patch.object(eager_transforms, "grad_impl", transform(eager_transforms.grad_impl)))
-        stack.enter_context(patch.object(FunctionMeta, "__getattribute__", attribute))
         yield
 
 

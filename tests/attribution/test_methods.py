@@ -13,6 +13,7 @@ import torch
 from attribution_cases import NETS, TARGETS, assert_close, maps_of, net
 from captum.metrics import sensitivity_max
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from fg_lightning.attribution import METHODS, find_method, method, method_from
 
@@ -78,6 +79,22 @@ def test_no_target_is_the_class_predicted_from_the_image_itself(name: str) -> No
     assert model(x / 2).argmax(1).tolist() == [1, 1, 1]
     assert torch.equal(maps_of(name, model, x), maps_of(name, model, x, target=0))
     assert not torch.equal(maps_of(name, model, x), maps_of(name, model, x, target=1))
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, model: nn.Sequential) -> None:
+        super().__init__()
+        self.backbone, self.head = model[:-1], model[-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(checkpoint(self.backbone, x, use_reentrant=True))
+
+
+@pytest.mark.parametrize("name", ["gradient", "integrated_gradients", "smoothgrad", "guided_backprop", "gradcam", "fullgrad"])
+def test_a_reentrant_checkpoint_is_run_as_if_it_were_none(name: str) -> None:
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+    x = torch.rand(3, 2, 10, 8)
+    assert torch.equal(maps_of(name, Checkpointed(model), x, target=1), maps_of(name, model, x, target=1))
 
 
 class Frozen(nn.Module):
