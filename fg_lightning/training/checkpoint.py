@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
+from packaging.version import InvalidVersion, Version
 
 from fg_lightning.checkpoints import read_checkpoint
 from fg_lightning.errors import CannotRun
+from fg_lightning.training.words import options_of
 
 SHARDED = (".metadata", "meta.pt", "checkpoint", "latest")
 """What lies in a checkpoint that is a folder: those of FSDP, of model parallelism and of DeepSpeed."""
@@ -43,6 +45,35 @@ def check_checkpoint(path: str, command: str) -> None:
         raise CannotRun(f"{path} is not a checkpoint of Lightning's for {command}: it has no {', '.join(missing)}{advice}")
     if not isinstance(found["state_dict"], Mapping) or not isinstance(found.get("hyper_parameters") or {}, Mapping):
         raise CannotRun(f"{path} is not a checkpoint of Lightning's: its state_dict or hyper_parameters are no table of names")
+    check_version(path, found["pytorch-lightning_version"])
+
+
+def check_version(path: Path | str, version: Any) -> None:
+    """Raises CannotRun if what stands for Lightning's version in a checkpoint is none."""
+    try:
+        Version(version)
+    except (InvalidVersion, TypeError) as error:
+        raise CannotRun(f"{path} is not a checkpoint of Lightning's: its pytorch-lightning_version is {version!r}") from error
+
+
+def model_of(path: Path, usual: str) -> dict[str, Any] | None:
+    """The class and the arguments of the model in a checkpoint; None if it keeps no arguments.
+
+    Args:
+        path: of the checkpoint.
+        usual: the class path where the checkpoint names none, as after a training that a script began; of what is kept then, the
+            arguments of that class count.
+
+    Raises:
+        CannotRun: if the file cannot be read.
+    """
+    kept = dict(read_checkpoint(path, is_mapped=True).get("hyper_parameters") or {})
+    kept.pop("_instantiator", None)
+    if "_class_path" in kept:
+        return {"class_path": kept.pop("_class_path"), "dict_kwargs": kept}
+    known = options_of(pkgutil.resolve_name(usual))
+    arguments = {name: value for name, value in kept.items() if name in known}
+    return {"class_path": usual, "init_args": arguments} if arguments else None
 
 
 def overruled(asked: Namespace, kept: Namespace) -> dict[str, tuple[Any, Any]]:

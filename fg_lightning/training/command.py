@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import pkgutil
 import shlex
 import warnings
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 
 from fg_lightning.callbacks import FullGradMonitor
+from fg_lightning.checkpoints import in_one_line
 from fg_lightning.errors import CannotRun
-from fg_lightning.training.checkpoint import check_checkpoint, overruled
+from fg_lightning.training.checkpoint import check_checkpoint, model_of, overruled
 from fg_lightning.training.classifier import ImageClassifier
 from fg_lightning.training.images import ImageDataModule
 from fg_lightning.training.presets import with_presets
@@ -64,6 +67,31 @@ class TrainingCLI(LightningCLI):
             check_checkpoint(str(given.ckpt_path), command)
         elif command != "fit" and _class(given.model) is ImageClassifier and given.model.init_args.weights in (None, "none"):
             raise CannotRun(f"{command} needs a trained network: name its weights, --ckpt_path best.ckpt")
+
+    def _parse_ckpt_path(self) -> None:
+        """Has the checkpoint's hyper_parameters overrule the model's options, as Lightning's own does.
+
+        Lightning's takes those alone that its command line wrote, and gives up on those of a training that a script began.
+
+        Raises:
+            CannotRun: if they are not of the model.
+        """
+        command = self.config.subcommand
+        given = self.config[command]
+        if not given.ckpt_path or not Path(given.ckpt_path).is_file():
+            return
+        kept = model_of(Path(given.ckpt_path), given.model.class_path)
+        if kept is None:
+            return
+        said = io.StringIO()
+        try:
+            with redirect_stderr(said):
+                self.config = self.parser.parse_object({command: {"model": kept}}, self.config)
+        except SystemExit:
+            raise CannotRun(
+                f"the hyper_parameters of {given.ckpt_path} do not fit the model {kept['class_path']}; name the same --model as "
+                f"for the training that left it: {in_one_line(said.getvalue().rpartition('error: ')[2])}"
+            ) from None
 
     def before_instantiate_classes(self) -> None:
         for name, (asked, kept) in overruled(self.asked, self.config[self.subcommand].model).items():

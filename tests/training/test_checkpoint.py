@@ -5,7 +5,7 @@ import torch
 from jsonargparse import Namespace
 
 from fg_lightning.errors import CannotRun
-from fg_lightning.training.checkpoint import check_checkpoint, overruled
+from fg_lightning.training.checkpoint import check_checkpoint, model_of, overruled
 
 MODEL = "fg_lightning.training.ImageClassifier"
 
@@ -36,3 +36,22 @@ def test_options_that_differ_from_the_checkpoint_s_are_found_where_they_were_giv
     asked = Namespace(class_path=MODEL, init_args=Namespace(name="resnet18", lr=0.5, warmup=0.1, weight_decay=0.05))
     kept = Namespace(class_path=MODEL, **{where: {"name": "resnet50", "lr": 0.001, "warmup": 0.1, "weight_decay": 0.2}})
     assert overruled(asked, kept) == {"lr": (0.5, 0.001)}
+
+
+@pytest.mark.parametrize("version", ["abc", 3, None])
+def test_a_version_that_is_none_is_refused(tmp_path, version):
+    torch.save({"state_dict": {}, "pytorch-lightning_version": version}, tmp_path / "other.ckpt")
+    with pytest.raises(
+        CannotRun, match=rf"other\.ckpt is not a checkpoint of Lightning's: its pytorch-lightning_version is '?{version}"
+    ):
+        check_checkpoint(str(tmp_path / "other.ckpt"), "test")
+
+
+def test_the_model_is_what_a_command_line_kept_or_what_a_script_did(tmp_path):
+    path = tmp_path / "kept.ckpt"
+    torch.save({"hyper_parameters": {"_class_path": "my.Net", "_instantiator": "lightning", "width": 3}}, path)
+    assert model_of(path, MODEL) == {"class_path": "my.Net", "dict_kwargs": {"width": 3}}
+    torch.save({"hyper_parameters": {"name": "squeezenet1_1", "lr": 0.01, "noted": "by the script"}}, path)
+    assert model_of(path, MODEL) == {"class_path": MODEL, "init_args": {"name": "squeezenet1_1", "lr": 0.01}}
+    torch.save({"state_dict": {}}, path)
+    assert model_of(path, MODEL) is None

@@ -3,9 +3,13 @@
 import csv
 
 import pytest
+import torch
 import yaml
+from lightning.pytorch import Trainer
 
 from fg_lightning.cli import main
+from fg_lightning.demo import DigitsDataModule
+from fg_lightning.training import ImageClassifier
 
 pytestmark = [
     # Lightning's own use of torch, and its advice
@@ -127,3 +131,23 @@ def test_a_class_of_ones_own_keeps_its_own_defaults(capsys):
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed["data"]["init_args"]["num_workers"] is None
     assert printed["model"]["init_args"]["lr"] == 0.01
+
+
+@pytest.mark.slow
+def test_what_a_script_trained_is_measured(capsys):
+    trainer = Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer.fit(ImageClassifier("squeezenet1_1", lr=0.01), DigitsDataModule())
+    trainer.save_checkpoint("script.ckpt")
+    main(["test", "--ckpt_path", "script.ckpt", "--trainer.logger", "false", "--trainer.limit_test_batches", "1"])
+    assert "test/accuracy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kept", [{"_class_path": "subprocess.Popen", "args": "x"}, {"lr": "quickly"}])
+def test_hyper_parameters_that_do_not_fit_are_one_sentence(kept, capsys):
+    torch.save({"state_dict": {}, "pytorch-lightning_version": "2.5.0", "hyper_parameters": kept}, "other.ckpt")
+    with pytest.raises(
+        SystemExit, match=r"the hyper_parameters of other\.ckpt do not fit the model .*name the same --model"
+    ) as stop:
+        main(["test", "--ckpt_path", "other.ckpt"])
+    assert "\n" not in str(stop.value)
+    assert not capsys.readouterr().err
