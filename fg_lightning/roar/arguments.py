@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from fg_lightning.removal import Fill, find_imputer
 from fg_lightning.removal.ranking import check_fraction
@@ -117,8 +119,12 @@ def on_one_device(trainer: Mapping[str, Any]) -> dict[str, Any]:
     """The Trainer's arguments for a process of its own, where "auto" devices are one.
 
     Raises:
-        ValueError: if they are for several devices or nodes.
+        ValueError: if they are for several devices or nodes, or one is none of the Trainer's.
     """
+    known = list(inspect.signature(Trainer.__init__).parameters)[1:]
+    if unknown := [name for name in trainer if name not in known]:
+        close = get_close_matches(str(unknown[0]), known, n=1)
+        raise ValueError(f"Lightning's Trainer has no argument {unknown[0]!r}" + (f"; did you mean {close[0]}?" if close else ""))
     given = {key: value for key, value in trainer.items() if (key, value) != ("devices", "auto")}
     devices = given.get("devices", 1)
     is_one = len(devices) == 1 if isinstance(devices, (list, tuple)) else str(devices) == "1"

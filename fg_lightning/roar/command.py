@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union
 
-from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveFloat, PositiveInt
 from lightning.pytorch import LightningDataModule, LightningModule
 
 from fg_lightning.errors import CannotRun
@@ -36,7 +36,7 @@ def roar(
     engine: Literal["local", "ray"] = "local",
     address: Union[str, None] = None,
     cpus: PositiveFloat = 1.0,
-    gpus: float = 0.0,
+    gpus: NonNegativeFloat = 0.0,
     threads: PositiveInt = 1,
     chunk: PositiveInt = 50,
     trainer: Union[dict[str, Any], None] = None,

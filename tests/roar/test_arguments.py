@@ -63,6 +63,11 @@ def test_several_devices_for_one_training(tmp_path, given):
         ROARExperiment(tmp_path, Data, Net, trainer=given)
 
 
+def test_an_argument_that_the_trainer_does_not_have():
+    with pytest.raises(ValueError, match=r"no argument 'limit_train_batch'; did you mean limit_train_batches\?$"):
+        on_one_device({"limit_train_batch": 2})
+
+
 def test_one_device_whichever_it_is():
     assert on_one_device({"devices": "auto", "precision": 16}) == {"precision": 16}  # the experiment's own default is one
     for given in ({}, {"devices": 1}, {"devices": "1"}, {"devices": [3]}):
