@@ -50,7 +50,8 @@ def _output_shapes(scores: Scores, images: Tensor) -> dict[str, tuple[int, ...]]
             shapes.pop(name, None)
             shapes[name] = tuple(output.shape)
 
-    named = [(name, module) for name, module in scores.model.named_modules() if name]
+    modules = scores.model.named_modules()
+    named = [(name, module) for name, module in modules if name and not isinstance(module, torch.jit.ScriptModule)]  # takes no hook
     handles = [module.register_forward_hook(partial(note, name=name)) for name, module in named]
     try:
         with torch.no_grad():

@@ -44,3 +44,11 @@ def test_gradcam_says_which_argument_to_give() -> None:
     assert maps_of("gradcam", Tokens(), x, layer="patches").shape == (3, 1, 10, 8)
     with pytest.raises(ValueError, match="does not depend on layer 'unused'"):
         maps_of("gradcam", Tokens(), x, layer="unused")
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+def test_gradcam_passes_over_a_scripted_part_which_takes_no_hooks() -> None:
+    layers = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU()), nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten())
+    head, x = nn.Linear(96, 5), torch.rand(3, 2, 10, 8)
+    model = nn.Sequential(layers[0], torch.jit.script(layers[1]), head)
+    assert torch.allclose(maps_of("gradcam", model, x, 2), maps_of("gradcam", nn.Sequential(*layers, head), x, 2, layer="0"))
