@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -12,6 +13,17 @@ from io import TextIOWrapper
 from jsonargparse import auto_cli
 
 from fg_lightning.errors import CannotRun
+
+ADVICE = {
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ENOSPC: "make room, or take another folder",
+    errno.EDQUOT: "make room, or take another folder",
+    errno.EROFS: "take another folder",
+}
+"""What to do about faults of a disk that no command has words of its own for."""
+
+SHOWN = 200
+"""So many letters of a file's name are shown."""
 
 LIGHTNING = "fg_lightning.training.run"
 """Where the commands are that hand their options over to Lightning's CLI."""
@@ -56,6 +68,12 @@ def main(args: Sequence[str] | None = None) -> None:
         _run(_joined(sys.argv[1:] if args is None else args))
     except CannotRun as error:
         sys.exit(f"fg-lightning: {error}")
+    except OSError as error:
+        if error.errno not in ADVICE:
+            raise
+        name = str(error.filename or "")
+        where = f" ({name[:SHOWN]}{'...' * (len(name) > SHOWN)})" if name else ""
+        sys.exit(f"fg-lightning: {os.strerror(error.errno)}{where}: {ADVICE[error.errno]}")
     except KeyboardInterrupt:
         print("fg-lightning: stopped", file=sys.stderr)
         sys.exit(130)

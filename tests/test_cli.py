@@ -1,5 +1,7 @@
 """Where the command line finds modules, and how it reads words."""
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +61,23 @@ def test_numbers_below_0_are_values(number):
         "--output",
         "x",
     ]
+
+
+def test_a_name_that_is_too_long_is_a_sentence():
+    with pytest.raises(SystemExit, match=r"^fg-lightning: File name too long \(.*x+\.\.\.\): give a shorter name$"):
+        cli.main(["report", "x" * 300])
+
+
+@pytest.mark.parametrize(("code", "is_a_sentence"), [(errno.ENOSPC, True), (errno.EROFS, True), (errno.ENOTCONN, False)])
+def test_a_fault_of_the_disk_is_a_sentence(monkeypatch, code, is_a_sentence):
+    def failing(given):
+        raise OSError(code, os.strerror(code), "run/events")
+
+    monkeypatch.setattr(cli, "_run", failing)
+    with pytest.raises(SystemExit if is_a_sentence else OSError, match=os.strerror(code)) as stop:
+        cli.main(["fit"])
+    if is_a_sentence:
+        assert "(run/events): " in str(stop.value)
 
 
 def test_ctrl_c_is_a_word(monkeypatch, capsys):
