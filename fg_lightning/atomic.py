@@ -86,7 +86,7 @@ def sweep(folder: Path, *, deeply: bool = False) -> None:
 
     Args:
         folder: which may be missing.
-        deeply: also in the folders below it, but for those of Weights & Biases.
+        deeply: also in the folders below it, without those of Weights & Biases.
     """
     for where, names, files in os.walk(folder):
         names[:] = [name for name in names if name != "wandb"] if deeply else []

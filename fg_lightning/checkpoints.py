@@ -52,7 +52,7 @@ def read_checkpoint(path: Path, is_mapped: bool = False) -> Mapping[str, Any]:
 
 
 def in_one_line(error: BaseException | str) -> str:
-    """Another library's message without its line breaks, and not longer than a person reads."""
+    """Another library's message in one line, cut if it is long."""
     words = " ".join(str(error).split())
     return words if len(words) <= LONGEST else f"{words[:LONGEST]} ..."
 

@@ -305,7 +305,7 @@ class FullGradMonitor(Callback):
         self.is_superseded = bool(attached) and attached[-1] is not self
         is_second = len(attached) < len(monitors)
         if is_second and not self.is_superseded:
-            rank_zero_info(f"FullGradMonitor: the script has one of its own, and the one of {self.attached_by} stands back")
+            rank_zero_info(f"FullGradMonitor: the script has one of its own, so the one of {self.attached_by} is disabled")
         return is_second or self.is_superseded
 
     def _is_barred(self, trainer: Trainer) -> bool:

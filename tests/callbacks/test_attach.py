@@ -76,7 +76,7 @@ def test_a_script_with_a_monitor_of_its_own_keeps_that_alone(tmp_path):
     script = "__import__('fg_lightning').FullGradMonitor(num_samples=3)"
     result, history = run(tmp_path, "num_samples=2", callback=script)
     assert result.returncode == 0, result.stderr[-2000:]
-    assert "stands back" in result.stderr
+    assert "is disabled" in result.stderr
     assert len(list(tmp_path.rglob("probe.json"))) == 1
     assert len(history.images(0)) == 3
 

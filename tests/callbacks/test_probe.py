@@ -313,7 +313,7 @@ def test_images_given_by_the_user_go_before_a_stream(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*Skipping val loop")
 def test_without_validation_data_it_looks_at_training_data(tmp_path):
-    """A note tells so: see test_trainings.py."""
+    """test_trainings.py checks the note about it."""
     monitor = FullGradMonitor(num_samples=2, strict=True)
     trainer(tmp_path, monitor).fit(Classifier(), loader(seed=1))
     images, _ = images_and_labels(24, seed=1)
