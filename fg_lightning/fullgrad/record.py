@@ -119,7 +119,7 @@ def _called(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
     """The model's output.
 
     Raises:
-        ValueError: if a planar network fails on what may be a single image.
+        ValueError: if a planar network fails on what may be a single image, or a forward converts to half precision itself.
     """
     try:
         return model(*inputs)
@@ -129,5 +129,10 @@ def _called(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
             raise ValueError(
                 f"the model failed on images of shape {shape}, read as [N, C, L]; "
                 f"a single image needs a batch dimension, images[None] ({error})"
+            ) from error
+        if isinstance(error, RuntimeError) and any(dtype in str(error) for dtype in ("BFloat16", "Half")):
+            raise ValueError(
+                "the forward converts to half precision itself, but weights in half precision are explained in float32; "
+                f"explain a copy of the model without that conversion ({error})"
             ) from error
         raise

@@ -128,3 +128,16 @@ def test_in_place_operations_keep_copies_only_where_a_rule_reads_what_they_overw
     x = torch.rand(2, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert full_gradients(InPlace(), x, 4).completeness_error.max() < 1e-12  # float64 rounding
     assert copied == ["mul", "sigmoid"]  # the product of two that depend on the input, and the non-linearity
+
+
+def test_a_forward_that_converts_to_half_precision_itself_is_told() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.middle = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3).bfloat16()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.middle(self.stem(x).bfloat16()).float().mean((2, 3))
+
+    with pytest.raises(ValueError, match="converts to half precision itself"):
+        full_gradients(Mixed(), torch.rand(2, 3, 8, 8), 0)
