@@ -186,7 +186,7 @@ class Watch:
         return kept(self.history, looker.probe, looker.task, self._fingerprint, self._settings.decisive(), looker.labels)
 
     def measure(self, module: LightningModule) -> Findings:
-        """Finds what there is to find of the network now, and its `numbers`."""
+        """Explains the probe with the network as it is, and sets `numbers`."""
         findings = self.looker.look(module, module.device)
         history = self.history
         first = next(iter(history.looks), None)

@@ -130,7 +130,8 @@ def _called(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
                 f"the model failed on images of shape {shape}, read as [N, C, L]; "
                 f"a single image needs a batch dimension, images[None] ({error})"
             ) from error
-        if isinstance(error, RuntimeError) and any(dtype in str(error) for dtype in ("BFloat16", "Half")):
+        is_about_half = isinstance(error, RuntimeError) and any(dtype in str(error) for dtype in ("BFloat16", "Half"))
+        if is_about_half and not torch.is_autocast_enabled(inputs[0].device.type):
             raise ValueError(
                 "the forward converts to half precision itself, but weights in half precision are explained in float32; "
                 f"explain a copy of the model without that conversion ({error})"
