@@ -67,6 +67,8 @@ def _records(raw: bytes) -> Iterator[bytes]:
             position += left
             continue
         _, length, kind = struct.unpack("<IHB", raw[position : position + HEADER])
+        if position + HEADER + length > len(raw):
+            return  # the run is still writing this record
         parts += raw[position + HEADER : position + HEADER + length]
         position += HEADER + length
         if kind in (FULL, LAST):
