@@ -17,7 +17,7 @@ slow: $(INSTALLED)
 
 # The types and shapes in the signatures, checked in every call of this process; but for the tests that pass what they rule out.
 shapes: $(INSTALLED)
-	$(PYTEST) --jaxtyping-packages=fg_lightning,typechecker.checked -k "not refused" \
+	$(PYTEST) --jaxtyping-packages=fg_lightning,tests.helpers.typechecker.checked -k "not refused" \
 		--ignore=tests/callbacks/test_attach.py --ignore=tests/callbacks/test_distributed.py \
 		tests/callbacks tests/removal tests/metrics tests/attribution tests/fullgrad/test_saliency.py tests/fullgrad/test_postprocess.py tests/fullgrad/test_readings.py
 

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from fg_lightning import atomic
-from fg_lightning.atomic import PREFIX, replacing, sweep, write_atomically, write_json
+from fg_lightning import atomic_files as atomic
+from fg_lightning.atomic_files import PREFIX, replacing, sweep, write_atomically, write_json
 
 
 def mode_of(path):

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from fg_lightning import cli
+from fg_lightning.cli import main as cli
 
 SHADOWS = ("torch", "lightning", "rich", "json", "jsonargparse", "numpy", "argparse")
 
 
-@pytest.mark.parametrize("start", [["-m", "fg_lightning"], ["-c", "from fg_lightning.cli import main; main()"]])
+@pytest.mark.parametrize("start", [["-m", "fg_lightning"], ["-c", "from fg_lightning.cli.main import main; main()"]])
 def test_nothing_in_the_current_folder_stands_for_a_library(tmp_path, start):
     if start[0] == "-c":  # what the installed command does, whose own folder is first
         start = [str(tmp_path / "command.py")]
-        Path(start[0]).write_text("from fg_lightning.cli import main; main()")
+        Path(start[0]).write_text("from fg_lightning.cli.main import main; main()")
     here = tmp_path / "here"
     here.mkdir()
     for name in SHADOWS:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fg_lightning.cli import COMMANDS, main
+from fg_lightning.cli.main import COMMANDS, main
 
 COMPLETE = """
 source {script}

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 from matplotlib.image import imread
-from offline_wandb import history
 
-from fg_lightning.demo.data import DigitsDataModule
-from fg_lightning.demo.run import _is_logged_in
-from fg_lightning.demo.run import demo as run_demo
+from fg_lightning.cli.demo import _is_logged_in
+from fg_lightning.cli.demo import demo as run_demo
+from fg_lightning.demo.digits import DigitsDataModule
 from fg_lightning.errors import CannotRun
+from tests.helpers.offline_wandb import history
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_help_is_complete():
 
 @pytest.mark.parametrize("module", ["torch", "lightning"])
 def test_its_options_are_known_without_anything_heavy(module):
-    code = f"import sys, fg_lightning.demo.run; print({module!r} in sys.modules)"
+    code = f"import sys, fg_lightning.cli.demo; print({module!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
 
 

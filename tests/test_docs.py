@@ -7,7 +7,8 @@ import sys
 
 import pytest
 import yaml
-from snippets import ROOT
+
+from tests import ROOT
 
 pytest.importorskip("mkdocs", reason="needs the extra docs")
 pytest.importorskip("material", reason="needs the extra docs")

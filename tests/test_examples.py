@@ -1,11 +1,10 @@
 """Every example that a person copies runs."""
 
 import runpy
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests import ROOT
 
 pytestmark = [
     # Lightning's own use of torch, and its advice

@@ -18,14 +18,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fg_lightning.attribution import METHODS, method_from
-from fg_lightning.cli import main
+from fg_lightning.cli.explain import explain
+from fg_lightning.cli.main import main
 from fg_lightning.demo import DigitClassifier
-from fg_lightning.explain import CannotRun, explain
+from fg_lightning.errors import CannotRun
 from fg_lightning.explain.network import from_torchvision, picture_transform
 from fg_lightning.explain.pictures import find_pictures, in_batches, names_of, read
 from fg_lightning.visualization import Normalization
-from fg_lightning.visualization.comparison import comparison
 from fg_lightning.visualization.curves import curves
+from fg_lightning.visualization.grid import comparison
 
 NETWORKS = """
 import torch

@@ -11,13 +11,13 @@ import pytest
 import wandb
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from matplotlib.image import imread
-from networks import LIGHTNINGS_OWN, Classifier, loader, trainer
-from offline_wandb import history, media_folder, summary, tables
 from PIL import Image
 
 from fg_lightning import FullGradMonitor
-from fg_lightning.callbacks.look import NUMBERS
 from fg_lightning.loggers import Pictures, log_of
+from fg_lightning.recording.snapshot import NUMBERS
+from tests.helpers.offline_wandb import history, media_folder, summary, tables
+from tests.helpers.small_trainings import LIGHTNINGS_OWN, Classifier, loader, trainer
 
 pytestmark = [
     *LIGHTNINGS_OWN,

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import fg_lightning
-from fg_lightning.cli import COMMANDS, DOES
+from fg_lightning.cli.main import COMMANDS, DOES
 
 
 @pytest.mark.parametrize("module", ["wandb", "ray", "matplotlib", "captum", "torch", "lightning"])
@@ -47,6 +47,8 @@ def test_the_list_of_commands_says_what_their_docstrings_say(command):
 
 @pytest.mark.parametrize("arguments", [["--help"], ["report", "--help"], ["demo", "--help"], ["explain", "--help"]])
 def test_help_waits_for_nothing_heavy(arguments):
-    code = "import sys; from fg_lightning.cli import main\ntry: main()\nfinally: print('torch' in sys.modules, file=sys.stderr)"
+    code = (
+        "import sys; from fg_lightning.cli.main import main\ntry: main()\nfinally: print('torch' in sys.modules, file=sys.stderr)"
+    )
     result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
     assert result.stderr.strip() == "False"

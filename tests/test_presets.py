@@ -10,12 +10,12 @@ import yaml
 from lightning.pytorch.cli import LightningCLI
 
 from fg_lightning.callbacks import FullGradMonitor
+from fg_lightning.cli import fit as presets
+from fg_lightning.cli.fit import train, with_presets
 from fg_lightning.demo import DigitClassifier, DigitsDataModule
-from fg_lightning.training import presets
-from fg_lightning.training.command import train
-from fg_lightning.training.presets import with_presets
+from tests import ROOT
 
-PRESETS = sorted((Path(__file__).parents[1] / "callbacks").glob("*.yaml"))
+PRESETS = sorted((ROOT / "callbacks").glob("*.yaml"))
 
 pytestmark = [
     # Lightning's own use of torch, and its advice

@@ -17,18 +17,18 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
-from snippets import PAGES, ROOT, Command, blocks, commands
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import resnet18
 
 from fg_lightning import FullGradMonitor, ROARDataModule
 from fg_lightning.attribution import METHODS
-from fg_lightning.cli import COMMANDS, main
+from fg_lightning.cli.main import COMMANDS, main
 from fg_lightning.demo import DigitClassifier, DigitsDataModule
-from fg_lightning.fullgrad.biases import RULES
-from fg_lightning.fullgrad.movement import MOVERS
+from fg_lightning.fullgrad.operations.table import MOVERS, RULES
 from fg_lightning.loggers import SHOWN
 from fg_lightning.roar import ROARExperiment, SaliencyStore
+from tests import ROOT
+from tests.helpers.doc_snippets import PAGES, Command, blocks, commands
 
 pytestmark = [
     # Lightning's own use of torch, and its advice

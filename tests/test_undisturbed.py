@@ -11,19 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from attribution_cases import FAST
-from holding_networks import Middle
-from model_state import assert_unchanged, state_of
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from undisturbed_networks import NETWORKS
 
 from fg_lightning import FullGrad, SimpleFullGrad, SmoothFullGrad, full_gradients
 from fg_lightning.attribution import METHODS
 from fg_lightning.errors import CannotRun
-from fg_lightning.explain.network import Network
-from fg_lightning.explain.prediction import predict
+from fg_lightning.explain.network import Network, predict
 from fg_lightning.metrics import CompletenessError, PixelPerturbation, completeness_error, pixel_perturbation
+from tests.helpers.attribution_cases import FAST
+from tests.helpers.holding_networks import Middle
+from tests.helpers.model_state import assert_unchanged, state_of
+from tests.helpers.undisturbed_networks import NETWORKS
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:guided_backprop met no ReLU"),

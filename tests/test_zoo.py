@@ -1,11 +1,12 @@
 """A representative third of the zoo: every family of torchvision's classifiers, dense, video and Hugging Face models."""
 
 import runpy
-from pathlib import Path
 
 import pytest
 
-ZOO = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "zoo.py"))
+from tests import ROOT
+
+ZOO = runpy.run_path(str(ROOT / "benchmarks" / "zoo.py"))
 
 REPRESENTATIVES = (
     "alexnet convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s googlenet inception_v3 maxvit_t mnasnet0_5 mobilenet_v2 "

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import captum.attr
 import pytest
 import torch
-from attribution_cases import NETS, TARGETS, assert_close, maps_of, net
 from captum.attr import LayerAttribution, LayerGradCam, NoiseTunnel
 from torch import Tensor, nn
 
-from fg_lightning.removal.seeds import seeds_of
+from fg_lightning.sample_seeds import seeds_of
+from tests.helpers.attribution_cases import NETS, TARGETS, assert_close, maps_of, net
 
 pytestmark = pytest.mark.filterwarnings("ignore:Setting (forward, )?backward hooks:UserWarning")  # Captum's own, called directly
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import scipy.ndimage
 import torch
-from attribution_cases import NETS, TARGETS, assert_close, maps_of, net
 from torchvision.transforms.functional import gaussian_blur
 
 from fg_lightning.attribution import METHODS
 from fg_lightning.attribution.controls import blur
+from tests.helpers.attribution_cases import NETS, TARGETS, assert_close, maps_of, net
 
 pytestmark = pytest.mark.filterwarnings("ignore:Setting (forward, )?backward hooks:UserWarning")  # Captum's own, called directly
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from attribution_cases import maps_of, net
 from torch import Tensor, nn
+
+from tests.helpers.attribution_cases import maps_of, net
 
 pytestmark = pytest.mark.filterwarnings("ignore:Setting (forward, )?backward hooks:UserWarning")  # Captum's own, called directly
 

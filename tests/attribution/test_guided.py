@@ -9,8 +9,9 @@ import captum.attr
 import pytest
 import torch
 import torch.nn.functional as F
-from attribution_cases import TARGETS, assert_close, maps_of, net
 from torch import Tensor, nn
+
+from tests.helpers.attribution_cases import TARGETS, assert_close, maps_of, net
 
 pytestmark = pytest.mark.filterwarnings("ignore:Setting (forward, )?backward hooks:UserWarning")  # Captum's own, called directly
 

@@ -10,12 +10,12 @@ import captum.attr
 import numpy as np
 import pytest
 import torch
-from attribution_cases import NETS, TARGETS, assert_close, maps_of, net
 from captum.metrics import sensitivity_max
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fg_lightning.attribution import METHODS, find_method, method, method_from
+from tests.helpers.attribution_cases import NETS, TARGETS, assert_close, maps_of, net
 
 pytestmark = pytest.mark.filterwarnings("ignore:Setting (forward, )?backward hooks:UserWarning")  # Captum's own, called directly
 

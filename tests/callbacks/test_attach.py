@@ -8,11 +8,11 @@ import sys
 import lightning.pytorch as pl
 import pytest
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from networks import LIGHTNINGS_OWN, Classifier, loader, trainer
 
 from fg_lightning import FullGradMonitor
 from fg_lightning.callbacks.attach import monitors
-from fg_lightning.callbacks.history import History
+from fg_lightning.history.history import History
+from tests.helpers.small_trainings import LIGHTNINGS_OWN, Classifier, loader, trainer
 
 pytestmark = LIGHTNINGS_OWN
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from networks import LIGHTNINGS_OWN, Classifier, loader, trainer
 
 from fg_lightning import FullGradMonitor
-from fg_lightning.callbacks.look import NUMBERS, Looker
 from fg_lightning.metrics.concentration import gini_index
+from fg_lightning.recording.snapshot import NUMBERS, Looker
+from tests.helpers.small_trainings import LIGHTNINGS_OWN, Classifier, loader, trainer
 
 pytestmark = LIGHTNINGS_OWN
 

@@ -6,14 +6,14 @@ import logging
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import LIGHTNINGS_OWN, Classifier, fit, images_and_labels
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import Normalize
 
 from fg_lightning import FullGradMonitor
 from fg_lightning.callbacks.attach import monitors
-from fg_lightning.callbacks.naming import ClassNames
+from fg_lightning.recording.output_meaning import ClassNames
+from tests.helpers.small_trainings import LIGHTNINGS_OWN, Classifier, fit, images_and_labels
 
 pytestmark = LIGHTNINGS_OWN
 

@@ -2,28 +2,28 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
-from networks import LIGHTNINGS_OWN, Classifier, loader, trainer
 
 from fg_lightning import FullGradMonitor
-from fg_lightning.callbacks.history import History
+from fg_lightning.history.history import History
+from tests import ROOT
+from tests.helpers.small_trainings import LIGHTNINGS_OWN, Classifier, loader, trainer
 
 pytestmark = LIGHTNINGS_OWN
 
 SCRIPT = """
 import datetime, sys, warnings
 warnings.simplefilter("ignore")
-sys.path.insert(0, {tests!r})
+sys.path.insert(0, {root!r})
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
-from networks import Classifier, loader
+from tests.helpers.small_trainings import Classifier, loader
 from fg_lightning import FullGradMonitor
 
 class Synced(Classifier):
@@ -59,7 +59,7 @@ def test_two_processes_train_as_without_it_and_the_first_looks(tmp_path, sides):
     for side in sides:
         (tmp_path / side).mkdir()
         script = tmp_path / side / "train.py"
-        script.write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
+        script.write_text(SCRIPT.format(root=str(ROOT)))
         result = subprocess.run(
             [sys.executable, str(script), str(tmp_path / side), side],
             cwd=tmp_path / side,
@@ -83,12 +83,12 @@ def test_two_processes_train_as_without_it_and_the_first_looks(tmp_path, sides):
 READERS = """
 import datetime, sys, warnings
 warnings.simplefilter("ignore")
-sys.path.insert(0, {tests!r})
+sys.path.insert(0, {root!r})
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
-from networks import Classifier, loader
+from tests.helpers.small_trainings import Classifier, loader
 from fg_lightning import FullGradMonitor
 from fg_lightning.callbacks.look import Looker
 
@@ -120,7 +120,7 @@ if trainer.is_global_zero:
 @pytest.mark.parametrize("fails", ["fails", "works"])
 def test_two_processes_read_one_number(tmp_path, fails):
     script = tmp_path / "train.py"
-    script.write_text(READERS.format(tests=str(Path(__file__).parent)))
+    script.write_text(READERS.format(root=str(ROOT)))
     command = [sys.executable, str(script), str(tmp_path), fails]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]

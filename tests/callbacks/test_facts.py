@@ -13,7 +13,7 @@ from torchvision.transforms import Compose, Normalize, ToTensor, v2
 from torchvision.transforms._presets import ImageClassification
 from torchvision.transforms.functional import normalize
 
-from fg_lightning.callbacks.facts import Facts
+from fg_lightning.recording.normalization import Facts
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 

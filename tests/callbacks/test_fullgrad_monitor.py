@@ -9,17 +9,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.loggers import CSVLogger
-from networks import LIGHTNINGS_OWN, Classifier, fit, images_and_labels, loader, trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import Normalize
 
 from fg_lightning import FullGrad, FullGradMonitor, full_gradients
-from fg_lightning.callbacks.facts import Facts
-from fg_lightning.callbacks.history import History
-from fg_lightning.callbacks.look import Looker
-from fg_lightning.callbacks.probe import Probe
+from fg_lightning.history.history import History
+from fg_lightning.recording.normalization import Facts
+from fg_lightning.recording.probe import Probe
+from fg_lightning.recording.snapshot import Looker
 from fg_lightning.visualization import displayed
+from tests.helpers.small_trainings import LIGHTNINGS_OWN, Classifier, fit, images_and_labels, loader, trainer
 
 pytestmark = LIGHTNINGS_OWN
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fg_lightning.callbacks.growing import GrowingArray
+from fg_lightning.history.growing_array import GrowingArray
 
 
 def entries(count):

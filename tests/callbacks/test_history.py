@@ -4,47 +4,24 @@ import json
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
-from networks import LIGHTNINGS_OWN, Classifier, images_and_labels, loader, trainer
 
-import fg_lightning.callbacks.history
+import fg_lightning.history.history
 from fg_lightning import FullGradMonitor, full_gradients
-from fg_lightning.callbacks.drawing import Artist, bias_terms
-from fg_lightning.callbacks.history import COLUMNS, History
-from fg_lightning.callbacks.look import NUMBERS, Findings, Layer, Look
-from fg_lightning.callbacks.naming import ClassNames
-from fg_lightning.callbacks.probe import Probe
-from fg_lightning.callbacks.task import Answers
+from fg_lightning.history.history import COLUMNS, History
+from fg_lightning.recording.output_meaning import ClassNames
+from fg_lightning.recording.probe import Probe
+from fg_lightning.recording.snapshot import NUMBERS
+from fg_lightning.recording.snapshot_images import Artist, bias_terms
+from tests import ROOT
+from tests.helpers.small_trainings import LIGHTNINGS_OWN, Classifier, images_and_labels, loader, trainer
+from tests.helpers.written_snapshots import findings, look, written
 
 pytestmark = LIGHTNINGS_OWN
-
-
-def findings(seed=0, n=2, size=4, scale=1.0):
-    generator = torch.Generator().manual_seed(seed)
-    terms = ("output", "input_term", "bias_term", "implicit_term", "completeness_error")
-    return Findings(
-        maps=scale * torch.rand(n, 1, size, size, generator=generator),
-        answers=Answers(torch.tensor([1, 0]), torch.tensor([1, 1]), torch.tensor([0.75, 0.5])),
-        terms={name: torch.rand(n, generator=generator) for name in terms},
-        layers=[Layer("", "input", 0.5), Layer("head.0", "explicit", 0.25), Layer("act", "implicit", 0.25)],
-    )
-
-
-def look(epoch):
-    return Look(epoch, 3 * epoch, {f"fullgrad/{key}": epoch + i / 7 for i, key in enumerate(NUMBERS) if key != "drift"})
-
-
-def written(folder, looks=3, **options):
-    history = History(folder)
-    history.begin({"psi": "absolute"}, Probe(torch.rand(2, 1, 4, 4), torch.tensor([1, 0])), [np.zeros((4, 4, 3), np.uint8)] * 2)
-    for epoch in range(looks):
-        history.add(look(epoch), findings(epoch, **options), torch.tensor([1, 0]))
-    return history
 
 
 def test_what_was_written_is_read_back(tmp_path):
@@ -189,8 +166,8 @@ def test_a_damaged_probe_is_refused_alone(tmp_path):
 
 def test_pictures_of_the_whole_run_read_every_table_once(tmp_path, monkeypatch):
     history, read = written(tmp_path, looks=6), []
-    rows = fg_lightning.callbacks.history._rows
-    monkeypatch.setattr("fg_lightning.callbacks.history._rows", lambda path: (read.append(path.name), rows(path))[1])
+    rows = fg_lightning.history.history._rows
+    monkeypatch.setattr("fg_lightning.history.history._rows", lambda path: (read.append(path.name), rows(path))[1])
     artist = Artist(
         torch.rand(2, 1, 4, 4), [np.zeros((4, 4, 3), np.uint8)] * 2, torch.tensor([0, 1]), None, ClassNames(["cat", "dog"])
     )
@@ -241,10 +218,10 @@ def test_a_run_leaves_all_that_was_found(tmp_path):
 
 KILLED = """
 import os, signal, sys
-sys.path.insert(0, {tests!r})
-from networks import Classifier, loader, trainer
+sys.path.insert(0, {root!r})
+from tests.helpers.small_trainings import Classifier, loader, trainer
 from fg_lightning import FullGradMonitor
-from fg_lightning.callbacks.history import History
+from fg_lightning.history.history import History
 
 append, count = History._append, 0
 
@@ -262,7 +239,7 @@ trainer({folder!r}, FullGradMonitor(num_samples=3), max_epochs=5).fit(Classifier
 
 def test_a_killed_process_loses_the_look_in_progress_alone(tmp_path):
     # The tenth of three tables a look is the fourth look's first, when its maps are written already.
-    script = KILLED.format(tests=str(Path(__file__).parent), folder=str(tmp_path), calls=10)
+    script = KILLED.format(root=str(ROOT), folder=str(tmp_path), calls=10)
     result = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=False)
     assert result.returncode == -signal.SIGKILL, result.stderr[-2000:]
     folder = tmp_path / "fullgrad" / "version_0"

@@ -14,15 +14,16 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
-from networks import LIGHTNINGS_OWN, Classifier, loader, trainer
-from test_history import findings, look, written
 
-import fg_lightning.callbacks.history
-from fg_lightning import FullGradMonitor, atomic
-from fg_lightning.callbacks.growing import GrowingArray
-from fg_lightning.callbacks.history import COLUMNS, History
-from fg_lightning.callbacks.probe import Probe
-from fg_lightning.callbacks.table import as_csv
+import fg_lightning.history.history
+from fg_lightning import FullGradMonitor
+from fg_lightning import atomic_files as atomic
+from fg_lightning.history.csv_table import as_csv
+from fg_lightning.history.growing_array import GrowingArray
+from fg_lightning.history.history import COLUMNS, History
+from fg_lightning.recording.probe import Probe
+from tests.helpers.small_trainings import LIGHTNINGS_OWN, Classifier, loader, trainer
+from tests.helpers.written_snapshots import findings, look, written
 
 pytestmark = LIGHTNINGS_OWN
 
@@ -33,7 +34,7 @@ STAGES = ["probe/000.png", "probe.npz", "probe.json", "maps.npy", "images.csv", 
 @contextmanager
 def faulty(monkeypatch, stage, code, *, short=0, only=None):
     """A disk that raises where one file is written, after so many bytes of a table; only as long as the last says."""
-    real_append, real_replacing, real_array = History._append, fg_lightning.callbacks.history.replacing, GrowingArray.append
+    real_append, real_replacing, real_array = History._append, fg_lightning.history.history.replacing, GrowingArray.append
 
     def fail(path):
         if str(path).endswith(stage) and (only is None or only.is_faulty):
@@ -60,8 +61,8 @@ def faulty(monkeypatch, stage, code, *, short=0, only=None):
 
     with monkeypatch.context() as patched:
         patched.setattr(History, "_append", append)
-        patched.setattr("fg_lightning.callbacks.history.replacing", replacing)
-        patched.setattr("fg_lightning.callbacks.history.write_json", write_json)
+        patched.setattr("fg_lightning.history.history.replacing", replacing)
+        patched.setattr("fg_lightning.history.history.write_json", write_json)
         patched.setattr(GrowingArray, "append", grown)
         yield
 

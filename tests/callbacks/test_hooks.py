@@ -9,10 +9,10 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.tuner import Tuner
-from networks import LIGHTNINGS_OWN, Classifier, fit, loader, trainer
 from torch.utils.data import DataLoader, TensorDataset
 
 from fg_lightning import FullGradMonitor
+from tests.helpers.small_trainings import LIGHTNINGS_OWN, Classifier, fit, loader, trainer
 
 pytestmark = LIGHTNINGS_OWN
 

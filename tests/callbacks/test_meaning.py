@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from fg_lightning.callbacks.evidence import Evidence
-from fg_lightning.callbacks.meaning import task_of
-from fg_lightning.callbacks.task import Binary, Classes, Probability, Regions, SeveralClasses, SeveralProbabilities, Task
+from fg_lightning.recording.evidence import Evidence
+from fg_lightning.recording.output_meaning import task_of
+from fg_lightning.recording.task import Binary, Classes, Probability, Regions, SeveralClasses, SeveralProbabilities, Task
 
 N = 8
 IMAGES = torch.rand(N, 3, 6, 6, generator=torch.Generator().manual_seed(0))

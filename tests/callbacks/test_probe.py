@@ -8,7 +8,6 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import LIGHTNINGS_OWN, Classifier, fit, images_and_labels, loader, trainer
 from torch import nn
 from torch.utils.data import (
     BatchSampler,
@@ -21,7 +20,8 @@ from torch.utils.data import (
 )
 
 from fg_lightning import FullGradMonitor, full_gradients
-from fg_lightning.callbacks.probe import NoProbe, Probe
+from fg_lightning.recording.probe import NoProbe, Probe
+from tests.helpers.small_trainings import LIGHTNINGS_OWN, Classifier, fit, images_and_labels, loader, trainer
 
 pytestmark = LIGHTNINGS_OWN
 

@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_history import findings, look
 
-from fg_lightning.atomic import PREFIX
-from fg_lightning.callbacks.history import COLUMNS, History
-from fg_lightning.callbacks.probe import Probe
-from fg_lightning.callbacks.remains import OtherRun, examine
+from fg_lightning.atomic_files import PREFIX
+from fg_lightning.history.history import COLUMNS, History
+from fg_lightning.history.other_run import OtherRun, examine
 from fg_lightning.metrics.concentration import gini_index
+from fg_lightning.recording.probe import Probe
+from tests.helpers.written_snapshots import findings, look
 
 LOOKS = 4
 FILES = ["probe.json", "maps.npy", *COLUMNS]

@@ -3,21 +3,21 @@
 import errno
 import subprocess
 import sys
-from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from networks import LIGHTNINGS_OWN, Classifier, images_and_labels, loader, trainer
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from fg_lightning import FullGradMonitor
-from fg_lightning.callbacks import history as history_module
-from fg_lightning.callbacks import resume as resume_module
-from fg_lightning.callbacks.history import History
+from fg_lightning.history import history as history_module
+from fg_lightning.history.history import History
+from fg_lightning.recording import resume as resume_module
 from fg_lightning.report import write_report
+from tests import ROOT
+from tests.helpers.small_trainings import LIGHTNINGS_OWN, Classifier, images_and_labels, loader, trainer
 
 pytestmark = [*LIGHTNINGS_OWN, pytest.mark.filterwarnings("ignore:.*exists and is not empty")]
 
@@ -190,7 +190,7 @@ def test_a_checkpoint_keeps_little_and_nothing_that_torch_does_not_trust(tmp_pat
 
 
 def test_images_that_are_not_small_lie_in_the_runs_folder_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr("fg_lightning.callbacks.resume.MOST_BYTES", 100)
+    monkeypatch.setattr("fg_lightning.recording.resume.MOST_BYTES", 100)
     fit(tmp_path, FullGradMonitor(num_samples=4, strict=True), 1, val=DataLoader(Stream(2), 8))
     assert kept(tmp_path / "saved/epoch=0.ckpt")["images"] is None
     monitor = FullGradMonitor(num_samples=4, strict=True)
@@ -325,7 +325,7 @@ def test_a_checkpoint_before_the_next_look_knows_where_the_findings_lie(tmp_path
 
 
 def test_images_that_lie_in_a_damaged_folder_alone_are_looked_for_anew(tmp_path, monkeypatch):
-    monkeypatch.setattr("fg_lightning.callbacks.resume.MOST_BYTES", 100)
+    monkeypatch.setattr("fg_lightning.recording.resume.MOST_BYTES", 100)
     fit(tmp_path, FullGradMonitor(num_samples=4, strict=True), 1)
     path = tmp_path / "fullgrad" / "version_0" / "probe.npz"
     path.write_bytes(path.read_bytes()[:300])
@@ -368,8 +368,8 @@ def test_a_checkpoint_of_another_branch_takes_what_is_its_own(tmp_path):
 
 SCRIPT = """
 import sys
-sys.path.insert(0, {tests!r})
-from test_resume import fit
+sys.path.insert(0, {root!r})
+from tests.callbacks.test_resume import fit
 from fg_lightning import FullGradMonitor
 from pathlib import Path
 
@@ -381,7 +381,7 @@ print([look.epoch for look in monitor.history.looks])
 
 
 def test_in_a_new_process(tmp_path):
-    command = [sys.executable, "-W", "ignore", "-c", SCRIPT.format(tests=str(Path(__file__).parent)), str(tmp_path)]
+    command = [sys.executable, "-W", "ignore", "-c", SCRIPT.format(root=str(ROOT)), str(tmp_path)]
     subprocess.run([*command, "1"], check=True, capture_output=True)
     resumed = subprocess.run([*command, "2", str(tmp_path / "saved/epoch=0.ckpt")], check=True, capture_output=True, text=True)
     assert resumed.stdout.splitlines()[-1] == "[0, 1, 2]"

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from fg_lightning.callbacks.evidence import Evidence
-from fg_lightning.callbacks.look import Looker
-from fg_lightning.callbacks.probe import Probe
-from fg_lightning.callbacks.task import (
+from fg_lightning.fullgrad.target import TargetError
+from fg_lightning.recording.evidence import Evidence
+from fg_lightning.recording.probe import Probe
+from fg_lightning.recording.snapshot import Looker
+from fg_lightning.recording.task import (
     TASKS,
     Binary,
     Classes,
@@ -20,7 +21,6 @@ from fg_lightning.callbacks.task import (
     SeveralProbabilities,
     Task,
 )
-from fg_lightning.fullgrad.target import TargetError
 
 IMAGES = torch.rand(3, 2, 6, 6, generator=torch.Generator().manual_seed(0))
 CPU = torch.device("cpu")

@@ -7,41 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from operations.affine import ADDING
-from operations.aten import ATEN
-from operations.definition import Operation, check, values_of
-from operations.moving import AVERAGING, MOVING, SAMPLING
-from operations.nonlinear import INPUT_BY_KEYWORD, NON_LINEAR
-from operations.normalising import NORMALISING, SOFTMAX
-from operations.overwriting import OVERWRITTEN_RESULTS, VIEWS
-from operations.products import CONVOLUTIONS, HOMOGENEOUS, PRODUCTS
-from operations.unlisted import UNLISTED
 from torch import Tensor, nn
 
 from fg_lightning import full_gradients
 from fg_lightning.fullgrad import tape
-from fg_lightning.fullgrad.biases import RULES, no_bias
+from fg_lightning.fullgrad.operations.table import RULES, no_bias
+from tests.helpers.operations import CASES
+from tests.helpers.operations.definition import Operation, check, values_of
 
 # torch itself says so when forward-mode differentiation is first used.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")
-
-CASES = (
-    MOVING
-    | AVERAGING
-    | HOMOGENEOUS
-    | PRODUCTS
-    | CONVOLUTIONS
-    | ADDING
-    | SAMPLING
-    | NORMALISING
-    | SOFTMAX
-    | NON_LINEAR
-    | INPUT_BY_KEYWORD
-    | VIEWS
-    | OVERWRITTEN_RESULTS
-    | UNLISTED
-    | ATEN
-)
 
 NEVER_MET = {
     "cuda": "moves to a device",

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from fg_lightning import FullGrad, SmoothFullGrad
-from fg_lightning.fullgrad import blocks
-from fg_lightning.fullgrad.blocks import TermValues
-from fg_lightning.fullgrad.linearisation import Pointwise
-from fg_lightning.fullgrad.postprocess import PSI, Psi
+from fg_lightning.fullgrad import postprocess as blocks
+from fg_lightning.fullgrad.linearization import Pointwise
+from fg_lightning.fullgrad.postprocess import PSI, Psi, TermValues
 
 
 def product(bias: Tensor, gradient: Tensor) -> Tensor:

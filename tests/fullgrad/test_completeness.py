@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 import torchvision
-from random_networks import BLOCKS, CLASSES, RandomNetwork, images, randomised
 from torch import Tensor, nn
 
 from fg_lightning import FullGradients, full_gradients
+from tests.helpers.random_networks import BLOCKS, CLASSES, RandomNetwork, images, randomised
 
 # torch itself says so when forward-mode differentiation is first used.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")

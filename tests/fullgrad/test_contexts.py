@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fg_lightning import FullGrad, SimpleFullGrad, full_gradients
-from fg_lightning.fullgrad.call import Call
+from fg_lightning.fullgrad.operation import Call
 
 
 def plain_net() -> nn.Module:

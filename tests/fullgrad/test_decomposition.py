@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from random_networks import CLASSES, images, randomised
 from torch import Tensor, nn
 
 from fg_lightning import full_gradients
+from tests.helpers.random_networks import CLASSES, images, randomised
 
 # torch itself says so when forward-mode differentiation is first used.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")

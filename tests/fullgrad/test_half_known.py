@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fg_lightning import FullGrad, SimpleFullGrad, SmoothFullGrad, full_gradients
 from fg_lightning.fullgrad import Term
-from fg_lightning.fullgrad.record import record
+from fg_lightning.fullgrad.decomposition import record
 
 EXACT = 1e-10  # float64 sums of a few hundred numbers
 
@@ -327,7 +327,7 @@ def test_a_write_into_what_is_not_explained_is_not_named() -> None:
 
 
 def test_a_rule_that_fails_is_named_as_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fg_lightning.fullgrad.biases import RULES
+    from fg_lightning.fullgrad.operations.table import RULES
 
     def fails(call: Any) -> Any:
         raise TypeError("arguments of a kind that nobody thought of")
@@ -339,7 +339,7 @@ def test_a_rule_that_fails_is_named_as_missing(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_layout_rule_that_fails_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fg_lightning.fullgrad.movement import MOVERS
+    from fg_lightning.fullgrad.operations.table import MOVERS
 
     def fails(*args: Any) -> Any:
         raise IndexError("a dimension that is not there")

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from model_state import assert_unchanged, state_of
 from torch import Tensor, nn
 from torch.nn.utils import prune
 from torchvision.models import VisionTransformer
 
 from fg_lightning import FullGrad, full_gradients
+from tests.helpers.model_state import assert_unchanged, state_of
 
 CALLS = 300
 

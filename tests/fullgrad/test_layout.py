@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from moving_networks import SEQUENCES, C, H, N, Network, W, const, images, network
 from torch import Tensor, nn
 
 from fg_lightning import FullGrad, full_gradients
-from fg_lightning.fullgrad.biases import RULES
-from fg_lightning.fullgrad.movement import MOVERS
+from fg_lightning.fullgrad.operations.table import MOVERS, RULES
+from tests.helpers.moving_networks import SEQUENCES, C, H, N, Network, W, const, images, network
 
 # torch itself says so when forward-mode differentiation is first used.
 pytestmark = [

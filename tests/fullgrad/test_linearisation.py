@@ -7,11 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from operations.definition import TOLERANCE, Operand, const, z
 from torch import Tensor
 
-from fg_lightning.fullgrad.call import Call, tensors_in
-from fg_lightning.fullgrad.linearisation import (
+from fg_lightning.fullgrad.linearization import (
     NotDifferentiable,
     Summed,
     _double_reverse_mode,
@@ -19,6 +17,8 @@ from fg_lightning.fullgrad.linearisation import (
     _reverse_mode,
     linearise,
 )
+from fg_lightning.fullgrad.operation import Call, tensors_in
+from tests.helpers.operations.definition import TOLERANCE, Operand, const, z
 
 # torch itself says so when forward-mode differentiation is first used.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from operations.definition import Case, Operand, check, z
 from torch import Tensor, nn
 from torch.nn.modules import activation, padding, pooling
+
+from tests.helpers.operations.definition import Case, Operand, check, z
 
 # torch itself says so when forward-mode differentiation is first used.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")

@@ -7,12 +7,12 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from moving_networks import C, H, W, const, padded_rolled_windows, patched, tokens, windows, windows_reversed
 from torch import Tensor
 
-from fg_lightning.fullgrad.hearing import layout_of
+from fg_lightning.fullgrad.bias_hooks import layout_of
 from fg_lightning.fullgrad.layout import Layout
 from fg_lightning.fullgrad.tape import Tape
+from tests.helpers.moving_networks import C, H, W, const, padded_rolled_windows, patched, tokens, windows, windows_reversed
 
 # torch itself says so when forward-mode differentiation is first used.
 pytestmark = [

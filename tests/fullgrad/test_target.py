@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
-from random_networks import CLASSES, images
 from torch import Tensor, nn
 
 from fg_lightning import full_gradients
+from tests.helpers.random_networks import CLASSES, images
 
 # torch itself says so when forward-mode differentiation is first used.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")

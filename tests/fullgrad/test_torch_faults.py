@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from operations.definition import Case
-from operations.one_image import NORMS, ONE_IMAGE
-from test_biases import CASES
 from torch import Tensor, nn
 
 from fg_lightning import FullGrad, full_gradients
 from fg_lightning.attribution import METHODS
-from fg_lightning.fullgrad import torch_faults
-from fg_lightning.fullgrad.call import tensors_in
-from fg_lightning.fullgrad.undisturbed import undisturbed
+from fg_lightning.fullgrad import torch_internals as torch_faults
+from fg_lightning.fullgrad.operation import tensors_in
+from fg_lightning.fullgrad.preserve_model import undisturbed
+from tests.helpers.operations import CASES
+from tests.helpers.operations.definition import Case
+from tests.helpers.operations.one_image import NORMS, ONE_IMAGE
 
 # --- the search: every operation, every way for a gradient and an operand to lie
 

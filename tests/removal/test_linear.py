@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
-from fg_lightning.removal import linear, noisy_linear, top_pixels
-from fg_lightning.removal.linear import infilled
+from fg_lightning.removal import linear_imputation as linear
+from fg_lightning.removal import noisy_linear, top_pixels
+from fg_lightning.removal.linear_imputation import infilled
 
 
 def solved(image: Tensor, mask: Tensor) -> Tensor:

@@ -4,9 +4,9 @@ import shutil
 import time
 
 import pytest
-from made_up import experiment, run
 
 from fg_lightning.report import write_report
+from tests.helpers.written_runs import experiment, run
 
 DRIVER, CHROMIUM = shutil.which("chromedriver"), shutil.which("chromium")
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")

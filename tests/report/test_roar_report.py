@@ -5,13 +5,13 @@ import shutil
 
 import numpy as np
 import pytest
-from made_up import Page, decoded, experiment
 from PIL import Image
 
 from fg_lightning.removal import removed
 from fg_lightning.report import CannotRun, write_report
-from fg_lightning.roar.cells import Cell, Result, read_result, write_result
+from fg_lightning.roar.cell_training import Cell, Result, read_result, write_result
 from fg_lightning.roar.results import Results
+from tests.helpers.written_runs import Page, decoded, experiment
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_without_stores_there_are_no_masks(tmp_path):
 def test_without_cells_the_table_is_read(tmp_path):
     experiment(tmp_path)
     expected = Page(write_report(tmp_path)).data("figures")
-    from fg_lightning.report.roar import read_experiment
+    from fg_lightning.report.roar_page import read_experiment
 
     read_experiment(tmp_path).results.write_table(tmp_path / "results.csv")
     for name in ("cells", "stores"):

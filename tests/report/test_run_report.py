@@ -7,16 +7,16 @@ import re
 import numpy as np
 import pytest
 import torch
-from made_up import Page, decoded, run
-from networks import LIGHTNINGS_OWN, Classifier, loader, trainer
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
 from fg_lightning import FullGradMonitor
-from fg_lightning.cli import main
+from fg_lightning.cli.main import main
 from fg_lightning.report import CannotRun, write_report
 from fg_lightning.report.sprites import ENCODINGS, Encoding, fitting, levels, palette, picture_webp, sprite
 from fg_lightning.visualization.overlay import displayed, enlarged, overlaid
+from tests.helpers.small_trainings import LIGHTNINGS_OWN, Classifier, loader, trainer
+from tests.helpers.written_runs import Page, decoded, run
 
 pytestmark = LIGHTNINGS_OWN
 

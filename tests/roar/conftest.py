@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from tiny import Data, Net
 
 from fg_lightning.roar import SaliencyStore
+from tests.helpers.tiny_squares import Data, Net
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
+from fg_lightning.errors import UnfitData
 from fg_lightning.roar import RandomImages
-from fg_lightning.roar.errors import UnfitData
-from fg_lightning.roar.views import views_of
+from fg_lightning.roar.dataset_views import views_of
 
 SCALED = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from tiny import Data, Net
 
 from fg_lightning.attribution import METHODS
 from fg_lightning.roar import ROARExperiment
-from fg_lightning.roar.arguments import on_one_device
-from fg_lightning.roar.cells import Result, read_result, write_result
+from fg_lightning.roar.cell_training import Result, read_result, write_result
+from fg_lightning.roar.config import on_one_device
+from tests.helpers.tiny_squares import Data, Net
 
 
 @pytest.mark.parametrize(("name", "why"), [("all", "no method may be called 'all'"), ("a/b", "not 'a/b'"), ("..", "not '..'")])

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from rich.console import Console
-from tiny import Data, Net
 from torch import nn
 
 from fg_lightning.roar import CannotRun, ROARExperiment
-from fg_lightning.roar.base import hash_of, read_weights, write_weights
+from fg_lightning.roar.steps import hash_of, read_weights, write_weights
+from tests.helpers.tiny_squares import Data, Net
 
 
 class Late(Net):

@@ -8,12 +8,11 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.utilities.seed import isolate_rng
-from tiny import Data, Net
 
 from fg_lightning.removal import noisy_linear
 from fg_lightning.roar import ROARExperiment, SaliencyStore
-from fg_lightning.roar.cells import Cell
-from fg_lightning.roar.quiet import quiet
+from fg_lightning.roar.cell_training import Cell, quiet
+from tests.helpers.tiny_squares import Data, Net
 
 FRACTION = 0.25
 

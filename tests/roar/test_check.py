@@ -6,11 +6,11 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
-from tiny import TENSOR, Data, Net, Squares
 from torch.utils.data import random_split
 from torchvision.transforms import v2
 
 from fg_lightning.roar import CannotRun, RandomImages, ROARExperiment
+from tests.helpers.tiny_squares import TENSOR, Data, Net, Squares
 
 
 class NoTest(Data):

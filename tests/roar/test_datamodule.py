@@ -7,7 +7,6 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from PIL import Image
-from tiny import SIDE, TENSOR, Data, Net, Squares
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 from torchvision.transforms import v2
@@ -15,9 +14,10 @@ from torchvision.transforms import v2
 from fg_lightning.attribution import METHODS
 from fg_lightning.removal import ranks, top_pixels
 from fg_lightning.roar import CannotRun, ROARDataModule, SaliencyStore
-from fg_lightning.roar.pixels import imputed, spatial_shape, with_values
-from fg_lightning.roar.quiet import quiet
-from fg_lightning.roar.transforms import split_transform, taken_apart
+from fg_lightning.roar.cell_training import quiet
+from fg_lightning.roar.dataset_transforms import split_transform, taken_apart
+from fg_lightning.roar.image_pixels import imputed, spatial_shape, with_values
+from tests.helpers.tiny_squares import SIDE, TENSOR, Data, Net, Squares
 
 PIXELS = SIDE * SIDE
 SILENT = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}

@@ -18,16 +18,17 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Timer
 from rich.console import Console
-from tiny import Data, Diverging, Net
 
-from fg_lightning.atomic import PREFIX
+from fg_lightning.atomic_files import PREFIX
 from fg_lightning.attribution import METHODS
 from fg_lightning.roar import CannotRun, ROARExperiment, SaliencyStore
 from fg_lightning.roar import experiment as experiment_module
-from fg_lightning.roar import folder as folder_module
-from fg_lightning.roar.identity import check_identity, identity_of
+from fg_lightning.roar import experiment_folder as folder_module
+from fg_lightning.roar.config import check_identity, identity_of
+from tests import ROOT
+from tests.helpers import tiny_squares
+from tests.helpers.tiny_squares import Data, Diverging, Net
 
-HERE = Path(__file__).parent
 COMMAND = str(Path(sys.executable).with_name("fg-lightning"))
 
 
@@ -62,7 +63,7 @@ def test_run_again_nothing_is_trained_and_more_seeds_add_to_it(done, tmp_path, m
     folder, _ = done
     first = (folder / "results.csv").read_text()
     trained = []
-    from fg_lightning.roar import plan
+    from fg_lightning.roar import steps as plan
 
     real = plan.fitted
     monkeypatch.setattr(plan, "fitted", lambda *given: (trained.append(1), real(*given)))
@@ -151,7 +152,7 @@ def test_what_cannot_run_is_said(tmp_path, monkeypatch):
 def test_another_experiment_in_the_folder_is_refused(done):
     with pytest.raises(CannotRun, match=r"holds another experiment: max_epochs 1 there, 2 here"):
         experiment(done[0], max_epochs=2).run()
-    with pytest.raises(CannotRun, match=r"model 'tiny.Net' there"):
+    with pytest.raises(CannotRun, match=r"model 'tests.helpers.tiny_squares.Net' there"):
         experiment(done[0], model=partial(Net, width=8)).run()
 
 
@@ -278,14 +279,25 @@ def test_a_folder_that_cannot_be_written_to_is_said_at_the_start(tmp_path):
         experiment(tmp_path / "file" / "out").run()
 
 
-def command(output, *more, model="tiny.Slow"):
-    settings = ["--data", "tiny.Data", "--model", model, "--fractions", "[0.5]", "--seeds", "2", "--max_epochs", "1"]
+def command(output, *more, model=f"{tiny_squares.__name__}.Slow"):
+    settings = [
+        "--data",
+        f"{tiny_squares.__name__}.Data",
+        "--model",
+        model,
+        "--fractions",
+        "[0.5]",
+        "--seeds",
+        "2",
+        "--max_epochs",
+        "1",
+    ]
     return [COMMAND, "roar", "--output", str(output), "--methods", "[random,gradient]", *settings, *more]
 
 
 @pytest.fixture
 def environment(tmp_path):
-    paths = f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    paths = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     return {**os.environ, "PYTHONPATH": paths, "BEGUN": str(tmp_path / "begun"), "COLUMNS": "200"}
 
 
@@ -330,8 +342,12 @@ def test_killed_and_started_again_it_ends_with_the_same_table(tmp_path, environm
 def test_the_ray_engine_gives_the_same_numbers(done, tmp_path, environment):
     pytest.importorskip("ray")
     ran = subprocess.run(
-        command(tmp_path / "ray", "--engine", "ray", model="tiny.Net"), env=environment, capture_output=True, text=True, check=False
+        command(tmp_path / "ray", "--engine", "ray", model=f"{tiny_squares.__name__}.Net"),
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ran.returncode == 0, ran.stderr[-2000:]
     assert (tmp_path / "ray" / "results.csv").read_text() == (done[0] / "results.csv").read_text()
-    assert json.loads((tmp_path / "ray" / "experiment.json").read_text())["model"]["calls"] == "tiny.Net"
+    assert json.loads((tmp_path / "ray" / "experiment.json").read_text())["model"]["calls"] == f"{tiny_squares.__name__}.Net"

@@ -7,13 +7,14 @@ from types import FunctionType
 
 import pytest
 from lightning.pytorch.callbacks import Timer
-from tiny import Net
 
 from fg_lightning.attribution import METHODS, method_from
 from fg_lightning.attribution.controls import blurred
 from fg_lightning.fullgrad import FullGrad
 from fg_lightning.roar import CannotRun
-from fg_lightning.roar.identity import check_identity, described
+from fg_lightning.roar.config import check_identity, described
+from tests.helpers import tiny_squares
+from tests.helpers.tiny_squares import Net
 
 LR = 0.05
 
@@ -26,8 +27,8 @@ def test_what_is_no_experiment_is_one_sentence(tmp_path, content):
 
 
 def test_factories_are_described_by_their_import_path():
-    assert described(Net) == "tiny.Net"
-    assert described(partial(Net, width=8)) == {"calls": "tiny.Net", "width": 8}
+    assert described(Net) == f"{tiny_squares.__name__}.Net"
+    assert described(partial(Net, width=8)) == {"calls": f"{tiny_squares.__name__}.Net", "width": 8}
     assert described({"a": [1, None, object()], "b": Timer()}) == {"a": [1, None, "object"], "b": "Timer"}
 
 
@@ -36,7 +37,7 @@ def test_methods_are_named_after_what_they_are_made_from():
     assert described(METHODS["blurred_random"]) == "fg_lightning.attribution.controls.blurred_random"
     assert len({str(described(factory)) for factory in METHODS.values()}) == len(METHODS)
     assert described(partial(METHODS["smoothgrad"], noise=0.1)) == {
-        "calls": "fg_lightning.attribution.noise.smoothgrad",
+        "calls": "fg_lightning.attribution.smoothgrad.smoothgrad",
         "noise": 0.1,
     }
     assert described(blurred(partial(FullGrad))) != described(blurred(partial(FullGrad, implicit=False)))

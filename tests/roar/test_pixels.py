@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from fg_lightning.errors import UnfitData
 from fg_lightning.removal import noisy_linear
-from fg_lightning.roar.errors import UnfitData
-from fg_lightning.roar.pixels import SMALL, Picture, imputed, spatial_shape, with_values
+from fg_lightning.roar.image_pixels import SMALL, Picture, imputed, spatial_shape, with_values
 
 
 @pytest.mark.parametrize("side", [5, 90])

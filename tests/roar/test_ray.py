@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import ROOT
+
 pytest.importorskip("ray")
 
 pytestmark = pytest.mark.slow
@@ -18,7 +20,7 @@ import os, sys, threading, time
 import ray
 from ray.cluster_utils import Cluster
 from rich.console import Console
-from tiny import Data, Slow
+from tests.helpers.tiny_squares import Data, Slow
 from fg_lightning.roar import ROARExperiment
 from fg_lightning.roar.engines import RayEngine
 
@@ -49,7 +51,7 @@ cluster.shutdown()
 
 
 def test_a_killed_machine_costs_only_what_ran_on_it(tmp_path: Path) -> None:
-    here = f"{Path(__file__).parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    here = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     environment = {**os.environ, "PYTHONPATH": here, "BEGUN": str(tmp_path / "begun"), "RAY_worker_niceness": "0"}
     command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)

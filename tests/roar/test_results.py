@@ -9,9 +9,8 @@ import pytest
 from scipy import stats
 
 from fg_lightning.roar import CannotRun
-from fg_lightning.roar.cells import ALL, Cell, Result, cells_of, read_result, write_result
-from fg_lightning.roar.figure import accuracy_curves
-from fg_lightning.roar.results import Results, holm, mean_and_interval
+from fg_lightning.roar.cell_training import ALL, Cell, Result, cells_of, read_result, write_result
+from fg_lightning.roar.results import Results, accuracy_curves, holm, mean_and_interval
 
 ACCURACIES = {"random": ([0.8, 0.6], [0.9, 0.5], [0.85, 0.55]), "fullgrad": ([0.6, 0.3], [0.8, 0.3], [0.55, 0.35])}
 """By seed, at fractions 0.4 and 0.8."""

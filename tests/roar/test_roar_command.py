@@ -8,10 +8,11 @@ import sys
 
 import pytest
 import torch
-from tiny import Data, Net
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from fg_lightning.cli import main
+from fg_lightning.cli.main import main
+from tests.helpers import tiny_squares
+from tests.helpers.tiny_squares import Data, Net
 
 
 class Broken(Data):
@@ -42,14 +43,14 @@ class Streams(Data):
         return DataLoader(Stream())
 
 
-def roar(output, *more, data="tiny.Data", model="tiny.Net"):
+def roar(output, *more, data=f"{tiny_squares.__name__}.Data", model=f"{tiny_squares.__name__}.Net"):
     given = ["--data", data, "--model", model, "--methods", "random", "--fractions", "[0.5]", "--seeds", "1", "--max_epochs", "1"]
     main(["roar", "--output", str(output), *given, *more])
 
 
 def test_a_mistake_of_the_users_own_keeps_its_traceback(tmp_path):
     with pytest.raises(ValueError, match="could not convert string to float: 'abc'") as caught:
-        roar(tmp_path, data="test_roar_command.Broken")
+        roar(tmp_path, data="tests.roar.test_roar_command.Broken")
     assert caught.traceback[-1].name == "setup"
 
 
@@ -58,7 +59,7 @@ def test_a_mistake_of_the_users_own_keeps_its_traceback(tmp_path):
     [
         (["--trainer", '{"devices": 2}'], "takes one device"),
         (["--methods", "random,none_such"], "method must be one of"),
-        (["--data", "test_roar_command.Streams"], "Stream has no index"),
+        (["--data", "tests.roar.test_roar_command.Streams"], "Stream has no index"),
     ],
 )
 def test_what_has_to_be_changed_is_a_sentence(tmp_path, more, why):
@@ -81,7 +82,7 @@ def test_trainings_that_failed_end_with_status_1(tmp_path, capsys):
     with pytest.raises(
         SystemExit, match=r"2 of 2 trainings failed, see .*results\.csv.*--retry_failed.*a fault of the user's \[/x\]"
     ):
-        roar(tmp_path, model="test_roar_command.Faulty")
+        roar(tmp_path, model="tests.roar.test_roar_command.Faulty")
     assert f"results.csv  {tmp_path}/results.csv" in capsys.readouterr().out
 
 
@@ -91,8 +92,8 @@ def test_trainings_that_failed_end_with_status_1(tmp_path, capsys):
         (["--fractions", "[0.001]"], "rounds to no pixels"),
         (["--fractions", "[0.999]"], "rounds to 64 pixels"),
         (["--imputation", "[1,2]"], "2 numbers to fill pixels with, but the images have 1 channels"),
-        (["--data", "test_roar_command.NoLabels", "--target", "label"], "target label takes labels"),
-        (["--data", "test_roar_command.NotFinite"], "image 0 of the test data set has pixels that are not finite"),
+        (["--data", "tests.roar.test_roar_command.NoLabels", "--target", "label"], "target label takes labels"),
+        (["--data", "tests.roar.test_roar_command.NotFinite"], "image 0 of the test data set has pixels that are not finite"),
     ],
 )
 def test_a_corrected_command_goes_on_in_the_same_folder(tmp_path, more, why):
@@ -115,7 +116,7 @@ def test_a_path_is_printed_as_it_is(tmp_path, capsys, monkeypatch, name):
 
 
 def test_classes_are_found_in_the_current_folder(tmp_path, monkeypatch):
-    (tmp_path / "lying_here.py").write_text("from tiny import Net as Mine")
+    (tmp_path / "lying_here.py").write_text("from tests.helpers.tiny_squares import Net as Mine")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
     with pytest.raises(SystemExit, match="takes one device"):  # after the classes were found
@@ -127,7 +128,7 @@ def test_ctrl_c_is_said_to_be_no_loss(tmp_path, capsys):
     before = signal.getsignal(signal.SIGINT)  # Lightning ignores what follows
     try:
         with pytest.raises(SystemExit) as stopped:
-            roar(tmp_path, model="test_single_training.Interrupted")
+            roar(tmp_path, model="tests.roar.test_single_training.Interrupted")
     finally:
         signal.signal(signal.SIGINT, before)
     assert stopped.value.code == 130

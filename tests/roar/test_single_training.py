@@ -8,10 +8,11 @@ import pytest
 import torch.nn.functional as F
 from lightning.pytorch import Callback
 from rich.console import Console
-from tiny import Data, Net
 
-from fg_lightning.roar import ROARExperiment, training
-from fg_lightning.roar.errors import Diverged
+from fg_lightning.errors import Diverged
+from fg_lightning.roar import ROARExperiment
+from fg_lightning.roar import cell_training as training
+from tests.helpers.tiny_squares import Data, Net
 
 CPU = {"accelerator": "cpu"}
 

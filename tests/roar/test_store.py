@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,28 +13,23 @@ import pytest
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from PIL import Image
-from tiny import SIDE, TENSOR, Data, Net, Squares
 from torch.utils.data import DataLoader, IterableDataset
 
 from fg_lightning.attribution import METHODS, method_from
+from fg_lightning.errors import UnfitData
 from fg_lightning.removal import ranks
 from fg_lightning.roar import CannotRun, RandomImages, SaliencyStore, StoreError
-from fg_lightning.roar.draft import Draft
-from fg_lightning.roar.errors import UnfitData
-from fg_lightning.roar.ranking import images_and_labels
-from fg_lightning.roar.views import views_of
-
-HERE = Path(__file__).parent
+from fg_lightning.roar.compute_ranks import images_and_labels
+from fg_lightning.roar.dataset_views import views_of
+from fg_lightning.roar.store_writer import Draft
+from tests import ROOT
+from tests.helpers.tiny_squares import SIDE, TENSOR, Data, Net, Squares
 
 
 def set_up(**settings):
     data = Data(**settings)
     data.setup("fit")
     return data
-
-
-def copied(store, tmp_path):
-    return Path(shutil.copytree(store.path, tmp_path / "copy"))
 
 
 def test_ranks_are_those_of_the_maps_of_chunks(store, net):
@@ -106,7 +100,7 @@ def test_two_processes_make_the_same_store_as_one(store, tmp_path):
     script.write_text(
         "import sys, torch\n"
         "from lightning.pytorch import Trainer\n"
-        "from tiny import Data, Net\n"
+        "from tests.helpers.tiny_squares import Data, Net\n"
         "from fg_lightning.roar import SaliencyStore\n"
         "torch.set_num_threads(1)\n"
         "torch.manual_seed(0)\n"
@@ -115,7 +109,7 @@ def test_two_processes_make_the_same_store_as_one(store, tmp_path):
         "SaliencyStore.make(sys.argv[1], Net(), Data(), 'gradient', chunk=7, trainer=trainer)\n"
         "print('rank', trainer.global_rank, 'of', trainer.world_size)\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(HERE)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(script), str(tmp_path / "shared")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

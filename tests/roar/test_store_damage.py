@@ -9,18 +9,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_store import copied
-from tiny import SIDE, Data
 
-from fg_lightning.atomic import PREFIX
+from fg_lightning.atomic_files import PREFIX
 from fg_lightning.roar import ROARDataModule, SaliencyStore, StoreError
-from fg_lightning.roar.draft import Draft
+from fg_lightning.roar.store_writer import Draft
+from tests.helpers.tiny_squares import SIDE, Data
+
+
+def copy_of(store, tmp_path):
+    return Path(shutil.copytree(store.path, tmp_path / "copy"))
 
 
 def test_no_store_missing_truncated_and_damaged_are_told_apart(store, tmp_path):
     with pytest.raises(StoreError, match=r"is no saliency store: there is no manifest"):
         SaliencyStore(tmp_path)
-    folder = copied(store, tmp_path)
+    folder = copy_of(store, tmp_path)
     path = folder / "val.ranks"
     raw = path.read_bytes()
     path.write_bytes(raw[:-2])
@@ -38,7 +41,7 @@ def test_no_store_missing_truncated_and_damaged_are_told_apart(store, tmp_path):
 
 
 def test_a_store_of_another_format_is_refused(store, tmp_path):
-    folder = copied(store, tmp_path)
+    folder = copy_of(store, tmp_path)
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
     with pytest.raises(StoreError, match=r"is of format 99.*remove .*copy and make the store again"):
@@ -49,7 +52,7 @@ def test_a_store_of_another_format_is_refused(store, tmp_path):
     "change", [{"channel_mean": [3.0]}, {"seed": 1}, {"shape": [4, 16]}, {"checksum": "0"}, {"checksum": None}]
 )
 def test_a_manifest_that_was_changed_is_refused(store, tmp_path, change):
-    folder = copied(store, tmp_path)
+    folder = copy_of(store, tmp_path)
     manifest = json.loads((folder / "manifest.json").read_text()) | change
     (folder / "manifest.json").write_text(json.dumps({key: value for key, value in manifest.items() if value is not None}))
     with pytest.raises(StoreError, match=r"manifest.json is damaged \(.*checksum.*remove .* and make the store again"):
@@ -58,7 +61,7 @@ def test_a_manifest_that_was_changed_is_refused(store, tmp_path, change):
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "3", '"text"', "null", '{"format": 2}', "\xff"])
 def test_a_manifest_that_is_none_is_one_sentence(store, tmp_path, content):
-    folder = copied(store, tmp_path)
+    folder = copy_of(store, tmp_path)
     (folder / "manifest.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(StoreError, match=r"manifest\.json is damaged"):
         SaliencyStore(folder)
@@ -71,7 +74,7 @@ def flip(path, byte):
 
 
 def test_ranks_that_were_changed_are_noticed_where_they_are_read(store, tmp_path):
-    folder = copied(store, tmp_path)
+    folder = copy_of(store, tmp_path)
     row = SIDE * SIDE * 2
     raw = bytearray((folder / "train.ranks").read_bytes())
     raw[3 * row : 4 * row], raw[5 * row : 6 * row] = raw[5 * row : 6 * row], raw[3 * row : 4 * row]  # orders of pixels, of others
@@ -90,7 +93,7 @@ def test_ranks_that_were_changed_are_noticed_where_they_are_read(store, tmp_path
 
 
 def test_checksums_that_were_changed_are_noticed_at_once(store, tmp_path):
-    folder = copied(store, tmp_path)
+    folder = copy_of(store, tmp_path)
     flip(folder / "val.checksums", 20)
     with pytest.raises(StoreError, match=r"val.checksums is missing or damaged\. Copy it again, or call SaliencyStore.make"):
         SaliencyStore(folder)
@@ -111,7 +114,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_what_is_damaged_is_made_again_and_nothing_else(store, net, tmp_path, monkeypatch, damage):
-    folder = copied(store, tmp_path)
+    folder = copy_of(store, tmp_path)
     DAMAGES[damage](folder)
     made, real = [], Draft.write
     monkeypatch.setattr(Draft, "write", lambda self, *given: (made.append(given[:2]), real(self, *given)))
@@ -127,7 +130,7 @@ def test_what_is_damaged_is_made_again_and_nothing_else(store, net, tmp_path, mo
 
 
 def test_bytes_behind_the_ranks_are_cut_off(store, net, tmp_path):
-    folder = copied(store, tmp_path)
+    folder = copy_of(store, tmp_path)
     os.truncate(folder / "train.ranks", 99_999)
     with pytest.raises(StoreError, match="truncated or not of this store"):
         SaliencyStore(folder)
@@ -136,7 +139,7 @@ def test_bytes_behind_the_ranks_are_cut_off(store, net, tmp_path):
 
 
 def test_what_a_killed_process_left_is_swept_up(store, net, tmp_path):
-    folder = copied(store, tmp_path)
+    folder = copy_of(store, tmp_path)
     for name in ("train.done", "val.sums", f"{PREFIX}0"):
         (folder / name).touch()
     SaliencyStore.make(folder, net, Data(), "gradient", chunk=7)

@@ -8,10 +8,10 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
+from fg_lightning.errors import UnfitData
 from fg_lightning.roar import CannotRun, ROARDataModule, SaliencyStore
-from fg_lightning.roar.errors import UnfitData
-from fg_lightning.roar.transforms import taken_apart
-from fg_lightning.roar.views import views_of
+from fg_lightning.roar.dataset_transforms import taken_apart
+from fg_lightning.roar.dataset_views import views_of
 
 PIXELS = np.random.default_rng(0).random((12, 5, 7, 3), dtype=np.float32)
 """Twelve images [5, 7, 3] in 0..1."""

@@ -4,8 +4,8 @@ import pytest
 import torch
 from jsonargparse import Namespace
 
+from fg_lightning.cli.fit_options import check_checkpoint, model_of, overruled
 from fg_lightning.errors import CannotRun
-from fg_lightning.training.checkpoint import check_checkpoint, model_of, overruled
 
 MODEL = "fg_lightning.training.ImageClassifier"
 

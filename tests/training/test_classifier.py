@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fg_lightning.errors import CannotRun
 from fg_lightning.training import ImageClassifier
-from fg_lightning.training.facts import classes_of
+from fg_lightning.training.image_datamodule import classes_of
 
 pytestmark = [
     # Lightning's own use of torch, and its advice

@@ -7,7 +7,7 @@ import torch
 import yaml
 from lightning.pytorch import Trainer
 
-from fg_lightning.cli import main
+from fg_lightning.cli.main import main
 from fg_lightning.demo import DigitsDataModule
 from fg_lightning.training import ImageClassifier
 

@@ -10,11 +10,11 @@ import torchvision.datasets
 from PIL import Image
 from torchvision.transforms import v2
 
-from fg_lightning.callbacks.facts import Facts
 from fg_lightning.errors import CannotRun
+from fg_lightning.recording.normalization import Facts
 from fg_lightning.training import ImageFolderDataModule, TorchvisionDataModule
-from fg_lightning.training.images import IMAGENET, any_size_transforms, fixed_size_transforms, held_out
-from fg_lightning.training.torchvision_data import SOURCES, class_names
+from fg_lightning.training.image_datamodule import IMAGENET, any_size_transforms, fixed_size_transforms, held_out
+from fg_lightning.training.torchvision_datasets import SOURCES, class_names
 
 
 def images_in(folder, classes, count, colour=0):

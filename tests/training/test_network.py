@@ -6,7 +6,7 @@ import torchvision.models
 from torch import nn
 from torchvision.models import get_model
 
-from fg_lightning.training.network import channels, classifier, for_small_images, outputs, with_channels, with_outputs
+from fg_lightning.training.torchvision_network import channels, classifier, for_small_images, outputs, with_channels, with_outputs
 
 NAMES = [
     name

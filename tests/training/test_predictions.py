@@ -8,7 +8,7 @@ from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from fg_lightning.training import ImageClassifier
-from fg_lightning.training.predictions import PredictionsTable
+from fg_lightning.training.predictions_table import PredictionsTable
 
 pytestmark = [
     # Lightning's own use of torch, and its advice

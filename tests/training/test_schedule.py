@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fg_lightning.training.schedule import optimizer_for, share_of_lr
+from fg_lightning.training.classifier import optimizer_for, share_of_lr
 
 
 def test_the_learning_rate_rises_to_its_highest_and_falls_to_nothing():

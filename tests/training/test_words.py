@@ -2,9 +2,9 @@
 
 import pytest
 
+from fg_lightning.cli.fit_options import check_words, options_of
 from fg_lightning.errors import CannotRun
 from fg_lightning.training import ImageClassifier, TorchvisionDataModule
-from fg_lightning.training.words import check_words, options_of
 
 
 @pytest.mark.parametrize(

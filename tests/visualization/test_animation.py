@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageSequence
-from test_pictures import found
 
-from fg_lightning.visualization.animation import animation, save_animation
-from fg_lightning.visualization.mounted import pixels
+from fg_lightning.visualization.film_strip import animation, save_animation
+from fg_lightning.visualization.grid import pixels
 from fg_lightning.visualization.overlay import overlay
+from tests.helpers.pictures import locate_frame
 
 
 def looks(count, n=3, size=28, seed=0):
@@ -23,7 +23,7 @@ def test_every_look_is_a_frame_with_all_overlays():
     assert len({frame.size for frame in frames}) == 1
     for frame, (_, maps) in zip(frames, moments, strict=True):
         for image, saliency in zip(images, maps, strict=True):
-            assert len(found(pixels(frame), overlay(image, saliency))) == 1
+            assert len(locate_frame(pixels(frame), overlay(image, saliency))) == 1
 
 
 @pytest.mark.parametrize(("name", "kind", "tolerance"), [("a.gif", "GIF", 12), ("a.png", "PNG", 0)])

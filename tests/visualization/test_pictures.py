@@ -6,18 +6,10 @@ import torch
 from PIL import Image
 
 from fg_lightning.visualization import contact_sheet, depth_map, film_strip
-from fg_lightning.visualization.animation import animation
-from fg_lightning.visualization.comparison import comparison
-from fg_lightning.visualization.film_strip import evenly_spaced
-from fg_lightning.visualization.mounted import GAP, mounted, pixels
+from fg_lightning.visualization.film_strip import animation, evenly_spaced
+from fg_lightning.visualization.grid import GAP, comparison, mounted, pixels
 from fg_lightning.visualization.overlay import displayed, enlarged, overlay
-
-
-def found(canvas, frame):
-    """Where a frame lies in a picture: the corners of all its copies."""
-    windows = np.lib.stride_tricks.sliding_window_view(canvas, frame.shape)[..., 0, :, :, :]
-    corners = np.argwhere((windows[:, :, 0, 0] == frame[0, 0]).all(-1) & (windows[:, :, -1, -1] == frame[-1, -1]).all(-1))
-    return [tuple(corner) for corner in corners if (windows[tuple(corner)] == frame).all()]
+from tests.helpers.pictures import locate_frame
 
 
 @pytest.fixture
@@ -36,7 +28,7 @@ def test_a_film_strip_has_a_row_for_every_image_and_a_column_for_every_look(stri
     for i in range(3):
         frames = [enlarged(displayed(images[i])), *(overlay(images[i], maps[i]) for _, maps in looks)]
         for j, frame in enumerate(frames):
-            (corners[i, j],) = found(canvas, frame)
+            (corners[i, j],) = locate_frame(canvas, frame)
     assert len({top for top, _ in corners.values()}) == 3
     assert len({left for _, left in corners.values()}) == 3
     assert corners[0, 1][1] - corners[0, 0][1] == 112 + GAP
@@ -52,7 +44,7 @@ def test_of_many_looks_as_many_are_shown_as_there_is_room_for(strip):
     looks = [(f"epoch {i}", torch.rand(3, 1, 28, 28)) for i in range(10)]
     wide, narrow = film_strip(images, looks), film_strip(images, looks, max_columns=4)
     assert wide.width - narrow.width == 6 * (112 + GAP)
-    assert found(pixels(narrow), overlay(images[0], looks[-1][1][0]))
+    assert locate_frame(pixels(narrow), overlay(images[0], looks[-1][1][0]))
 
 
 @pytest.mark.parametrize(("count", "at_most"), [(3, 5), (5, 5), (10, 4), (1000, 24), (1, 1)])
@@ -71,11 +63,11 @@ def test_maps_beside_signed_ones_take_their_colours():
     looks = [("now", torch.stack([signed, positive]))]
     drawn = [pixels(film_strip(images, looks)), pixels(animation(images, looks)[0])]
     for canvas in drawn:
-        assert [len(found(canvas, frame)) for frame in expected] == [1, 1]
+        assert [len(locate_frame(canvas, frame)) for frame in expected] == [1, 1]
     of_one = pixels(comparison(images[1], {"a": signed, "b": positive}))
-    assert len(found(of_one, expected[1])) == 1
+    assert len(locate_frame(of_one, expected[1])) == 1
     alone = pixels(film_strip(images[1:], [("now", positive[None])]))
-    assert len(found(alone, overlay(images[1], positive))) == 1
+    assert len(locate_frame(alone, overlay(images[1], positive))) == 1
 
 
 def test_large_frames_are_reduced():
@@ -92,7 +84,7 @@ def test_a_strip_of_nothing_is_refused(strip, looks):
 def test_a_contact_sheet_has_every_overlay_and_a_caption_below_it():
     overlays = [np.random.default_rng(i).integers(0, 255, (112, 112, 3), dtype=np.uint8) for i in range(6)]
     canvas = pixels(contact_sheet(overlays, [f"class {i}\n→ class {i} 99%" for i in range(6)], title="epoch 3"))
-    places = [found(canvas, frame) for frame in overlays]
+    places = [locate_frame(canvas, frame) for frame in overlays]
     assert all(len(place) == 1 for place in places)
     tops = [place[0][0] for place in places]
     assert tops[:4] == [tops[0]] * 4

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from operations.definition import cases, const, in_place, positive, z
+from tests.helpers.operations.definition import cases, const, in_place, positive, z
 
 # Operations that no line of the table names: they take the general fallback.
 UNLISTED = cases(

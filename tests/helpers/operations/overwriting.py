@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from operations.definition import cases, const, in_place, z
-from operations.moving import GRID
-from operations.normalising import AFFINE, STATISTICS
+from tests.helpers.operations.definition import cases, const, in_place, z
+from tests.helpers.operations.moving import GRID
+from tests.helpers.operations.normalising import AFFINE, STATISTICS
 
 
 def _view_then_base(x: Tensor) -> Tensor:

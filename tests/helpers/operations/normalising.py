@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from operations.definition import cases, const, z
+from tests.helpers.operations.definition import cases, const, z
 
 STATISTICS = (const(4), const(4, seed=8).abs() + 0.2)
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torchvision import ops
 
-from operations.definition import INDEX, MASK, cases, const, eighths, in_place, within_one, z
+from tests.helpers.operations.definition import INDEX, MASK, cases, const, eighths, in_place, within_one, z
 
 MOVING = cases(
     {

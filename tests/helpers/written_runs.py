@@ -11,14 +11,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from fg_lightning.callbacks.history import History
-from fg_lightning.callbacks.look import NUMBERS, Findings, Layer, Look
-from fg_lightning.callbacks.probe import Probe
-from fg_lightning.callbacks.task import Answers
+from fg_lightning.history.history import History
+from fg_lightning.recording.probe import Probe
+from fg_lightning.recording.snapshot import NUMBERS, Findings, Layer, Look
+from fg_lightning.recording.task import Answers
 from fg_lightning.removal import ranks
-from fg_lightning.roar.cells import ALL, Cell, Result, write_result
-from fg_lightning.roar.checksums import checksums_of, digest_of
-from fg_lightning.roar.manifest import Manifest, SplitIdentity
+from fg_lightning.roar.cell_training import ALL, Cell, Result, write_result
+from fg_lightning.roar.manifest import Manifest, SplitIdentity, checksums_of, digest_of
 
 NAMES = ["cat", "dog", "bird"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from operations.definition import MASK, cases, const, eighths, positive, z
+from tests.helpers.operations.definition import MASK, cases, const, eighths, positive, z
 
 aten = torch.ops.aten
 

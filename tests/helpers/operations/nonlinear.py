@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from operations.definition import cases, const, in_place, positive, within_one, z
+from tests.helpers.operations.definition import cases, const, in_place, positive, within_one, z
 
 NON_LINEAR = cases(
     {

@@ -7,7 +7,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from operations.definition import cases, const, in_place, positive, z
+from tests.helpers.operations.definition import cases, const, in_place, positive, z
 
 HOMOGENEOUS = cases(
     {

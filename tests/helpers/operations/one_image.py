@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision import ops
 
-from operations.definition import Case, const, z
+from tests.helpers.operations.definition import Case, const, z
 
 SHAPES = [(1, 8, 6), (1, 8, 4, 8), (1, 8, 4, 1), (1, 8, 1, 4), (2, 8, 4, 1), (1, 4, 3, 2, 4), (1, 4, 1, 2, 2)]
 

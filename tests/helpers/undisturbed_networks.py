@@ -13,7 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from holding_networks import (
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from tests.helpers.holding_networks import (
     Calling,
     Cautious,
     Half,
@@ -29,9 +33,6 @@ from holding_networks import (
     WithHooksForWeights,
     WithLoRA,
 )
-from lightning.fabric import Fabric
-from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 
 class Buffers(Network):

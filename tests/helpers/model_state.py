@@ -84,7 +84,7 @@ def contents(value: Any, depth: int = 5) -> Any:
         return (The(value), value.get_state().tolist())
     if isinstance(value, np.random.Generator):
         return (The(value), str(value.bit_generator.state))
-    if isinstance(value, SimpleNamespace) or type(value).__module__ == "undisturbed_networks":
+    if isinstance(value, SimpleNamespace) or type(value).__module__ == "tests.helpers.undisturbed_networks":
         return (The(value), contents(vars(value), depth - 1))
     return The(value)
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from operations.definition import INDEX, MASK, cases, const, in_place, z
+from tests.helpers.operations.definition import INDEX, MASK, cases, const, in_place, z
 
 
 def set_item(index: Any, value: Any) -> Callable[[Tensor], Tensor]:

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fg_lightning.fullgrad.call import tensors_in
-from fg_lightning.fullgrad.linearisation import Pointwise, computed
-from fg_lightning.fullgrad.record import record
+from fg_lightning.fullgrad.decomposition import record
+from fg_lightning.fullgrad.linearization import Pointwise, computed
+from fg_lightning.fullgrad.operation import tensors_in
 
 # Both sides are float64 sums of at most some hundred numbers of size one, or a few hundred in the products.
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-9}

@@ -1,1 +1,0 @@
-"""Operations that a network is made of, and the definition of their biases."""
