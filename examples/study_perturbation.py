@@ -27,11 +27,11 @@ from torchvision.transforms.v2 import functional as T
 from fg_lightning import FullGrad
 from fg_lightning.attribution import CONTROLS, METHODS
 from fg_lightning.demo import DigitClassifier
-from fg_lightning.demo.data import digits
+from fg_lightning.demo.digits import digits
 from fg_lightning.metrics import pixel_perturbation
 from fg_lightning.metrics.perturbation import LABELS, USUAL
-from fg_lightning.visualization.comparison import comparison
 from fg_lightning.visualization.curves import curves
+from fg_lightning.visualization.grid import comparison
 
 FRACTIONS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 PHOTOGRAPHS_SETTINGS: dict[str, dict[str, Any]] = {

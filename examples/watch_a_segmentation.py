@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset, random_split
 
 from fg_lightning import FullGradMonitor
-from fg_lightning.demo.data import digits
+from fg_lightning.demo.digits import digits
 
 
 def coloured_digits() -> TensorDataset:

@@ -7,6 +7,6 @@ import sys
 if not getattr(sys.flags, "safe_path", False) and sys.path and os.path.abspath(sys.path[0]) == os.getcwd():
     del sys.path[0]
 
-from fg_lightning.cli import main
+from fg_lightning.cli.main import main
 
 main()

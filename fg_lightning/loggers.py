@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fg_lightning.visualization.grid import contact_sheet
 from fg_lightning.visualization.overlay import RGB, with_colour_bar
-from fg_lightning.visualization.sheet import contact_sheet
 
 
 @dataclass(frozen=True)

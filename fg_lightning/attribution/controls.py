@@ -13,10 +13,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
-from fg_lightning.attribution.method import Factory, OneOrTuple, channel_sum, named_after
-from fg_lightning.attribution.scores import Scores
+from fg_lightning.attribution.method import Factory, OneOrTuple, Scores, channel_sum, named_after
 from fg_lightning.fullgrad.target import Target
-from fg_lightning.removal.seeds import seeds_of
+from fg_lightning.sample_seeds import seeds_of
 
 CONVOLUTION = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 """By the number of spatial dimensions."""

@@ -11,7 +11,7 @@ from captum.attr import LayerAttribution, LayerGradCam
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fg_lightning.attribution.scores import Scores
+from fg_lightning.attribution.method import Scores
 from fg_lightning.fullgrad.postprocess import INTERPOLATION
 
 ADAPTIVE_POOLING = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)

@@ -9,8 +9,7 @@ from captum.attr import IntegratedGradients as CaptumsIntegratedGradients
 from jaxtyping import Float
 from torch import Tensor
 
-from fg_lightning.attribution.method import channel_sum
-from fg_lightning.attribution.scores import Scores
+from fg_lightning.attribution.method import Scores, channel_sum
 
 
 def gradient(scores: Scores, images: Float[Tensor, "n c *s"]) -> Float[Tensor, "n 1 *s"]:

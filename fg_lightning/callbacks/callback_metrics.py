@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
-from fg_lightning.callbacks.look import NUMBERS
+from fg_lightning.recording.snapshot import NUMBERS
 
 PREFIX = "fullgrad/"
 BATCH_END, VALIDATION_END, EPOCH_END = "batch end", "validation end", "epoch end"

@@ -11,16 +11,15 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from fg_lightning.callbacks import callback_metrics
-from fg_lightning.callbacks.call import Forward
-from fg_lightning.callbacks.facts import Facts
-from fg_lightning.callbacks.faults import Faults
-from fg_lightning.callbacks.history import History
-from fg_lightning.callbacks.probe import Probe
-from fg_lightning.callbacks.resume import Resumed
-from fg_lightning.callbacks.source import probe_of_loader, reads_by_index, training_loader, validation_loader
-from fg_lightning.callbacks.task import MonitorTarget
-from fg_lightning.callbacks.watch import Settings, Watch, step_of
+from fg_lightning.callbacks.module_call import Forward
+from fg_lightning.callbacks.probe_source import probe_of_loader, reads_by_index, training_loader, validation_loader
 from fg_lightning.fullgrad.postprocess import Psi
+from fg_lightning.history.history import History
+from fg_lightning.recording.normalization import Facts
+from fg_lightning.recording.probe import Probe
+from fg_lightning.recording.recorder import Faults, Settings, Watch, step_of
+from fg_lightning.recording.resume import Resumed
+from fg_lightning.recording.task import MonitorTarget
 
 SHARDING_STRATEGIES = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
 
@@ -217,7 +216,7 @@ class FullGradMonitor(Callback):
                 self._watch.conclude()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps; see `fg_lightning.callbacks.resume.kept`."""
+        """What a checkpoint keeps; see `fg_lightning.recording.resume.kept`."""
         state: dict[str, Any] = {}
         with self._faults.kept_from_training():
             if not self._stands_back:

@@ -9,10 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fg_lightning.demo.data import DigitsDataModule as DigitsDataModule
-    from fg_lightning.demo.model import DigitClassifier as DigitClassifier
+    from fg_lightning.demo.digits import DigitClassifier as DigitClassifier
+    from fg_lightning.demo.digits import DigitsDataModule as DigitsDataModule
 
-_HOMES = {"DigitClassifier": "fg_lightning.demo.model", "DigitsDataModule": "fg_lightning.demo.data"}
+_HOMES = {"DigitClassifier": "fg_lightning.demo.digits", "DigitsDataModule": "fg_lightning.demo.digits"}
 
 __all__ = list(_HOMES)
 

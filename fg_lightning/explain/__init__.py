@@ -1,6 +1,6 @@
-"""fg-lightning explain: overlays of a network's maps on a person's own pictures."""
+"""Maps of the user's own pictures, side by side: as overlays, a table and perturbation curves."""
 
-from fg_lightning.errors import CannotRun
-from fg_lightning.explain.run import explain
+from fg_lightning.explain.network import Network, find_network
+from fg_lightning.explain.session import PerturbationCurves, Session
 
-__all__ = ["CannotRun", "explain"]
+__all__ = ["Network", "PerturbationCurves", "Session", "find_network"]

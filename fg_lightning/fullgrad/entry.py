@@ -9,10 +9,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fg_lightning.fullgrad.record import SamplesMixed
 from fg_lightning.fullgrad.target import Target, target_of
 
 Result = TypeVar("Result")
+
+
+class SamplesMixed(RuntimeError):
+    """Behind some operation the samples of the batch could not be told apart.
+
+    Attributes:
+        operation: that operation and its module.
+        output: the explained output of the whole batch, [N].
+    """
+
+    def __init__(self, operation: str, output: Tensor) -> None:
+        super().__init__(operation)
+        self.operation = operation
+        self.output = output
 
 
 def check_model(model: nn.Module) -> None:

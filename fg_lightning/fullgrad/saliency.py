@@ -11,14 +11,12 @@ from captum.log import log_usage
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fg_lightning.fullgrad.blocks import TermValues, reduced
-from fg_lightning.fullgrad.decomposition import FullGradients, TermSums, joined
+from fg_lightning.fullgrad.bias_hooks import Term
+from fg_lightning.fullgrad.decomposition import FullGradients, TermSums, joined, record
 from fg_lightning.fullgrad.entry import as_tuple, check_images, one_by_one_if_mixed
-from fg_lightning.fullgrad.hearing import Term
-from fg_lightning.fullgrad.linearisation import Pointwise, real_product
-from fg_lightning.fullgrad.postprocess import Psi, find_psi, kind_of, upsample
+from fg_lightning.fullgrad.linearization import Pointwise, real_product
+from fg_lightning.fullgrad.postprocess import Psi, TermValues, find_psi, kind_of, reduced, upsample
 from fg_lightning.fullgrad.readings import Reading, operations_of
-from fg_lightning.fullgrad.record import record
 from fg_lightning.fullgrad.target import Selection, Target
 from fg_lightning.fullgrad.warning import warn_if_incomplete, warn_once
 

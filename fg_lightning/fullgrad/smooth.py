@@ -9,13 +9,11 @@ from typing import Any, Union
 import torch
 from torch import Tensor, nn
 
-from fg_lightning.fullgrad.blocks import TermValues, reduced
-from fg_lightning.fullgrad.decomposition import FullGradients, TermSums, averaged, joined
+from fg_lightning.fullgrad.bias_hooks import Term
+from fg_lightning.fullgrad.decomposition import FullGradients, TermSums, averaged, joined, record
 from fg_lightning.fullgrad.entry import as_tuple, check_images, one_by_one_if_mixed, rows_of
-from fg_lightning.fullgrad.hearing import Term
-from fg_lightning.fullgrad.postprocess import Psi
+from fg_lightning.fullgrad.postprocess import Psi, TermValues, reduced
 from fg_lightning.fullgrad.readings import Reading
-from fg_lightning.fullgrad.record import record
 from fg_lightning.fullgrad.saliency import Canvas, FullGrad, UserLayout
 from fg_lightning.fullgrad.target import Selection, Target
 

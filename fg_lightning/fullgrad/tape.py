@@ -18,14 +18,13 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
-from fg_lightning.fullgrad.aliases import Aliases, storage_of
-from fg_lightning.fullgrad.biases import RULES
-from fg_lightning.fullgrad.call import Call, map_tensors, operation_name, tensors_in, works_in_place
-from fg_lightning.fullgrad.hearing import Hearing, Visitor, layout_of, placed
-from fg_lightning.fullgrad.hidden import Hidden, opened, run_custom_function, shown
+from fg_lightning.fullgrad.bias_hooks import Hearing, Visitor, layout_of, placed
+from fg_lightning.fullgrad.hidden_writes import Aliases, storage_of
 from fg_lightning.fullgrad.layout import Layout
-from fg_lightning.fullgrad.linearisation import linearise
-from fg_lightning.fullgrad.movement import behind_view, follow
+from fg_lightning.fullgrad.linearization import linearise
+from fg_lightning.fullgrad.operation import Call, map_tensors, operation_name, tensors_in, works_in_place
+from fg_lightning.fullgrad.operations.table import RULES, behind_view, follow
+from fg_lightning.fullgrad.torch_internals import Hidden, opened, run_custom_function, shown
 
 
 class Tape(TorchFunctionMode):

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fg_lightning.attribution.controls import CONVOLUTION
 from fg_lightning.metrics.concentration import shares_of
-from fg_lightning.metrics.means import SampleMeans
-from fg_lightning.removal.ranking import check_maps
+from fg_lightning.metrics.sample_means import SampleMeans
+from fg_lightning.removal.pixel_ranking import check_maps
 
 
 def pointing_game(maps: Float[Tensor, "n 1 *s"], mask: Bool[Tensor, "n 1 *s"], *, tolerance: int = 0) -> Float[Tensor, " n"]:

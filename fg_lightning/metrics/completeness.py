@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fg_lightning.fullgrad import full_gradients
 from fg_lightning.fullgrad.target import Target
-from fg_lightning.metrics.means import SampleMeans
+from fg_lightning.metrics.sample_means import SampleMeans
 
 
 def completeness_error(

@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fg_lightning.metrics.concentration import check_finite
-from fg_lightning.metrics.means import SampleMeans
-from fg_lightning.removal.ranking import check_maps
+from fg_lightning.metrics.sample_means import SampleMeans
+from fg_lightning.removal.pixel_ranking import check_maps
 
 
 def rank_correlation(maps: Float[Tensor, "n 1 *s"], others: Float[Tensor, "n 1 *s"]) -> Float[Tensor, " n"]:

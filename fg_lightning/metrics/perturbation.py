@@ -14,14 +14,14 @@ from torchmetrics import Metric
 from torchmetrics.utilities.compute import auc
 from torchmetrics.utilities.plot import plot_curve
 
-from fg_lightning.fullgrad.call import map_tensors
 from fg_lightning.fullgrad.entry import as_tuple, check_model
+from fg_lightning.fullgrad.operation import map_tensors
+from fg_lightning.fullgrad.preserve_model import as_the_model_takes, copied, undisturbed, unwrapped
 from fg_lightning.fullgrad.target import Selection, Target, main_output
-from fg_lightning.fullgrad.undisturbed import as_the_model_takes, copied, undisturbed, unwrapped
-from fg_lightning.metrics.means import keep_apart
+from fg_lightning.metrics.sample_means import keep_apart
 from fg_lightning.removal import Fill, Order, find_imputer, ranks, removed
 from fg_lightning.removal.batch import check_images
-from fg_lightning.removal.ranking import check_maps, check_order
+from fg_lightning.removal.pixel_ranking import check_maps, check_order
 
 Change = Literal["relative", "drop"]
 """|f(x') - f(x)| / |f(x)| (Srinivas & Fleuret 2019), or f(x) - f(x') (Samek et al. 2017)."""

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from fg_lightning.callbacks.look import NUMBERS
+from fg_lightning.history.csv_table import rounded
+from fg_lightning.history.reader import TERMS, Run, read_run
+from fg_lightning.recording.snapshot import NUMBERS
 from fg_lightning.report.figures import Figure, lines, shares_by_layer
-from fg_lightning.report.page import page
-from fg_lightning.report.run import TERMS, Run, read_run
+from fg_lightning.report.html_page import page
 from fg_lightning.report.sprites import Encoding, base64_of, columns_of, fitting, palette, picture_webp, sprite
-from fg_lightning.report.tables import rounded
 
 CURVES: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("completeness", "Completeness error", {"mean": "completeness_error", "largest": "completeness_error_max"}),

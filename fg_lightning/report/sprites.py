@@ -1,12 +1,17 @@
-"""Maps and pictures in few bytes: one WebP file a look, all its maps side by side."""
+"""Pictures as a run or an experiment left them.
+
+Maps and pictures in few bytes: one WebP file a look, all its maps side by side.
+"""
 
 from __future__ import annotations
 
 import base64
 import io
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +20,17 @@ from PIL import Image
 
 from fg_lightning.visualization.film_strip import evenly_spaced
 from fg_lightning.visualization.overlay import COLORMAP, SIGNED_COLORMAP, colour_table, heat
+
+
+def picture_in(path: Path) -> Image.Image | None:
+    """A picture; None if it is missing, damaged, or so large that Pillow takes it for an attack."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            return Image.open(path).convert("RGB")
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+            return None
+
 
 BUDGET = 12_000_000
 """Bytes that the maps of a run may take, before base64 adds a third."""

@@ -15,12 +15,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from fg_lightning.errors import CannotRun
 from fg_lightning.removal import Fill, Order, find_imputer, noisy_linear, removed
-from fg_lightning.removal.ranking import check_fraction, check_order
-from fg_lightning.roar.pixels import Mask, Picture, imputed, planes, spatial_shape, with_values
-from fg_lightning.roar.samples import finished, with_image
+from fg_lightning.removal.pixel_ranking import check_fraction, check_order
+from fg_lightning.roar.dataset_transforms import Transform
+from fg_lightning.roar.dataset_views import View, mapped, rebuilt, views_of
+from fg_lightning.roar.image_pixels import Mask, Picture, finished, imputed, planes, spatial_shape, with_image, with_values
 from fg_lightning.roar.store import SaliencyStore
-from fg_lightning.roar.transforms import Transform
-from fg_lightning.roar.views import View, mapped, rebuilt, views_of
 
 Values = npt.NDArray[np.float64]
 

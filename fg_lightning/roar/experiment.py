@@ -10,34 +10,31 @@ from typing import Any, Union
 from lightning.pytorch import LightningDataModule, LightningModule
 from rich.console import Console
 
-from fg_lightning.atomic import replacing
+from fg_lightning.atomic_files import replacing
 from fg_lightning.attribution import Factory, find_method
 from fg_lightning.errors import CannotRun
 from fg_lightning.removal import Fill, Order
-from fg_lightning.removal.ranking import check_order
-from fg_lightning.roar.arguments import (
+from fg_lightning.removal.pixel_ranking import check_order
+from fg_lightning.roar.cell_training import ALL, Cell, Result, cells_of, read_result, write_result
+from fg_lightning.roar.compute_ranks import Explained
+from fg_lightning.roar.config import (
     check_counts,
     check_fractions,
+    check_identity,
     check_kinds,
     check_makers,
     check_metric,
     check_mode,
     check_names,
+    identity_of,
     on_one_device,
 )
-from fg_lightning.roar.base import check_base, hash_of, load_weights, read_weights, write_weights
-from fg_lightning.roar.cells import ALL, Cell, Result, cells_of, read_result, write_result
-from fg_lightning.roar.check import check_removal, checked_views
-from fg_lightning.roar.engines import Engine, LocalEngine
-from fg_lightning.roar.examples import write_examples
-from fg_lightning.roar.figure import accuracy_curves
-from fg_lightning.roar.folder import NAME, check_room, held, room
-from fg_lightning.roar.identity import check_identity, identity_of
-from fg_lightning.roar.plan import BASE_SEED, Mode, Plan
-from fg_lightning.roar.progress import Watch
-from fg_lightning.roar.ranking import Explained
-from fg_lightning.roar.results import Results
-from fg_lightning.roar.views import View
+from fg_lightning.roar.data_checks import check_removal, checked_views, write_examples
+from fg_lightning.roar.dataset_views import View
+from fg_lightning.roar.engines import Engine, LocalEngine, Watch
+from fg_lightning.roar.experiment_folder import NAME, check_room, held, room
+from fg_lightning.roar.results import Results, accuracy_curves
+from fg_lightning.roar.steps import BASE_SEED, Mode, Plan, check_base, hash_of, load_weights, read_weights, write_weights
 
 FRACTIONS = (0.1, 0.3, 0.5, 0.7, 0.9)
 

@@ -12,12 +12,11 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch import nn
 
 from fg_lightning.attribution import Factory
-from fg_lightning.roar.checksums import checksums_of, digest_of
-from fg_lightning.roar.errors import StoreError
-from fg_lightning.roar.manifest import read_manifest
+from fg_lightning.errors import StoreError
+from fg_lightning.roar.manifest import checksums_of, digest_of, read_manifest
 
 if TYPE_CHECKING:
-    from fg_lightning.roar.views import View
+    from fg_lightning.roar.dataset_views import View
 
 Ranks = npt.NDArray[Any]
 
@@ -166,7 +165,7 @@ class SaliencyStore:
             CannotRun: if images are of several sizes or numbers of channels, or labels are to be explained and there are none.
             ValueError: if there is no such method, or maps and images are not of one size.
         """
-        from fg_lightning.roar.ranking import make_store
+        from fg_lightning.roar.compute_ranks import make_store
 
         make_store(
             Path(path).resolve(), model, data, method, dict(settings or {}), target, chunk, seed, prepare, transform, trainer
@@ -198,7 +197,7 @@ class SaliencyStore:
         self.read(split, sorted({0, length // 2, length - 1}))
 
     def _progress(self) -> str:
-        from fg_lightning.roar.draft import Draft
+        from fg_lightning.roar.store_writer import Draft
 
         done, chunks = Draft(self.path, self.manifest).progress()
         return f"{done} of {chunks} chunks of {self.manifest.chunk} images are ranked"

@@ -1,0 +1,69 @@
+"""Guided backpropagation, on ReLUs however they are called."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from captum.attr import GuidedBackprop
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from fg_lightning.attribution.method import Scores, channel_sum
+from fg_lightning.fullgrad.operation import operation_name, works_in_place
+
+
+def guided_backprop(scores: Scores, images: Float[Tensor, "n c *s"]) -> Float[Tensor, "n 1 *s"]:
+    """|grad f| with what is negative of it set to zero behind every ReLU, Springenberg et al. 2015.
+
+    Captum alone guides ReLU modules; here every ReLU counts: a module, a function, a method, in place or not.
+    A model without any is warned of: what is drawn then is its gradient.
+    """
+    guided = _Guided(scores)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Setting backward hooks on ReLU activations")
+        attributions = GuidedBackprop(guided).attribute(images)
+    if not guided.met:
+        warnings.warn("guided_backprop met no ReLU in the model, so that its map is that of gradient", stacklevel=4)
+    return channel_sum(attributions)
+
+
+class _Guided(nn.Module):
+    """The scores, computed so that every ReLU goes through one module, which is all that Captum finds and hooks.
+
+    Attributes:
+        met: how many ReLUs did.
+    """
+
+    def __init__(self, scores: Scores) -> None:
+        super().__init__()
+        self.scores = scores
+        self.relu = nn.ReLU()
+        self.met = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        with _ReLUsThrough(self._rectified):
+            return self.scores(images)
+
+    def _rectified(self, x: Tensor) -> Tensor:
+        self.met += 1
+        # Captum's hook sees the whole gradient of the tensor it is given; of a view, that is this ReLU's share of it.
+        return self.relu(x.view_as(x))
+
+
+class _ReLUsThrough(TorchFunctionMode):
+    """Hands every ReLU of what depends on the images to a function from its operand to its result."""
+
+    def __init__(self, rectified: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self._rectified = rectified
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        x: Any = args[0] if args else kwargs.get("input")
+        if operation_name(function) != "relu" or not x.requires_grad:
+            return function(*args, **kwargs)
+        in_place = works_in_place(function) or kwargs.get("inplace", len(args) > 1 and args[1])
+        return x.copy_(self._rectified(x)) if in_place else self._rectified(x)

@@ -1,0 +1,54 @@
+"""The methods that get compared, by name."""
+
+from __future__ import annotations
+
+from typing import Union
+
+from fg_lightning.attribution.controls import blurred, edges, random
+from fg_lightning.attribution.gradcam import gradcam
+from fg_lightning.attribution.gradients import gradient, input_x_gradient, integrated_gradients
+from fg_lightning.attribution.guided_backprop import guided_backprop
+from fg_lightning.attribution.method import Factory, method_from
+from fg_lightning.attribution.smoothgrad import smoothgrad, smoothgrad_squared, vargrad
+from fg_lightning.fullgrad import FullGrad, SimpleFullGrad, SmoothFullGrad
+
+METHODS: dict[str, Factory] = {
+    "random": method_from(random),
+    "edges": method_from(edges),
+    "gradient": method_from(gradient),
+    "input_x_gradient": method_from(input_x_gradient),
+    "integrated_gradients": method_from(integrated_gradients),
+    "smoothgrad": method_from(smoothgrad),
+    "smoothgrad_squared": method_from(smoothgrad_squared),
+    "vargrad": method_from(vargrad),
+    "guided_backprop": method_from(guided_backprop),
+    "gradcam": method_from(gradcam),
+    "fullgrad": FullGrad,
+    "simple_fullgrad": SimpleFullGrad,
+    "smooth_fullgrad": SmoothFullGrad,
+    "blurred_random": blurred(method_from(random)),
+    "blurred_fullgrad": blurred(FullGrad),
+}
+"""name -> (model, settings by name) -> an attribution whose `attribute(images, target)` gives maps [N, 1, *S], at least 0.
+
+A method of one's own is one more entry: `METHODS["mine"] = factory`, from `method_from` or any such function.
+"""
+
+CONTROLS = ("random", "edges", "blurred_random")
+"""The methods that know nothing of the model, which the others have to beat."""
+
+
+def find_method(method: Union[str, Factory]) -> Factory:
+    """The factory of a method by its name; one that is no name is a factory itself.
+
+    Raises:
+        ValueError: if there is no method of that name.
+    """
+    if callable(method):
+        return method
+    if method not in METHODS:
+        raise ValueError(
+            f"method must be one of {', '.join(METHODS)}, not {method!r}; "
+            "one of your own is entered with fg_lightning.attribution.METHODS[name] = factory"
+        )
+    return METHODS[method]

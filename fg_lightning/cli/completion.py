@@ -1,0 +1,75 @@
+"""fg-lightning completion: what lets a shell complete the commands and their options."""
+
+from __future__ import annotations
+
+from argparse import Action, ArgumentParser, _SubParsersAction
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import Literal
+
+from jsonargparse import auto_cli, capture_parser
+
+from fg_lightning.errors import CannotRun
+
+
+def completion(shell: Literal["bash", "zsh", "tcsh"]) -> None:
+    """Print a script by which a shell completes the commands of fg-lightning and their options.
+
+    It is made once and read by the shell, so that a tab does not wait for torch: for bash, write it to
+    ~/.local/share/bash-completion/completions/fg-lightning.
+
+    Args:
+        shell: the shell.
+
+    Raises:
+        CannotRun: where shtab is not installed.
+    """
+    try:
+        import shtab
+    except ModuleNotFoundError as error:
+        raise CannotRun("completion is written by shtab, which is not installed: pip install 'fg-lightning[completion]'") from error
+    print(shtab.complete(_options_alone(), shell))
+
+
+def _options_alone() -> ArgumentParser:
+    """The command line as argparse alone knows it; jsonargparse's own actions are about types, which a shell does not ask for."""
+    from fg_lightning.cli.fit import options
+    from fg_lightning.cli.main import COMMANDS, LIGHTNING
+
+    functions = {name: getattr(import_module(module), name) for name, module in COMMANDS.items() if module != LIGHTNING}
+    own = capture_parser(lambda: auto_cli(functions, args=[], prog="fg-lightning"))
+    plain = ArgumentParser("fg-lightning")
+    commands = plain.add_subparsers()
+    for name, parser in {**_commands_of(own), **_commands_of(options())}.items():
+        described = (parser.description or "").split("\n")[0].partition(": ")[0]
+        command = commands.add_parser(name, help=described.replace("%", "%%"), add_help=False)
+        for action in parser._actions:
+            _copy(action, command)
+        if name not in functions:
+            for option in _options_of_classes():
+                command.add_argument(option)
+    return plain
+
+
+def _commands_of(parser: ArgumentParser) -> Mapping[str, ArgumentParser]:
+    (commands,) = (action for action in parser._actions if isinstance(action, _SubParsersAction))
+    return commands.choices
+
+
+def _copy(action: Action, command: ArgumentParser) -> None:
+    import shtab
+
+    metavar = action.metavar if isinstance(action.metavar, str) else ""
+    choices = metavar[1:-1].split(",") if metavar.startswith("{") else None
+    names = [name for name in action.option_strings if not name.endswith("+")]
+    copied = command.add_argument(*(names or [action.dest]), choices=choices, nargs=None if names else "*")
+    if choices is None:
+        copied.complete = shtab.FILE  # type: ignore[attr-defined]
+
+
+def _options_of_classes() -> Iterator[str]:
+    """The options of the model and the data, which depend on their class: those of this package's."""
+    from fg_lightning.cli.fit_options import CLASSES, options_of
+
+    for part, kinds in CLASSES.items():
+        yield from dict.fromkeys(f"--{part}.{name}" for kind in kinds for name in options_of(kind))

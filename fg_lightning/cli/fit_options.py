@@ -1,0 +1,172 @@
+"""What is easily written wrong on the command line of fit, validate, test and predict.
+
+The checkpoint that a command begins with: whether it is one, and which options it overrules.
+"""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torchvision.models
+from jsonargparse import Namespace
+from packaging.version import InvalidVersion, Version
+
+from fg_lightning.checkpoints import read_checkpoint
+from fg_lightning.demo import DigitsDataModule
+from fg_lightning.errors import CannotRun
+from fg_lightning.training.classifier import ImageClassifier
+from fg_lightning.training.image_folder import ImageFolderDataModule
+from fg_lightning.training.torchvision_datasets import SOURCES, TorchvisionDataModule
+
+CLASSES: dict[str, tuple[type, ...]] = {
+    "model": (ImageClassifier,),
+    "data": (DigitsDataModule, TorchvisionDataModule, ImageFolderDataModule),
+}
+"""What this package has for --model and --data, the default first."""
+
+
+def check_words(args: Sequence[str]) -> None:
+    """Whether the model and the data are classes, and the options of this package's own are theirs.
+
+    What a configuration file says is not known here, nor are a person's own classes.
+
+    Raises:
+        CannotRun: if not, with what was meant.
+    """
+    given = dict(_options(args))
+    for part, known in CLASSES.items():
+        name = given.get(f"--{part}")
+        if name is not None and "." not in name and name not in [kind.__name__ for kind in known]:
+            _refuse(part, name)
+        kinds = [kind for kind in known if name is not None and name.rpartition(".")[2] == kind.__name__]
+        if name is None and "--config" not in given and "-c" not in given:
+            kinds = list(known[:1])
+        for kind in kinds:
+            _check_options(part, kind, given)
+
+
+def options_of(kind: type) -> list[str]:
+    """The arguments of a class, and those that it hands on to the classes that it inherits from."""
+    found: dict[str, None] = {}
+    for base in kind.__mro__:
+        parameters = list(inspect.signature(base.__init__).parameters.values())[1:] if "__init__" in vars(base) else []
+        found |= dict.fromkeys(p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return list(found)
+
+
+def _options(args: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Every option and its value, which is behind it or the next word."""
+    for word, following in zip(args, [*args[1:], ""], strict=True):
+        if word.startswith("-"):
+            option, is_one_word, value = word.partition("=")
+            yield option, value if is_one_word else following
+
+
+def _refuse(part: str, name: str) -> None:
+    """Says what a bare name should have been; other bare names are left to the parser, which knows a person's own classes."""
+    if part == "model" and name in torchvision.models.list_models(module=torchvision.models):
+        raise CannotRun(f"--model takes a class; for torchvision's {name} write --model.name {name}")
+    if part == "data" and name in SOURCES:
+        raise CannotRun(f"--data takes a class; for torchvision's {name} write --data TorchvisionDataModule --data.name {name}")
+    if part == "data" and Path(name).is_dir():
+        raise CannotRun(f"--data takes a class; for a folder of images write --data ImageFolderDataModule --data.root {name}")
+    known = [kind.__name__ for kind in CLASSES[part]]
+    if close := get_close_matches(name, known, n=1):
+        raise CannotRun(f"there is no class {name!r} for --{part}; did you mean {close[0]}? Your own is given as my_package.{name}")
+
+
+def _check_options(part: str, kind: type, given: dict[str, str]) -> None:
+    known = options_of(kind)
+    for option in given:
+        name = option.removeprefix(f"--{part}.").removeprefix("init_args.").removesuffix("+").partition(".")[0]
+        if option.startswith(f"--{part}.") and name not in [*known, "help", "class_path", "init_args", "dict_kwargs"]:
+            others = [other.__name__ for other in CLASSES[part] if name in options_of(other)]
+            close = get_close_matches(name, known, n=1)
+            meant = f"did you mean --{part}.{close[0]}?" if close else f"there are {', '.join(known)}"
+            raise CannotRun(
+                f"{kind.__name__} has no option --{part}.{name}; "
+                + (f"it is one of {' and '.join(others)}'s: --{part} {others[0]}" if others else meant)
+            )
+    if kind is ImageFolderDataModule and not {"--data.root", "--data.init_args.root", "--config", "-c"} & set(given):
+        raise CannotRun("ImageFolderDataModule needs the folder that the images lie in: --data.root FOLDER")
+
+
+SHARDED = (".metadata", "meta.pt", "checkpoint", "latest")
+"""What lies in a checkpoint that is a folder: those of FSDP, of model parallelism and of DeepSpeed."""
+
+
+def check_checkpoint(path: str, command: str) -> None:
+    """Whether there is a checkpoint to begin with.
+
+    Args:
+        path: as in `--ckpt_path`. Addresses, Lightning's registry and folders of shards are not looked into, nor what `last` and
+            `hpc` stand for when a training goes on. What is in a file is looked at, and none of its code runs.
+        command: fit, validate, test or predict.
+
+    Raises:
+        CannotRun: if there is not, or it is not Lightning's, or not one with which a training can go on.
+    """
+    if "://" in path or path.startswith("registry") or (command == "fit" and path in ("last", "hpc")):
+        return
+    if Path(path).is_dir() and any((Path(path) / name).exists() for name in SHARDED):
+        return
+    if not Path(path).exists():
+        where = "the folder checkpoints/ of its run has best.ckpt and last.ckpt"
+        raise CannotRun(f"there is no checkpoint {Path(path).absolute()}; name the file that a training left: {where}")
+    found = read_checkpoint(Path(path), is_mapped=True)
+    needed = ["state_dict", "pytorch-lightning_version", *(["optimizer_states", "loops"] if command == "fit" else [])]
+    missing = [name for name in needed if name not in found]
+    if missing:
+        advice = "; to begin a training with weights alone, load them in your model" if command == "fit" else ""
+        raise CannotRun(f"{path} is not a checkpoint of Lightning's for {command}: it has no {', '.join(missing)}{advice}")
+    if not isinstance(found["state_dict"], Mapping) or not isinstance(found.get("hyper_parameters") or {}, Mapping):
+        raise CannotRun(f"{path} is not a checkpoint of Lightning's: its state_dict or hyper_parameters are no table of names")
+    check_version(path, found["pytorch-lightning_version"])
+
+
+def check_version(path: Path | str, version: Any) -> None:
+    """Raises CannotRun if what stands for Lightning's version in a checkpoint is none."""
+    try:
+        Version(version)
+    except (InvalidVersion, TypeError) as error:
+        raise CannotRun(f"{path} is not a checkpoint of Lightning's: its pytorch-lightning_version is {version!r}") from error
+
+
+def model_of(path: Path, usual: str) -> dict[str, Any] | None:
+    """The class and the arguments of the model in a checkpoint; None if it keeps no arguments.
+
+    Args:
+        path: of the checkpoint.
+        usual: the class path where the checkpoint names none, as after a training that a script began; of what is kept then, the
+            arguments of that class count.
+
+    Raises:
+        CannotRun: if the file cannot be read.
+    """
+    kept = dict(read_checkpoint(path, is_mapped=True).get("hyper_parameters") or {})
+    kept.pop("_instantiator", None)
+    if "_class_path" in kept:
+        return {"class_path": kept.pop("_class_path"), "dict_kwargs": kept}
+    known = options_of(pkgutil.resolve_name(usual))
+    arguments = {name: value for name, value in kept.items() if name in known}
+    return {"class_path": usual, "init_args": arguments} if arguments else None
+
+
+def overruled(asked: Namespace, kept: Namespace) -> dict[str, tuple[Any, Any]]:
+    """The options of a model that a person gave and a checkpoint has others for: name -> (asked for, kept in the checkpoint).
+
+    Args:
+        asked: the class path and arguments of the model, as they were given.
+        kept: those that count.
+    """
+    usual = inspect.signature(pkgutil.resolve_name(asked.class_path)).parameters
+    given = {name: value for name, value in asked.get("init_args", {}).items() if name in usual and value != usual[name].default}
+    counts = {**kept.get("init_args", {}), **(kept.get("dict_kwargs") or {})}
+    return {name: (value, counts[name]) for name, value in given.items() if name in counts and counts[name] != value}

@@ -1,0 +1,211 @@
+"""What a bias is, and the general fallback: b = y - J z for any differentiable operation."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, Literal, NamedTuple, Union
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from fg_lightning.fullgrad.operation import Call, map_tensors, tensors_in
+
+Kind = Literal["explicit", "implicit"]
+
+
+class Pointwise(NamedTuple):
+    """A bias that at each place depends on what some tensors hold there alone, so that it can be had in parts.
+
+    Attributes:
+        function: elementwise.
+        operands: broadcastable to the operation's output.
+    """
+
+    function: Callable[..., Tensor]
+    operands: tuple[Tensor, ...]
+
+    def __call__(self) -> Tensor:
+        return self.function(*self.operands)
+
+
+def computed(bias: Tensor | Pointwise) -> Tensor:
+    return bias if isinstance(bias, Tensor) else bias()
+
+
+def real_product(gradient: Tensor, bias: Tensor) -> Tensor:
+    """Entry by entry what a bias contributes; torch's gradient at a complex tensor is the conjugate of what multiplies it."""
+    return (gradient.conj() * bias).real if gradient.is_complex() else gradient * bias
+
+
+class Summed(NamedTuple):
+    """A bias b = y - J z of which only the sum that it contributes is known, <g, b> = <g, y> - <J^T g, z>.
+
+    That takes one reverse pass of the operation, J^T g; it says what counts for which sample, and not in which place.
+
+    Attributes:
+        output: y, with the history of the operation run once more.
+        operands: z, in the order of the call's dependent operands.
+    """
+
+    output: Tensor
+    operands: list[Tensor]
+
+    def contributions(self, gradient: Tensor) -> tuple[Tensor, ...]:
+        """The entries of <g, y> and, for each operand, those of <J^T g, z>."""
+        pulled = torch.autograd.grad(self.output, self.operands, gradient, retain_graph=True, materialize_grads=True)
+        pairs = zip((gradient, *pulled), (self.output, *self.operands), strict=True)
+        return tuple(real_product(of, values.detach()) for of, values in pairs)
+
+
+class Bias(NamedTuple):
+    """A bias of one output of an operation, broadcastable to it; computed when its gradient comes where that saves memory."""
+
+    kind: Kind
+    value: Tensor | Pointwise | Summed | Callable[[], Tensor]
+    output: int = 0
+
+
+class NotDifferentiable(RuntimeError):
+    """An operation that cannot be run once more, so that its bias is unknown."""
+
+
+Rule = Callable[[Call], list[Bias]]
+
+
+def reads_overwritten(when: Callable[[Call], bool] = lambda call: True) -> Callable[[Rule], Rule]:
+    """Mark a rule that looks, in the calls that `when` picks, at the operand that an in-place operation overwrites.
+
+    A copy of it is kept for such calls alone: `x += y` and `x *= 2` need none.
+    """
+
+    def marked(rule: Rule) -> Rule:
+        rule.reads_overwritten = when  # type: ignore[attr-defined]
+        return rule
+
+    return marked
+
+
+@reads_overwritten()
+def linearise(call: Call) -> list[Bias]:
+    """y - J z by a Jacobian-vector product: right for any differentiable operation, at the price of running it again.
+
+    Where neither forward mode nor two reverse passes can differentiate the operation, its own backward pass says what the bias
+    contributes, though not where.
+
+    Raises:
+        NotDifferentiable: where the operation cannot be run once more.
+    """
+    call.linearised = True
+    # What the author of a custom function wrote for forward mode need not agree with the backward pass that is decomposed.
+    modes = (_double_reverse_mode,) if call.is_custom else (_forward_mode, _double_reverse_mode)
+    for mode in modes:
+        with suppress(Exception):  # there is no formula for this mode, or what somebody wrote cannot be differentiated so
+            return [Bias("implicit", value, i) for i, value in enumerate(mode(call))]
+    try:
+        return [Bias("implicit", value, i) for i, value in enumerate(_reverse_mode(call))]
+    except Exception as error:
+        raise NotDifferentiable(str(error)) from error
+
+
+def where_constant(rule: Rule, *operands: tuple[int, str]) -> Rule:
+    """The rule where the named operands (weights, statistics) are constants, `linearise` elsewhere."""
+
+    def guarded(call: Call) -> list[Bias]:
+        return linearise(call) if any(call.depends(call.argument(*operand)) for operand in operands) else rule(call)
+
+    return guarded
+
+
+def _dependent_outputs(call: Call, result: Any) -> list[Tensor]:
+    """Those in the result of a repeated call that correspond to the call's own outputs."""
+    tensors = tensors_in(result)
+    return [tensors[i] for i in call.places]
+
+
+def _run_on_leaves(call: Call) -> tuple[list[Tensor], list[Tensor]]:
+    """The operation once more, with its dependent operands as leaves of a graph: (operands, outputs)."""
+    operands: list[Tensor] = []
+
+    def leaf(t: Tensor) -> Tensor:
+        value = call.value(t)
+        if not call.depends(t):
+            return value
+        operands.append(value.clone().requires_grad_())
+        # A custom function may work in place as well, and no leaf may be overwritten.
+        return operands[-1].clone() if call.in_place or call.is_custom else operands[-1]
+
+    with torch.enable_grad():
+        return operands, _dependent_outputs(call, call.repeat(*map_tensors(leaf, (call.args, call.kwargs))))
+
+
+def _reverse_mode(call: Call) -> list[Summed]:
+    operands, outputs = _run_on_leaves(call)
+    return [Summed(output, operands) for output in outputs]
+
+
+def _forward_mode(call: Call) -> list[Tensor]:
+    """y - J z by a tangent z that is carried along.
+
+    Raises:
+        NotImplementedError: where the tangent is lost, since the operation has no formula for it or an output does not depend.
+    """
+    with forward_ad.dual_level(), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own, of the scripting behind its forward-mode formulas
+
+        def dual(t: Tensor) -> Tensor:
+            value = call.value(t)
+            if not call.depends(t):
+                return value
+            return forward_ad.make_dual(value.clone() if call.in_place else value, value.clone())
+
+        result = call.repeat(*map_tensors(dual, (call.args, call.kwargs)))
+        tangents = [forward_ad.unpack_dual(t).tangent for t in _dependent_outputs(call, result)]
+        if any(t is None for t in tangents):
+            raise NotImplementedError("the operation does not carry tangents along")
+        return [y.detach() - t for y, t in zip(call.outputs, tangents, strict=True)]
+
+
+def _double_reverse_mode(call: Call) -> list[Tensor]:
+    """y - J z, with J z as the derivative of v -> J^T v, which is linear in v, along z.
+
+    Raises:
+        NotImplementedError: where that is not so, since the operation's backward pass was not written to be differentiated.
+    """
+    with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
+        operands, outputs = _run_on_leaves(call)
+        probes = [_anything_like(y).requires_grad_() for y in outputs]
+        pulled = torch.autograd.grad(outputs, operands, probes, create_graph=True, allow_unused=True)
+        linked = [(p, z.detach()) for p, z in zip(pulled, operands, strict=True) if p is not None and p.requires_grad]
+        tangents: tuple[Tensor | None, ...] = (None,) * len(outputs)
+        if linked:
+            along = [p for p, _ in linked], probes, [z for _, z in linked]
+            tangents = torch.autograd.grad(*along, retain_graph=True, allow_unused=True)
+        others = [[_anything_like(y, start=5) * scale for y in outputs] for scale in (1e-6, 1e6)]
+        pulled_again = [torch.autograd.grad(outputs, operands, other, retain_graph=True, allow_unused=True) for other in others]
+    # Of several sizes, since a backward pass may clip its gradient, or drop a small one.
+    if not all(_is_adjoint(p, operands, v, tangents) for p, v in zip([pulled, *pulled_again], [probes, *others], strict=True)):
+        raise NotImplementedError("the operation's backward pass is not differentiable, or not linear")
+    return [y.detach() if t is None else y.detach() - t for t, y in zip(tangents, call.outputs, strict=True)]
+
+
+Tensors = Sequence[Union[Tensor, None]]
+
+
+def _is_adjoint(pulled: Tensors, operands: Tensors, probes: Tensors, tangents: Tensors) -> bool:
+    """Whether <J^T v, z> = <v, J z> up to rounding, as it is for what is one and the same Jacobian; None counts for zero."""
+    sums, magnitude = [], 0.0
+    for pairs in ((pulled, operands), (probes, tangents)):
+        products = [real_product(a.detach(), b.detach()) for a, b in zip(*pairs, strict=True) if a is not None and b is not None]
+        sums.append(sum(float(p.sum(dtype=torch.float64)) for p in products))
+        magnitude += sum(float(p.abs().sum(dtype=torch.float64)) for p in products)
+    precision = max(torch.finfo(t.dtype).eps for t in operands if t is not None)
+    return math.isfinite(magnitude) and abs(sums[0] - sums[1]) <= math.sqrt(precision) * magnitude
+
+
+def _anything_like(tensor: Tensor, start: float = 1) -> Tensor:
+    """A vector that no Jacobian but zero is likely to take to zero, without drawing random numbers."""
+    return torch.linspace(start, start + 1, tensor.numel(), dtype=torch.float64).cos().reshape(tensor.shape).to(tensor)

@@ -1,0 +1,207 @@
+"""Products of two operands, plus an addend: convolution, linear, matrix products, multiplication.
+
+Products of matrices and rows, attention and einsum: an entry lies where its row, its query, its letter lies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fg_lightning.fullgrad.layout import SAMPLE, Dim, Layout, plain
+from fg_lightning.fullgrad.linearization import Bias, Pointwise, Rule, reads_overwritten
+from fg_lightning.fullgrad.operation import Call
+from fg_lightning.fullgrad.operations.layout_rule import LayoutOf, align, first_layout
+
+
+def bilinear_plus(*, addend: tuple[int, str] | None, factors: tuple[tuple[int, str], tuple[int, str]]) -> Rule:
+    """factor_1 * factor_2 + addend, with `*` any bilinear product: convolution, linear, matrix products."""
+
+    def degree_of(call: Call) -> int:
+        return sum(call.depends(call.argument(*factor)) for factor in factors)
+
+    def addend_read(call: Call) -> Tensor | None:
+        """Not where beta is 0, since torch then reads not even a NaN, nor where the sum is linear in all that depends."""
+        added = None if addend is None or call.kwargs.get("beta", 1) == 0 else call.argument(*addend)
+        return None if call.depends(added) and degree_of(call) == 1 else added
+
+    @reads_overwritten(lambda call: addend_read(call) is not None)
+    def rule(call: Call) -> list[Bias]:
+        degree, added = degree_of(call), addend_read(call)
+        shift = None if added is None else _as_added(call, call.value(added))
+        biases = []
+        if shift is not None and not call.depends(added):
+            biases.append(Bias("explicit", shift))
+        if degree != 1:
+            y = call.result()
+            product = y if shift is None else y - shift
+            biases.append(Bias("implicit" if degree else "explicit", lambda: (1 - degree) * product))
+        return biases
+
+    return rule
+
+
+def _as_added(call: Call, addend: Tensor) -> Tensor:
+    """The addend as the operation adds it: along the channels for a convolution, times beta for a matrix product."""
+    if call.name.startswith("conv"):
+        return addend.reshape(-1, *(1,) * (call.argument(1, "weight").ndim - 2))  # the image may have no batch dimension
+    beta = call.kwargs.get("beta", 1)
+    return addend if beta == 1 else beta * addend
+
+
+@reads_overwritten(lambda call: all(call.depends(factor) for factor in call.args[:2]))
+def multiply(call: Call) -> list[Bias]:
+    """x * y with both dependent has b = -x y; made again from the factors, which the backward pass keeps anyway."""
+    a, b = call.args[:2]
+    if not (call.depends(a) and call.depends(b)):
+        return []
+    a, b = call.value(a), call.value(b)
+    return [Bias("implicit", Pointwise(_minus_product, (a, b)))]
+
+
+def _minus_product(a: Tensor, b: Tensor) -> Tensor:
+    return torch.mul(a, b).neg_()
+
+
+def linear(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+    layout = first_layout(call, layout_of)
+    if len(call.dependent) > 1 or layout.dims[-1].has(SAMPLE):
+        return None
+    return Layout((*layout.dims[:-1], plain(output.shape[-1])))
+
+
+def matrix_product(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+    """[..., M, K] x [..., K, P] -> [..., M, P], perhaps added to something; of a vector there is no M, or no P."""
+    first = 1 if call.name in ("addmm", "baddbmm", "addmv") else 0
+    a, b = call.argument(first, "input"), call.argument(first + 1, "other")
+    left, right = layout_of(a) if call.depends(a) else None, layout_of(b) if call.depends(b) else None
+    if (left and left.dims[-1].has(SAMPLE)) or (right and right.dims[-2 if b.ndim > 1 else -1].has(SAMPLE)):
+        return None
+    product = _matrices(left, right, output, a.ndim > 1, b.ndim > 1)
+    added = layout_of(call.args[0]) if first and call.depends(call.args[0]) else None
+    return align([product, added], output.shape) if product and added else product or added
+
+
+def _matrices(left: Layout | None, right: Layout | None, output: Tensor, has_rows: bool, has_columns: bool) -> Layout | None:
+    """The layout of a product of two matrices, or stacks of them, either of which may be a vector."""
+    kept = has_rows + has_columns
+    sides = [(left, has_rows), (right, has_columns)]
+    batched = [replace(x, dims=(*x.dims[: -2 if is_matrix else -1], *[plain(1)] * kept)) for x, is_matrix in sides if x]
+    layout = align(batched, output.shape)
+    if layout is None or not batched:
+        return None
+    rows = [left.dims[-2] if left else plain(output.shape[-kept])] if has_rows else []
+    columns = [right.dims[-1] if right else plain(output.shape[-1])] if has_columns else []
+    if left and has_rows and columns and not columns[0].has(SAMPLE):  # an entry of an attention map lies where its query lies
+        columns = [plain(columns[0].size)]
+    return Layout((*layout.dims[: len(layout.dims) - kept], *rows, *columns))
+
+
+def of_all_pairs(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+    """outer, inner, tensordot: what is not summed over, of the first operand and then of the second."""
+    first, second = call.argument(0, "input"), call.argument(1, "vec2" if call.name == "outer" else "other")
+    summed = {"outer": ((), ()), "inner": ((-1,), (-1,))}.get(call.name) or call.args[2:4]
+    dims: list[Dim] = []
+    for operand, gone in zip((first, second), summed, strict=True):
+        layout = layout_of(operand) if call.depends(operand) else Layout(tuple(map(plain, operand.shape)))
+        assert layout is not None  # `follow` has seen to it
+        gone = {d % operand.ndim for d in gone}
+        if any(layout.dims[d].has(SAMPLE) for d in gone):
+            return None
+        kept = [dim for d, dim in enumerate(layout.dims) if d not in gone]
+        is_placed = any(dim.places for dim in dims)  # a pair lies where the first of it lies
+        dims += [plain(dim.size) if is_placed and not dim.has(SAMPLE) else dim for dim in kept]
+    return Layout(tuple(dims))
+
+
+def scaled_dot_product(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+    """The output lies where the queries lie."""
+    layouts = [layout_of(t) for t in call.args[:3] if call.depends(t)]
+    if any(layout is None or any(dim.has(SAMPLE) for dim in layout.dims[-2:]) for layout in layouts):
+        return None
+    return align([replace(x, dims=(*x.dims[:-1], plain(output.shape[-1]))) for x in layouts if x], output.shape)
+
+
+def cell(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+    """Cells of LSTM, GRU and RNN, and F.bilinear: [..., C] and [..., D] -> [..., E], row by row."""
+    layouts = [layout for t in call.dependent if (layout := layout_of(t))]
+    if any(layout.dims[-1].has(SAMPLE) for layout in layouts):
+        return None
+    return align([replace(layout, dims=(*layout.dims[:-1], plain(output.shape[-1]))) for layout in layouts], output.shape)
+
+
+def cosine_similarity(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+    """Along one dimension, which goes, of two tensors broadcast to one another."""
+    shape = torch.broadcast_shapes(call.argument(0, "x1").shape, call.argument(1, "x2").shape)
+    layout, along = align([layout_of(t) for t in call.dependent], shape), call.argument(2, "dim", 1) % len(shape)
+    if layout is None or layout.dims[along].has(SAMPLE):
+        return None
+    return Layout((*layout.dims[:along], *layout.dims[along + 1 :]))
+
+
+def distances(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+    """cdist: [..., P, M] and [..., R, M] -> [..., P, R]; a distance lies where the first of its two rows lies."""
+    layouts = [layout_of(t) if call.depends(t) else None for t in (call.argument(0, "x1"), call.argument(1, "x2"))]
+    if any(layout is None or layout.dims[-1].has(SAMPLE) for layout in layouts if layout):
+        return None
+    batched = [replace(side, dims=(*side.dims[:-2], plain(1), plain(1))) for side in layouts if side]
+    rest = align(batched, output.shape)
+    rows = layouts[0].dims[-2] if layouts[0] else plain(output.shape[-2])
+    columns = layouts[1].dims[-2] if layouts[1] else plain(output.shape[-1])
+    if layouts[0] and not columns.has(SAMPLE):
+        columns = plain(columns.size)
+    return rest and Layout((*rest.dims[:-2], rows, columns))
+
+
+def pairwise_distance(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+    """Along the last dimension, which goes or stays with size 1, of two tensors broadcast to one another."""
+    shape = torch.broadcast_shapes(call.argument(0, "x1").shape, call.argument(1, "x2").shape)
+    layout = align([layout_of(t) for t in call.dependent], shape)
+    if layout is None or layout.dims[-1].has(SAMPLE):
+        return None
+    return Layout((*layout.dims[:-1], plain(1)) if output.ndim == len(shape) else layout.dims[:-1])
+
+
+def of_matrices(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+    """Linear algebra, matrix by matrix: [..., M, K] -> [..., *whatever comes of a matrix]."""
+    layouts = [layout_of(t) for t in call.dependent]
+    if any(layout is None or len(layout.dims) < 2 or any(dim.has(SAMPLE) for dim in layout.dims[-2:]) for layout in layouts):
+        return None
+    batch = max(len(layout.dims) for layout in layouts if layout) - 2
+    rest = align([replace(layout, dims=layout.dims[:-2]) for layout in layouts if layout], output.shape[:batch])
+    return rest and Layout((*rest.dims, *map(plain, output.shape[batch:])))
+
+
+def einsum(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+    """Each letter of the result from the first operand that has it; a letter summed over must not carry samples."""
+    equation, operands = call.args[0], call.args[1] if isinstance(call.args[1], (tuple, list)) else call.args[1:]
+    if not isinstance(equation, str):
+        return None
+    inputs, arrow, result = equation.replace(" ", "").partition("->")
+    if not arrow:
+        result = "..." * ("..." in inputs) + "".join(sorted(c for c in set(inputs) - set(",.") if inputs.count(c) == 1))
+    terms = inputs.split(",")
+    counts = [t.ndim - len(term.replace("...", "")) for term, t in zip(terms, operands, strict=True)]
+    unused = [chr(code) for code in range(ord("A"), ord("z")) if chr(code).isalpha() and chr(code) not in equation]
+    dots = "".join(unused[: max(counts)])  # the dimensions behind "...", aligned at the last
+    terms = [term.replace("...", dots[len(dots) - count :]) for term, count in zip(terms, counts, strict=True)]
+    result = result.replace("...", dots)
+    dims: dict[str, Dim] = {}
+    for letters, operand in zip(terms, operands, strict=True):
+        layout = layout_of(operand) if call.depends(operand) else None
+        for letter, dim in zip(letters, layout.dims if layout else (), strict=False):
+            if dim.has(SAMPLE) and (letter not in result or dims.get(letter, dim).samples != dim.samples):
+                return None
+            if letter not in dims or dims[letter].is_plain():
+                dims[letter] = dim
+    placed: list[Dim] = []
+    seen: set[tuple[Any, int]] = set()
+    for letter, size in zip(result, output.shape, strict=True):
+        dim = dims.get(letter, plain(size))
+        places = {(axis.number, piece.step) for axis, piece in dim.places}
+        placed.append(plain(size) if places & seen and not dim.has(SAMPLE) else dim)  # an attention map lies where its queries lie
+        seen |= places
+    return Layout(tuple(placed))

@@ -1,0 +1,172 @@
+"""view, reshape, flatten: the factors of the dimensions stay in order and are dealt out anew.
+
+Cutting an axis into windows, and putting them together again: Tensor.unfold, F.unfold and F.fold.
+
+Operations that turn or shift the order of entries along an axis: flip, rot90, roll, fftshift.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from fg_lightning.fullgrad.layout import SAMPLE, Dim, Factor, Layout, Tokens, plain, spanning
+from fg_lightning.fullgrad.operation import Call
+from fg_lightning.fullgrad.operations.layout_rule import LayoutOf, first_layout, resample
+
+
+def regrouped(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+    """view, reshape, flatten, unflatten: the factors stay in order and are dealt out to the new dimensions."""
+    queue = _merged([f for dim in first_layout(call, layout_of).dims for f in dim.factors])
+    dims: list[Dim] = []
+    for i, size in enumerate(output.shape):
+        before = list(queue)
+        dim = _dealt(queue, size)
+        if dim is None:
+            if any(f.axis == SAMPLE and f.size > 1 for f in before):
+                return None
+            return Layout((*dims, *map(plain, output.shape[i:])))  # within a sample, rows that are read as longer or shorter ones
+        dims.append(dim)
+    return Layout(tuple(dims))  # factors of size 1 may be left over: [N, C, 1, 1] -> [N, C] has no plane any more
+
+
+def _merged(factors: list[Factor]) -> list[Factor]:
+    """Neighbours that are one run of an axis as one factor, such as a window's place and the places in it."""
+    merged: list[Factor] = []
+    for factor in factors:
+        if factor == Factor(None, 1):
+            continue
+        last = merged[-1] if merged else None
+        continues = last is not None and last.axis == factor.axis
+        if last is not None and continues and (factor.axis is None or last.step == factor.size * factor.step):
+            merged[-1] = replace(factor, size=last.size * factor.size)
+        else:
+            merged.append(factor)
+    return merged
+
+
+def _dealt(queue: list[Factor], size: int) -> Dim | None:
+    """Takes factors that make up `size` from the front of the queue, splitting the last one where it has to."""
+    taken: list[Factor] = []
+    need = size
+    while queue and size:
+        head = queue[0]
+        if need == 1 and (taken or head.size > 1):
+            break
+        if need % head.size == 0:
+            taken.append(head)
+            queue.pop(0)
+            need //= head.size
+        elif head.size % need == 0 and not isinstance(head.axis, Tokens):
+            inner = head.size // need
+            taken.append(replace(head, size=need, step=1 if head.axis is None else head.step * inner))
+            queue[0] = replace(head, size=inner)
+            need = 1
+        else:
+            return None
+    return Dim(tuple(taken) or (Factor(None, 1),)) if need == 1 else plain(0) if size == 0 else None
+
+
+def in_windows(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+    """Tensor.unfold: [..., L, ...] -> [..., windows, ..., size]; what overlaps lies where its window does."""
+    layout = first_layout(call, layout_of)
+    d, size, step = (call.argument(i, name) for i, name in enumerate(("dimension", "size", "step"), start=1))
+    d %= len(layout.dims)
+    windows, dim = output.shape[d], layout.coarsened(d)
+    if (axis := dim.whole) and size == step and windows * size == axis.length:
+        outer, inner = Dim((Factor(axis, windows, size),)), Dim((Factor(axis, size),))
+    else:
+        outer, inner = resample(dim, windows), plain(size)
+    return Layout((*layout.dims[:d], outer, *layout.dims[d + 1 :], inner))
+
+
+def patches(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+    """im2col, which is F.unfold: [N, C, H, W] -> [N, C * size of a patch, patches]; an entry lies where its patch does."""
+    layout = first_layout(call, layout_of)
+    if len(layout.dims) != 4 or len(call.args) != 5 or any(dim.has(SAMPLE) for dim in layout.dims[1:]):
+        return None
+    geometry = zip(layout.shape[2:], *call.args[1:5], strict=True)
+    counts = [(length + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1 for length, kernel, dilation, pad, stride in geometry]
+    rows, columns = (resample(layout.coarsened(i), count) for i, count in enumerate(counts, start=2))
+    return Layout((layout.dims[0], plain(output.shape[1]), Dim((*rows.factors, *columns.factors))))
+
+
+def of_patches(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+    """col2im, which is F.fold: [N, C * size of a patch, patches] -> [N, C, H, W]"""
+    layout = first_layout(call, layout_of)
+    if len(layout.dims) != 3 or any(dim.has(SAMPLE) for dim in layout.dims[1:]):
+        return None
+    axes = [Dim((factor,)) for factor in layout.dims[2].factors]
+    sizes = output.shape[2:]
+    places = map(resample, axes, sizes) if len(axes) == 2 else map(plain, sizes)
+    return Layout((layout.dims[0], plain(output.shape[1]), *places))
+
+
+def flipped(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+    """flip, fliplr, flipud: a whole spatial axis remembers that it was turned, anything else loses its places."""
+    layout = first_layout(call, layout_of)
+    given = call.args[1:] if len(call.args) > 2 else call.argument(1, "dims", ())
+    return _turned(layout, {"fliplr": (1,), "flipud": (0,)}.get(call.name, given))
+
+
+def rotated(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+    """rot90: a flip of one dimension or both, then for an odd number of turns a transposition."""
+    layout, turns = first_layout(call, layout_of), call.argument(1, "k", 1) % 4
+    first, second = call.argument(2, "dims", (0, 1))
+    turned = _turned(layout, {0: (), 1: (second,), 2: (first, second), 3: (first,)}[turns])
+    if turned is None or turns % 2 == 0:
+        return turned
+    dims = list(turned.dims)
+    dims[first], dims[second] = dims[second], dims[first]
+    return Layout(tuple(dims))
+
+
+def rolled(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+    """roll: a whole spatial axis remembers how far, anything else loses its places."""
+    shifts, along = call.argument(1, "shifts"), call.argument(2, "dims")
+    layout = first_layout(call, layout_of)
+    if along is None or along in ((), []):
+        return _scrambled(layout)
+    return _shifted(layout, _listed(shifts), _listed(along))
+
+
+def centred(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+    """fftshift, ifftshift: a roll by half the length."""
+    layout = first_layout(call, layout_of)
+    given = call.argument(1, "dim")
+    along = range(len(layout.dims)) if given is None else _listed(given)
+    up = call.name == "fft_ifftshift"  # which goes half the length back, rounded down
+    return _shifted(layout, [(layout.shape[d] + up) // 2 for d in along], along)
+
+
+def _listed(given: Any) -> list[int]:
+    return list(given) if isinstance(given, (tuple, list)) else [given]
+
+
+def _turned(layout: Layout, along: Any) -> Layout | None:
+    dims = list(layout.dims)
+    for d in _listed(along):
+        if dims[d].has(SAMPLE):
+            return None
+        axis = layout.coarsened(d).whole
+        dims[d] = spanning(axis.turned()) if axis else plain(dims[d].size)
+    return Layout(tuple(dims))
+
+
+def _shifted(layout: Layout, shifts: Iterable[int], along: Iterable[int]) -> Layout | None:
+    dims = list(layout.dims)
+    for shift, d in zip(shifts, along, strict=True):
+        if dims[d].has(SAMPLE):
+            return None
+        axis = layout.coarsened(d).whole
+        dims[d] = spanning(replace(axis, shift=(axis.shift + shift) % axis.length)) if axis else plain(dims[d].size)
+    return Layout(tuple(dims))
+
+
+def _scrambled(layout: Layout) -> Layout | None:
+    """What was rolled as one row of numbers."""
+    is_row = len(layout.dims) == 1 and not layout.dims[0].has(SAMPLE)
+    return Layout((plain(layout.shape[0]),)) if is_row else None

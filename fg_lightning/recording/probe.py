@@ -1,0 +1,279 @@
+"""Batches that hold a list of images instead of one tensor, as detectors take them.
+
+The probe: the held-out images that the monitor looks at, the same ones all through training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from lightning.fabric.utilities.apply_func import move_data_to_device
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
+
+HOW_TO_WATCH_A_DETECTOR = (
+    "pass images of one size, how the module is called and what is explained: FullGradMonitor(probe=images, "
+    "forward=lambda module, batch: module(list(batch)), target=function from the output to a tensor [N]); "
+    "see examples/watch_a_detector.py"
+)
+
+CHANNELS = (1, 3, 4)
+"""Of an image: a tensor of three dimensions that begins with another number is a batch of signals."""
+
+SMALLEST = 16
+"""Pixels of an image that nothing else tells from a batch of signals."""
+
+LISTS = ("NestedTensor", "ImageList")
+"""Classes that hold images of different sizes, padded: DETR's, torchvision's and detectron2's."""
+
+
+def list_of_images(batch: Any) -> str | None:
+    """What is found, in words, if a batch is or holds a list of images; None if it does not.
+
+    Args:
+        batch: what a loader gives.
+    """
+    for value, together in _values(batch):
+        if type(value).__name__ in LISTS or (isinstance(value, Tensor) and value.is_nested):
+            return f"a list of images of different sizes ({type(value).__name__})"
+        if isinstance(value, (list, tuple)) and _is_list(value, together):
+            images = [image for item in value if (image := _image_of(item)) is not None]
+            shapes = ", ".join(str(list(image.shape)) for image in images[:3])
+            return f"a list of images ({shapes}{', ...' if len(images) > 3 else ''})"
+    return None
+
+
+def _values(batch: Any) -> Iterator[tuple[Any, Sequence[Any]]]:
+    """The batch, and all that stands in its sequences and mappings, with all that stands there together."""
+    waiting: deque[tuple[Any, Sequence[Any]]] = deque([(batch, ())])
+    while waiting:
+        value, together = waiting.popleft()
+        yield value, together
+        inside = list(value.values()) if isinstance(value, Mapping) else value
+        if isinstance(inside, (list, tuple)):
+            waiting.extend((item, inside) for item in inside)
+
+
+def _is_list(items: Sequence[Any], together: Sequence[Any]) -> bool:
+    images = [_image_of(item) for item in items]
+    if not images or any(image is None for image in images):
+        return False
+    shapes = {tuple(image.shape) for image in images if image is not None}
+    if len({shape[0] for shape in shapes}) > 1:
+        return False
+    has_targets = any(isinstance(item, (list, tuple)) and any(isinstance(v, Mapping) for v in item) for item in items)
+    beside = any(isinstance(other, (list, tuple)) and len(other) == len(items) for other in together if other is not items)
+    are_large = len(items) > 1 and all(min(shape[1:]) >= SMALLEST for shape in shapes)
+    return len(shapes) > 1 or has_targets or beside or are_large
+
+
+def _image_of(item: Any) -> Tensor | None:
+    """An image [C, H, W], alone or with its target; None if it is none."""
+    if isinstance(item, (tuple, list)):
+        item = item[0] if len(item) == 2 and not isinstance(item[0], (tuple, list)) else None
+    is_image = isinstance(item, Tensor) and not item.is_nested and item.ndim == 3 and item.shape[0] in CHANNELS
+    return item if is_image else None
+
+
+def are_detections(output: Any) -> bool:
+    """Whether an output is a list of mappings, one for each image, as detectors give it."""
+    return isinstance(output, (list, tuple)) and bool(output) and all(isinstance(found, Mapping) for found in output)
+
+
+def parts_of(output: Any) -> dict[str, Tensor]:
+    """The tensors of an output of several parts, by name or place, without those of no dimension; empty for a tensor."""
+    if isinstance(output, Mapping):
+        parts = dict(output)
+    elif isinstance(output, (list, tuple)):
+        parts = dict(zip(getattr(output, "_fields", map(str, range(len(output)))), output, strict=True))
+    else:
+        parts = {}
+    return {str(name): value for name, value in parts.items() if isinstance(value, Tensor) and value.ndim > 0}
+
+
+def other_parts(output: Any) -> str | None:
+    """What else an output holds of which one tensor is explained, in words; None if nothing, or if a name makes that one clear."""
+    parts = parts_of(output)
+    if len(parts) < 2 or not parts.keys().isdisjoint(("logits", "out")):
+        return None
+    names = ", ".join(parts)
+    return f"the output has {len(parts)} tensors ({names}), and the first is explained; pass target=function for another"
+
+
+class NoProbe(ValueError):
+    """There are no images to look at; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Images and what else their batch holds.
+
+    Attributes:
+        images: [N, C, *S], as the model takes them.
+        labels: a class or a number for each, [N], several of them, [N, K], or a label map, [N, *S]; None where there are none.
+        others: further tensors of the batch that may be the labels; which one is, the model's output will tell.
+        batch: the batch that the images are part of, where a `forward` takes it.
+        place: which of its tensors the images are.
+        at_once: how many images to look at in one pass, None for all.
+    """
+
+    images: Float[Tensor, "n c *s"]
+    labels: Tensor | None = None
+    others: tuple[Tensor, ...] = ()
+    batch: Any = None
+    place: int = 0
+    at_once: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device | str) -> Probe:
+        """The same probe elsewhere."""
+        moved = move_data_to_device([self.images, self.labels, self.others, self.batch], torch.device(device))
+        return Probe(*moved, place=self.place, at_once=self.at_once)
+
+    @property
+    def candidates(self) -> tuple[Tensor, ...]:
+        """What may be the labels, the likeliest first."""
+        return () if self.labels is None else (self.labels, *self.others)
+
+    def parts(self) -> list[Probe]:
+        """The probe in parts of at most `at_once` images, without their batch."""
+        step = self.at_once or len(self)
+        rows = [slice(start, start + step) for start in range(0, len(self), step)]
+        return [
+            Probe(self.images[row], None if self.labels is None else self.labels[row], tuple(other[row] for other in self.others))
+            for row in rows
+        ]
+
+    def fingerprint(self) -> str:
+        """The same for the same images and labels, and for no others."""
+        digest = hashlib.sha256()
+        for tensor in (self.images, self.labels):
+            if tensor is not None:
+                digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    @classmethod
+    def of_batch(cls, batch: Any, size: int, *, with_batch: bool = False) -> Probe:
+        """The first `size` images of a batch, which may be a tensor, tuple, list, mapping or dataclass, nested or not.
+
+        The images are its first floating-point tensor of 3 to 5 dimensions. The labels are a tensor with as many rows, integers
+        [N] before anything else. Where fields have names, one that is called so goes first.
+
+        Args:
+            batch: what a loader gives.
+            size: how many images to take at most.
+            with_batch: keep the rest of the batch, too, cut to as many rows.
+
+        Raises:
+            NoProbe: if there is no image in it.
+        """
+        listed = list_of_images(batch)
+        if listed is not None:
+            raise NoProbe(
+                f"the batch holds {listed}, as detectors take them, and no tensor [N, C, H, W]; {HOW_TO_WATCH_A_DETECTOR}"
+            )
+        leaves = list(_leaves(batch))
+        images = next(iter(_ranked(leaves, IMAGE_NAMES, lambda t: t.is_floating_point() and 3 <= t.ndim <= 5)), None)
+        if images is None or not len(images):
+            found = ", ".join(f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}" for _, t in leaves) or "no tensor"
+            raise NoProbe(
+                f"found no images in a batch of type {type(batch).__name__} ({found}); images are floating-point tensors "
+                "[N, C, H, W], as the module's forward takes them. Pass them yourself: FullGradMonitor(probe=(images, labels))"
+            )
+        n = len(images)
+
+        def cut(tensor: Tensor) -> Tensor:
+            return (tensor[:size] if tensor.ndim and len(tensor) == n else tensor).detach().clone()
+
+        def plain(tensor: Tensor) -> Tensor:
+            """Without what a subclass makes of slices and sums, such as MONAI's MetaTensor."""
+            return cut(tensor).as_subclass(Tensor)
+
+        rest = [(name, tensor) for name, tensor in leaves if tensor is not images]
+        fitting = [_countable(plain(tensor)) for tensor in _ranked(rest, LABEL_NAMES, lambda t: _has_rows(t, n))]
+        labels = [tensor.flatten() if tensor.shape[1:] == (1,) else tensor for tensor in fitting]
+        probe = cls(plain(images), labels[0] if labels else None, tuple(labels[1:]))
+        if not with_batch:
+            return probe
+        tensors: list[Tensor] = []
+        apply_to_collection(batch, Tensor, tensors.append)
+        place = next(i for i, tensor in enumerate(tensors) if tensor is images)
+        return replace(probe, batch=apply_to_collection(batch, Tensor, cut), place=place)
+
+    @classmethod
+    def given(cls, probe: Tensor | Sequence[Tensor]) -> Probe:
+        """What a person passed: images, or (images, labels).
+
+        Raises:
+            NoProbe: if it is anything else.
+        """
+        listed = list_of_images(probe)
+        if listed is not None:
+            raise NoProbe(f"probe is {listed}; {HOW_TO_WATCH_A_DETECTOR}")
+        images, labels = (probe, None) if isinstance(probe, Tensor) else probe if len(probe) == 2 else (None, None)
+        if not isinstance(images, Tensor) or not images.is_floating_point() or not 3 <= images.ndim <= 5 or not len(images):
+            raise NoProbe("probe must be images, a floating-point tensor [N, C, *S] with at least one of them, or (images, labels)")
+        if labels is not None and not (isinstance(labels, Tensor) and labels.ndim and len(labels) == len(images)):
+            raise NoProbe(f"the probe's labels must be a tensor with a row for each of {len(images)} images")
+        images, labels = images.detach().clone(), None if labels is None else _countable(labels.detach().clone())
+        return cls(images, labels, batch=images if labels is None else (images, labels))
+
+
+IMAGE_NAMES = ("image", "images", "img", "pixel_values", "input", "inputs", "x")
+LABEL_NAMES = ("label", "labels", "target", "targets", "class", "mask", "masks", "y")
+"""What the fields of a batch that has names are called, before any other field that fits."""
+
+
+def lacks_images(batch: Any) -> bool:
+    """Whether no transform of a batch can make images of it: it has tensors, and none has as many dimensions."""
+    leaves = list(_leaves(batch))
+    return bool(leaves) and all(tensor.ndim < 3 for _, tensor in leaves)
+
+
+def _leaves(batch: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a batch with the names of their fields."""
+    if isinstance(batch, Tensor):
+        if not batch.is_nested:
+            yield name, batch
+    elif isinstance(batch, Mapping):
+        for key, value in batch.items():
+            yield from _leaves(value, str(key))
+    elif isinstance(batch, (tuple, list)) and batch and all(type(value) in (bool, int, float) for value in batch):
+        yield name, torch.tensor(batch)
+    elif isinstance(batch, (tuple, list)):
+        names = getattr(batch, "_fields", [name] * len(batch))
+        for field, value in zip(names, batch, strict=True):
+            yield from _leaves(value, field)
+    elif is_dataclass(batch):
+        for field in fields(batch):
+            yield from _leaves(getattr(batch, field.name), field.name)
+
+
+def _ranked(leaves: list[tuple[str, Tensor]], names: Sequence[str], fits: Callable[[Tensor], bool]) -> list[Tensor]:
+    """The tensors that fit: those with one of the names first, and of these and the others plain classes [N] first."""
+    fitting = [(name.lower() in names, tensor) for name, tensor in leaves if fits(tensor)]
+    return [tensor for _, tensor in sorted(fitting, key=lambda leaf: (not leaf[0], not _is_classes(leaf[1])))]
+
+
+def _countable(labels: Tensor) -> Tensor:
+    """False and True as 0 and 1."""
+    return labels.to(torch.uint8) if labels.dtype is torch.bool else labels
+
+
+def _has_rows(tensor: Tensor, n: int) -> bool:
+    return tensor.ndim > 0 and len(tensor) == n and not tensor.is_complex()
+
+
+def _is_classes(tensor: Tensor) -> bool:
+    """Whether it is [N] or [N, 1] integers."""
+    is_integer = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype is torch.bool)
+    return is_integer and (tensor.ndim == 1 or (tensor.ndim == 2 and tensor.shape[1] == 1))

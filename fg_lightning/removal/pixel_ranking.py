@@ -1,0 +1,131 @@
+"""Which pixels go: the order that a saliency map puts them in."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, TypeVar
+
+import numpy.typing as npt
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from fg_lightning.sample_seeds import Seed, seeds_of
+
+Order = Literal["morf", "lerf"]
+"""Most relevant first, or least relevant first."""
+
+Ranks = TypeVar("Ranks", Tensor, npt.NDArray[Any])
+
+ORDERS = ("morf", "lerf")
+
+
+def ranks(maps: Float[Tensor, "n 1 *s"], seed: Seed = 0) -> Int[Tensor, "n *s"]:
+    """The place of every pixel in the order in which they go under "morf": 0 goes first, under "lerf" last.
+
+    Pixels of equal saliency are ranked at random, the same each time and whatever else is in the batch.
+
+    Args:
+        maps: saliency maps [N, 1, *S].
+        seed: for the ties. An int: every image draws its own from it and from what its map holds, so that equal maps have equal
+            ranks. A sequence: one int for each image, such as its index in the data set.
+
+    Returns:
+        [N, *S], a permutation of 0 .. number of pixels - 1 for every image.
+
+    Raises:
+        TypeError: if the maps are no floating-point tensor.
+        ValueError: if they are not [N, 1, *S] or hold NaN, or there are not as many seeds as maps.
+    """
+    check_maps(maps)
+    values = maps.detach().flatten(1)
+    n, pixels = values.shape
+    shuffled = torch.empty((n, pixels), dtype=torch.long)
+    for row, own in zip(shuffled, seeds_of(maps, seed), strict=True):
+        torch.randperm(pixels, generator=torch.Generator().manual_seed(own), out=row)
+    shuffled = shuffled.to(values.device)
+    by_saliency = values.gather(1, shuffled).argsort(dim=1, descending=True, stable=True)
+    places = torch.arange(pixels, device=values.device).expand(n, pixels)
+    return torch.empty_like(shuffled).scatter_(1, shuffled.gather(1, by_saliency), places).reshape(n, *maps.shape[2:])
+
+
+def removed(ranks: Ranks, fraction: float, order: Order = "morf") -> Ranks:
+    """Which pixels of ranked images go: exactly round(fraction * number of pixels) of each.
+
+    Args:
+        ranks: [N, *S] from `ranks`, as a tensor or an array of any integer type.
+        fraction: the share of pixels to remove, 0 to 1.
+        order: "morf" or "lerf".
+
+    Returns:
+        Booleans [N, *S], of the kind that the ranks are.
+
+    Raises:
+        ValueError: if the fraction lies outside 0..1 or there is no such order.
+    """
+    check_fraction(fraction)
+    check_order(order)
+    pixels = math.prod(ranks.shape[1:])
+    count = round(fraction * pixels)
+    if isinstance(ranks, Tensor) and ranks.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        ranks = ranks.long()  # torch compares none of these
+    return ranks < count if order == "morf" else ranks >= pixels - count
+
+
+def top_pixels(maps: Float[Tensor, "n 1 *s"], fraction: float, order: Order = "morf", seed: Seed = 0) -> Bool[Tensor, "n 1 *s"]:
+    """The pixels that go: `removed` of the maps' `ranks`, whose arguments it takes and whose errors it raises."""
+    return removed(ranks(maps, seed), fraction, order).unsqueeze(1)
+
+
+def check_fraction(fraction: float) -> None:
+    """
+    Raises:
+        ValueError: if the fraction lies outside 0..1.
+    """
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"fraction must lie between 0 and 1, but is {fraction}; a percentage is divided by 100")
+
+
+def check_order(order: str) -> None:
+    """
+    Raises:
+        ValueError: if there is no such order.
+    """
+    if order not in ORDERS:
+        raise ValueError(f"order must be 'morf' (most relevant pixels go first) or 'lerf' (least relevant first), not {order!r}")
+
+
+def check_maps(maps: Tensor, images: Tensor | None = None) -> None:
+    """
+    Args:
+        maps: what should be saliency maps, [N, 1, *S].
+        images: [N, C, *S] that they should belong to, if any.
+
+    Raises:
+        TypeError: if the maps are no floating-point tensor.
+        ValueError: if they are not [N, 1, *S], do not go with the images, or hold NaN.
+    """
+    if not isinstance(maps, Tensor) or not maps.is_floating_point():
+        got = f"a tensor of {maps.dtype}" if isinstance(maps, Tensor) else type(maps).__name__
+        raise TypeError(f"maps must be a floating-point tensor [N, 1, *S], not {got}")
+    if maps.ndim < 3 or maps.shape[1] != 1:
+        raise ValueError(
+            f"maps must be [N, 1, *S], but have shape {tuple(maps.shape)}; a map without channels takes one with maps[:, None], "
+            "one with several is summed over them, maps.sum(1, keepdim=True)"
+        )
+    if images is not None and (len(maps) != len(images) or maps.shape[2:] != images.shape[2:]):
+        raise ValueError(
+            f"maps of shape {tuple(maps.shape)} do not go with images of shape {tuple(images.shape)}: "
+            f"expected {(len(images), 1, *images.shape[2:])}; torch.nn.functional.interpolate brings maps to the images' size"
+        )
+    unknown = maps.isnan().flatten(1).sum(1)
+    if bool(unknown.any()):
+        where = unknown.nonzero().flatten().tolist()
+        raise ValueError(
+            f"{int(unknown.sum())} of {maps.numel()} saliency values are NaN, in the maps at {_shortened(where)} of the batch; "
+            "pixels cannot be ranked by them: was the model's output or gradient finite?"
+        )
+
+
+def _shortened(places: list[int]) -> str:
+    return ", ".join(map(str, places[:8])) + (f" and {len(places) - 8} more" if len(places) > 8 else "")

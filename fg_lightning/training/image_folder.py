@@ -1,0 +1,133 @@
+"""Folders of images, one for each class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Union
+
+from PIL import Image
+from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader
+
+from fg_lightning.errors import CannotRun
+from fg_lightning.training.image_datamodule import (
+    IMAGENET,
+    ImageDataModule,
+    Part,
+    any_size_transforms,
+    check_normalization,
+    check_size,
+    held_out,
+)
+
+VALIDATION = ("val", "valid", "validation")
+"""What a folder of validation images is called."""
+
+
+class ClassFolders(ImageFolder):
+    """The images in the folders of a folder, each of which is a class; what begins with a point is none.
+
+    Raises:
+        CannotRun: if there are no such folders, one of them holds no image, or a file that is loaded is none.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            super().__init__(str(folder), loader=loaded)
+        except FileNotFoundError as error:
+            raise CannotRun(f"{folder.resolve()}: {error}. Remove the folder of such a class, or put images into it") from error
+
+    def find_classes(self, directory: Union[str, Path]) -> tuple[list[str], dict[str, int]]:
+        names = class_folders(Path(directory))
+        return names, {name: index for index, name in enumerate(names)}
+
+
+class ImageFolderDataModule(ImageDataModule):
+    """Images in folders that are named like their classes.
+
+    Either `root/train/CLASS/*.jpg`, with `root/val/...` and `root/test/...`, or `root/CLASS/*.jpg`. Of what is not there, a
+    share of the training images is held out; but where there are validation images and no test images, the test is on them.
+
+    Args:
+        root: the folder.
+        size: how many pixels wide and high the images become.
+        mean: of every channel, in 0..1, taken off the images; by default ImageNet's.
+        std: of every channel, that they are then divided by.
+        mirror: whether a mirror image is of the same class, which it is not of letters.
+        **kwargs: see `ImageDataModule`.
+
+    Raises:
+        CannotRun: if a number is out of range; in `setup`, if the parts have other classes than the training images, or no training
+            images are left.
+        CannotRun: if there is no such folder, or no folders of images in it; in training, if a file is no image.
+    """
+
+    def __init__(
+        self,
+        root: Union[str, Path],
+        size: int = 224,
+        mean: Union[tuple[float, ...], None] = None,
+        std: Union[tuple[float, ...], None] = None,
+        mirror: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        check_size(size)
+        self.root = Path(root)
+        self.size = size
+        self.mirror = mirror
+        self.normalization = check_normalization(mean, std, IMAGENET)
+        if not self.root.is_dir():
+            raise CannotRun(f"there is no folder {self.root.resolve()}")
+        train = self.root / "train"
+        self.folders = {"train": train if train.is_dir() else self.root}
+        if train.is_dir():
+            for part, names in (("val", VALIDATION), ("test", ("test",))):
+                there = [self.root / name for name in names if (self.root / name).is_dir()]
+                self.folders.update({part: there[0]} if there else {})
+        self.num_classes = len(class_folders(self.folders["train"]))
+
+    def setup(self, stage: str) -> None:
+        random, plain = any_size_transforms(self.size, self.normalization, self.augment, self.mirror)
+        found = {part: ClassFolders(folder) for part, folder in self.folders.items()}
+        train = found["train"]
+        for part, images in found.items():
+            if images.classes != train.classes:
+                raise CannotRun(
+                    f"{self.folders[part]} has other classes than {self.folders['train']}: "
+                    f"{', '.join(sorted(set(images.classes) ^ set(train.classes)))} are in one of them only"
+                )
+        parts = {part: Part(images, range(len(images)), plain, images.classes) for part, images in found.items()}
+        missing = [part for part in ("val", "test") if part not in found and not (part == "test" and "val" in found)]
+        *lots, rest = held_out(len(train), [self.val_share] * len(missing), self.seed)
+        parts |= {part: Part(train, lot, plain, train.classes) for part, lot in zip(missing, lots, strict=True)}
+        self.train, self.val = Part(train, rest, random, train.classes), parts["val"]
+        self.test = parts.get("test", self.val)
+
+
+def class_folders(folder: Path) -> list[str]:
+    """The folders in a folder, each of which is a class, but for those that begin with a point, such as .ipynb_checkpoints.
+
+    Raises:
+        CannotRun: if there is none.
+    """
+    names = sorted(found.name for found in folder.iterdir() if found.is_dir() and not found.name.startswith("."))
+    if not names:
+        raise CannotRun(
+            f"{folder.resolve()} has no folders in it; expected one for each class, {folder}/CLASS/image.jpg, or train, val and "
+            f"test with those in them. Images end in {', '.join(IMG_EXTENSIONS)}"
+        )
+    return names
+
+
+def loaded(path: str) -> Image.Image:
+    """The image in a file.
+
+    Raises:
+        CannotRun: if there is none.
+    """
+    try:
+        image: Image.Image = default_loader(path)
+    except (OSError, SyntaxError) as error:  # what Pillow says of a broken PNG
+        raise CannotRun(f"{path} cannot be read as an image ({error}); remove it, or put a whole one there") from error
+    return image
