@@ -15,9 +15,10 @@ test: $(INSTALLED)
 slow: $(INSTALLED)
 	$(PYTEST) -m slow
 
-# The types and shapes in the signatures, checked in every call of this process; but for the tests that pass what they rule out.
+# Checks the types and shapes in the signatures in every call of this process. An int is a float here, as for every other type checker.
 shapes: $(INSTALLED)
-	$(PYTEST) --jaxtyping-packages=fg_lightning,tests.helpers.typechecker.checked -k "not refused" \
+	$(PYTEST) -m "not slow and not ill_typed" \
+		"--jaxtyping-packages=fg_lightning,beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))" \
 		--ignore=tests/callbacks/test_attach.py --ignore=tests/callbacks/test_distributed.py \
 		tests/callbacks tests/removal tests/metrics tests/attribution tests/fullgrad/test_saliency.py tests/fullgrad/test_postprocess.py tests/fullgrad/test_readings.py
 

@@ -178,7 +178,7 @@ def test_noise_is_told_by_the_seed_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "message"), [({"n_samples": 0}, "n_samples must be at least 1"), ({"noise": -1.0}, "noise must")]
+    ("setting", "message"), [({"num_samples": 0}, "num_samples must be at least 1"), ({"noise": -1.0}, "noise must")]
 )
 def test_noise_that_makes_no_sense_is_refused(setting: dict[str, Any], message: str) -> None:
     model, x = net()
@@ -255,6 +255,7 @@ def test_an_own_method_is_entered_by_name(monkeypatch: pytest.MonkeyPatch) -> No
         METHODS["gradient"](model, n_steps=2)
 
 
+@pytest.mark.ill_typed
 def test_a_model_or_images_of_another_kind_are_refused() -> None:
     model, x = net()
     with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, not function"):

@@ -127,6 +127,7 @@ def test_the_task_may_be_given_where_the_script_is_untouched(monkeypatch, asked)
 
 
 @pytest.mark.parametrize(("task", "error"), [("klass", ValueError), (1, TypeError)])
+@pytest.mark.ill_typed
 def test_a_task_that_is_none_is_refused_with_those_there_are(monkeypatch, task, error):
     with pytest.raises(error, match='"classes", "labels", "logit", "regions", "number"'):
         FullGradMonitor(task=task)

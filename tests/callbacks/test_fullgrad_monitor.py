@@ -378,6 +378,7 @@ def test_data_that_cannot_be_asked_for_its_classes_costs_no_look(tmp_path, monke
         ({"probe": (torch.zeros(2, 1, 8, 8), [0, 1])}, "a row for each of 2 images"),
     ],
 )
+@pytest.mark.ill_typed
 def test_bad_arguments_are_refused_at_once(arguments, reason):
     with pytest.raises(ValueError, match=reason):
         FullGradMonitor(**arguments)
@@ -392,6 +393,7 @@ def test_bad_arguments_are_refused_at_once(arguments, reason):
         ({"class_names": "cat"}, "class_names must be a list of names"),
     ],
 )
+@pytest.mark.ill_typed
 def test_arguments_of_another_kind_are_refused_at_once(arguments, reason):
     with pytest.raises(TypeError, match=reason):
         FullGradMonitor(**arguments)

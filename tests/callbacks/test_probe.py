@@ -132,6 +132,7 @@ def test_what_is_no_list_of_images_is_not_called_so(kind):
     assert len(Probe.of_batch(NO_LISTS[kind](), 4)) in (2, 3, 4)
 
 
+@pytest.mark.ill_typed
 def test_a_list_of_images_is_refused_as_probe():
     with pytest.raises(NoProbe, match="probe is a list of images"):
         FullGradMonitor(probe=pictures((12, 12), (8, 8), (12, 12)))

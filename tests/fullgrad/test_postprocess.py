@@ -81,6 +81,7 @@ def test_psi_may_be_a_function() -> None:
 
 
 @pytest.mark.parametrize("psi", ["absolut", "", None, 3])
+@pytest.mark.ill_typed
 def test_an_unknown_psi_is_refused_with_the_known_ones(psi: object) -> None:
     with pytest.raises(ValueError, match=r"psi must be one of absolute, positive, signed"):
         FullGrad(nn.Flatten(), psi=psi)

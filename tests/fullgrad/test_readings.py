@@ -90,6 +90,7 @@ def test_a_softmax_at_the_end_is_no_attention():
     assert terms.implicit_terms["2"].abs().min() > 0
 
 
+@pytest.mark.ill_typed
 def test_unknown_readings_are_refused_with_the_known_ones():
     for refused in (lambda: operations_of("affine"), lambda: FullGrad(nn.Identity(), reading="affine")):
         with pytest.raises(ValueError, match="exact, locally_affine"):

@@ -230,12 +230,12 @@ def test_works_in_captums_sensitivity() -> None:
     assert sensitivity.isfinite().all()
 
 
-def noisy_versions(images: Tensor, noise: float, seed: int, n_samples: int) -> list[Tensor]:
+def noisy_versions(images: Tensor, noise: float, seed: int, num_samples: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     ranges = torch.stack([image.max() - image.min() for image in images])
     return [
         images + noise * ranges.reshape(-1, 1, 1, 1) * torch.randn(images.shape[1:], generator=generator).to(images)
-        for _ in range(n_samples)
+        for _ in range(num_samples)
     ]
 
 
@@ -252,18 +252,18 @@ def test_smooth_fullgrad_averages_terms_before_psi() -> None:
         input_terms.append(gradients[0] * noisy.detach())
         bias_terms.append(gradients[1] * model[0].bias.detach()[:, None, None])
     expected = PSI["absolute"](torch.stack(input_terms).mean(0)) + PSI["absolute"](torch.stack(bias_terms).mean(0))
-    drawn = SmoothFullGrad(model, n_samples=5, noise=0.3, seed=7).attribute(images, 2)
+    drawn = SmoothFullGrad(model, num_samples=5, noise=0.3, seed=7).attribute(images, 2)
     torch.testing.assert_close(drawn[:, 0], expected, rtol=1e-10, atol=1e-10)  # float64 sums in another order
 
 
 def test_smooth_fullgrad_without_noise_is_fullgrad() -> None:
     model, images = residual_net(), torch.randn(5, 2, 8, 8, dtype=torch.float64)
-    smooth = SmoothFullGrad(model, n_samples=2, noise=0.0).attribute(images)
+    smooth = SmoothFullGrad(model, num_samples=2, noise=0.0).attribute(images)
     torch.testing.assert_close(smooth, FullGrad(model).attribute(images), rtol=1e-10, atol=1e-10)
 
 
 def test_smooth_maps_and_terms_do_not_depend_on_the_batch_or_the_random_state() -> None:
-    model, images, method = residual_net(), torch.randn(5, 2, 8, 8, dtype=torch.float64), {"n_samples": 3, "noise": 0.5}
+    model, images, method = residual_net(), torch.randn(5, 2, 8, 8, dtype=torch.float64), {"num_samples": 3, "noise": 0.5}
     before = torch.get_rng_state()
     maps, terms = SmoothFullGrad(model, **method).attribute_with_terms(images, [0, 1, 2, 3, 4])
     assert torch.equal(torch.get_rng_state(), before)
@@ -292,7 +292,7 @@ class LessTheMean(nn.Module):
 
 def test_smooth_fullgrad_takes_images_one_by_one_where_they_cannot_be_told_apart() -> None:
     images = torch.randn(6, 2, 4, 4, dtype=torch.float64)
-    method = SmoothFullGrad(Windows(), n_samples=2)
+    method = SmoothFullGrad(Windows(), num_samples=2)
     alone = torch.cat([method.attribute(images[i : i + 1], 1) for i in range(6)])
     torch.testing.assert_close(method.attribute(images, 1), alone, rtol=1e-10, atol=1e-10)
 
@@ -323,7 +323,7 @@ class Looped(nn.Module):
 
 def test_the_operation_for_which_images_went_one_by_one_is_named() -> None:
     images = torch.randn(3, 2, 4, 4, dtype=torch.float64)
-    for method in (FullGrad(Looped()), SmoothFullGrad(Looped(), n_samples=2)):
+    for method in (FullGrad(Looped()), SmoothFullGrad(Looped(), num_samples=2)):
         _, terms = method.attribute_with_terms(images, [0, 1, 2])
         assert terms.ran_alone == "unbind in the model itself"
         assert terms.target is not None
@@ -337,7 +337,7 @@ def test_the_operation_for_which_images_went_one_by_one_is_named() -> None:
 
 @pytest.mark.parametrize("kind", [np.array, torch.tensor, lambda classes: range(len(classes))])
 @pytest.mark.parametrize("model", [Halved(), Looped(), nn.Flatten()])
-@pytest.mark.parametrize("method", [FullGrad, partial(SmoothFullGrad, n_samples=2)])
+@pytest.mark.parametrize("method", [FullGrad, partial(SmoothFullGrad, num_samples=2)])
 def test_targets_of_each_image_may_come_in_any_sequence(
     method: Callable[[nn.Module], FullGrad], model: nn.Module, kind: Callable[[list[int]], Any]
 ) -> None:
@@ -374,6 +374,7 @@ def test_a_psi_that_returns_no_plane_is_refused(psi: Callable[[Tensor], Any], go
 
 
 @pytest.mark.parametrize("psi", ["nonsense", ["absolute"], None])
+@pytest.mark.ill_typed
 def test_a_psi_of_no_known_kind_is_refused(psi: Any) -> None:
     with pytest.raises(ValueError, match="psi must be one of absolute, positive, signed, or a function"):
         FullGrad(nn.Flatten(), psi=psi)
@@ -388,12 +389,12 @@ def test_a_layout_that_returns_no_images_is_refused() -> None:
 @pytest.mark.parametrize("n", [2, 3, 7])
 def test_smooth_fullgrad_refuses_a_model_that_mixes_samples(n: int) -> None:
     with pytest.raises(ValueError, match="depends on the other images"):
-        SmoothFullGrad(LessTheMean(), n_samples=2).attribute(torch.randn(n, 2, 4, 4), 1)
+        SmoothFullGrad(LessTheMean(), num_samples=2).attribute(torch.randn(n, 2, 4, 4), 1)
 
 
 @pytest.mark.parametrize(
     ("setting", "message"),
-    [({"n_samples": 0}, "n_samples"), ({"noise": -0.1}, "noise"), ({"internal_batch_size": 0}, "internal_batch_size")],
+    [({"num_samples": 0}, "num_samples"), ({"noise": -0.1}, "noise"), ({"internal_batch_size": 0}, "internal_batch_size")],
 )
 def test_settings_of_smooth_fullgrad_out_of_range_are_refused(setting: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

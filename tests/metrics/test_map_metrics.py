@@ -270,6 +270,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
+@pytest.mark.ill_typed
 def test_bad_input_is_refused_with_what_was_wrong(name: str) -> None:
     call, error, message = BAD[name]
     with pytest.raises(error, match=message):

@@ -58,7 +58,7 @@ def by_loops(
 FILLS = {
     "black": (0.0, lambda image, place: torch.zeros(2)),
     "channels": ([0.5, -1.0], lambda image, place: torch.tensor([0.5, -1.0])),
-    "mean": ("mean", lambda image, place: image.mean((1, 2))),
+    "mean": ("image_mean", lambda image, place: image.mean((1, 2))),
     "a function": (lambda images, mask: torch.where(mask, -images, images), lambda image, place: -image[(slice(None), *place)]),
 }
 
@@ -163,7 +163,7 @@ def test_signals_and_volumes_have_curves(size: tuple[int, ...]) -> None:
 
 def test_batches_processes_and_forward_add_up() -> None:
     model, (images, maps) = network(), images_and_maps(7)
-    whole, parts, other = (PixelPerturbation(FRACTIONS, fill="mean") for _ in range(3))
+    whole, parts, other = (PixelPerturbation(FRACTIONS, fill="image_mean") for _ in range(3))
     whole.update(model, images, maps, 1)
     first = parts(model, images[:2], maps[:2], 1)
     parts.update(model, images[2:3], maps[2:3], 1)
@@ -171,7 +171,7 @@ def test_batches_processes_and_forward_add_up() -> None:
     parts.merge_state(other)
     # float32 in batches of other sizes
     torch.testing.assert_close(parts.compute(), whole.compute(), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(first, pixel_perturbation(model, images[:2], maps[:2], 1, fractions=FRACTIONS, fill="mean").mean(0))
+    torch.testing.assert_close(first, pixel_perturbation(model, images[:2], maps[:2], 1, fractions=FRACTIONS, fill="image_mean").mean(0))
     assert int(parts.count) == 7
     parts.reset()
     assert int(parts.count) == 0
@@ -257,7 +257,7 @@ def test_it_can_be_pickled_and_collected() -> None:
 
 def test_a_collection_keeps_fills_apart_that_a_black_batch_makes_alike() -> None:
     model, (images, maps) = network(), images_and_maps()
-    fills = {"black": 0.0, "mean": "mean"}
+    fills = {"black": 0.0, "mean": "image_mean"}
     metrics = {name: PixelPerturbation([0.2, 0.5], fill=fill, change="drop") for name, fill in fills.items()}
     collection = MetricCollection({name: metric.clone() for name, metric in metrics.items()})
     for batch in (torch.zeros_like(images), images):
@@ -277,11 +277,12 @@ BAD_SETTINGS = {
     "an order": ({"fractions": [0.5], "order": "least"}, "order must be 'morf' .* not 'least'"),
     "a change": ({"fractions": [0.5], "change": "ratio"}, "change must be one of relative, drop, or None .* not 'ratio'"),
     "an output": ({"fractions": [0.5], "output": "softmax"}, "output must be 'logit' or 'probability', not 'softmax'"),
-    "a fill": ({"fractions": [0.5], "fill": "blur"}, "fill must be one of mean, noisy_linear"),
+    "a fill": ({"fractions": [0.5], "fill": "blur"}, "fill must be one of dataset_mean, black, image_mean, noisy_linear"),
 }
 
 
 @pytest.mark.parametrize("name", BAD_SETTINGS)
+@pytest.mark.ill_typed
 def test_bad_settings_are_refused_when_the_metric_is_made(name: str) -> None:
     settings, message = BAD_SETTINGS[name]
     with pytest.raises(ValueError, match=message):
@@ -313,6 +314,7 @@ BAD_BATCHES = {
 
 
 @pytest.mark.parametrize("name", BAD_BATCHES)
+@pytest.mark.ill_typed
 def test_bad_batches_are_refused_with_what_was_wrong(name: str) -> None:
     arguments, error, message = BAD_BATCHES[name]
     metric = PixelPerturbation([0.5, 1.0])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fg_lightning.removal import ranks, removed, top_pixels
+from fg_lightning.removal import ranks, removal_mask, top_pixels
 
 SHAPES = [(7,), (5, 6), (3, 4, 5)]
 
@@ -117,18 +117,18 @@ def test_ranks_leave_the_global_random_state_alone() -> None:
 @pytest.mark.parametrize("fraction", [0, 0.3, 1])
 def test_removed_takes_ranks_as_they_are_stored(tmp_path, fraction: float, order: str) -> None:
     places = ranks(random_maps(16, 16))
-    expected = removed(places, fraction, order)
+    expected = removal_mask(places, fraction, order)
     for dtype in (torch.int16, torch.int32, torch.uint16, torch.uint32, torch.uint64):
-        assert torch.equal(removed(places.to(dtype), fraction, order), expected)
+        assert torch.equal(removal_mask(places.to(dtype), fraction, order), expected)
     stored = np.lib.format.open_memmap(tmp_path / "ranks.npy", "w+", np.uint16, places.shape)
     stored[:] = places.numpy()
-    assert np.array_equal(removed(stored, fraction, order), expected.numpy())
+    assert np.array_equal(removal_mask(stored, fraction, order), expected.numpy())
 
 
 def test_all_pixels_of_an_image_with_as_many_as_uint16_counts_go() -> None:
     places = np.arange(2**16, dtype=np.uint16).reshape(1, 256, 256)
-    assert removed(places, 1.0).all()
-    assert not removed(places, 0.0, "lerf").any()
+    assert removal_mask(places, 1.0).all()
+    assert not removal_mask(places, 0.0, "lerf").any()
 
 
 BAD = {
@@ -145,6 +145,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
+@pytest.mark.ill_typed
 def test_bad_input_is_refused_with_what_was_wrong(name: str) -> None:
     call, error, message = BAD[name]
     with pytest.raises(error, match=message):

@@ -1,0 +1,128 @@
+"""What replaces the pixels that go."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+from torch import Tensor
+
+from fg_lightning.removal import find_fill, noisy_linear
+
+
+def images_and_mask(n: int = 3, channels: int = 2, size: tuple[int, ...] = (4, 5)) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(n, channels, *size, generator=generator), torch.rand(n, 1, *size, generator=generator) < 0.5
+
+
+def replaced_one_by_one(images: Tensor, mask: Tensor, values: list[list[float]]) -> Tensor:
+    """Pixel by pixel, from a value for each image and channel."""
+    result = images.clone()
+    for n, c, *place in (torch.ones_like(images)).nonzero().tolist():
+        if mask[(n, 0, *place)]:
+            result[(n, c, *place)] = values[n][c]
+    return result
+
+
+@pytest.mark.parametrize("size", [(6,), (4, 5), (3, 2, 4)])
+@pytest.mark.parametrize(
+    ("fill", "values"),
+    [
+        (0.0, [0.0, 0.0]),
+        (-1, [-1.0, -1.0]),
+        ([0.5, -2.0], [0.5, -2.0]),
+        ((0.5, -2.0), [0.5, -2.0]),
+        (torch.tensor([0.5, -2.0]), [0.5, -2.0]),
+        (torch.tensor([0.5, -2.0])[:, None, None], [0.5, -2.0]),
+        (torch.tensor(3), [3.0, 3.0]),
+    ],
+)
+def test_numbers_replace_pixels(fill: object, values: list[float], size: tuple[int, ...]) -> None:
+    images, mask = images_and_mask(size=size)
+    assert torch.equal(find_fill(fill)(images, mask), replaced_one_by_one(images, mask, [values] * 3))
+
+
+def test_mean_is_each_images_own_of_each_channel_over_all_pixels() -> None:
+    images, mask = images_and_mask()
+    means = [[float(channel.mean()) for channel in image] for image in images]
+    # float32: the order of twenty additions
+    torch.testing.assert_close(find_fill("image_mean")(images, mask), replaced_one_by_one(images, mask, means), rtol=1e-6, atol=1e-6)
+
+
+def test_names_stand_for_functions() -> None:
+    images, mask = images_and_mask()
+    assert torch.equal(find_fill("noisy_linear")(images, mask), noisy_linear(images, mask))
+
+
+def test_an_imputer_of_ones_own_is_called_with_images_and_mask() -> None:
+    images, mask = images_and_mask()
+    assert torch.equal(find_fill(lambda x, m: torch.where(m, -x, x))(images, mask), torch.where(mask, -images, images))
+
+
+@pytest.mark.parametrize("fill", [0.5, [1.0, 2.0], "image_mean", "noisy_linear"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_imputers_keep_precision_their_input_and_the_other_pixels(fill: object, dtype: torch.dtype) -> None:
+    images, mask = images_and_mask()
+    images = images.to(dtype)
+    before = images.clone()
+    imputed = find_fill(fill)(images, mask)
+    assert imputed.dtype is dtype
+    assert torch.equal(images, before)
+    assert torch.equal(imputed[~mask.expand_as(images)], images[~mask.expand_as(images)])
+
+
+@pytest.mark.parametrize("fill", [0.5, [1.0, 2.0], "image_mean", "noisy_linear", noisy_linear])
+def test_an_imputer_can_be_sent_to_a_data_loaders_workers(fill: object) -> None:
+    images, mask = images_and_mask()
+    imputer = find_fill(fill)
+    assert torch.equal(pickle.loads(pickle.dumps(imputer))(images, mask), imputer(images, mask))
+
+
+BAD_FILLS = {
+    "a name": ("blur", ValueError, "image_mean, noisy_linear, a number, .* not 'blur'"),
+    "None": (None, TypeError, "image_mean, noisy_linear, a number, .* not NoneType"),
+    "words": (["black", "white"], TypeError, "not list"),
+    "infinite": (float("inf"), ValueError, "a finite number, or one for each channel, but is inf"),
+    "a picture": (torch.zeros(3, 4, 4), ValueError, "a finite number, or one for each channel"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILLS)
+@pytest.mark.ill_typed
+def test_a_bad_fill_is_refused_when_it_is_chosen(name: str) -> None:
+    fill, error, message = BAD_FILLS[name]
+    with pytest.raises(error, match=message):
+        find_fill(fill)
+
+
+def test_a_fill_of_another_number_of_channels_is_refused_with_both_numbers() -> None:
+    with pytest.raises(ValueError, match="fill gives 3 numbers, one for each channel, but the images have 2 channels"):
+        find_fill([0.1, 0.2, 0.3])(*images_and_mask())
+
+
+@pytest.mark.parametrize(
+    ("images", "mask", "error", "message"),
+    [
+        (
+            torch.zeros(1, 1, 2, 2, dtype=torch.uint8),
+            torch.ones(1, 1, 2, 2).bool(),
+            TypeError,
+            r"torch.uint8: .* images.float\(\) / 255",
+        ),
+        (torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2), TypeError, "mask must be a boolean tensor, .* torch.float32"),
+        (torch.zeros(1, 3, 2, 2), torch.ones(1, 3, 2, 2).bool(), ValueError, r"one of shape \(1, 1, 2, 2\)"),
+        (torch.zeros(2, 3, 2, 2), torch.ones(1, 1, 2, 2).bool(), ValueError, r"one of shape \(2, 1, 2, 2\)"),
+    ],
+)
+@pytest.mark.ill_typed
+def test_images_and_masks_that_do_not_fit_are_refused(images: Tensor, mask: Tensor, error: type, message: str) -> None:
+    for imputer in (find_fill(0.0), noisy_linear):
+        with pytest.raises(error, match=message):
+            imputer(images, mask)
+
+
+@pytest.mark.parametrize("returned", [None, torch.zeros(1)])
+def test_an_imputer_that_returns_something_else_is_refused(returned: object) -> None:
+    with pytest.raises(ValueError, match=r"images of the shape it was given, \(3, 2, 4, 5\), but returned"):
+        find_fill(lambda images, mask: returned)(*images_and_mask())
