@@ -47,8 +47,8 @@ class Row(NamedTuple):
     error_float32: float
     cancellation: float
     time_ratio: float
-    linearised: str
-    unaccounted: str
+    fallback_ops: str
+    missing_ops: str
 
 
 def candidates() -> Iterator[Candidate]:
@@ -148,8 +148,8 @@ def measured(candidate: Candidate) -> Row:
         error_float32=float(single.completeness_error.max()),
         cancellation=float(cancellation(single).max()),
         time_ratio=_time_ratio(model, images[:3].float()),
-        linearised=", ".join(sorted({name.split(" in ")[0] for name in results[0].linearised})),
-        unaccounted=", ".join(results[0].unaccounted),
+        fallback_ops=", ".join(sorted({name.split(" in ")[0] for name in results[0].fallback_ops})),
+        missing_ops=", ".join(results[0].missing_ops),
     )
 
 
@@ -211,7 +211,8 @@ def main() -> None:
             writer.writerow(shown)
             file.flush()
             print(
-                f"{row.model:28s} {row.error_float64:8.1e} {row.error_float32:8.1e}  {row.linearised} {row.unaccounted}", flush=True
+                f"{row.model:28s} {row.error_float64:8.1e} {row.error_float32:8.1e}  {row.fallback_ops} {row.missing_ops}",
+                flush=True,
             )
             gc.collect()
     options.output.with_suffix(".md").write_text(_as_table(_rows_in(options.output)))

@@ -14,7 +14,7 @@ from torch import Tensor
 from fg_lightning.fullgrad.hidden_writes import storage_of
 from fg_lightning.fullgrad.layout import SAMPLE, Dim, Factor, Layout
 from fg_lightning.fullgrad.linearization import Bias, Kind, Pointwise, Summed
-from fg_lightning.fullgrad.operation import Call
+from fg_lightning.fullgrad.operation import Operation
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +30,10 @@ class Term:
     layout: Layout
 
     def __str__(self) -> str:
-        return placed(self.operation, self.module)
+        return name_operation(self.operation, self.module)
 
 
-def placed(operation: str, module: str) -> str:
+def name_operation(operation: str, module: str) -> str:
     """An operation and the module in whose forward it ran, in words."""
     return f"{operation} in {module or 'the model itself'}"
 
@@ -61,7 +61,7 @@ class _Deferred:
 _TAKEN = torch.empty(0)
 
 
-class Hearing:
+class BiasHooks:
     """Hooks outputs, so that a visitor gets each bias when its gradient comes.
 
     Args:
@@ -87,7 +87,7 @@ class Hearing:
             deferred.secure()
 
     @property
-    def missing(self) -> list[str]:
+    def missing_ops(self) -> list[str]:
         """What `miss` was told of and a gradient reached, in forward order."""
         return [text for text in self._missing if text in self._heard]
 
@@ -101,7 +101,7 @@ class Hearing:
 
         tensor.register_hook(hook)
 
-    def watched(self, hook: Callable[[Tensor], Tensor | None], text: str) -> Callable[[Tensor], Tensor | None]:
+    def watch_gradient_hook(self, hook: Callable[[Tensor], Tensor | None], text: str) -> Callable[[Tensor], Tensor | None]:
         """A hook of the model's own on a tensor's gradient, named where it changes that gradient: no rule knows of the change."""
         self._missing.append(text)
 
@@ -113,25 +113,25 @@ class Hearing:
 
         return watching
 
-    def wait(self, call: Call, bias: Bias, module: str) -> None:
+    def wait(self, op: Operation, bias: Bias, module: str) -> None:
         """Hook the output, so that the visitor gets the bias when the gradient comes."""
-        output = call.outputs[bias.output]
+        output = op.outputs[bias.output]
         layout = layout_of(output)
         if layout is None:
             return  # the samples are mixed already: this run counts for nothing
         if isinstance(bias.value, Summed):
-            self._wait_for_sum(call, bias.kind, output, bias.value, module)
+            self._wait_for_sum(op, bias.kind, output, bias.value, module)
             return
         deferred = _Deferred(bias.value)
-        for read in (bias.value,) if isinstance(bias.value, Tensor) else call.held:
+        for read in (bias.value,) if isinstance(bias.value, Tensor) else op.held:
             self._readers[storage_of(read)].append(deferred)
-        term = self._term(module, call, bias.kind, layout)
-        self._hook(call, output, lambda gradient: self._visitor(term, deferred.take(), gradient))
+        term = self._term(module, op, bias.kind, layout)
+        self._hook(op, output, lambda gradient: self._visitor(term, deferred.take(), gradient))
 
-    def _wait_for_sum(self, call: Call, kind: Kind, output: Tensor, bias: Summed, module: str) -> None:
+    def _wait_for_sum(self, op: Operation, kind: Kind, output: Tensor, bias: Summed, module: str) -> None:
         """Hook the output of which no more than the bias's contribution to each sample will be known."""
-        layouts = [layout_of(t) for t in (output, *call.dependent)]
-        term = self._term(module, call, kind, Layout((Dim((Factor(SAMPLE, self._n),)),)))
+        layouts = [layout_of(t) for t in (output, *op.dependent)]
+        term = self._term(module, op, kind, Layout((Dim((Factor(SAMPLE, self._n),)),)))
 
         def hear(gradient: Tensor) -> None:
             of_output, *of_operands = (
@@ -140,16 +140,16 @@ class Hearing:
             )
             self._visitor(term, of_output - sum(of_operands), torch.ones_like(of_output))
 
-        self._hook(call, output, hear)
+        self._hook(op, output, hear)
 
-    def _term(self, module: str, call: Call, kind: Kind, layout: Layout) -> Term:
-        self.terms.append(Term(module, call.name, kind, layout))
+    def _term(self, module: str, op: Operation, kind: Kind, layout: Layout) -> Term:
+        self.terms.append(Term(module, op.name, kind, layout))
         return self.terms[-1]
 
-    def _hook(self, call: Call, output: Tensor, hear: Callable[[Tensor], None]) -> None:
+    def _hook(self, op: Operation, output: Tensor, hear: Callable[[Tensor], None]) -> None:
         places: Callable[[Tensor], Tensor] | None = None
         # A view of a tensor that nobody else sees is hooked there: overwritten later, it would get a history of its own.
-        if output._is_view() and (call.in_place or not hasattr(output._base, "_fg_layout")):
+        if output._is_view() and (op.in_place or not hasattr(output._base, "_fg_layout")):
             output, places = _base_and_places(output)
 
         def hook(gradient: Tensor | None) -> None:

@@ -36,16 +36,16 @@ class Recording:
         output: the explained output, [N].
         input_gradient: its gradient at the input, [N, C, *S].
         terms: the biases that were met, in forward order; one whose output leads nowhere was met but never visited.
-        unaccounted: operations whose bias could not be computed.
-        linearised: operations whose bias came from the general fallback.
+        missing_ops: operations whose bias could not be computed.
+        fallback_ops: operations whose bias came from the general fallback.
     """
 
     images: Tensor
     output: Tensor
     input_gradient: Tensor
     terms: list[Term]
-    unaccounted: list[str]
-    linearised: list[str]
+    missing_ops: list[str]
+    fallback_ops: list[str]
 
 
 def record(
@@ -80,7 +80,7 @@ def record(
         leaf = as_the_model_takes(images, model).requires_grad_()
         names = {id(module): name for name, module in model.named_modules()}
         tape = Tape(x := leaf.clone(), visitor, names, operations_of(reading))
-        with closing(tape.hearing):
+        with closing(tape.bias_hooks):
             inputs = (x, *map_tensors(copied, additional_forward_args))
             with tape.following_modules(), tape.meeting_what_torch_hides(), tape:
                 output = _explained(model, inputs, select)
@@ -92,10 +92,10 @@ def record(
                 )
             if mixed_by := tape.mixed_on_the_way_to(output):
                 raise SamplesMixed(mixed_by, output.detach())
-            with tape.hearing.on():
+            with tape.bias_hooks.on():
                 (gradient,) = torch.autograd.grad(output.sum(), leaf, materialize_grads=True)
     output, gradient = (tensor.detach().as_subclass(Tensor) for tensor in (output, gradient))
-    return Recording(leaf.detach(), output, gradient, tape.hearing.terms, tape.unaccounted, tape.linearised)
+    return Recording(leaf.detach(), output, gradient, tape.bias_hooks.terms, tape.missing_ops, tape.fallback_ops)
 
 
 def _explained(model: nn.Module, inputs: tuple[Any, ...], select: Callable[[Any], Tensor]) -> Tensor:
@@ -144,11 +144,11 @@ class FullGradients:
         input_term: the inner product of input-gradient and input, [N].
         bias_terms: explicit biases (those of weights and constants) by qualified module name in forward order, [N] each.
         implicit_terms: implicit biases (those of non-linearities), likewise.
-        unaccounted: operations that could not be linearised, so that their biases are missing from the sum.
-        linearised: operations without a rule, whose bias came from the general fallback.
+        missing_ops: operations that could not be linearised, so that their biases are missing from the sum.
+        fallback_ops: operations without a rule, whose bias came from the general fallback.
         undrawn: operations with a bias term that lies nowhere on the image plane, as behind a global pooling, or where is not
             known; FullGrad leaves them out of the map.
-        ran_alone: the operation behind which the samples of the batch could not be told apart, so that each was run alone; None
+        unbatched_by: the operation behind which the samples of the batch could not be told apart, so that each was run alone; None
             where they went together.
     """
 
@@ -158,10 +158,10 @@ class FullGradients:
     input_term: Float[Tensor, " n"]
     bias_terms: dict[str, Float[Tensor, " n"]]
     implicit_terms: dict[str, Float[Tensor, " n"]]
-    unaccounted: tuple[str, ...] = ()
-    linearised: tuple[str, ...] = ()
+    missing_ops: tuple[str, ...] = ()
+    fallback_ops: tuple[str, ...] = ()
     undrawn: tuple[str, ...] = ()
-    ran_alone: str | None = None
+    unbatched_by: str | None = None
 
     @property
     def residual(self) -> Float[Tensor, " n"]:
@@ -245,16 +245,16 @@ class TermSums:
             input_term=(recording.input_gradient * recording.images).flatten(1).sum(1),
             bias_terms=by_kind["explicit"],
             implicit_terms=by_kind["implicit"],
-            unaccounted=tuple(dict.fromkeys(recording.unaccounted)),
-            linearised=tuple(dict.fromkeys(recording.linearised)),
+            missing_ops=tuple(dict.fromkeys(recording.missing_ops)),
+            fallback_ops=tuple(dict.fromkeys(recording.fallback_ops)),
             undrawn=tuple(dict.fromkeys(str(term) for term in recording.terms if not term.layout.on_plane(axes))),
         )
 
 
-def joined(parts: list[FullGradients], ran_alone: str | None = None) -> FullGradients:
+def joined(parts: list[FullGradients], unbatched_by: str | None = None) -> FullGradients:
     """Results of some samples each as the result of a batch, and why it was run in such parts."""
-    ran_alone = next((part.ran_alone for part in parts if part.ran_alone), ran_alone)
-    return replace(_merged(parts, torch.cat), ran_alone=ran_alone)
+    unbatched_by = next((part.unbatched_by for part in parts if part.unbatched_by), unbatched_by)
+    return replace(_merged(parts, torch.cat), unbatched_by=unbatched_by)
 
 
 def averaged(parts: list[FullGradients]) -> FullGradients:

@@ -30,7 +30,7 @@ class SmoothFullGrad(FullGrad):
 
     Args:
         model: any network of differentiable operations.
-        n_samples: how many noisy versions of each image.
+        num_samples: how many noisy versions of each image.
         noise: the standard deviation of the Gaussian noise, as a share of the image's range (maximum - minimum).
         seed: of the noise, which is the same for every image whatever the batch around it; no global random state is touched.
         internal_batch_size: how many images go together; None for a third of the batch.
@@ -42,11 +42,11 @@ class SmoothFullGrad(FullGrad):
 
     Raises:
         TypeError: if the model is no module.
-        ValueError: if there is no psi of that name, or n_samples, noise or internal_batch_size is out of range.
+        ValueError: if there is no psi of that name, or num_samples, noise or internal_batch_size is out of range.
 
     Examples:
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 10))
-        >>> SmoothFullGrad(model, n_samples=3).attribute(torch.rand(2, 1, 8, 8), target=3).shape
+        >>> SmoothFullGrad(model, num_samples=3).attribute(torch.rand(2, 1, 8, 8), target=3).shape
         torch.Size([2, 1, 8, 8])
     """
 
@@ -54,7 +54,7 @@ class SmoothFullGrad(FullGrad):
         self,
         model: nn.Module,
         *,
-        n_samples: int = 50,
+        num_samples: int = 50,
         noise: float = 0.15,
         seed: int = 0,
         internal_batch_size: int | None = None,
@@ -65,13 +65,13 @@ class SmoothFullGrad(FullGrad):
         autocast: bool = False,
     ) -> None:
         super().__init__(model, psi=psi, implicit=implicit, reading=reading, layout=layout, autocast=autocast)
-        if n_samples < 1:
-            raise ValueError(f"n_samples must be at least 1, not {n_samples}")
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, not {num_samples}")
         if noise < 0:
             raise ValueError(f"noise must be at least 0, a share of the image's range, not {noise}")
         if internal_batch_size is not None and internal_batch_size < 1:
             raise ValueError(f"internal_batch_size must be at least 1, not {internal_batch_size}")
-        self.n_samples = n_samples
+        self.num_samples = num_samples
         self.noise = noise
         self.seed = seed
         self.internal_batch_size = internal_batch_size
@@ -127,14 +127,14 @@ class SmoothFullGrad(FullGrad):
             results.append(self._run(noisy, target, arguments, with_terms, place))
         canvas = Canvas(images)
         for values in sums.values():
-            canvas.add(reduced(values.div_(self.n_samples), self.psi))
+            canvas.add(reduced(values.div_(self.num_samples), self.psi))
         return canvas.drawn(), averaged(results) if with_terms else torch.stack(results).mean(0)
 
     def _noisy_versions(self, images: Tensor) -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed(self.seed)
         flat = images.detach().flatten(1)
         deviation = self.noise * (flat.amax(1) - flat.amin(1)).reshape(-1, *(1,) * (images.ndim - 1))
-        for _ in range(self.n_samples):
+        for _ in range(self.num_samples):
             yield images + deviation * torch.randn(images.shape[1:], generator=generator).to(images)
 
 

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
-from fg_lightning.fullgrad.bias_hooks import Hearing, Visitor, layout_of, placed
+from fg_lightning.fullgrad.bias_hooks import BiasHooks, Visitor, layout_of, name_operation
 from fg_lightning.fullgrad.hidden_writes import Aliases, storage_of
 from fg_lightning.fullgrad.layout import Layout
-from fg_lightning.fullgrad.linearization import linearise
-from fg_lightning.fullgrad.operation import Call, map_tensors, operation_name, tensors_in, works_in_place
-from fg_lightning.fullgrad.operations.table import RULES, behind_view, follow
+from fg_lightning.fullgrad.linearization import linearize
+from fg_lightning.fullgrad.operation import Operation, map_tensors, operation_name, tensors_in, works_in_place
+from fg_lightning.fullgrad.operations.table import RULES, base_layout, follow
 from fg_lightning.fullgrad.torch_internals import Hidden, opened, run_custom_function, shown
 
 
@@ -31,8 +31,8 @@ class Tape(TorchFunctionMode):
     """Meets every torch call inside it and hooks the outputs that have a bias.
 
     Attributes:
-        hearing: where the biases wait for their gradients.
-        linearised: operations whose bias came from the general fallback.
+        bias_hooks: where the biases wait for their gradients.
+        fallback_ops: operations whose bias came from the general fallback.
     """
 
     def __init__(
@@ -40,9 +40,9 @@ class Tape(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self.n = images.shape[0]
-        self.linearised: list[str] = []
-        self.hearing = Hearing(visitor, self.n)
-        self._aliases = Aliases(lambda text, tensor: self.hearing.miss(self._placed(text), tensor))
+        self.fallback_ops: list[str] = []
+        self.bias_hooks = BiasHooks(visitor, self.n)
+        self._aliases = Aliases(lambda text, tensor: self.bias_hooks.miss(self._placed(text), tensor))
         self._wants_gradients = True  # unless the forward says otherwise
         self._readings = readings or {}
         self._names = modules
@@ -53,9 +53,9 @@ class Tape(TorchFunctionMode):
         self._mark(images, Layout.of_images(images))
 
     @property
-    def unaccounted(self) -> list[str]:
+    def missing_ops(self) -> list[str]:
         """Operations on the way to the output whose bias could not be computed; known after the backward pass."""
-        return self.hearing.missing
+        return self.bias_hooks.missing_ops
 
     def mixed_on_the_way_to(self, output: Tensor) -> str | None:
         """The first operation behind which the samples of an output [N] could not be told apart, None if they always could.
@@ -100,51 +100,54 @@ class Tape(TorchFunctionMode):
             return None  # a backbone frozen by torch.no_grad() counts like any other
         if operation_name(function) in _QUESTIONS:
             return function(*args, **kwargs)
-        call = Call(function, args, kwargs)
-        written = self._aliases.about_to_write(call)
-        if call.in_place:
-            self.hearing.secure(call.args[0])
-        result = self._run(call) if call.dependent else self._run_on_constants(call)
-        self._aliases.note(call)
+        op = Operation(function, args, kwargs)
+        written = self._aliases.about_to_write(op)
+        if op.in_place:
+            self.bias_hooks.secure(op.args[0])
+        result = self._run(op) if op.dependent else self._run_on_constants(op)
+        self._aliases.note(op)
         if written:
-            self._aliases.has_written(call, written)
+            self._aliases.has_written(op, written)
         return result
 
-    def _run_on_constants(self, call: Call) -> Any:
+    def _run_on_constants(self, op: Operation) -> Any:
         """Run what does not depend on the input, or what the forward does to a leaf that autograd is not to know of."""
-        if not self._wants_gradients and _overwrites_a_free_leaf(call):
+        if not self._wants_gradients and _overwrites_a_free_leaf(op):
             with torch.no_grad():
-                return call.function(*call.args, **call.kwargs)
-        result = call.function(*call.args, **call.kwargs)
+                return op.function(*op.args, **op.kwargs)
+        result = op.function(*op.args, **op.kwargs)
         _notice_free(result)
         return result
 
-    def _run(self, call: Call) -> Any:
-        function = call.function
-        if call.name == "data" and function.__name__ == "__set__":
-            result = function(*call.args, **call.kwargs)
-            if call.depends(call.args[0]):
-                self._aliases.swapped(call.args[0])
+    def _run(self, op: Operation) -> Any:
+        function = op.function
+        if op.name == "data" and function.__name__ == "__set__":
+            result = function(*op.args, **op.kwargs)
+            if op.depends(op.args[0]):
+                self._aliases.swapped(op.args[0])
             return result
-        if not self._wants_gradients and _overwrites_a_free_leaf(call):
-            return self._run_on_constants(call)
+        if not self._wants_gradients and _overwrites_a_free_leaf(op):
+            return self._run_on_constants(op)
         if isinstance(function, FunctionType) and function not in self._opening:
             self._opening.add(function)
-            if call.name == "register_hook" and len(call.args) == 2:
-                call.args = call.args[0], self.hearing.watched(call.args[1], self._placed("a gradient hook (register_hook)"))
-            if call.name in ("grad", "backward") and len(call.args) <= _BEFORE_RETAIN_GRAPH[call.name]:
-                call.kwargs = call.kwargs | {"retain_graph": True}  # what the forward is done with, the backward pass goes through
+            if op.name == "register_hook" and len(op.args) == 2:
+                op.args = (
+                    op.args[0],
+                    self.bias_hooks.watch_gradient_hook(op.args[1], self._placed("a gradient hook (register_hook)")),
+                )
+            if op.name in ("grad", "backward") and len(op.args) <= _BEFORE_RETAIN_GRAPH[op.name]:
+                op.kwargs = op.kwargs | {"retain_graph": True}  # what the forward is done with, the backward pass goes through
             try:
                 with self:
-                    return opened(function)(*call.args, **call.kwargs)
+                    return opened(function)(*op.args, **op.kwargs)
             finally:
                 self._opening.discard(function)
-        if call.name in self._readings:
+        if op.name in self._readings:
             with self:
-                result = self._readings[call.name](*call.args, **call.kwargs)
+                result = self._readings[op.name](*op.args, **op.kwargs)
                 if result is not NotImplemented:
-                    return call.args[0].copy_(result) if call.in_place else result
-        return self._record(call)
+                    return op.args[0].copy_(result) if op.in_place else result
+        return self._record(op)
 
     def meeting_what_torch_hides(self) -> AbstractContextManager[None]:
         """Meet custom autograd functions, vmap and torch.func.grad as operations of their own, and what is in checkpoints."""
@@ -165,74 +168,74 @@ class Tape(TorchFunctionMode):
 
     def _uncover(self, hidden: Hidden) -> None:
         """Record a custom function, now that its outputs know where they come from."""
-        call = Call(hidden.function.apply, hidden.inputs, {}, hidden.function.__name__)
-        call.is_custom = True
+        op = Operation(hidden.function.apply, hidden.inputs, {}, hidden.function.__name__)
+        op.is_custom = True
         self._running.append(hidden.module)
         for output in hidden.outputs:
             del output._fg_hidden  # type: ignore[attr-defined]
             if hasattr(output, "_fg_layout"):  # an input, overwritten: the hooks of what it was stay with that one's history
                 output._backward_hooks = None
-        for operand in call.dependent:
-            self._recognise(operand, call)
-        self._add(call, hidden.outputs)
+        for operand in op.dependent:
+            self._recognise(operand, op)
+        self._add(op, hidden.outputs)
         self._running.pop()
 
     def _meet(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Any:
         if not self._is_watching():
             return function(*args, **kwargs)
         with torch._C.DisableTorchFunction():
-            call = Call(function, args, kwargs, name)
-            return self._record(call) if call.dependent else function(*call.args, **call.kwargs)
+            op = Operation(function, args, kwargs, name)
+            return self._record(op) if op.dependent else function(*op.args, **op.kwargs)
 
-    def _record(self, call: Call) -> Any:
+    def _record(self, op: Operation) -> Any:
         """Run an operation and hook its outputs."""
-        rule = RULES.get(call.name, linearise)
-        if call.in_place and getattr(rule, "reads_overwritten", _never)(call):
-            call.keep_overwritten()
-        if rule is linearise or call.name in _RANDOM:
-            call.keep_random_state()
-        for operand in call.dependent:
-            self._recognise(operand, call)
-        result = call.function(*call.args, **call.kwargs)
-        if rule is linearise and not call.in_place and len(tensors_in(result)) > 1:
+        rule = RULES.get(op.name, linearize)
+        if op.in_place and getattr(rule, "reads_overwritten", _never)(op):
+            op.keep_overwritten()
+        if rule is linearize or op.name in _RANDOM:
+            op.keep_random_state()
+        for operand in op.dependent:
+            self._recognise(operand, op)
+        result = op.function(*op.args, **op.kwargs)
+        if rule is linearize and not op.in_place and len(tensors_in(result)) > 1:
             result = map_tensors(_apart, result)
-        self._add(call, [call.args[0]] if call.in_place else tensors_in(result))
+        self._add(op, [op.args[0]] if op.in_place else tensors_in(result))
         return result
 
-    def _recognise(self, operand: Tensor, call: Call) -> None:
+    def _recognise(self, operand: Tensor, op: Operation) -> None:
         if hasattr(operand, "_fg_hidden"):
             self._uncover(operand._fg_hidden)
         elif not hasattr(operand, "_fg_layout"):
             made_by = "a view" if operand.grad_fn is None else operand.grad_fn.name()
-            hidden = self._placed(f"{made_by}, which torch did not show, before {call.name}")
+            hidden = self._placed(f"{made_by}, which torch did not show, before {op.name}")
             self._mark(operand, None, hidden)
-            self.hearing.miss(hidden, operand)
+            self.bias_hooks.miss(hidden, operand)
 
-    def _add(self, call: Call, outputs: Iterable[Tensor]) -> None:
+    def _add(self, op: Operation, outputs: Iterable[Tensor]) -> None:
         """Follow the samples and places into the outputs of a call that was run, and hook those that have a bias."""
-        if call.in_place:
-            call.args[0].__dict__.pop("_fg_free", None)  # something that depends on the input was written to it
-        call.has_run(outputs)
-        if call.in_place:
-            self._aliases.has_changed(call.args[0])
-        mixed_by = next((_mixed_by(t) for t in call.dependent if self._layout_of(t) is None), "") or self._placed(call.name)
-        for index, output in enumerate(call.outputs):
-            layout = follow(call, self._layout_of, index, self.n)
+        if op.in_place:
+            op.args[0].__dict__.pop("_fg_free", None)  # something that depends on the input was written to it
+        op.has_run(outputs)
+        if op.in_place:
+            self._aliases.has_changed(op.args[0])
+        mixed_by = next((_mixed_by(t) for t in op.dependent if self._layout_of(t) is None), "") or self._placed(op.name)
+        for index, output in enumerate(op.outputs):
+            layout = follow(op, self._layout_of, index, self.n)
             self._mark(output, layout, mixed_by)
-            if call.in_place:
-                self._mark_base(output, layout, mixed_by, call.wrote_into_constant)
-        if all(layout_of(output) is None for output in call.outputs):
+            if op.in_place:
+                self._mark_base(output, layout, mixed_by, op.wrote_into_constant)
+        if all(layout_of(output) is None for output in op.outputs):
             return  # nothing of it can count
         try:
-            biases = RULES.get(call.name, linearise)(call)
+            biases = RULES.get(op.name, linearize)(op)
         except Exception:  # whatever a rule or a second run of the operation stumbles over: the operation is named
-            for output in call.outputs:
-                self.hearing.miss(self._placed(call.name), output)
+            for output in op.outputs:
+                self.bias_hooks.miss(self._placed(op.name), output)
             return
-        if call.linearised:
-            self.linearised.append(self._placed(call.name))
+        if op.linearised:
+            self.fallback_ops.append(self._placed(op.name))
         for bias in biases:
-            self.hearing.wait(call, bias, self._running[-1])
+            self.bias_hooks.wait(op, bias, self._running[-1])
 
     def _layout_of(self, tensor: Tensor) -> Layout | None:
         if self._mixed and storage_of(tensor) in self._mixed:
@@ -253,12 +256,12 @@ class Tape(TorchFunctionMode):
         if layout is None and self.n > 1:
             self._mixed[storage_of(written)] = written  # which keeps the memory from being used for anything else
         if base is not None and was_constant and not hasattr(base, "_fg_layout"):
-            self._mark(base, layout and behind_view(written, layout, base, self.n), mixed_by)
+            self._mark(base, layout and base_layout(written, layout, base, self.n), mixed_by)
             if layout_of(base) is None:
                 self._mixed[storage_of(base)] = base
 
     def _placed(self, operation: str) -> str:
-        return placed(operation, self._running[-1])
+        return name_operation(operation, self._running[-1])
 
 
 def _apart(output: Tensor) -> Tensor:
@@ -274,16 +277,16 @@ def _notice_free(result: Any) -> None:
             tensor._fg_free = True  # type: ignore[attr-defined]
 
 
-def _overwrites_a_free_leaf(call: Call) -> bool:
+def _overwrites_a_free_leaf(op: Operation) -> bool:
     """Whether a call does what autograd allows under no_grad only, such as a step of an optimiser inside the forward."""
-    return works_in_place(call.function) and any(t.is_leaf and t.requires_grad for t in tensors_in(call.args[:1]))
+    return works_in_place(op.function) and any(t.is_leaf and t.requires_grad for t in tensors_in(op.args[:1]))
 
 
 def _mixed_by(tensor: Tensor) -> str:
     return getattr(tensor, "_fg_mixed_by", "")
 
 
-def _never(call: Call) -> bool:
+def _never(op: Operation) -> bool:
     return False
 
 

@@ -57,14 +57,14 @@ def _reason(terms: FullGradients) -> str:
             f"the gradients of {number} of {len(is_finite)} images are not finite. That of a root or a norm at 0 is "
             "not, nor that of torch.where if one of its branches is not, for example; a small number under the root helps there."
         )
-    if terms.unaccounted:
+    if terms.missing_ops:
         return (
-            f"nothing is known of {', '.join(terms.unaccounted[:3])}. Write that with operations that autograd can differentiate "
+            f"nothing is known of {', '.join(terms.missing_ops[:3])}. Write that with operations that autograd can differentiate "
             "(without .data, detach(), NumPy or TorchScript), or read the maps with that in mind."
         )
-    if terms.linearised:
+    if terms.fallback_ops:
         return (
-            f"perhaps the backward pass of {', '.join(terms.linearised[:3])} is not its derivative, or draws random numbers. "
+            f"perhaps the backward pass of {', '.join(terms.fallback_ops[:3])} is not its derivative, or draws random numbers. "
             "Look at completeness_error of `full_gradients`."
         )
     return "no operation is known to be at fault. Compare with float64, model.double(): if it stays, the package has a fault."

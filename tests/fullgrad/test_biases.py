@@ -16,7 +16,6 @@ from tests.helpers.operations import CASES
 from tests.helpers.operations.definition import Operation, check, values_of
 
 # torch itself says so when forward-mode differentiation is first used.
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")
 
 NEVER_MET = {
     "cuda": "moves to a device",
@@ -66,8 +65,8 @@ def test_fake_quantisation_that_moves_its_range_is_not_run_again() -> None:
             return observed(x)
 
     terms = full_gradients(Observed(), x)
-    assert terms.ran_alone is None
-    assert not terms.linearised
+    assert terms.unbatched_by is None
+    assert not terms.fallback_ops
     assert terms.completeness_error.max() < 1e-5  # float32
     assert terms.implicit_terms[""].abs().min() > 1e-3
     observed(x)

@@ -13,7 +13,6 @@ from fg_lightning import FullGradients, full_gradients
 from tests.helpers.random_networks import BLOCKS, CLASSES, RandomNetwork, images, randomised
 
 # torch itself says so when forward-mode differentiation is first used.
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")
 
 
 def total(result: FullGradients) -> Tensor:
@@ -25,7 +24,7 @@ def total(result: FullGradients) -> Tensor:
 def test_terms_of_a_random_network_sum_to_its_output(seed: int, n: int) -> None:
     model = RandomNetwork(seed)
     result = full_gradients(model, images(n, seed), target=seed % CLASSES)
-    assert not result.unaccounted
+    assert not result.missing_ops
     rounding = {"rtol": 1e-12, "atol": 1e-12}  # float64
     torch.testing.assert_close(result.output, model.eval()(images(n, seed))[:, seed % CLASSES].detach(), **rounding)
     torch.testing.assert_close(total(result) + result.residual, result.output, **rounding)

@@ -104,7 +104,7 @@ BACKWARD: dict[str, Callable[[], Callable[..., Tensor]]] = {
 @pytest.mark.parametrize("name", BACKWARD)
 def test_a_backward_pass_that_is_no_derivative_counts_as_it_is(name: str, n: int) -> None:
     terms = full_gradients(Between(BACKWARD[name]()), images(n), 1)
-    assert not terms.unaccounted
+    assert not terms.missing_ops
     assert terms.completeness_error.max() < EXACT
 
 
@@ -186,7 +186,7 @@ def test_leaves_of_the_forward_stay_leaves_and_are_constants(name: str, n: int) 
     model.zero_grad()
     terms = full_gradients(model, images(n), 1)
     torch.testing.assert_close(terms.output, expected, rtol=1e-12, atol=1e-12)  # float64 rounding
-    assert not terms.unaccounted
+    assert not terms.missing_ops
     assert terms.completeness_error.max() < EXACT
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -199,7 +199,7 @@ def test_a_gradient_with_a_graph_of_its_own_is_named(n: int) -> None:
         return z - gradient / 2
 
     terms = full_gradients(Between(energy_step), images(n), 1)
-    assert "which torch did not show" in terms.unaccounted[0]
+    assert "which torch did not show" in terms.missing_ops[0]
 
 
 def test_an_output_made_of_leaves_alone_is_refused() -> None:
@@ -262,10 +262,10 @@ def test_a_write_past_autograd_is_named(write: Callable[[Tensor], None], n: int)
         return u
 
     terms = full_gradients(Between(inner), images(n), 1)
-    assert len(terms.unaccounted) == 1
-    assert "past autograd" in terms.unaccounted[0]
+    assert len(terms.missing_ops) == 1
+    assert "past autograd" in terms.missing_ops[0]
     assert terms.completeness_error.min() > 1e-3
-    assert terms.ran_alone is None
+    assert terms.unbatched_by is None
 
 
 def test_a_write_past_autograd_into_what_an_operation_keeps_is_named() -> None:
@@ -275,7 +275,7 @@ def test_a_write_past_autograd_into_what_an_operation_keeps_is_named() -> None:
         np.multiply(array, 2, out=array)
         return y
 
-    assert "NumPy" in full_gradients(Between(inner), images(), 1).unaccounted[0]
+    assert "NumPy" in full_gradients(Between(inner), images(), 1).missing_ops[0]
 
 
 def test_a_write_into_a_part_of_a_buffer_is_named() -> None:
@@ -286,8 +286,8 @@ def test_a_write_into_a_part_of_a_buffer_is_named() -> None:
         return buffer[:, :8] + buffer[:, 8:]
 
     terms = full_gradients(Between(inner), images(), 1)
-    assert terms.unaccounted == ("setitem past autograd, through .data or detach(), in the model itself",)
-    assert terms.ran_alone is None
+    assert terms.missing_ops == ("setitem past autograd, through .data or detach(), in the model itself",)
+    assert terms.unbatched_by is None
 
 
 HARMLESS: dict[str, Callable[[Tensor], Any]] = {
@@ -306,7 +306,7 @@ def test_what_autograd_knows_is_not_named(name: str) -> None:
         return u
 
     terms = full_gradients(Between(inner), images(), 1)
-    assert not terms.unaccounted
+    assert not terms.missing_ops
     assert terms.completeness_error.max() < EXACT
 
 
@@ -319,7 +319,7 @@ def test_a_write_into_what_is_not_explained_is_not_named() -> None:
             return self.head(u.mean((2, 3))), side
 
     terms = full_gradients(Side(nn.Identity()), images(), 1)
-    assert not terms.unaccounted
+    assert not terms.missing_ops
     assert terms.completeness_error.max() < EXACT
 
 
@@ -334,8 +334,8 @@ def test_a_rule_that_fails_is_named_as_missing(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setitem(RULES, "tanh", fails)
     terms = full_gradients(Between(torch.tanh), images(), 1)
-    assert terms.unaccounted == ("tanh in the model itself",)
-    assert terms.ran_alone is None
+    assert terms.missing_ops == ("tanh in the model itself",)
+    assert terms.unbatched_by is None
 
 
 def test_a_layout_rule_that_fails_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -346,7 +346,7 @@ def test_a_layout_rule_that_fails_costs_nothing(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setitem(MOVERS, "tanh", fails)
     terms = full_gradients(Between(torch.tanh), images(), 1)
-    assert terms.ran_alone is None
+    assert terms.unbatched_by is None
     assert terms.completeness_error.max() < EXACT
 
 
@@ -369,7 +369,7 @@ def test_a_complex_output_is_said_and_explained_by_a_function() -> None:
         full_gradients(model, images(), 1)
     terms = full_gradients(model, images(), lambda output: output.abs()[:, 0])
     assert terms.completeness_error.max() < EXACT
-    assert terms.ran_alone is None
+    assert terms.unbatched_by is None
 
 
 def test_a_batch_that_cannot_be_run_alone_is_not_said_to_be_mixed() -> None:
@@ -397,7 +397,7 @@ def test_a_map_of_terms_that_do_not_add_up_is_warned_about_once(dtype: torch.dty
     with pytest.warns(UserWarning, match="not complete"):
         FullGrad(Between(written).to(dtype)).attribute_with_terms(x[:1], 1)
     with pytest.warns(UserWarning, match="not complete"):
-        SmoothFullGrad(Between(written).to(dtype), n_samples=2).attribute(x, 1)
+        SmoothFullGrad(Between(written).to(dtype), num_samples=2).attribute(x, 1)
 
 
 def test_what_becomes_incomplete_later_is_warned_about() -> None:
@@ -447,7 +447,7 @@ def hooked(hook: Callable[[Tensor], Tensor | None]) -> Callable[[Tensor], Tensor
 def test_a_gradient_hook_is_named_where_it_changes_the_gradient() -> None:
     scaled = full_gradients(Between(hooked(lambda gradient: gradient * 0.1)), images(), 1)
     assert scaled.completeness_error.max() > 0.01
-    assert scaled.unaccounted == ("a gradient hook (register_hook) in the model itself",)
+    assert scaled.missing_ops == ("a gradient hook (register_hook) in the model itself",)
 
 
 def test_a_gradient_hook_that_only_looks_is_called_and_not_named() -> None:
@@ -455,7 +455,7 @@ def test_a_gradient_hook_that_only_looks_is_called_and_not_named() -> None:
     for hook in (lambda gradient: seen.append(gradient.shape), lambda gradient: gradient.clone()):
         terms = full_gradients(Between(hooked(hook)), images(), 1)
         assert terms.completeness_error.max() < EXACT
-        assert not terms.unaccounted
+        assert not terms.missing_ops
     assert len(seen) == 1
 
 

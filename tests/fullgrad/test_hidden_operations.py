@@ -265,15 +265,13 @@ def around(inner: Callable[[Tensor], Tensor]) -> tuple[nn.Module, Tensor]:
     return model, images
 
 
-@pytest.mark.filterwarnings("ignore:.*None of the inputs have requires_grad=True")  # checkpoint, in the plain call
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of torch's own compiler
 @pytest.mark.parametrize("name", HIDING)
 def test_terms_are_complete_and_per_sample(name):
     model, images = around(HIDING[name]())
     terms = full_gradients(model, images, target=1)
     with torch.compiler.set_stance("force_eager"):  # as the compiled function is written
         assert torch.allclose(terms.output, model(images)[:, 1], rtol=EXACT)
-    assert not terms.unaccounted
+    assert not terms.missing_ops
     assert terms.completeness_error.max() < EXACT
     for i in range(len(images)):
         alone = full_gradients(model, images[i : i + 1], target=1)
@@ -290,7 +288,7 @@ def test_a_custom_function_is_named_after_its_module_and_its_class():
     model, images = around(Activation())
     terms = full_gradients(model, images)
     assert list(terms.implicit_terms) == ["inner"]
-    assert terms.linearised == ("Swish in inner",)
+    assert terms.fallback_ops == ("Swish in inner",)
 
 
 def test_what_can_be_differentiated_once_counts_and_is_not_drawn():
@@ -305,7 +303,7 @@ def test_what_can_be_differentiated_once_counts_and_is_not_drawn():
         assert term.operation != "OnlyOnce"  # whose places nobody can say
 
     maps, terms = Refuses(model, layout=layout).attribute_with_terms(images, 1)
-    assert terms.linearised == ("OnlyOnce in the model itself",)
+    assert terms.fallback_ops == ("OnlyOnce in the model itself",)
     assert maps.isfinite().all()
 
 
@@ -323,7 +321,7 @@ def test_what_cannot_be_run_again_is_named_and_the_error_shows_it():
     model, images = around(FirstTime.apply)
     runs.clear()
     terms = full_gradients(model, images[:1])
-    assert terms.unaccounted == ("FirstTime in the model itself",)
+    assert terms.missing_ops == ("FirstTime in the model itself",)
     assert terms.completeness_error.min() > 1e-3
 
 
@@ -346,23 +344,21 @@ def test_gradients_that_a_forward_asks_for_itself_are_not_taken_for_the_outputs(
     (gradient,) = torch.autograd.grad(model(images)[:, 1].sum(), outputs["y"])
     expected = (gradient.sum((2, 3)) * model.inner.conv.bias).sum(1).detach()
     assert torch.allclose(terms.bias_terms["inner.conv"], expected, rtol=1e-10)
-    assert "which torch did not show" in terms.unaccounted[0]
+    assert "which torch did not show" in terms.missing_ops[0]
 
 
 def test_what_a_transform_of_torch_hides_is_named():
     model, images = around(lambda x: torch.func.vjp(torch.sin, x)[1](x)[0])
     terms = full_gradients(model, images)
-    assert "which torch did not show" in terms.unaccounted[0]
+    assert "which torch did not show" in terms.missing_ops[0]
     assert terms.completeness_error.min() > 1e-3
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit.script itself
-@pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_what_torch_does_not_show_is_named_and_the_error_shows_it():
     scripted = torch.jit.script(nn.Sequential(nn.Conv2d(4, 4, 3), nn.SiLU())).double()
     model, images = around(scripted)
     terms = full_gradients(model, images)
-    assert "which torch did not show" in terms.unaccounted[0]
+    assert "which torch did not show" in terms.missing_ops[0]
     assert terms.completeness_error.min() > 1e-3
 
 

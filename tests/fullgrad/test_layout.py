@@ -16,7 +16,6 @@ from tests.helpers.moving_networks import SEQUENCES, C, H, N, Network, W, const,
 
 # torch itself says so when forward-mode differentiation is first used.
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:FullGrad draws"),  # of networks made of what scrambles places
 ]
 
@@ -25,7 +24,7 @@ pytestmark = [
 def test_terms_of_a_batch_are_those_of_its_images_alone(name: str) -> None:
     model, batch = network(name), images()
     together = full_gradients(model, batch, target=1)
-    assert not together.unaccounted
+    assert not together.missing_ops
     for i in range(N):
         alone = full_gradients(model, batch[i : i + 1], target=1)
         assert together.bias_terms.keys() == alone.bias_terms.keys()
@@ -100,8 +99,8 @@ BESIDE: dict[str, Callable[[nn.Module, Tensor, Tensor], Any]] = {
 def test_what_is_not_explained_may_mix_samples(name: str) -> None:
     model = Beside(BESIDE[name])
     together = full_gradients(model, images(), 1)
-    assert together.ran_alone is None
-    assert not together.unaccounted
+    assert together.unbatched_by is None
+    assert not together.missing_ops
     assert together.completeness_error.max() < 1e-10  # float64 rounding
     expected = full_gradients(Beside(lambda model, features, logits: logits), images(), 1)
     torch.testing.assert_close(together.input_gradient, expected.input_gradient, rtol=1e-12, atol=1e-14)  # float64 rounding
@@ -109,7 +108,7 @@ def test_what_is_not_explained_may_mix_samples(name: str) -> None:
 
 def test_what_is_mixed_on_the_way_is_named_by_the_first_operation() -> None:
     model = Beside(lambda model, features, logits: (logits, logits.mean(0) - logits.flip(0)))
-    assert full_gradients(model, images(), 1).ran_alone is None
+    assert full_gradients(model, images(), 1).unbatched_by is None
     with pytest.raises(ValueError, match=r"mixes the samples of a batch, first in (mean|flip) in"):
         full_gradients(model, images(), lambda output: output[1][:, 0])
 
@@ -191,7 +190,7 @@ def test_an_operation_without_a_rule_is_watched(name: str) -> None:
             full_gradients(model, images(5), 1)
         return
     together, alone = (full_gradients(model, batch, 1) for batch in (images(5), images(5)[3:4]))
-    assert together.ran_alone is None
+    assert together.unbatched_by is None
     assert together.completeness_error.max() < 1e-10  # float64 rounding
     for terms, expected in ((together.bias_terms, alone.bias_terms), (together.implicit_terms, alone.implicit_terms)):
         torch.testing.assert_close(terms[""][3], expected[""][0], rtol=1e-9, atol=1e-10)

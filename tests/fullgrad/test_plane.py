@@ -16,7 +16,6 @@ from tests.helpers.moving_networks import C, H, W, const, padded_rolled_windows,
 
 # torch itself says so when forward-mode differentiation is first used.
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:FullGrad draws"),  # of networks made of what scrambles places
 ]
 
@@ -167,7 +166,7 @@ def layout_behind(function: Callable[[Tensor], Tensor], images: Tensor) -> Layou
     with Tape(x := leaf.clone(), lambda term, bias, gradient: None, {}) as tape:
         y = function(x) + 1.0
     assert layout_of(y) is not None
-    layout = tape.hearing.terms[-1].layout
+    layout = tape.bias_hooks.terms[-1].layout
     assert layout.shape == tuple(y.shape)
     return layout
 

@@ -325,14 +325,14 @@ def test_the_operation_for_which_images_went_one_by_one_is_named() -> None:
     images = torch.randn(3, 2, 4, 4, dtype=torch.float64)
     for method in (FullGrad(Looped()), SmoothFullGrad(Looped(), num_samples=2)):
         _, terms = method.attribute_with_terms(images, [0, 1, 2])
-        assert terms.ran_alone == "unbind in the model itself"
+        assert terms.unbatched_by == "unbind in the model itself"
         assert terms.target is not None
         assert terms.target.tolist() == [0, 1, 2]
         assert terms.completeness_error.max() < 1e-10  # float64
-        assert method.attribute_with_terms(images[:1], 0)[1].ran_alone is None
-    assert full_gradients(Looped(), images, 0).ran_alone == "unbind in the model itself"
-    assert full_gradients(Halved(), images, 0).ran_alone is None
-    assert full_gradients(nn.Flatten(), images, 0).ran_alone is None
+        assert method.attribute_with_terms(images[:1], 0)[1].unbatched_by is None
+    assert full_gradients(Looped(), images, 0).unbatched_by == "unbind in the model itself"
+    assert full_gradients(Halved(), images, 0).unbatched_by is None
+    assert full_gradients(nn.Flatten(), images, 0).unbatched_by is None
 
 
 @pytest.mark.parametrize("kind", [np.array, torch.tensor, lambda classes: range(len(classes))])

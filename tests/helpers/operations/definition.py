@@ -106,7 +106,7 @@ def sum_of_biases(case: Case) -> Tensor:
         total.add_((gradient.conj() * bias).real.sum() if gradient.is_complex() else (gradient * bias).sum())
 
     recording = record(Operation(case), values_of(case), lambda output: output, visit)
-    assert not recording.unaccounted
+    assert not recording.missing_ops
     return total
 
 
