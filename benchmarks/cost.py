@@ -72,7 +72,7 @@ def gradcams_fullgrad(model: nn.Module, images: Tensor, target: int) -> object:
 METHODS: dict[str, Callable[[nn.Module, Tensor, int], object]] = {
     "input gradient": input_gradient,
     "FullGrad": lambda model, images, target: FullGrad(model).attribute(images, target),
-    f"SmoothFullGrad, {SAMPLES} samples": lambda m, x, t: SmoothFullGrad(m, n_samples=SAMPLES).attribute(x, t),
+    f"SmoothFullGrad, {SAMPLES} samples": lambda m, x, t: SmoothFullGrad(m, num_samples=SAMPLES).attribute(x, t),
     "grad-cam's FullGrad": gradcams_fullgrad,
     f"Captum's IntegratedGradients, {SAMPLES} steps": integrated_gradients,
     f"Captum's NoiseTunnel of Saliency, {SAMPLES} samples": smoothgrad,

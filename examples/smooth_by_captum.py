@@ -28,7 +28,7 @@ if __name__ == "__main__":
         "NoiseTunnel": NoiseTunnel(FullGrad(model)).attribute(
             images, nt_type="smoothgrad", nt_samples=20, stdevs=2 * NOISE, target=labels
         ),
-        "SmoothFullGrad": SmoothFullGrad(model, n_samples=20, noise=NOISE).attribute(images, labels),
+        "SmoothFullGrad": SmoothFullGrad(model, num_samples=20, noise=NOISE).attribute(images, labels),
     }
     both = torch.stack([maps["NoiseTunnel"], maps["SmoothFullGrad"]]).flatten(2)
     print("cosine similarity of the two", torch.cosine_similarity(*both).tolist())

@@ -36,10 +36,10 @@ from fg_lightning.visualization.grid import comparison
 FRACTIONS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 PHOTOGRAPHS_SETTINGS: dict[str, dict[str, Any]] = {
     "integrated_gradients": {"n_steps": 25, "internal_batch_size": 4},
-    "smoothgrad": {"n_samples": 10, "internal_batch_size": 4},
-    "smoothgrad_squared": {"n_samples": 10, "internal_batch_size": 4},
-    "vargrad": {"n_samples": 10, "internal_batch_size": 4},
-    "smooth_fullgrad": {"n_samples": 10},
+    "smoothgrad": {"num_samples": 10, "internal_batch_size": 4},
+    "smoothgrad_squared": {"num_samples": 10, "internal_batch_size": 4},
+    "vargrad": {"num_samples": 10, "internal_batch_size": 4},
+    "smooth_fullgrad": {"num_samples": 10},
 }
 """Fewer steps and samples, and few images at once, which suits a CPU's caches at 224 x 224."""
 

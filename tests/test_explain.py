@@ -209,8 +209,6 @@ def test_weights_that_cannot_be_downloaded_are_told_where_to_put(monkeypatch: py
         from_torchvision("squeezenet1_1")
 
 
-@pytest.mark.filterwarnings("ignore:.*isinstance\\(treespec, LeafSpec\\)")
-@pytest.mark.filterwarnings("ignore:.*does not have many workers")
 def test_a_lightning_checkpoint_is_loaded_into_its_class(photos: Path) -> None:
     torch.manual_seed(1)
     module = DigitClassifier(width=2)
@@ -312,7 +310,7 @@ IMPOSSIBLE = {
     "no such method": (["photos", *NET, "--methods", "grad-cam"], "method must be one of random, .*, not 'grad-cam'"),
     "no such fill": (
         ["photos", *NET, "--perturb", "lerf", "--fill", "snow"],
-        "fill must be one of mean, noisy_linear, .*, not 'snow'",
+        "fill must be one of black, image_mean, noisy_linear, .*, not 'snow'",
     ),
     "two numbers for three channels": (
         ["photos", *NET, "--methods", "random", "--perturb", "lerf", "--fill", "[-1.5,1]", "--output", "photos/new"],

@@ -27,8 +27,6 @@ from tests.helpers.undisturbed_networks import NETWORKS
 pytestmark = [
     pytest.mark.filterwarnings("ignore:guided_backprop met no ReLU"),
     pytest.mark.filterwarnings("ignore:FullGrad"),  # what is not drawn, or not complete, is not the point here
-    pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:torch"),  # of torch's own compiler
 ]
 
 FRACTIONS = [0.2, 0.5]
@@ -43,7 +41,7 @@ FUNCTIONS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
     "FullGrad with terms": lambda model, x: FullGrad(model).attribute_with_terms(x, 1),
     "FullGrad, locally affine": lambda model, x: FullGrad(model, reading="locally_affine").attribute(x, 1),
     "SimpleFullGrad": lambda model, x: SimpleFullGrad(model).attribute(x, 1),
-    "SmoothFullGrad": lambda model, x: SmoothFullGrad(model, n_samples=2).attribute(x, 1),
+    "SmoothFullGrad": lambda model, x: SmoothFullGrad(model, num_samples=2).attribute(x, 1),
     "one image": lambda model, x: FullGrad(model).attribute(x[:1], 1),
     "no target": lambda model, x: full_gradients(model, x),
     "completeness_error": lambda model, x: completeness_error(model, x, 1),
@@ -119,7 +117,7 @@ def test_an_optimizer_made_before_trains_the_same_afterwards(name: str) -> None:
             if look:
                 full_gradients(model, x, 1)
                 METHODS["gradcam"](model).attribute(x, target=1)
-                METHODS["smoothgrad"](model, n_samples=2).attribute(x, target=1)
+                METHODS["smoothgrad"](model, num_samples=2).attribute(x, target=1)
                 perturbed(model, x)
             optimizer.zero_grad()
             model(x.detach().clone()).square().sum().backward(retain_graph=True)

@@ -21,7 +21,7 @@ def over_noisy_copies(statistic: Statistic) -> Draw:
 
     The method's settings are
 
-        n_samples: how many copies of every image.
+        num_samples: how many copies of every image.
         noise: standard deviation of the Gaussian noise, as a share of each image's range, max - min.
         seed: an image draws its noise from it and from what the image holds, whatever the batch around it.
         internal_batch_size: so many images at most go through the model at once, or the batch where it is larger.
@@ -31,12 +31,12 @@ def over_noisy_copies(statistic: Statistic) -> Draw:
         scores: Scores,
         images: Float[Tensor, "n c *s"],
         *,
-        n_samples: int = 25,
+        num_samples: int = 25,
         noise: float = 0.15,
         seed: int = 0,
         internal_batch_size: int = 16,
     ) -> Float[Tensor, "n 1 *s"]:
-        return channel_sum(statistic(*_moments(scores, images, n_samples, noise, seed, internal_batch_size)))
+        return channel_sum(statistic(*_moments(scores, images, num_samples, noise, seed, internal_batch_size)))
 
     draw.__name__, draw.__qualname__, draw.__doc__ = statistic.__name__, statistic.__qualname__, statistic.__doc__
     return draw
@@ -61,14 +61,14 @@ def vargrad(mean: Tensor, variance: Tensor) -> Tensor:
 
 
 def _moments(
-    scores: Scores, images: Tensor, n_samples: int, noise: float, seed: int, internal_batch_size: int
+    scores: Scores, images: Tensor, num_samples: int, noise: float, seed: int, internal_batch_size: int
 ) -> tuple[Tensor, Tensor]:
     """Mean and variance of the gradient over noisy copies, [N, C, *S] each.
 
     Captum's NoiseTunnel draws from the global generator, so that its maps depend on the batch, and takes one noise for all images.
     """
-    if n_samples < 1:
-        raise ValueError(f"n_samples must be at least 1, not {n_samples}")
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, not {num_samples}")
     if noise < 0:
         raise ValueError(f"noise must be at least 0, a share of each image's range, not {noise}")
     everywhere = tuple(range(1, images.ndim))
@@ -77,8 +77,8 @@ def _moments(
     saliency = Saliency(scores)
     mean, squares = torch.zeros_like(images, requires_grad=False), torch.zeros_like(images, requires_grad=False)
     at_once = max(1, internal_batch_size // len(images))
-    for done in range(0, n_samples, at_once):
-        copies = min(at_once, n_samples - done)
+    for done in range(0, num_samples, at_once):
+        copies = min(at_once, num_samples - done)
         # One draw a copy, so that the noise does not depend on how many go through at once.
         drawn = [[torch.randn(images.shape[1:], generator=own) for own in generators] for _ in range(copies)]
         noisy = torch.cat([images.detach() + scale * torch.stack(row).to(images) for row in drawn]).requires_grad_()
@@ -88,4 +88,4 @@ def _moments(
         shift = gradients.mean(0) - mean
         squares += (gradients - gradients.mean(0)).square().sum(0) + shift.square() * done * share
         mean += shift * share
-    return mean, squares / n_samples
+    return mean, squares / num_samples

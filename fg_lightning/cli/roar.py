@@ -56,8 +56,8 @@ def roar(
         max_epochs: of every training.
         order: morf, the most relevant pixels first, or lerf, the least relevant first.
         mode: roar; kar keeps the fraction and removes the rest; road removes it and does not retrain.
-        imputation: what replaces pixels: mean (of the data set), noisy_linear, or a number, or one for every channel, in the units
-            of the images before their transform. By default mean, and noisy_linear for road.
+        imputation: what replaces pixels: dataset_mean, noisy_linear, or a number, or one for every channel, in the units
+            of the images before their transform. By default dataset_mean, and noisy_linear for road.
         data: the class path of your LightningDataModule; its arguments with --data.NAME.
         model: the class path of your LightningModule, which takes images and logs its test accuracy; arguments with --model.NAME.
         checkpoint: of the network that is explained; by default one is trained on intact images.

@@ -19,9 +19,8 @@ from fg_lightning.fullgrad.operation import map_tensors
 from fg_lightning.fullgrad.preserve_model import as_the_model_takes, copied, undisturbed, unwrapped
 from fg_lightning.fullgrad.target import Selection, Target, main_output
 from fg_lightning.metrics.sample_means import keep_apart
-from fg_lightning.removal import Fill, Order, find_imputer, ranks, removed
-from fg_lightning.removal.batch import check_images
-from fg_lightning.removal.pixel_ranking import check_maps, check_order
+from fg_lightning.removal import Fill, Order, find_fill, ranks, removal_mask
+from fg_lightning.removal.pixel_ranking import check_images, check_maps, check_order
 
 Change = Literal["relative", "drop"]
 """|f(x') - f(x)| / |f(x)| (Srinivas & Fleuret 2019), or f(x) - f(x') (Samek et al. 2017)."""
@@ -64,7 +63,7 @@ def pixel_perturbation(
         target: as in `full_gradients`. None for the class predicted of the whole image, to which it is held.
         fractions: [F], the shares of pixels to remove, 0 to 1. Of each image exactly round(fraction * number of pixels) go.
         order: "lerf" or "morf".
-        fill: what replaces them, see `find_imputer`; a number is in the images' own units, so that the paper's black is 0.0 only
+        fill: what replaces them, see `find_fill`; a number is in the images' own units, so that the paper's black is 0.0 only
             where images are not normalised.
         change: "relative" or "drop", the formulas above; None for the one that goes with the order.
         output: what f is, "logit" (the output as it is, which FullGrad decomposes) or "probability" (its softmax; its sigmoid where
@@ -98,7 +97,7 @@ def pixel_perturbation(
     if not len(images):
         raise ValueError("images must hold at least one image, but the batch is empty")
     check_maps(maps, images)
-    imputer, places = find_imputer(fill), ranks(maps.to(images.device), seed)
+    imputer, places = find_fill(fill), ranks(maps.to(images.device), seed)
     changed = _CHANGES[change or USUAL[order]]
     with undisturbed(model, images.device, autocast=True), torch.no_grad():
         network = unwrapped(model)
@@ -114,7 +113,7 @@ def pixel_perturbation(
         _check_divisor(before, changed)
         changes = []
         for fraction in fractions:
-            mask = removed(places, fraction, order).unsqueeze(1)
+            mask = removal_mask(places, fraction, order).unsqueeze(1)
             after, _ = explained(imputer(images, mask), target if classes is None else classes)
             changes.append(changed(before, after))
     return torch.stack(changes, 1)
@@ -129,7 +128,7 @@ class PixelPerturbation(Metric):
     Args:
         fractions: [F], rising, 0 to 1.
         order: "lerf" (lower is better) or "morf" (higher is better).
-        fill: what replaces the pixels, see `find_imputer`: a number in the images' own units, one for each channel, "mean",
+        fill: what replaces the pixels, see `find_fill`: a number in the images' own units, one for each channel, "mean",
             "noisy_linear", or a function.
         change: "relative" or "drop"; None for the one that goes with the order.
         output: "logit" or "probability".
@@ -178,7 +177,7 @@ class PixelPerturbation(Metric):
         self.fractions = [float(fraction) for fraction in fractions]
         if not self.fractions or any(a >= b for a, b in zip(self.fractions, self.fractions[1:], strict=False)):
             raise ValueError(f"fractions must be one or more numbers, each larger than the one before, but are {self.fractions}")
-        find_imputer(fill)  # raises where there is none
+        find_fill(fill)  # raises where there is none
         self.order = order
         self.__dict__["higher_is_better"] = order == "morf"  # torchmetrics lets nobody assign it
         self.fill = fill

@@ -1,7 +1,7 @@
-"""Which pixels go, and what replaces them: shared by pixel perturbation and remove-and-retrain."""
+"""Which pixels are removed, and what fills them: for pixel perturbation and for remove-and-retrain."""
 
-from fg_lightning.removal.fills import Fill, Imputer, find_imputer
-from fg_lightning.removal.linear_imputation import noisy_linear
-from fg_lightning.removal.pixel_ranking import Order, ranks, removed, top_pixels
+from fg_lightning.removal.fills import Fill, FillFunction, find_fill
+from fg_lightning.removal.noisy_linear_fill import noisy_linear
+from fg_lightning.removal.pixel_ranking import Order, ranks, removal_mask, top_pixels
 
-__all__ = ["Fill", "Imputer", "Order", "find_imputer", "noisy_linear", "ranks", "removed", "top_pixels"]
+__all__ = ["Fill", "FillFunction", "Order", "find_fill", "noisy_linear", "ranks", "removal_mask", "top_pixels"]

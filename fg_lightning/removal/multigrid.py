@@ -1,9 +1,7 @@
-"""Values on grids in buffers that are made once: sums over neighbours, and interpolation between a grid and the next coarser.
+"""Multigrid for noisy linear imputation: every removed pixel becomes the weighted mean of its neighbours.
 
-Memory that is fresh to the process costs more than the arithmetic on it, so whatever happens often happens in place, on views that
-are made beforehand.
-
-Multigrid for linear infilling: every removed pixel the weighted mean of its neighbours.
+Memory that is fresh to the process costs more than the arithmetic on it. So what happens often happens in place, on views that are
+made beforehand.
 
 The neighbours' weights are those of the kernel [1, 2, 1] in every dimension without its centre: in the plane 1/6 beside a pixel and
 1/12 across its corner. Neighbours outside the image do not count, and the weights of the others grow accordingly. Times the sum of
@@ -35,16 +33,16 @@ class Scratch:
 
 
 class Field:
-    """Values on a grid with a border of zeros around them.
+    """Values on a grid, with a border of zeros around them.
 
     Args:
         like: a tensor of the precision and on the device to work in.
         shape: (N, C, *S).
-        scratch: what `binomial` overwrites; shared between fields that do not need it at once.
+        scratch: what `binomial` overwrites. Fields that do not need it at once share it.
 
     Attributes:
         framed: [N, C, *S + 2].
-        values: [N, C, *S], without the border; what is written here is what the field holds.
+        values: [N, C, *S], without the border; to write here is to set the field.
     """
 
     def __init__(self, like: Tensor, shape: tuple[int, ...], scratch: Scratch) -> None:
@@ -74,8 +72,7 @@ def framed_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 class Interpolation:
     """Linear interpolation from a coarse grid, whose pixels are two wide in every dimension, to a fine one; and its transpose.
 
-    In every dimension a fine pixel takes the coarse one that it lies in and 1/3 of the nearer beside it: 3/4 and 1/4 of them, but
-    for a factor.
+    In every dimension a fine pixel is the coarse one that it lies in, plus 1/3 of the nearer one beside it.
 
     Args:
         coarse: where `to_fine` reads, [N, C, *S + 2]: values with a border of zeros.
@@ -120,7 +117,7 @@ def _without_border(framed: Tensor, dims: range) -> Tensor:
 
 
 COARSEST = 64
-"""A grid of no more pixels is solved exactly."""
+"""A grid of so many pixels or fewer is solved exactly."""
 
 
 class Grid:
@@ -142,7 +139,7 @@ class Grid:
         self._scratch = Scratch(like, framed_shape(self.shape))
         self.field = self.new_field(like)
         self.right = like.new_zeros(self.shape)
-        self._inside = evened(like.new_ones(1, 1, *shape[2:]))
+        self._inside = pad_to_even(like.new_ones(1, 1, *shape[2:]))
         weights = Field(like, (1, 1, *self.shape[2:]), self._scratch)
         weights.values.copy_(self._inside)
         degree = (weights.binomial() - 2**axes * self._inside).clamp_min(1)
@@ -161,8 +158,8 @@ class Grid:
         if math.prod(self.shape[2:]) > COARSEST:
             halves = tuple(side // 2 for side in self.shape[2:])
             self._coarser = Grid(like, (*shape[:2], *halves))
-            framed = cropped(self._coarser.field.framed, tuple(half + 2 for half in halves))
-            self._transfer = Interpolation(framed, cropped(self._coarser.right, halves))
+            framed = crop(self._coarser.field.framed, tuple(half + 2 for half in halves))
+            self._transfer = Interpolation(framed, crop(self._coarser.right, halves))
             # In d dimensions second differences at twice the spacing are 2^(d-2) times what they are at one.
             self._scale = 2.0 ** (2 - wide)
 
@@ -183,12 +180,12 @@ class Grid:
         torch.mul(removed, self._shares, out=self._share)
         left = self._inside - removed
         if self._coarser is None:
-            self._inverse = self._inverted(left)
+            self._inverse = self._invert(left)
         else:
-            self._counts = pooled(left)
-            self._coarser.remove(evened((self._counts == 0).to(left)))
+            self._counts = pool(left)
+            self._coarser.remove(pad_to_even((self._counts == 0).to(left)))
 
-    def lacking(self, field: Field) -> Float[Tensor, "n c *s"]:
+    def residual(self, field: Field) -> Float[Tensor, "n c *s"]:
         """b - A x of a field that holds x and the pixels that are left; -A x of one that holds x alone. In scratch memory."""
         return field.binomial().addcmul_(self._diagonal, field.values, value=-1).mul_(self._removed)
 
@@ -207,17 +204,17 @@ class Grid:
         weighted = self.field.binomial().add_(right).mul_(self._relaxation)
         return torch.addcmul(weighted, self._kept, values, out=values)
 
-    def filled(self, images: Float[Tensor, "n c *s"]) -> Float[Tensor, "n c *s"]:
-        """A first solution, from the coarser grids' (full multigrid), written into images that hold 0 where pixels are removed."""
+    def first_solution(self, images: Float[Tensor, "n c *s"]) -> Float[Tensor, "n c *s"]:
+        """Full multigrid: a first solution from the coarser grids, written into images that hold 0 where pixels are removed."""
         coarser = self._coarser
         if coarser is None:
             self.field.values.copy_(images)
-            return images.add_(self.v_cycle(self.lacking(self.field).clone()))
-        means = evened(pooled(images) / self._counts.clamp_min(1))
+            return images.add_(self.v_cycle(self.residual(self.field).clone()))
+        means = pad_to_even(pool(images) / self._counts.clamp_min(1))
         if not coarser.whole:
-            means = coarser.filled(means)
+            means = coarser.first_solution(means)
             coarser.field.values.copy_(means)
-            means.add_(coarser.v_cycle(coarser.lacking(coarser.field).clone()))
+            means.add_(coarser.v_cycle(coarser.residual(coarser.field).clone()))
         coarser.field.values.copy_(means)
         return images.addcmul_(self._share, self._transfer.to_fine())
 
@@ -231,7 +228,7 @@ class Grid:
         magnitude = torch.abs(a, out=self._scratch.view(0, self.shape))
         return magnitude.amax(tuple(range(2, a.ndim)), keepdim=True)
 
-    def _inverted(self, left: Tensor) -> Float[Tensor, "n p p"]:
+    def _invert(self, left: Tensor) -> Float[Tensor, "n p p"]:
         """The inverse of A over all P pixels of the grid, 0 for those that are not removed."""
         kernels = [2 * torch.eye(side) + torch.ones(side - 1).diag(1) + torch.ones(side - 1).diag(-1) for side in self.shape[2:]]
         weights = reduce(torch.kron, kernels).to(left)
@@ -241,20 +238,20 @@ class Grid:
         return torch.linalg.inv(system) * among
 
 
-def evened(values: Tensor) -> Tensor:
+def pad_to_even(values: Tensor) -> Tensor:
     """Zeros behind the last pixel where a side is odd."""
     if all(side % 2 == 0 for side in values.shape[2:]):
         return values
     return F.pad(values, [width for side in reversed(values.shape[2:]) for width in (0, side % 2)])
 
 
-def cropped(values: Tensor, size: tuple[int, ...]) -> Tensor:
+def crop(values: Tensor, size: tuple[int, ...]) -> Tensor:
     for dim, side in enumerate(size, start=2):
         values = values.narrow(dim, 0, side)
     return values
 
 
-def pooled(values: Tensor) -> Tensor:
+def pool(values: Tensor) -> Tensor:
     """Sums of two pixels in every dimension."""
     for dim in range(2, values.ndim):
         even, odd = values.unflatten(dim, (-1, 2)).unbind(dim + 1)

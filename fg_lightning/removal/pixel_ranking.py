@@ -49,8 +49,8 @@ def ranks(maps: Float[Tensor, "n 1 *s"], seed: Seed = 0) -> Int[Tensor, "n *s"]:
     return torch.empty_like(shuffled).scatter_(1, shuffled.gather(1, by_saliency), places).reshape(n, *maps.shape[2:])
 
 
-def removed(ranks: Ranks, fraction: float, order: Order = "morf") -> Ranks:
-    """Which pixels of ranked images go: exactly round(fraction * number of pixels) of each.
+def removal_mask(ranks: Ranks, fraction: float, order: Order = "morf") -> Ranks:
+    """The pixels of ranked images that are removed: exactly round(fraction * number of pixels) of each.
 
     Args:
         ranks: [N, *S] from `ranks`, as a tensor or an array of any integer type.
@@ -73,8 +73,37 @@ def removed(ranks: Ranks, fraction: float, order: Order = "morf") -> Ranks:
 
 
 def top_pixels(maps: Float[Tensor, "n 1 *s"], fraction: float, order: Order = "morf", seed: Seed = 0) -> Bool[Tensor, "n 1 *s"]:
-    """The pixels that go: `removed` of the maps' `ranks`, whose arguments it takes and whose errors it raises."""
-    return removed(ranks(maps, seed), fraction, order).unsqueeze(1)
+    """The pixels that are removed: the `removal_mask` of the maps' `ranks`. It takes their arguments and raises their errors."""
+    return removal_mask(ranks(maps, seed), fraction, order).unsqueeze(1)
+
+
+def check_images(images: Tensor) -> None:
+    """
+    Raises:
+        TypeError: if the images are no floating-point tensor.
+    """
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        got = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        raise TypeError(
+            f"images must be a floating-point tensor [N, C, *S], not {got}: convert them first, e.g. images.float() / 255"
+        )
+
+
+def check_images_and_mask(images: Tensor, mask: Tensor) -> None:
+    """
+    Raises:
+        TypeError: if the images are not floating-point or the mask is not boolean.
+        ValueError: if the mask does not fit the images.
+    """
+    check_images(images)
+    if not isinstance(mask, Tensor) or mask.dtype is not torch.bool:
+        got = f"a tensor of {mask.dtype}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"mask must be a boolean tensor, True where a pixel is removed, not {got}")
+    expected = (len(images), 1, *images.shape[2:])
+    if mask.shape != expected:
+        raise ValueError(
+            f"mask has shape {tuple(mask.shape)}, but images of shape {tuple(images.shape)} take one of shape {expected}"
+        )
 
 
 def check_fraction(fraction: float) -> None:

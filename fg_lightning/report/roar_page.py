@@ -16,7 +16,7 @@ from PIL import Image
 
 from fg_lightning.errors import CannotRun, StoreError
 from fg_lightning.history.csv_table import facts_of, number, readable_rows
-from fg_lightning.removal import removed
+from fg_lightning.removal import removal_mask
 from fg_lightning.report.figures import accuracy_curves
 from fg_lightning.report.html_page import page
 from fg_lightning.report.sprites import base64_of, columns_of, picture_in, picture_webp, tiled, webp
@@ -173,9 +173,9 @@ def _steps(
 def _levels(store: SaliencyStore, indices: list[int], fractions: list[float], order: str) -> npt.NDArray[np.uint8]:
     ranks = store.read(store.splits[-1], indices)
     if ranks.ndim == 4:
-        gone = [removed(ranks, fraction, order)[:, ranks.shape[1] // 2] for fraction in fractions]  # type: ignore[arg-type]
+        gone = [removal_mask(ranks, fraction, order)[:, ranks.shape[1] // 2] for fraction in fractions]  # type: ignore[arg-type]
     else:
-        gone = [removed(ranks, fraction, order) for fraction in fractions]  # type: ignore[arg-type]
+        gone = [removal_mask(ranks, fraction, order) for fraction in fractions]  # type: ignore[arg-type]
     stays: npt.NDArray[np.uint8] = np.array([~mask for mask in gone]).sum(0, dtype=np.uint8)
     return np.repeat(stays[:, None], BAND, axis=1) if stays.ndim == 2 else stays
 

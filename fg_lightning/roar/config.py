@@ -22,7 +22,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from fg_lightning.atomic_files import write_json
 from fg_lightning.errors import CannotRun
-from fg_lightning.removal import Fill, find_imputer
+from fg_lightning.removal import Fill, find_fill
 from fg_lightning.removal.pixel_ranking import check_fraction
 from fg_lightning.roar.cell_training import ALL
 from fg_lightning.roar.experiment_folder import NAME
@@ -116,7 +116,7 @@ def check_kinds(target: str, engine: Any, imputation: Fill) -> None:
     if engine is not None and not all(callable(getattr(engine, name, None)) for name in ("run", "close")):
         raise TypeError(f"engine must be a LocalEngine() or a RayEngine(), not {engine!r}")
     try:
-        find_imputer(imputation)
+        find_fill(imputation, dataset_mean=0.0)
     except (TypeError, ValueError) as error:
         raise type(error)(f"imputation: {error}") from error
 

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader, Dataset
 
 from fg_lightning.errors import CannotRun
-from fg_lightning.removal import Fill, Order, find_imputer, noisy_linear, removed
+from fg_lightning.removal import Fill, Order, find_fill, noisy_linear, removal_mask
 from fg_lightning.removal.pixel_ranking import check_fraction, check_order
 from fg_lightning.roar.dataset_transforms import Transform
 from fg_lightning.roar.dataset_views import View, mapped, rebuilt, views_of
@@ -35,7 +35,7 @@ class Removal:
         order: "morf" or "lerf".
         imputation: see `ROARDataModule`.
         keep: whether the share stays, and all others go.
-        mean: what "mean" stands for: one number for every channel.
+        mean: what "dataset_mean" stands for: one number for every channel.
         seed: of "noisy_linear".
     """
 
@@ -45,12 +45,12 @@ class Removal:
         self.keep = keep
         self._values: Values | None = None
         self._given: Values | None = None
-        if isinstance(imputation, str) and imputation == "mean":
+        if isinstance(imputation, str) and imputation == "dataset_mean":
             self._values = np.asarray(mean, float)
         elif isinstance(imputation, str) and imputation == "noisy_linear":
-            self._impute = find_imputer(partial(noisy_linear, seed=seed))
+            self._impute = find_fill(partial(noisy_linear, seed=seed))
         else:
-            self._impute = find_imputer(imputation)
+            self._impute = find_fill(imputation)
             if not isinstance(imputation, str) and not callable(imputation):
                 self._values = self._given = np.asarray(imputation, float).reshape(-1)
 
@@ -77,7 +77,7 @@ class Removal:
 
     def mask(self, ranks: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
         """Which pixels of ranked images [N, *S] go."""
-        chosen = removed(ranks, self.fraction, self.order)
+        chosen = removal_mask(ranks, self.fraction, self.order)
         return np.logical_not(chosen) if self.keep else chosen
 
     def __call__(self, image: Picture, mask: Mask) -> Picture:
@@ -131,7 +131,7 @@ class ROARDataModule(LightningDataModule):
         store: the ranks of their pixels, or its folder.
         fraction: the share of pixels to remove, 0 to 1.
         order: "morf", the most relevant first, or "lerf", the least relevant first.
-        imputation: what replaces them: "mean", the training images' mean of every channel; "noisy_linear" (ROAD, Rong et al. 2022);
+        imputation: what replaces them: "dataset_mean", the training images' mean of every channel; "noisy_linear" (ROAD, Rong et al. 2022);
             a number or one for every channel in the images' own units before their transform, 0..255 for PIL images and bytes; or a
             function (images [1, C, *S] in 0..1, mask [1, 1, *S]) -> images.
         keep: keep-and-retrain: the share `fraction`, taken in this order, stays and all other pixels go.
@@ -157,7 +157,7 @@ class ROARDataModule(LightningDataModule):
         store: Union[SaliencyStore, str, Path],
         fraction: float,
         order: Order = "morf",
-        imputation: Fill = "mean",
+        imputation: Fill = "dataset_mean",
         keep: bool = False,
         *,
         prepare: Transform | None = None,

@@ -60,7 +60,7 @@ class ROARExperiment:
         max_epochs: of every training.
         order: "morf", the most relevant pixels first, or "lerf", the least relevant first.
         mode: "roar" removes a fraction of pixels; "kar" keeps it and removes the rest; "road" removes it and does not retrain.
-        imputation: what replaces pixels, see `ROARDataModule`; by default "mean", and "noisy_linear" for "road".
+        imputation: what replaces pixels, see `ROARDataModule`; by default "dataset_mean", and "noisy_linear" for "road".
         checkpoint: Lightning's, of the network that is explained; by default one is trained, like the cells, on intact images.
         target: "predicted" or "label": the class that is explained.
         metric: the test metric that counts, higher for a better network; by default the one with "acc" in its name.
@@ -111,7 +111,7 @@ class ROARExperiment:
         check_names(methods)
         check_order(order)
         check_fractions(fractions)
-        imputation = imputation if imputation is not None else "noisy_linear" if mode == "road" else "mean"
+        imputation = imputation if imputation is not None else "noisy_linear" if mode == "road" else "dataset_mean"
         check_kinds(target, engine, imputation)
         self.output = Path(output).resolve()
         intact = (0.0, 1.0) if mode == "kar" else (0.0,)

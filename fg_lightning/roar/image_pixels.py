@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from fg_lightning.errors import CannotRun, UnfitData
-from fg_lightning.removal import Imputer
+from fg_lightning.removal import FillFunction
 from fg_lightning.roar.dataset_transforms import Joint, Transform, Whole
 
 Picture = Union[Image.Image, Tensor, npt.NDArray[Any]]
@@ -112,7 +112,7 @@ def with_values(image: Picture, mask: Mask, values: npt.NDArray[np.float64]) -> 
     return Image.fromarray(pixels) if isinstance(image, Image.Image) else pixels
 
 
-def imputed(image: Picture, mask: Mask, imputer: Imputer) -> Picture:
+def imputed(image: Picture, mask: Mask, imputer: FillFunction) -> Picture:
     """A new image of the same kind whose masked pixels are an imputer's, which sees bytes as 0..1; the others are as they were.
 
     Args:
@@ -131,7 +131,7 @@ def imputed(image: Picture, mask: Mask, imputer: Imputer) -> Picture:
     else:
         raise UnfitData(
             f"pixels are imputed in images of bytes or floating-point numbers, but these hold {before.dtype}, of which it is not "
-            "known what the largest is; let the data set give them as float32 in 0..1, or fill pixels with 'mean' or a number"
+            "known what the largest is; let the data set give them as float32 in 0..1, or fill pixels with 'dataset_mean' or a number"
         )
     changed = torch.where(where, after.to(before.dtype), before)
     if isinstance(image, Tensor):

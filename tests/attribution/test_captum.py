@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from fg_lightning.sample_seeds import seeds_of
 from tests.helpers.attribution_cases import NETS, TARGETS, assert_close, maps_of, net
 
-pytestmark = pytest.mark.filterwarnings("ignore:Setting (forward, )?backward hooks:UserWarning")  # Captum's own, called directly
-
 CAPTUMS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "gradient": lambda model, x: captum.attr.Saliency(model).attribute(x, target=TARGETS),
     "input_x_gradient": lambda model, x: captum.attr.InputXGradient(model).attribute(x, target=TARGETS),
@@ -49,9 +47,9 @@ def test_noisy_methods_are_captums_noise_tunnel_under_the_same_noise(
 ) -> None:
     model, x = net()
 
-    def noisy(image: Tensor, stdev: float, n_samples: int) -> Tensor:
+    def noisy(image: Tensor, stdev: float, num_samples: int) -> Tensor:
         generator = torch.Generator().manual_seed(seeds_of(image, 7)[0])
-        copies = [image + stdev * torch.randn(image.shape[1:], generator=generator) for _ in range(n_samples)]
+        copies = [image + stdev * torch.randn(image.shape[1:], generator=generator) for _ in range(num_samples)]
         return torch.cat(copies)
 
     monkeypatch.setattr(NoiseTunnel, "_add_noise_to_input", staticmethod(noisy))
@@ -60,5 +58,5 @@ def test_noisy_methods_are_captums_noise_tunnel_under_the_same_noise(
         tunnel = NoiseTunnel(captum.attr.Saliency(model))
         stdev = 0.2 * float(image.max() - image.min())
         expected.append(tunnel.attribute(image, nt_type=nt_type, nt_samples=6, stdevs=stdev, target=target, abs=False))
-    drawn = maps_of(name, model, x, TARGETS, n_samples=6, noise=0.2, seed=7)
+    drawn = maps_of(name, model, x, TARGETS, num_samples=6, noise=0.2, seed=7)
     assert_close(drawn, torch.cat(expected).abs().sum(1, keepdim=True))

@@ -12,8 +12,6 @@ from fg_lightning.attribution import METHODS
 from fg_lightning.attribution.controls import blur
 from tests.helpers.attribution_cases import NETS, TARGETS, assert_close, maps_of, net
 
-pytestmark = pytest.mark.filterwarnings("ignore:Setting (forward, )?backward hooks:UserWarning")  # Captum's own, called directly
-
 
 @pytest.mark.parametrize("net_name", NETS)
 def test_edges_are_scipys_sobel(net_name: str) -> None:

@@ -8,8 +8,6 @@ from torch import Tensor, nn
 
 from tests.helpers.attribution_cases import maps_of, net
 
-pytestmark = pytest.mark.filterwarnings("ignore:Setting (forward, )?backward hooks:UserWarning")  # Captum's own, called directly
-
 
 def test_gradcam_finds_the_last_plane() -> None:
     model, x = net()  # the dropout behind the residual block ends last
@@ -47,7 +45,6 @@ def test_gradcam_says_which_argument_to_give() -> None:
         maps_of("gradcam", Tokens(), x, layer="unused")
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
 def test_gradcam_passes_over_a_scripted_part_which_takes_no_hooks() -> None:
     layers = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU()), nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten())
     head, x = nn.Linear(96, 5), torch.rand(3, 2, 10, 8)

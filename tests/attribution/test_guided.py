@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 from tests.helpers.attribution_cases import TARGETS, assert_close, maps_of, net
 
-pytestmark = pytest.mark.filterwarnings("ignore:Setting (forward, )?backward hooks:UserWarning")  # Captum's own, called directly
-
 
 class Functional(nn.Module):
     """Convolutions with a ReLU between them, however it is called."""

@@ -17,8 +17,6 @@ from torch.utils.checkpoint import checkpoint
 from fg_lightning.attribution import METHODS, find_method, method, method_from
 from tests.helpers.attribution_cases import NETS, TARGETS, assert_close, maps_of, net
 
-pytestmark = pytest.mark.filterwarnings("ignore:Setting (forward, )?backward hooks:UserWarning")  # Captum's own, called directly
-
 
 @pytest.mark.parametrize("net_name", NETS)
 @pytest.mark.parametrize("name", METHODS)

@@ -73,7 +73,7 @@ def test_maps_do_not_depend_on_the_size_of_a_block(monkeypatch: pytest.MonkeyPat
     layers = [layer for a in activations for layer in (nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), a)]
     model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 4)).double().eval()
     images = 4 * normal(3, 3, 6, 5)
-    settings = {} if kind is FullGrad else {"n_samples": 3}
+    settings = {} if kind is FullGrad else {"num_samples": 3}
     whole = kind(model, **settings).attribute(images, 1)
     monkeypatch.setattr(blocks, "BLOCK", block)
     torch.testing.assert_close(kind(model, **settings).attribute(images, 1), whole, rtol=1e-10, atol=1e-12)  # order of sums

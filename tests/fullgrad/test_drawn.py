@@ -124,7 +124,7 @@ def test_a_map_is_zero_where_the_network_does_not_look() -> None:
     maps = FullGrad(Stripes()).attribute(images(), 1)
     assert torch.equal(maps[:, :, :12], torch.zeros(2, 1, 12, 16))
     assert maps[:, :, 12:].amax() > 0.5
-    assert torch.isfinite(SmoothFullGrad(Stripes(), n_samples=2).attribute(images(), 1)).all()
+    assert torch.isfinite(SmoothFullGrad(Stripes(), num_samples=2).attribute(images(), 1)).all()
 
 
 def test_what_a_pad_adds_is_not_drawn() -> None:

@@ -12,7 +12,7 @@ from fg_lightning.attribution import METHODS
 
 FAST: dict[str, dict[str, Any]] = {
     "integrated_gradients": {"n_steps": 5},
-    **{name: {"n_samples": 5} for name in ("smoothgrad", "smoothgrad_squared", "vargrad", "smooth_fullgrad")},
+    **{name: {"num_samples": 5} for name in ("smoothgrad", "smoothgrad_squared", "vargrad", "smooth_fullgrad")},
 }
 """Settings under which a method is quick."""
 

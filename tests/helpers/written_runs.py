@@ -63,7 +63,14 @@ def experiment(
 ):
     """An experiment whose accuracies fall with the fraction; returns the ranks of its test images by method."""
     (folder / "cells").mkdir(parents=True)
-    about = {"mode": mode, "order": order, "model": "my.Net", "data": {"calls": "my.Data"}, "imputation": "mean", "max_epochs": 3}
+    about = {
+        "mode": mode,
+        "order": order,
+        "model": "my.Net",
+        "data": {"calls": "my.Data"},
+        "imputation": "dataset_mean",
+        "max_epochs": 3,
+    }
     (folder / "experiment.json").write_text(json.dumps(about))
     for seed in range(seeds):
         write_result(folder, Result(Cell(ALL, 0.0, seed), 0.9, total_variation=0.0, seconds=1.5))

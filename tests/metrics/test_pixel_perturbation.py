@@ -171,7 +171,9 @@ def test_batches_processes_and_forward_add_up() -> None:
     parts.merge_state(other)
     # float32 in batches of other sizes
     torch.testing.assert_close(parts.compute(), whole.compute(), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(first, pixel_perturbation(model, images[:2], maps[:2], 1, fractions=FRACTIONS, fill="image_mean").mean(0))
+    torch.testing.assert_close(
+        first, pixel_perturbation(model, images[:2], maps[:2], 1, fractions=FRACTIONS, fill="image_mean").mean(0)
+    )
     assert int(parts.count) == 7
     parts.reset()
     assert int(parts.count) == 0
@@ -277,7 +279,7 @@ BAD_SETTINGS = {
     "an order": ({"fractions": [0.5], "order": "least"}, "order must be 'morf' .* not 'least'"),
     "a change": ({"fractions": [0.5], "change": "ratio"}, "change must be one of relative, drop, or None .* not 'ratio'"),
     "an output": ({"fractions": [0.5], "output": "softmax"}, "output must be 'logit' or 'probability', not 'softmax'"),
-    "a fill": ({"fractions": [0.5], "fill": "blur"}, "fill must be one of dataset_mean, black, image_mean, noisy_linear"),
+    "a fill": ({"fractions": [0.5], "fill": "blur"}, "fill must be one of black, image_mean, noisy_linear"),
 }
 
 

@@ -43,11 +43,30 @@ def test_numbers_replace_pixels(fill: object, values: list[float], size: tuple[i
     assert torch.equal(find_fill(fill)(images, mask), replaced_one_by_one(images, mask, [values] * 3))
 
 
-def test_mean_is_each_images_own_of_each_channel_over_all_pixels() -> None:
+def test_image_mean_is_each_images_own_of_each_channel_over_all_pixels() -> None:
     images, mask = images_and_mask()
     means = [[float(channel.mean()) for channel in image] for image in images]
+    expected = replaced_one_by_one(images, mask, means)
     # float32: the order of twenty additions
-    torch.testing.assert_close(find_fill("image_mean")(images, mask), replaced_one_by_one(images, mask, means), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(find_fill("image_mean")(images, mask), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_dataset_mean_is_the_numbers_that_are_given_with_it() -> None:
+    images, mask = images_and_mask()
+    filled = find_fill("dataset_mean", dataset_mean=[0.5, -2.0])(images, mask)
+    assert torch.equal(filled, replaced_one_by_one(images, mask, [[0.5, -2.0]] * 3))
+    with pytest.raises(ValueError, match=r"'dataset_mean' needs a data set, .* fill=\[0.48"):
+        find_fill("dataset_mean")
+    with pytest.raises(ValueError, match="image_mean, noisy_linear, dataset_mean, a number"):
+        find_fill("data_mean", dataset_mean=0.5)
+
+
+def test_black_is_zero_of_images_that_are_not_normalized() -> None:
+    images, mask = images_and_mask()
+    assert torch.equal(find_fill("black")(images.abs(), mask), replaced_one_by_one(images.abs(), mask, [[0.0, 0.0]] * 3))
+    assert find_fill("black")(images[:0], mask[:0]).shape == (0, 2, 4, 5)
+    with pytest.raises(ValueError, match=r"below 0: they are normalized, .* -mean / std"):
+        find_fill("black")(images, mask)
 
 
 def test_names_stand_for_functions() -> None:
@@ -55,28 +74,28 @@ def test_names_stand_for_functions() -> None:
     assert torch.equal(find_fill("noisy_linear")(images, mask), noisy_linear(images, mask))
 
 
-def test_an_imputer_of_ones_own_is_called_with_images_and_mask() -> None:
+def test_a_function_of_the_users_is_called_with_images_and_mask() -> None:
     images, mask = images_and_mask()
     assert torch.equal(find_fill(lambda x, m: torch.where(m, -x, x))(images, mask), torch.where(mask, -images, images))
 
 
 @pytest.mark.parametrize("fill", [0.5, [1.0, 2.0], "image_mean", "noisy_linear"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_imputers_keep_precision_their_input_and_the_other_pixels(fill: object, dtype: torch.dtype) -> None:
+def test_fills_keep_precision_their_input_and_the_other_pixels(fill: object, dtype: torch.dtype) -> None:
     images, mask = images_and_mask()
     images = images.to(dtype)
     before = images.clone()
-    imputed = find_fill(fill)(images, mask)
-    assert imputed.dtype is dtype
+    filled = find_fill(fill)(images, mask)
+    assert filled.dtype is dtype
     assert torch.equal(images, before)
-    assert torch.equal(imputed[~mask.expand_as(images)], images[~mask.expand_as(images)])
+    assert torch.equal(filled[~mask.expand_as(images)], images[~mask.expand_as(images)])
 
 
 @pytest.mark.parametrize("fill", [0.5, [1.0, 2.0], "image_mean", "noisy_linear", noisy_linear])
-def test_an_imputer_can_be_sent_to_a_data_loaders_workers(fill: object) -> None:
+def test_a_fill_can_be_sent_to_a_data_loaders_workers(fill: object) -> None:
     images, mask = images_and_mask()
-    imputer = find_fill(fill)
-    assert torch.equal(pickle.loads(pickle.dumps(imputer))(images, mask), imputer(images, mask))
+    function = find_fill(fill)
+    assert torch.equal(pickle.loads(pickle.dumps(function))(images, mask), function(images, mask))
 
 
 BAD_FILLS = {
@@ -117,12 +136,12 @@ def test_a_fill_of_another_number_of_channels_is_refused_with_both_numbers() -> 
 )
 @pytest.mark.ill_typed
 def test_images_and_masks_that_do_not_fit_are_refused(images: Tensor, mask: Tensor, error: type, message: str) -> None:
-    for imputer in (find_fill(0.0), noisy_linear):
+    for function in (find_fill(0.0), noisy_linear):
         with pytest.raises(error, match=message):
-            imputer(images, mask)
+            function(images, mask)
 
 
 @pytest.mark.parametrize("returned", [None, torch.zeros(1)])
-def test_an_imputer_that_returns_something_else_is_refused(returned: object) -> None:
+def test_a_fill_that_returns_something_else_is_refused(returned: object) -> None:
     with pytest.raises(ValueError, match=r"images of the shape it was given, \(3, 2, 4, 5\), but returned"):
         find_fill(lambda images, mask: returned)(*images_and_mask())

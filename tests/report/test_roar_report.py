@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fg_lightning.removal import removed
+from fg_lightning.removal import removal_mask
 from fg_lightning.report import CannotRun, write_report
 from fg_lightning.roar.cell_training import Cell, Result, read_result, write_result
 from fg_lightning.roar.results import Results
@@ -38,7 +38,7 @@ def test_the_masks_of_every_fraction_are_those_that_images_lose(tmp_path, order,
     for place, method in enumerate(methods_of(page)):
         tiles = page.tiles(f"ranks-{place}", 6)
         for step, fraction in enumerate(data["fractions"]):
-            expected = removed(ranks[method], fraction, order)[shown].numpy()
+            expected = removal_mask(ranks[method], fraction, order)[shown].numpy()
             assert ((tiles <= step) == expected).all()
 
 
@@ -54,7 +54,7 @@ def test_images_stand_behind_their_masks_where_the_folder_holds_them(tmp_path):
     assert (decoded(shown[1].removeprefix("data:image/webp;base64,")) == pictures[4]).all()
     assert "does not hold the images" not in page.words
     tiles = page.tiles("ranks-0", 2)
-    assert ((tiles <= 0) == removed(ranks[methods_of(page)[0]], 0.25)[[1, 4]].numpy()).all()
+    assert ((tiles <= 0) == removal_mask(ranks[methods_of(page)[0]], 0.25)[[1, 4]].numpy()).all()
 
 
 def test_the_table_holds_the_scores_and_accuracies(written):

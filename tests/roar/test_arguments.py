@@ -20,7 +20,11 @@ def test_names_that_no_file_or_row_can_have(tmp_path, name, why):
 @pytest.mark.parametrize(
     ("given", "error", "why"),
     [
-        ({"imputation": "meen"}, ValueError, "imputation: fill must be one of mean, .*, not 'meen'"),
+        (
+            {"imputation": "meen"},
+            ValueError,
+            "imputation: fill must be one of black, image_mean, noisy_linear, dataset_mean, .*, not 'meen'",
+        ),
         ({"imputation": float("nan")}, ValueError, "imputation: fill must be a finite number"),
         ({"target": "foo"}, ValueError, "target must be one of predicted, label, not 'foo'"),
         ({"engine": "ray"}, TypeError, "engine must be .*RayEngine"),

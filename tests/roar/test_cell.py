@@ -17,10 +17,10 @@ from tests.helpers.tiny_squares import Data, Net
 FRACTION = 0.25
 
 CASES = [
-    ("roar", "morf", "mean", "predicted"),
+    ("roar", "morf", "dataset_mean", "predicted"),
     ("roar", "lerf", 40.0, "label"),
     ("roar", "morf", "noisy_linear", "label"),
-    ("kar", "morf", "mean", "predicted"),
+    ("kar", "morf", "dataset_mean", "predicted"),
     ("kar", "lerf", 10.0, "label"),
     ("road", "lerf", "noisy_linear", "predicted"),
 ]
@@ -41,7 +41,7 @@ def fill(image, gone, imputation, mean, seed):
         imputed = noisy_linear(batch, torch.from_numpy(gone)[None, None], seed=seed)[0, 0]
         image[gone] = (imputed * 255).round().clamp(0, 255).byte().numpy()[gone]
     else:
-        image[gone] = round(mean if imputation == "mean" else imputation)
+        image[gone] = round(mean if imputation == "dataset_mean" else imputation)
 
 
 def variation(masks):

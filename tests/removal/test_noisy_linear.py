@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
-from fg_lightning.removal import linear_imputation as linear
 from fg_lightning.removal import noisy_linear, top_pixels
-from fg_lightning.removal.linear_imputation import infilled
+from fg_lightning.removal import noisy_linear_fill as linear
+from fg_lightning.removal.noisy_linear_fill import solve_removed
 
 
 def solved(image: Tensor, mask: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def solved(image: Tensor, mask: Tensor) -> Tensor:
 def assert_solved(images: Tensor, mask: Tensor) -> None:
     exact = torch.stack([solved(image, goes[0]) for image, goes in zip(images, mask, strict=True)])
     # what is promised, for images in units of 0..1
-    torch.testing.assert_close(infilled(images, mask).double(), exact, rtol=0, atol=1e-3)
+    torch.testing.assert_close(solve_removed(images, mask).double(), exact, rtol=0, atol=1e-3)
 
 
 def noise(*shape: int) -> Tensor:
@@ -56,7 +56,7 @@ def test_in_the_plane_a_pixel_weighs_a_sixth_beside_and_a_twelfth_across_the_cor
     mask = torch.zeros(1, 1, 3, 3, dtype=torch.bool)
     mask[..., 1, 1] = True
     expected = (2 + 4 + 5 + 7) / 6 + (1 + 3 + 6 + 8) / 12
-    assert float(infilled(image, mask)[0, 0, 1, 1]) == pytest.approx(expected, rel=1e-6)  # float32
+    assert float(solve_removed(image, mask)[0, 0, 1, 1]) == pytest.approx(expected, rel=1e-6)  # float32
 
 
 def test_at_the_border_the_weights_of_the_neighbours_inside_grow() -> None:
@@ -64,7 +64,7 @@ def test_at_the_border_the_weights_of_the_neighbours_inside_grow() -> None:
     mask = torch.zeros(1, 1, 2, 3, dtype=torch.bool)
     mask[..., 0, 0] = True
     expected = (2 / 6 + 4 / 6 + 7 / 12) / (1 / 6 + 1 / 6 + 1 / 12)
-    assert float(infilled(image, mask)[0, 0, 0, 0]) == pytest.approx(expected, rel=1e-6)  # float32
+    assert float(solve_removed(image, mask)[0, 0, 0, 0]) == pytest.approx(expected, rel=1e-6)  # float32
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
@@ -95,7 +95,7 @@ def test_nearly_everything_may_be_gone(left: list[tuple[int, int]]) -> None:
 
 @pytest.mark.parametrize(("size", "iterations"), [((1500,), 4), ((56, 56), 5), ((14, 12, 13), 4)])
 def test_few_iterations_are_enough(monkeypatch, size: tuple[int, ...], iterations: int) -> None:
-    monkeypatch.setattr(linear, "MOST_ITERATIONS", iterations)
+    monkeypatch.setattr(linear, "MAX_ITERATIONS", iterations)
     images, mask = noise(1, 3, *size), torch.ones(1, 1, *size, dtype=torch.bool)
     mask[(0, 0, *(slice(side // 3) for side in size))] = False
     mask[(0, 0, *(-1 for _ in size))] = False
@@ -106,7 +106,7 @@ def test_regions_of_a_large_image_are_solved() -> None:
     rows = torch.arange(224)[:, None].expand(224, 224)
     images = (rows / 223 * torch.tensor([1.0, 0.5, 0.25])[:, None, None])[None].expand(2, -1, -1, -1)
     mask = torch.stack([(rows > 20) & (rows < 200), (rows > 5) & (rows.T > 0)])[:, None]
-    solution = infilled(images, mask)
+    solution = solve_removed(images, mask)
     # A linear ramp is the mean of its neighbours wherever a row is left on either side.
     torch.testing.assert_close(solution[:1], images[:1], rtol=0, atol=1e-3)
     left = images[1][:, ~mask[1, 0]]
@@ -118,16 +118,18 @@ def test_regions_of_a_large_image_are_solved() -> None:
 def test_accuracy_is_relative_to_the_range_of_the_image(scale: float, offset: float) -> None:
     images, mask = noise(1, 2, 32, 32), top_pixels(smooth(1, 32), 0.6)
     exact = solved(images[0], mask[0, 0])
-    torch.testing.assert_close((infilled(scale * images + offset, mask)[0].double() - offset) / scale, exact, rtol=0, atol=1e-3)
+    torch.testing.assert_close(
+        (solve_removed(scale * images + offset, mask)[0].double() - offset) / scale, exact, rtol=0, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("colour", [0.0, 0.3, -200.0])
 def test_an_image_of_one_colour_stays_as_it_is_at_once(monkeypatch, colour: float) -> None:
     iterations = []
-    solve = linear.Grid.lacking
-    monkeypatch.setattr(linear.Grid, "lacking", lambda grid, field: iterations.append(grid.shape) or solve(grid, field))
+    solve = linear.Grid.residual
+    monkeypatch.setattr(linear.Grid, "residual", lambda grid, field: iterations.append(grid.shape) or solve(grid, field))
     images, mask = torch.full((1, 2, 21, 20), colour), top_pixels(smooth(1, 40)[..., :21, :20], 0.7)
-    torch.testing.assert_close(infilled(images, mask), images, rtol=4e-6, atol=0)  # float32, from one grid to the next
+    torch.testing.assert_close(solve_removed(images, mask), images, rtol=4e-6, atol=0)  # float32, from one grid to the next
     assert iterations.count((1, 2, 22, 20)) <= 3
 
 
@@ -137,7 +139,7 @@ def test_an_image_that_is_gone_altogether_becomes_its_means_and_the_others_are_s
     imputed = noisy_linear(images, mask, noise=0)
     means = images[1].mean((1, 2), keepdim=True).expand(2, 16, 16)
     torch.testing.assert_close(imputed[1], means, rtol=0, atol=1e-6)  # float32
-    torch.testing.assert_close(imputed[[0, 2]], infilled(images, mask & ~mask.all((1, 2, 3), keepdim=True))[[0, 2]])
+    torch.testing.assert_close(imputed[[0, 2]], solve_removed(images, mask & ~mask.all((1, 2, 3), keepdim=True))[[0, 2]])
 
 
 def test_nothing_gone_nothing_changes() -> None:

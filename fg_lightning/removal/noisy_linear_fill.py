@@ -1,9 +1,9 @@
 """Noisy linear imputation (Rong et al., A Consistent and Efficient Evaluation Strategy for Attribution Methods, ICML 2022).
 
-A removed pixel becomes the weighted mean of its eight neighbours, some of which are removed themselves, and a little noise, so that
-it neither stands out from its neighbours nor follows from them. Weights (1/6 beside, 1/12 across the corner), borders (neighbours
-outside the image do not count, the others' weights grow) and noise are those of the authors' code; in place of their sparse solver
-stand conjugate gradients with a multigrid V-cycle for preconditioner.
+A removed pixel becomes the weighted mean of its eight neighbours, some of which are removed themselves, and a little noise. So it
+neither stands out from its neighbours nor follows from them. The weights (1/6 beside, 1/12 across the corner), the borders
+(neighbours outside the image do not count, the others' weights grow) and the noise are those of the authors' code. Their sparse
+solver is replaced by conjugate gradients, preconditioned by a multigrid V-cycle.
 """
 
 from __future__ import annotations
@@ -12,46 +12,46 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fg_lightning.removal.batch import check_batch
-from fg_lightning.removal.multigrid import Grid, cropped, evened
+from fg_lightning.removal.multigrid import Grid, crop, pad_to_even
+from fg_lightning.removal.pixel_ranking import check_images_and_mask
 from fg_lightning.sample_seeds import seeds_of
 
 NOISE = 0.01
 """Standard deviation of the noise in the images' own units: the authors' choice, for images in units of about 1."""
 
 TOLERANCE = 5e-4
-"""How large the last correction may be, relative to the range of the image; the next would be half of it or less."""
+"""The largest last correction, relative to the range of the image. The next one would be half of it or less."""
 
-MOST_ITERATIONS = 50
-"""Of conjugate gradients; five or six are needed where half of a photograph is gone."""
+MAX_ITERATIONS = 50
+"""Of conjugate gradients. Five or six are needed if half of a photograph is removed."""
 
-AT_ONCE = 400_000
-"""So many numbers are solved for together on a CPU: few enough for its caches, enough to make small grids worth their calls."""
+NUMBERS_AT_ONCE = 400_000
+"""How many numbers are solved for together on a CPU: few enough for its caches, enough to make small grids worth their calls."""
 
 
 def noisy_linear(
     images: Float[Tensor, "n c *s"], mask: Bool[Tensor, "n 1 *s"], *, noise: float = NOISE, seed: int = 0
 ) -> Float[Tensor, "n c *s"]:
-    """Removed pixels as the weighted mean of their neighbours, and noise.
+    """Replaces removed pixels by the weighted mean of their neighbours, and noise.
 
-    An image that is removed altogether becomes its channel means, the constants nearest to it. The noise is drawn from the seed
-    and what the image holds: the same each time, on every device, whatever else is in the batch and whatever share is removed.
+    An image that is removed altogether becomes its channel means. The noise is drawn from the seed and what the image holds: it is
+    the same each time, on every device, in every batch and for every fraction.
 
     Args:
         images: [N, C, *S] with one, two or three spatial dimensions. In one and three the neighbours' weights are those of
-            [1, 2, 1] in every dimension, of which the plane's are a case.
-        mask: True where a pixel goes.
+            [1, 2, 1] in every dimension, as in the plane.
+        mask: True where a pixel is removed.
         noise: its standard deviation, in the images' own units.
         seed: of the noise.
 
     Returns:
-        [N, C, *S]; but for the noise within 1e-3 of the exact solution, relative to the range of each image.
+        [N, C, *S]; without the noise within 1e-3 of the exact solution, relative to the range of each image.
 
     Raises:
         TypeError: if the images are not floating-point or the mask is not boolean.
-        ValueError: if the mask does not go with the images.
+        ValueError: if the mask does not fit the images.
     """
-    check_batch(images, mask)
+    check_images_and_mask(images, mask)
     images = images.detach()
     precise = images if images.dtype == torch.float64 else images.float()
     gone = mask.flatten(1).all(1)
@@ -61,14 +61,14 @@ def noisy_linear(
         precise[gone] = precise[gone].mean(tuple(range(2, images.ndim)), keepdim=True).expand_as(precise[gone])
         holes[gone] = False
     with torch.autocast(images.device.type, enabled=False):
-        imputed = infilled(precise, holes)
+        filled = solve_removed(precise, holes)
     if noise:
-        imputed.addcmul_(mask.to(imputed), _noise(images, seed).to(imputed), value=noise)
-    return imputed.to(images.dtype)
+        filled.addcmul_(mask.to(filled), _noise(images, seed).to(filled), value=noise)
+    return filled.to(images.dtype)
 
 
-def infilled(images: Float[Tensor, "n c *s"], removed: Bool[Tensor, "n 1 *s"]) -> Float[Tensor, "n c *s"]:
-    """Images with their removed pixels solved for.
+def solve_removed(images: Float[Tensor, "n c *s"], removed: Bool[Tensor, "n 1 *s"]) -> Float[Tensor, "n c *s"]:
+    """Solves for the removed pixels of images.
 
     Args:
         images: [N, C, *S], float32 or float64.
@@ -77,41 +77,41 @@ def infilled(images: Float[Tensor, "n c *s"], removed: Bool[Tensor, "n 1 *s"]) -
     Returns:
         [N, C, *S], within 1e-3 of the exact solution, relative to the range of each image.
     """
-    numbers = AT_ONCE if images.device.type == "cpu" else images.numel()
+    numbers = NUMBERS_AT_ONCE if images.device.type == "cpu" else images.numel()
     at_once = max(1, numbers // max(1, images[:1].numel()))
     grid: Grid | None = None
-    solved = torch.empty_like(images)
-    for part, holes, target in zip(images.split(at_once), removed.split(at_once), solved.split(at_once), strict=True):
+    solution = torch.empty_like(images)
+    for part, holes, target in zip(images.split(at_once), removed.split(at_once), solution.split(at_once), strict=True):
         if grid is None or grid.shape[0] != len(part):
             grid = Grid(images, tuple(part.shape))
-        target.copy_(_solved(grid, part, holes) if holes.any() else part)
-    return solved
+        target.copy_(_conjugate_gradients(grid, part, holes) if holes.any() else part)
+    return solution
 
 
-def _solved(grid: Grid, images: Tensor, removed: Tensor) -> Tensor:
-    """Conjugate gradients; every channel of every image is a system of its own and stops on its own."""
+def _conjugate_gradients(grid: Grid, images: Tensor, removed: Tensor) -> Tensor:
+    """Every channel of every image is a system of its own and stops on its own."""
     size = tuple(images.shape[2:])
     holes = removed.to(images.dtype)
-    grid.remove(evened(holes))
-    solution = grid.filled(evened(images * (1 - holes)))
-    enough = _accuracy(cropped(solution, size))
+    grid.remove(pad_to_even(holes))
+    solution = grid.first_solution(pad_to_even(images * (1 - holes)))
+    enough = _accuracy(crop(solution, size))
     direction = grid.new_field(images)
     direction.values.copy_(solution)
-    residual = grid.lacking(direction).clone()
+    residual = grid.residual(direction).clone()
     direction.values.zero_()
     unsolved, energy = torch.ones_like(enough, dtype=torch.bool), torch.zeros_like(enough)
-    for _ in range(MOST_ITERATIONS):
+    for _ in range(MAX_ITERATIONS):
         correction = grid.v_cycle(residual)
         before, energy = energy, grid.dot(residual, correction)
         torch.addcmul(correction, _ratio(energy, before), direction.values, out=direction.values)
-        response = grid.lacking(direction)
+        response = grid.residual(direction)
         step = torch.where(unsolved, _ratio(energy, -grid.dot(direction.values, response)), 0)
         solution.addcmul_(step, direction.values)
         residual.addcmul_(step, response)
         unsolved = unsolved & (grid.largest(correction) > enough)
         if not unsolved.any():
             break
-    return cropped(solution, size)
+    return crop(solution, size)
 
 
 def _accuracy(values: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ def _ratio(dividend: Tensor, divisor: Tensor) -> Tensor:
 
 def _noise(images: Tensor, seed: int) -> Tensor:
     """Standard normal numbers, [N, C, *S], on the CPU."""
-    drawn = torch.empty(images.shape)
-    for field, own in zip(drawn, seeds_of(images, seed), strict=True):
+    noise = torch.empty(images.shape)
+    for field, own in zip(noise, seeds_of(images, seed), strict=True):
         field.normal_(generator=torch.Generator().manual_seed(own))
-    return drawn
+    return noise
