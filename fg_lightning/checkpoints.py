@@ -37,7 +37,7 @@ def read_checkpoint(path: Path, is_mapped: bool = False) -> Mapping[str, Any]:
         is_zip = zipfile.is_zipfile(path)
         with warnings.catch_warnings():  # of what is refused anyway, such as TorchScript
             warnings.simplefilter("ignore")
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped and is_zip)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped and is_zip)
     except FileNotFoundError as error:
         raise CannotRun(f"there is no checkpoint {path.absolute()}; {ANOTHER}") from error
     except OSError as error:
@@ -45,19 +45,19 @@ def read_checkpoint(path: Path, is_mapped: bool = False) -> Mapping[str, Any]:
     except CannotRun:
         raise
     except Exception as error:  # whatever a file of another kind leads torch to
-        raise CannotRun(_refused(path, str(error))) from None
-    if not isinstance(found, Mapping) or not all(isinstance(key, str) for key in found):
-        raise CannotRun(f"{path} holds {type(found).__name__}, but a checkpoint of Lightning's or a state_dict is needed")
-    return found
+        raise CannotRun(_refusal(path, str(error))) from None
+    if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
+        raise CannotRun(f"{path} holds {type(content).__name__}, but a checkpoint of Lightning's or a state_dict is needed")
+    return content
 
 
-def in_one_line(error: BaseException | str) -> str:
+def one_line(error: BaseException | str) -> str:
     """Another library's message in one line, cut if it is long."""
     words = " ".join(str(error).split())
     return words if len(words) <= LONGEST else f"{words[:LONGEST]} ..."
 
 
-def _refused(path: Path, reason: str) -> str:
+def _refusal(path: Path, reason: str) -> str:
     """Why a file is not read. torch's own words are left out: they advise to read it with its code."""
     if name := re.search(r"GLOBAL ([\w.]+)", reason):
         return (

@@ -13,6 +13,7 @@ from fg_lightning.cli import main as cli
 SHADOWS = ("torch", "lightning", "rich", "json", "jsonargparse", "numpy", "argparse")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [["-m", "fg_lightning"], ["-c", "from fg_lightning.cli.main import main; main()"]])
 def test_nothing_in_the_current_folder_stands_for_a_library(tmp_path, start):
     if start[0] == "-c":  # what the installed command does, whose own folder is first
@@ -54,7 +55,7 @@ def test_a_current_folder_that_was_removed_is_a_sentence(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("number", ["-1", "-1e-3", "-.5", "-2.1,-2.0"])
 def test_numbers_below_0_are_values(number):
-    assert cli._joined(["explain", "a.png", "--fill", number, "-o", "x"]) == [
+    assert cli._join_values(["explain", "a.png", "--fill", number, "-o", "x"]) == [
         "explain",
         "a.png",
         f"--fill={number}",

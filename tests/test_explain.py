@@ -23,10 +23,9 @@ from fg_lightning.cli.main import main
 from fg_lightning.demo import DigitClassifier
 from fg_lightning.errors import CannotRun
 from fg_lightning.explain.network import from_torchvision, picture_transform
-from fg_lightning.explain.pictures import find_pictures, in_batches, names_of, read
+from fg_lightning.explain.pictures import find_pictures, read_picture
 from fg_lightning.visualization import Normalization
-from fg_lightning.visualization.curves import curves
-from fg_lightning.visualization.grid import comparison
+from fg_lightning.visualization.image_grids import comparison
 
 NETWORKS = """
 import torch
@@ -108,7 +107,7 @@ def test_what_is_drawn_is_what_the_methods_say(photos: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-    image = read(photos / "chelsea.png", picture_transform(32, mean, std))
+    image = read_picture(photos / "chelsea.png", picture_transform(32, mean, std))
     maps = {name: METHODS[name](model).attribute(image[None], target=3)[0] for name in ("gradient", "random")}
     expected = np.asarray(comparison(image, maps, caption="two\nlines", normalization=Normalization(mean, std)))
     written = np.asarray(Image.open("fg_explain/overlays/chelsea.png"))
@@ -144,7 +143,7 @@ def test_pictures_of_every_kind_are_read(photos: Path) -> None:
 
 def test_what_is_not_finite_is_named(photos: Path) -> None:
     with pytest.raises(CannotRun, match=r"makes numbers of photos/chelsea.png that are not finite"):
-        read(photos / "chelsea.png", lambda picture: torch.full((3, 8, 8), torch.nan))
+        read_picture(photos / "chelsea.png", lambda picture: torch.full((3, 8, 8), torch.nan))
 
 
 def test_a_file_that_is_no_picture_is_named_and_left_out(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -217,7 +216,7 @@ def test_a_lightning_checkpoint_is_loaded_into_its_class(photos: Path) -> None:
     trainer.save_checkpoint("digits.ckpt")
     arguments = ["--model", "fg_lightning.demo.DigitClassifier", "--checkpoint", "digits.ckpt", "--size", "28"]
     main(["explain", str(photos / "camera.jpg"), *arguments, "--mean", "[0.5]", "--std", "[0.5]", "--methods", "gradient"])
-    image = read(photos / "camera.jpg", picture_transform(28, [0.5], [0.5]))
+    image = read_picture(photos / "camera.jpg", picture_transform(28, [0.5], [0.5]))
     assert image.shape == (1, 28, 28)
     expected = module.eval()(image[None]).detach().softmax(1).max()
     assert float(table()[0]["predicted_probability"]) == pytest.approx(float(expected), abs=1e-4)  # four digits are written
@@ -244,42 +243,6 @@ def test_pictures_are_found_by_file_folder_and_pattern(photos: Path) -> None:
     assert find_pictures("photos/notes.txt") == [photos / "notes.txt"]  # a file that is named is tried
 
 
-def test_overlays_of_files_of_one_name_are_kept_apart() -> None:
-    files = [Path("a/cat.png"), Path("b/cat.jpg"), Path("cat_2.png"), Path("dog.png")]
-    assert list(names_of(files).values()) == ["cat.png", "cat_2.png", "cat_2_2.png", "dog.png"]
-
-
-def test_pictures_of_one_size_go_together() -> None:
-    shapes = [(1, 2, 2), (1, 2, 2), (1, 2, 2), (1, 3, 2), (1, 2, 2)]
-    batches = in_batches(iter([(Path(str(i)), torch.rand(shape)) for i, shape in enumerate(shapes)]), 2)
-    assert [[path.name for path in paths] for paths, _ in batches] == [["0", "1"], ["2"], ["3"], ["4"]]
-
-
-def test_a_picture_is_turned_as_its_camera_says() -> None:
-    picture = Image.new("RGB", (4, 2))
-    exif = picture.getexif()
-    exif[0x0112] = 6  # turned by a quarter
-    picture.save("turned.jpg", exif=exif)
-    seen: list[tuple[int, int]] = []
-    read(Path("turned.jpg"), lambda picture: seen.append(picture.size) or torch.zeros(3, 2, 2))
-    assert seen == [(2, 4)]
-
-
-@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
-def test_a_picture_of_sixteen_bits_keeps_its_greys(dtype: type) -> None:
-    ramp = np.linspace(0, 65535, 256).round().astype(dtype).reshape(1, 256)
-    Image.fromarray(ramp).save("ramp.tif")
-    seen: list[np.ndarray] = []
-    read(Path("ramp.tif"), lambda picture: seen.append(np.asarray(picture)) or torch.zeros(3, 2, 2))
-    assert np.array_equal(seen[0][0, :, 1], np.arange(256))
-
-
-def test_a_picture_of_unknown_range_is_refused() -> None:
-    Image.fromarray(np.array([[0.5, 2e5]], dtype=np.float32)).save("depth.tif")
-    with pytest.raises(CannotRun, match=r"depth\.tif cannot be read .* from 0\.5 to 200000; save it with 8 or 16 bits"):
-        read(Path("depth.tif"), lambda picture: torch.zeros(3, 2, 2))
-
-
 # --- what cannot be done ---------------------------------------------------------------------------------------------------------
 
 IMPOSSIBLE = {
@@ -291,7 +254,7 @@ IMPOSSIBLE = {
         ["photos", "--model", "resnet18", "--weights", "V7"],
         "resnet18 has the weights IMAGENET1K_V1, DEFAULT, or none",
     ),
-    "no such module": (["photos", "--model", "nowhere.net"], "'nowhere.net' cannot be imported"),
+    "no such module": (["photos", "--model", "nowhere.net"], "'nowhere.net' cannot be import_object"),
     "no network": (["photos", "--model", "networks_of_a_user.numbers"], "could not be made without arguments"),
     "a failing function": (["photos", "--model", "networks_of_a_user.failing"], r"OSError: weights\.pt is missing"),
     "a number": (["photos", "--model", "networks_of_a_user.seven"], "could not be made without arguments"),
@@ -356,38 +319,6 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     for option in ("--model", "--methods", "--target", "--output", "--perturb", "--checkpoint"):
         assert option in printed
-
-
-# --- pictures and plots ----------------------------------------------------------------------------------------------------------
-
-
-def test_many_methods_go_in_rows_of_about_the_same_length() -> None:
-    image, saliency = torch.rand(3, 112, 112), torch.rand(1, 112, 112)
-    few = comparison(image, {f"method {i}": saliency for i in range(5)})
-    many = comparison(image, {f"method {i}": saliency for i in range(6)})
-    assert few.height < 2 * 112 < many.height  # six frames in a row, seven in two
-    assert many.width < few.width
-    with pytest.raises(ValueError, match="at least one method"):
-        comparison(image, {})
-
-
-def test_curves_draw_the_mean_of_repetitions_and_its_error() -> None:
-    values = np.array([[1.0, 2.0, 3.0], [3.0, 4.0, 7.0]])
-    figure = curves([0.1, 0.2, 0.3], {"mine": values, "random": [1.0, 1.0, 1.0]}, ylabel="change", controls=["random"])
-    mine, random = figure.axes[0].lines
-    assert mine.get_ydata().tolist() == [2.0, 3.0, 5.0]
-    assert random.get_color() == "grey"
-    band = figure.axes[0].collections[0].get_paths()[0].vertices
-    # the standard error of two numbers is half their distance
-    assert band[:, 1].min() == pytest.approx(2 - 2 * 1)
-    assert band[:, 1].max() == pytest.approx(5 + 2 * 2)
-
-
-def test_curves_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="no curves to draw"):
-        curves([0.1], {}, ylabel="change")
-    with pytest.raises(ValueError, match=r"values of 'mine' must be \[2\] or \[R, 2\], not \(3,\)"):
-        curves([0.1, 0.2], {"mine": [1, 2, 3]}, ylabel="change")
 
 
 @pytest.mark.parametrize("name", ["chelsea.png", "predictions.csv", "perturbation.csv", "perturbation.png"])

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import fg_lightning
-from fg_lightning.cli.main import COMMANDS, DOES
+from fg_lightning.cli.main import COMMANDS, _summary
 
 
 @pytest.mark.parametrize("module", ["wandb", "ray", "matplotlib", "captum", "torch", "lightning"])
@@ -42,7 +42,7 @@ def test_public_names_are_there():
 @pytest.mark.parametrize("command", list(COMMANDS))
 def test_the_list_of_commands_says_what_their_docstrings_say(command):
     function = getattr(importlib.import_module(COMMANDS[command]), command)
-    assert function.__doc__.strip().splitlines()[0] == DOES[command]
+    assert function.__doc__.strip().splitlines()[0] == _summary(command).__doc__
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["report", "--help"], ["demo", "--help"], ["explain", "--help"]])

@@ -10,20 +10,14 @@ import yaml
 from lightning.pytorch.cli import LightningCLI
 
 from fg_lightning.callbacks import FullGradMonitor
-from fg_lightning.cli import fit as presets
-from fg_lightning.cli.fit import train, with_presets
+from fg_lightning.cli import lightning_cli
+from fg_lightning.cli.fit import train
+from fg_lightning.cli.lightning_cli import preset_path
 from fg_lightning.demo import DigitClassifier, DigitsDataModule
 from tests import ROOT
 
 PRESETS = sorted((ROOT / "callbacks").glob("*.yaml"))
 
-pytestmark = [
-    # Lightning's own use of torch, and its advice
-    pytest.mark.filterwarnings("ignore:.*isinstance\\(treespec, LeafSpec\\)"),
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*smaller than the logging interval"),
-    pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
-]
 
 FEW = "max_epochs=1 limit_train_batches=2 limit_val_batches=1 enable_progress_bar=false enable_model_summary=false".split()
 
@@ -49,7 +43,7 @@ def test_presets_run(path, tmp_path, capsys):
     options = [f"--trainer.{option}" for option in FEW] + ["--data.batch_size=8"]
     if "logger" not in yaml.safe_load(path.read_text())["trainer"]:
         options += ["--trainer.logger=false", "--trainer.default_root_dir=run"]
-    train(["fit", f"--config={path}", *SMALLER.get(path.stem, ["--model.name=mobilenet_v3_small"]), *options])
+    train("fit", f"--config={path}", *SMALLER.get(path.stem, ["--model.name=mobilenet_v3_small"]), *options)
     (history,) = tmp_path.rglob("history.csv")
     assert len(history.read_text().splitlines()) == 3  # a header, the untrained network, and after the epoch
     assert f"fg-lightning report {shlex.quote(str(history.parent))}\n" in capsys.readouterr().out
@@ -58,37 +52,35 @@ def test_presets_run(path, tmp_path, capsys):
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("name", ["{}", "{}.yaml", "callbacks/{}", "callbacks/{}.yaml"])
-def test_presets_are_found_by_their_names(name, path):
-    written = name.format(path.stem)
-    assert with_presets(["fit", "--config", written, "--seed_everything", "1"]) == [
-        "fit",
-        "--config",
-        str(path),
-        "--seed_everything",
-        "1",
-    ]
-    assert with_presets(["fit", f"--config={written}", "-c", written]) == ["fit", f"--config={path}", "-c", str(path)]
+def test_presets_have_names(name, path):
+    assert preset_path(name.format(path.stem)) == str(path)
+
+
+@pytest.mark.parametrize("option", [["--config", "many_epochs"], ["--config=callbacks/many_epochs.yaml"], ["-c", "many_epochs"]])
+def test_the_command_line_takes_a_preset_by_its_name(option, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        train("fit", *option, "--print_config")
+    assert yaml.safe_load(capsys.readouterr().out)["trainer"]["max_epochs"] == 300
 
 
 def test_installed_presets_come_before_those_of_a_repository(tmp_path, monkeypatch):
     (tmp_path / "presets").mkdir()
     (tmp_path / "presets" / "offline.yaml").touch()
-    monkeypatch.setattr(presets, "HOMES", (tmp_path / "presets", *presets.HOMES))
-    assert with_presets(["--config", "offline"])[1] == str(tmp_path / "presets" / "offline.yaml")
-    assert with_presets(["--config", "many_epochs"])[1].endswith("callbacks/many_epochs.yaml")
+    monkeypatch.setattr(lightning_cli, "PRESETS", (tmp_path / "presets", *lightning_cli.PRESETS))
+    assert preset_path("offline") == str(tmp_path / "presets" / "offline.yaml")
+    assert preset_path("many_epochs").endswith("callbacks/many_epochs.yaml")
 
 
 @pytest.mark.parametrize("name", ["nothing", "elsewhere/offline.yaml", "{trainer: {max_epochs: 3}}", "offline.yaml"])
-def test_files_of_one_s_own_and_what_is_no_preset_stay(name):
+def test_files_of_the_user_and_other_names_stay(name):
     Path("offline.yaml").touch()
-    assert with_presets(["fit", "--config", name, f"--config={name}", "--config"]) == [
-        "fit",
-        "--config",
-        name,
-        f"--config={name}",
-        "--config",
-    ]
-    assert with_presets(["fit", "--model.name", "many_epochs"]) == ["fit", "--model.name", "many_epochs"]
+    assert preset_path(name) == name
+
+
+def test_a_preset_is_a_name_after_config_alone(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        train("fit", "--model.name", "many_epochs", "--print_config")
+    assert yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["name"] == "many_epochs"
 
 
 def test_the_first_one_spells_out_the_defaults():
@@ -115,4 +107,4 @@ def test_it_serves_any_lightning_cli(tmp_path):
         seed_everything_default=False,
     )
     (monitor,) = (c for c in cli.trainer.callbacks if isinstance(c, FullGradMonitor))
-    assert len(monitor.history.looks) == 2
+    assert len(monitor.history.snapshots) == 2

@@ -28,25 +28,26 @@ def completion(shell: Literal["bash", "zsh", "tcsh"]) -> None:
         import shtab
     except ModuleNotFoundError as error:
         raise CannotRun("completion is written by shtab, which is not installed: pip install 'fg-lightning[completion]'") from error
-    print(shtab.complete(_options_alone(), shell))
+    print(shtab.complete(_plain_parser(), shell))
 
 
-def _options_alone() -> ArgumentParser:
+def _plain_parser() -> ArgumentParser:
     """The command line as argparse alone knows it; jsonargparse's own actions are about types, which a shell does not ask for."""
-    from fg_lightning.cli.fit import options
-    from fg_lightning.cli.main import COMMANDS, LIGHTNING
+    from fg_lightning.cli.fit import DESCRIPTIONS
+    from fg_lightning.cli.lightning_cli import training_parser
+    from fg_lightning.cli.main import COMMANDS
 
-    functions = {name: getattr(import_module(module), name) for name, module in COMMANDS.items() if module != LIGHTNING}
-    own = capture_parser(lambda: auto_cli(functions, args=[], prog="fg-lightning"))
+    functions = {name: getattr(import_module(module), name) for name, module in COMMANDS.items() if name not in DESCRIPTIONS}
+    own = capture_parser(auto_cli, functions, args=[], prog="fg-lightning")
     plain = ArgumentParser("fg-lightning")
     commands = plain.add_subparsers()
-    for name, parser in {**_commands_of(own), **_commands_of(options())}.items():
+    for name, parser in {**_commands_of(own), **_commands_of(training_parser(DESCRIPTIONS))}.items():
         described = (parser.description or "").split("\n")[0].partition(": ")[0]
         command = commands.add_parser(name, help=described.replace("%", "%%"), add_help=False)
         for action in parser._actions:
             _copy(action, command)
         if name not in functions:
-            for option in _options_of_classes():
+            for option in _class_options():
                 command.add_argument(option)
     return plain
 
@@ -67,9 +68,9 @@ def _copy(action: Action, command: ArgumentParser) -> None:
         copied.complete = shtab.FILE  # type: ignore[attr-defined]
 
 
-def _options_of_classes() -> Iterator[str]:
+def _class_options() -> Iterator[str]:
     """The options of the model and the data, which depend on their class: those of this package's."""
-    from fg_lightning.cli.fit_options import CLASSES, options_of
+    from fg_lightning.cli.fit_options import CLASSES, option_names
 
     for part, kinds in CLASSES.items():
-        yield from dict.fromkeys(f"--{part}.{name}" for kind in kinds for name in options_of(kind))
+        yield from dict.fromkeys(f"--{part}.{name}" for kind in kinds for name in option_names(kind))

@@ -70,7 +70,7 @@ def demo(max_epochs: PositiveInt = 5, output: Path = Path("fg_demo"), seed: int 
     assert history is not None
     assert history.folder is not None
     print(f"\ntest accuracy       {scores['test/accuracy']:.1%}")
-    print(f"completeness error  {history.looks[-1].numbers['fullgrad/completeness_error']:.1e}")
+    print(f"completeness error  {history.snapshots[-1].numbers['fullgrad/completeness_error']:.1e}")
     print(f"film strip          {history.strip_path}")
     print(f"report              {history.folder / 'report.html'}")
     print(f"W&B run             {run_folder if offline else run.url}")

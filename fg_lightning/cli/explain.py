@@ -63,4 +63,5 @@ def explain(
     chosen = find_methods(methods)
     curves = None if perturb is None else PerturbationCurves(fractions, perturb, fill)
     network = find_network(model, weights, checkpoint, size, mean, std, transform)
-    Session(network, chosen, target, output, device, curves).run(files, batch_size)
+    for what, where in Session(network, chosen, target, output, device, curves).run(files, batch_size).items():
+        print(f"{what:20}{where}")  # rich would read brackets and :words: of a path as its own

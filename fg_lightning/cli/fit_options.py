@@ -1,7 +1,4 @@
-"""What is easily written wrong on the command line of fit, validate, test and predict.
-
-The checkpoint that a command begins with: whether it is one, and which options it overrules.
-"""
+"""The options of fit, validate, test and predict that are easily wrong: classes, their arguments, and the checkpoint."""
 
 from __future__ import annotations
 
@@ -30,13 +27,14 @@ CLASSES: dict[str, tuple[type, ...]] = {
 """What this package has for --model and --data, the default first."""
 
 
-def check_words(args: Sequence[str]) -> None:
-    """Whether the model and the data are classes, and the options of this package's own are theirs.
+def check_options(args: Sequence[str]) -> None:
+    """Checks that the model and the data are classes, and that the options of this package's own classes exist.
 
-    What a configuration file says is not known here, nor are a person's own classes.
+    jsonargparse checks the same, but it reports a misspelt option as a type that does not match, in twenty lines without a
+    suggestion. Configuration files and the user's own classes are left to it.
 
     Raises:
-        CannotRun: if not, with what was meant.
+        CannotRun: if not, with what was probably meant.
     """
     given = dict(_options(args))
     for part, known in CLASSES.items():
@@ -47,22 +45,22 @@ def check_words(args: Sequence[str]) -> None:
         if name is None and "--config" not in given and "-c" not in given:
             kinds = list(known[:1])
         for kind in kinds:
-            _check_options(part, kind, given)
+            _check_names(part, kind, given)
 
 
-def options_of(kind: type) -> list[str]:
+def option_names(kind: type) -> list[str]:
     """The arguments of a class, and those that it hands on to the classes that it inherits from."""
-    found: dict[str, None] = {}
+    names: dict[str, None] = {}
     for base in kind.__mro__:
         parameters = list(inspect.signature(base.__init__).parameters.values())[1:] if "__init__" in vars(base) else []
-        found |= dict.fromkeys(p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
+        names |= dict.fromkeys(p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
-    return list(found)
+    return list(names)
 
 
 def _options(args: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Every option and its value, which is behind it or the next word."""
+    """Every option and its value: after `=`, or the next word."""
     for word, following in zip(args, [*args[1:], ""], strict=True):
         if word.startswith("-"):
             option, is_one_word, value = word.partition("=")
@@ -70,7 +68,7 @@ def _options(args: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _refuse(part: str, name: str) -> None:
-    """Says what a bare name should have been; other bare names are left to the parser, which knows a person's own classes."""
+    """Raises CannotRun with what a bare name should have been; the parser knows the user's own classes."""
     if part == "model" and name in torchvision.models.list_models(module=torchvision.models):
         raise CannotRun(f"--model takes a class; for torchvision's {name} write --model.name {name}")
     if part == "data" and name in SOURCES:
@@ -82,12 +80,12 @@ def _refuse(part: str, name: str) -> None:
         raise CannotRun(f"there is no class {name!r} for --{part}; did you mean {close[0]}? Your own is given as my_package.{name}")
 
 
-def _check_options(part: str, kind: type, given: dict[str, str]) -> None:
-    known = options_of(kind)
+def _check_names(part: str, kind: type, given: dict[str, str]) -> None:
+    known = option_names(kind)
     for option in given:
         name = option.removeprefix(f"--{part}.").removeprefix("init_args.").removesuffix("+").partition(".")[0]
         if option.startswith(f"--{part}.") and name not in [*known, "help", "class_path", "init_args", "dict_kwargs"]:
-            others = [other.__name__ for other in CLASSES[part] if name in options_of(other)]
+            others = [other.__name__ for other in CLASSES[part] if name in option_names(other)]
             close = get_close_matches(name, known, n=1)
             meant = f"did you mean --{part}.{close[0]}?" if close else f"there are {', '.join(known)}"
             raise CannotRun(
@@ -120,15 +118,15 @@ def check_checkpoint(path: str, command: str) -> None:
     if not Path(path).exists():
         where = "the folder checkpoints/ of its run has best.ckpt and last.ckpt"
         raise CannotRun(f"there is no checkpoint {Path(path).absolute()}; name the file that a training left: {where}")
-    found = read_checkpoint(Path(path), is_mapped=True)
+    content = read_checkpoint(Path(path), is_mapped=True)
     needed = ["state_dict", "pytorch-lightning_version", *(["optimizer_states", "loops"] if command == "fit" else [])]
-    missing = [name for name in needed if name not in found]
+    missing = [name for name in needed if name not in content]
     if missing:
         advice = "; to begin a training with weights alone, load them in your model" if command == "fit" else ""
         raise CannotRun(f"{path} is not a checkpoint of Lightning's for {command}: it has no {', '.join(missing)}{advice}")
-    if not isinstance(found["state_dict"], Mapping) or not isinstance(found.get("hyper_parameters") or {}, Mapping):
+    if not isinstance(content["state_dict"], Mapping) or not isinstance(content.get("hyper_parameters") or {}, Mapping):
         raise CannotRun(f"{path} is not a checkpoint of Lightning's: its state_dict or hyper_parameters are no table of names")
-    check_version(path, found["pytorch-lightning_version"])
+    check_version(path, content["pytorch-lightning_version"])
 
 
 def check_version(path: Path | str, version: Any) -> None:
@@ -154,13 +152,13 @@ def model_of(path: Path, usual: str) -> dict[str, Any] | None:
     kept.pop("_instantiator", None)
     if "_class_path" in kept:
         return {"class_path": kept.pop("_class_path"), "dict_kwargs": kept}
-    known = options_of(pkgutil.resolve_name(usual))
+    known = option_names(pkgutil.resolve_name(usual))
     arguments = {name: value for name, value in kept.items() if name in known}
     return {"class_path": usual, "init_args": arguments} if arguments else None
 
 
-def overruled(asked: Namespace, kept: Namespace) -> dict[str, tuple[Any, Any]]:
-    """The options of a model that a person gave and a checkpoint has others for: name -> (asked for, kept in the checkpoint).
+def changed_by_checkpoint(asked: Namespace, kept: Namespace) -> dict[str, tuple[Any, Any]]:
+    """The options of a model that the user gave and the checkpoint has others for: name -> (asked for, kept in the checkpoint).
 
     Args:
         asked: the class path and arguments of the model, as they were given.

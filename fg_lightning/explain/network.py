@@ -1,7 +1,4 @@
-"""The network to explain, and how pictures become what it takes.
-
-What the network says of a batch, in words.
-"""
+"""The network to explain, how pictures become its input, and what it predicts for them."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from fg_lightning.checkpoints import in_one_line, read_checkpoint
+from fg_lightning.checkpoints import one_line, read_checkpoint
 from fg_lightning.errors import CannotRun
 from fg_lightning.fullgrad.preserve_model import as_the_model_takes, undisturbed
 from fg_lightning.fullgrad.target import main_output
@@ -58,7 +55,7 @@ class Network:
         if not names:
             raise CannotRun(f"the network has no class names to find {target!r} in; give the index of an output, --target 3")
         if target.lower() not in names:
-            raise CannotRun(f"the network has no class {target!r}{_like(target.lower(), names)}; an index does as well")
+            raise CannotRun(f"the network has no class {target!r}{_suggestion(target.lower(), names)}; an index does as well")
         return names.index(target.lower())
 
     def class_name(self, index: int) -> str:
@@ -88,7 +85,7 @@ def find_network(
             )
         return from_torchvision(model, weights)
     if transform is not None:
-        return from_import_path(model, checkpoint, imported(transform), None)
+        return from_import_path(model, checkpoint, import_object(transform), None)
     try:
         normalization = Normalization(mean, std)
     except ValueError as error:
@@ -109,7 +106,7 @@ def from_torchvision(name: str, weights: str = "DEFAULT") -> Network:
     names = torchvision.models.list_models(module=torchvision.models)
     if name not in names:
         raise CannotRun(
-            f"torchvision has no classifier {name!r}{_like(name, names)}; "
+            f"torchvision has no classifier {name!r}{_suggestion(name, names)}; "
             "a network of your own is given by its import path, such as my_package.my_module.build"
         )
     sets = torchvision.models.get_model_weights(name)
@@ -142,21 +139,21 @@ def from_import_path(path: str, checkpoint: Path | None, transform: Transform, n
     Raises:
         CannotRun: if there is nothing there, it is no network, or the checkpoint is not its own.
     """
-    found = imported(path)
+    named = import_object(path)
     try:
-        model = found if isinstance(found, nn.Module) else _loaded(found, path, checkpoint) if checkpoint else found()
+        model = named if isinstance(named, nn.Module) else _load(named, path, checkpoint) if checkpoint else named()
     except CannotRun:
         raise
     except Exception as error:
-        made = f"loaded from {checkpoint}" if checkpoint else "made without arguments"
-        raise CannotRun(f"{path} could not be {made}: {type(error).__name__}: {in_one_line(error)}") from error
+        way = f"loaded from {checkpoint}" if checkpoint else "made without arguments"
+        raise CannotRun(f"{path} could not be {way}: {type(error).__name__}: {one_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise CannotRun(f"{path} gives {type(model).__name__}, but a torch.nn.Module is needed")
     return Network(model, transform, normalization)
 
 
 def picture_transform(size: int, mean: Sequence[float], std: Sequence[float]) -> Transform:
-    """Resizes the shorter side, cuts out the middle square, and normalises; grey pictures where there is one mean."""
+    """Resizes the shorter side, cuts out the middle square, and normalizes; grey pictures where there is one mean."""
     colours: list[Any] = [v2.Grayscale()] if len(mean) == 1 else []
     steps = [
         v2.PILToTensor(),
@@ -168,7 +165,7 @@ def picture_transform(size: int, mean: Sequence[float], std: Sequence[float]) ->
     return v2.Compose([*steps, v2.Normalize(list(mean), list(std))])
 
 
-def imported(path: str) -> Any:
+def import_object(path: str) -> Any:
     """What an import path such as package.module.name leads to.
 
     Raises:
@@ -182,22 +179,22 @@ def imported(path: str) -> Any:
         ) from error
 
 
-def _loaded(found: Any, path: str, checkpoint: Path) -> nn.Module:
-    if not (isinstance(found, type) and issubclass(found, LightningModule)):
-        raise CannotRun(f"--checkpoint takes a LightningModule class, but {path} is {getattr(found, '__name__', found)!r}")
+def _load(kind: Any, path: str, checkpoint: Path) -> nn.Module:
+    if not (isinstance(kind, type) and issubclass(kind, LightningModule)):
+        raise CannotRun(f"--checkpoint takes a LightningModule class, but {path} is {getattr(kind, '__name__', kind)!r}")
     kept = read_checkpoint(checkpoint, is_mapped=True)
     if missing := [name for name in ("state_dict", "pytorch-lightning_version") if name not in kept]:
         raise CannotRun(f"{checkpoint} is not a checkpoint of Lightning's: it has no {' and no '.join(missing)}")
-    model: nn.Module = found.load_from_checkpoint(checkpoint, map_location="cpu")  # which was read without its code above
+    model: nn.Module = kind.load_from_checkpoint(checkpoint, map_location="cpu")  # which was read without its code above
     return model
 
 
 def _without_advice(error: Exception) -> str:
     """torch's words for a file that it refuses advise to read it with its code."""
-    return "the file that is there is damaged" if isinstance(error, UnpicklingError | EOFError) else in_one_line(error)
+    return "the file that is there is damaged" if isinstance(error, UnpicklingError | EOFError) else one_line(error)
 
 
-def _like(name: str, names: Sequence[str]) -> str:
+def _suggestion(name: str, names: Sequence[str]) -> str:
     """What might have been meant."""
     close = get_close_matches(name, names, n=3, cutoff=0.6)
     return f" (did you mean {' or '.join(close)}?)" if close else ""

@@ -25,7 +25,7 @@ def find_pictures(images: str | Sequence[str]) -> list[Path]:
     Raises:
         CannotRun: if one of them stands for no picture.
     """
-    found: list[Path] = []
+    paths: list[Path] = []
     if not isinstance(images, str) and Path(whole := f"[{','.join(images)}]").exists():
         images = whole  # one name, whose brackets the command line reads as a list
     for name in [images] if isinstance(images, str) else images:
@@ -40,8 +40,8 @@ def find_pictures(images: str | Sequence[str]) -> list[Path]:
             files = sorted(Path(file) for file in glob(str(path)) if Path(file).is_file())
             if not files:
                 raise CannotRun(f"there is no file, no folder and no match of {name!r} (looked from {Path.cwd()})")
-        found.extend(files)
-    return list(dict.fromkeys(found))
+        paths.extend(files)
+    return list(dict.fromkeys(paths))
 
 
 def _pictures_in(folder: Path) -> list[Path]:
@@ -51,7 +51,7 @@ def _pictures_in(folder: Path) -> list[Path]:
         raise CannotRun(f"the folder {folder} cannot be read: {error.strerror}") from error
 
 
-def read(path: Path, transform: Transform) -> Tensor:
+def read_picture(path: Path, transform: Transform) -> Tensor:
     """A picture as [C, H, W], turned as its camera says.
 
     Raises:
@@ -87,7 +87,7 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
     return Image.fromarray((values / 257).round().astype(np.uint8))
 
 
-def names_of(files: Sequence[Path]) -> dict[Path, str]:
+def overlay_names(files: Sequence[Path]) -> dict[Path, str]:
     """The name of each file's overlay: its own with the suffix .png, and a number where several would be called the same."""
     names: dict[Path, str] = {}
     taken: set[str] = set()
@@ -99,7 +99,7 @@ def names_of(files: Sequence[Path]) -> dict[Path, str]:
     return names
 
 
-def in_batches(pictures: Iterator[tuple[Path, Tensor]], size: int) -> Iterator[tuple[list[Path], Tensor]]:
+def stack_batches(pictures: Iterator[tuple[Path, Tensor]], size: int) -> Iterator[tuple[list[Path], Tensor]]:
     """Consecutive pictures of one shape, stacked to [N, C, H, W], N at most `size`."""
     paths: list[Path] = []
     images: list[Tensor] = []

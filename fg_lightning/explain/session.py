@@ -1,7 +1,4 @@
-"""The perturbation curves of a session: a table and a plot.
-
-A session: pictures go in; overlays, a table and curves come out.
-"""
+"""Explains pictures with several methods: overlays, a table of predictions, and perturbation curves."""
 
 from __future__ import annotations
 
@@ -20,16 +17,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from fg_lightning.atomic_files import replacing, sweep, write_atomically
+from fg_lightning.atomic_files import replace_file, sweep, write_atomically
 from fg_lightning.attribution import CONTROLS, METHODS, Factory, find_method
 from fg_lightning.errors import CannotRun
 from fg_lightning.explain.network import Network, Prediction, predict
-from fg_lightning.explain.pictures import in_batches, names_of, read
+from fg_lightning.explain.pictures import overlay_names, read_picture, stack_batches
 from fg_lightning.metrics import PixelPerturbation
 from fg_lightning.removal import Fill, Order
 from fg_lightning.removal.pixel_ranking import check_maps
-from fg_lightning.visualization.curves import curves
-from fg_lightning.visualization.grid import comparison
+from fg_lightning.visualization.image_grids import comparison
+from fg_lightning.visualization.plots import curves
 
 DIRECTION = {"lerf": "least relevant pixels first: lower is better", "morf": "most relevant pixels first: higher is better"}
 
@@ -52,7 +49,7 @@ class PerturbationCurves:
         self._fill = fill
         self._metrics: dict[str, PixelPerturbation] = {}
         try:
-            self._new()
+            self._new_metric()
         except (TypeError, ValueError) as error:
             raise CannotRun(str(error)) from error
 
@@ -68,17 +65,17 @@ class PerturbationCurves:
         Raises:
             CannotRun: if no change can be measured, as where the output is 0.
         """
-        metric = self._metrics.setdefault(method, self._new().to(images.device))
+        metric = self._metrics.setdefault(method, self._new_metric().to(images.device))
         try:
             metric.update(model, images, maps, target)
         except ValueError as error:
             raise CannotRun(f"the perturbation by {method} cannot be measured: {error}") from error
 
-    def write(self, folder: Path, methods: Sequence[str]) -> dict[str, Path]:
+    def write(self, folder: Path, methods: Sequence[str]) -> dict[str, str]:
         """Writes a table, a row for each fraction and a column for each of these methods, and a plot of it.
 
         Returns:
-            What was written, and where it lies.
+            What was written, and where.
         """
         values = {method: self._metrics[method].compute().reshape(-1).tolist() for method in methods}
         table, plot = folder / "perturbation.csv", folder / "perturbation.png"
@@ -87,13 +84,13 @@ class PerturbationCurves:
         writer.writerow(["fraction", *values])
         writer.writerows(zip(self.fractions, *values.values(), strict=True))
         write_atomically(table, text.getvalue())
-        label = f"change of the output, {self._new().label}"
+        label = f"change of the output, {self._new_metric().label}"
         figure = curves(self.fractions, values, ylabel=label, title=DIRECTION[self.order], controls=CONTROLS)
-        with replacing(plot) as picture:
+        with replace_file(plot) as picture:
             figure.savefig(picture, format="png")
-        return {"perturbation": table, "perturbation plot": plot}
+        return {"perturbation": str(table), "perturbation plot": str(plot)}
 
-    def _new(self) -> PixelPerturbation:
+    def _new_metric(self) -> PixelPerturbation:
         return PixelPerturbation(self.fractions, order=self.order, fill=self._fill)
 
 
@@ -116,9 +113,9 @@ def find_methods(methods: str | Sequence[str]) -> dict[str, Factory]:
 
 
 class Session:
-    """Explains pictures with several methods, and tells a person on the terminal what comes of it.
+    """Explains pictures with several methods.
 
-    What cannot be read, and a method that cannot explain this network, is named and left out.
+    A picture that cannot be read, and a method that cannot explain this network, is named on the console and left out.
 
     Args:
         network: what is explained.
@@ -126,7 +123,8 @@ class Session:
         target: a class by index or name; None for the predicted one.
         output: a folder, made when something is written to it.
         device: cpu, cuda, or any other of torch's; "auto" for a GPU where there is one.
-        curves: what measures how the output changes as pixels are replaced, if anything.
+        curves: measures how the output changes as pixels are replaced; None to leave that out.
+        console: shows the progress and the notes; by default the terminal.
 
     Raises:
         CannotRun: if the class or the device is unknown.
@@ -140,12 +138,13 @@ class Session:
         output: Path,
         device: str = "auto",
         curves: PerturbationCurves | None = None,
+        console: Console | None = None,
     ) -> None:
         self.network = network
         self.target = None if target is None else network.index_of(target)
         self.output = output
         self.curves = curves
-        self.console = Console()
+        self._console = console or Console()
         self._warned: set[str] = set()
         try:
             self.device = torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
@@ -154,63 +153,66 @@ class Session:
             raise CannotRun(str(error)) from error
         self._attributions: dict[str, Attribution] = {name: factory(network.model) for name, factory in methods.items()}
 
-    def run(self, files: Sequence[Path], batch_size: int) -> None:
-        """Explains all the files, writes what comes out, and prints where it lies.
+    def run(self, files: Sequence[Path], batch_size: int) -> dict[str, str]:
+        """Explains all the files and writes the results.
+
+        Returns:
+            What was written, and where.
 
         Raises:
             CannotRun: if no file can be read, no method works, the network does not take the images, or nothing can be written.
         """
-        _check_place(self.output)
+        _check_folder(self.output)
         sweep(self.output)
         sweep(self.output / "overlays", deeply=True)
-        names = names_of(files)
+        names = overlay_names(files)
         rows: list[dict[str, object]] = []
         columns = (TextColumn("{task.description:20}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=self.console) as bar:
+        with Progress(*columns, console=self._console) as bar:
             task = bar.add_task("reading", total=len(files) * len(self._attributions))
-            for paths, images in in_batches(self._readable(files), batch_size):
+            for paths, images in stack_batches(self._readable(files), batch_size):
                 images = images.to(self.device)
                 prediction = predict(self.network, images, self.target)
                 maps: dict[str, Tensor] = {}
                 for method in list(self._attributions):
                     bar.update(task, description=method)
-                    drawn = self._drawn(method, images, prediction.target)
-                    if drawn is not None:
-                        maps[method] = drawn
+                    own = self._attribute(method, images, prediction.target)
+                    if own is not None:
+                        maps[method] = own
                     bar.advance(task, len(paths))
-                with _faults_named(self.output):
+                with _name_write_faults(self.output):
                     self._save([self.output / "overlays" / names[path] for path in paths], images, maps, prediction)
                 rows += [{"picture": path} | row for path, row in zip(paths, prediction.rows, strict=True)]
             bar.update(task, description="done", completed=len(files) * len(self._attributions))
-        with _faults_named(self.output):
-            self._finish(rows, len(files))
+        with _name_write_faults(self.output):
+            return self._write_tables(rows, len(files))
 
     def _readable(self, files: Sequence[Path]) -> Iterator[tuple[Path, Tensor]]:
         """The pictures that can be read."""
         failures = []
         for path in files:
             try:
-                image = read(path, self.network.transform)
+                image = read_picture(path, self.network.transform)
             except CannotRun as error:
                 failures.append(error)
-                self._left_out(str(error))
+                self._leave_out(str(error))
                 continue
             yield path, image
         if len(failures) == len(files):
             raise CannotRun(f"none of {len(files)} pictures can be read; the first: {failures[0]}")
 
-    def _drawn(self, method: str, images: Tensor, target: Tensor | None) -> Tensor | None:
+    def _attribute(self, method: str, images: Tensor, target: Tensor | None) -> Tensor | None:
         """The maps of a method, measured as well; None, and none from now on, if it cannot explain this network."""
         try:
-            with warnings.catch_warnings(record=True) as caught:
+            with warnings.catch_warnings(record=True) as given:
                 warnings.simplefilter("default")
                 maps: Tensor = self._attributions[method].attribute(images, target=target)
-            self._note({str(warning.message) for warning in caught})
+            self._note({str(warning.message) for warning in given})
             check_maps(maps, images)
         except torch.OutOfMemoryError as error:
             raise CannotRun(f"{method} takes more memory than there is; take a smaller --batch_size or --size") from error
         except (TypeError, ValueError, RuntimeError, AssertionError) as error:  # the last is Captum's
-            self._left_out(f"{method}: {error}")
+            self._leave_out(f"{method}: {error}")
             del self._attributions[method]
             if not self._attributions:
                 raise CannotRun("no method is left that could explain this network") from error
@@ -223,37 +225,36 @@ class Session:
         """The overlays of a batch, a picture for each image."""
         for i, path in enumerate(paths):
             path.parent.mkdir(parents=True, exist_ok=True)
-            own = {method: drawn[i] for method, drawn in maps.items()}
+            own = {method: batch[i] for method, batch in maps.items()}
             caption = prediction.captions[i]
-            with replacing(path) as file:
+            with replace_file(path) as file:
                 comparison(images[i], own, caption=caption, normalization=self.network.normalization).save(file, "PNG")
 
-    def _finish(self, rows: Sequence[dict[str, Any]], count: int) -> None:
-        """The table and the curves, and a word about all."""
+    def _write_tables(self, rows: Sequence[dict[str, Any]], num_pictures: int) -> dict[str, str]:
+        """Writes the table and the curves, and says where all is."""
         table = self.output / "predictions.csv"
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
         write_atomically(table, text.getvalue())
-        written = {"overlays": f"{self.output / 'overlays'}  ({len(rows)} of {count} pictures)", "predictions": table}
+        written = {"overlays": f"{self.output / 'overlays'}  ({len(rows)} of {num_pictures} pictures)", "predictions": str(table)}
         if self.curves is not None:
             written |= self.curves.write(self.output, list(self._attributions))
-        for what, where in written.items():
-            print(f"{what:20}{where}")  # rich would read brackets and :words: of a path as its own
+        return written
 
     def _note(self, warned: set[str]) -> None:
-        """What a method warned of, once a session."""
+        """Prints the warnings of a method, each once a session."""
         for message in sorted(warned - self._warned):
-            self.console.print(f"note: {message}", style="yellow", highlight=False, markup=False, emoji=False, soft_wrap=True)
+            self._console.print(f"note: {message}", style="yellow", highlight=False, markup=False, emoji=False, soft_wrap=True)
         self._warned |= warned
 
-    def _left_out(self, why: str) -> None:
-        self.console.print(f"left out: {why}", style="yellow", highlight=False, markup=False, emoji=False, soft_wrap=True)
+    def _leave_out(self, why: str) -> None:
+        self._console.print(f"left out: {why}", style="yellow", highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 @contextmanager
-def _faults_named(folder: Path) -> Iterator[None]:
+def _name_write_faults(folder: Path) -> Iterator[None]:
     """
     Raises:
         CannotRun: if a file of the folder cannot be written; the one that was there before still is.
@@ -268,7 +269,7 @@ def _faults_named(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _check_place(folder: Path) -> None:
+def _check_folder(folder: Path) -> None:
     """
     Raises:
         CannotRun: if no such folder can be made or written to.

@@ -1,7 +1,4 @@
-"""How a classifier's weights are trained: AdamW or SGD, warmed up and annealed along a cosine.
-
-An image classifier over any of torchvision's networks.
-"""
+"""An image classifier over any of torchvision's networks, trained by AdamW or SGD with a warm-up and a cosine."""
 
 from __future__ import annotations
 
@@ -17,13 +14,13 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from fg_lightning.errors import CannotRun
-from fg_lightning.training.image_datamodule import classes_of, image_shape
-from fg_lightning.training.torchvision_network import channels, classifier, for_small_images, outputs, with_channels, with_outputs
+from fg_lightning.training.image_datamodule import count_classes, image_shape
+from fg_lightning.training.torchvision_network import channels, classifier, keep_resolution, outputs, set_channels, set_outputs
 
 Optimizer = Literal["adamw", "sgd"]
 
 
-def optimizer_for(network: nn.Module, name: Optimizer, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+def build_optimizer(network: nn.Module, name: Optimizer, lr: float, weight_decay: float) -> torch.optim.Optimizer:
     """AdamW, or SGD with a Nesterov momentum of 0.9.
 
     Weight decay is for what multiplies: kernels and matrices, not biases and scales, whose tensors have one dimension.
@@ -38,7 +35,7 @@ def optimizer_for(network: nn.Module, name: Optimizer, lr: float, weight_decay: 
     return torch.optim.AdamW(groups, lr)
 
 
-def share_of_lr(step: int, steps: float, warmup: float) -> float:
+def lr_factor(step: int, steps: float, warmup: float) -> float:
     """What the learning rate is multiplied by: a line up from 0 over the first steps, then half a cosine down to 0.
 
     Args:
@@ -169,8 +166,8 @@ class ImageClassifier(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         given = self.hparams
-        optimizer = optimizer_for(self.network, given["optimizer"], given["lr"], given["weight_decay"])
-        share = partial(share_of_lr, steps=self.trainer.estimated_stepping_batches, warmup=given["warmup"])
+        optimizer = build_optimizer(self.network, given["optimizer"], given["lr"], given["weight_decay"])
+        share = partial(lr_factor, steps=self.trainer.estimated_stepping_batches, warmup=given["warmup"])
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -186,24 +183,24 @@ class ImageClassifier(LightningModule):
 
     def _fit(self, classes: int, in_channels: int, small: bool) -> None:
         if small and not self.is_small:
-            for_small_images(self.network)
+            keep_resolution(self.network)
         self.is_small = self.is_small or small
-        with_channels(self.network, in_channels)
-        with_outputs(self.network, classes)
+        set_channels(self.network, in_channels)
+        set_outputs(self.network, classes)
         self.made_for = classes, in_channels
 
     def _classes(self, data: Any) -> int:
-        given, found = self.hparams["num_classes"], classes_of(data)
+        given, counted = self.hparams["num_classes"], count_classes(data)
         if given is not None:
-            if found is not None and found > given:
-                raise CannotRun(f"the data has {found} classes, but num_classes is {given}; leave it out, or make it {found}")
+            if counted is not None and counted > given:
+                raise CannotRun(f"the data has {counted} classes, but num_classes is {given}; leave it out, or make it {counted}")
             return int(given)
-        if found is None and not self.knows_its_data:
+        if counted is None and not self.knows_its_data:
             raise CannotRun(
                 f"{type(data).__name__} does not say how many classes it has: give it an attribute num_classes, or the model "
                 "num_classes (--model.num_classes 10)"
             )
-        return found or outputs(self.network)
+        return counted or outputs(self.network)
 
     def _check_is_for_the_data(self) -> None:
         classes, in_channels = self.made_for

@@ -1,7 +1,4 @@
-"""What a datamodule says of its data: the number of classes and the shape of an image.
-
-Loaders over labelled images: what the datamodules of this package have in common.
-"""
+"""The base of this package's datamodules, and how many classes and which images any datamodule has."""
 
 from __future__ import annotations
 
@@ -23,19 +20,19 @@ from fg_lightning.visualization import Normalization
 LOADERS = {"fit": "train_dataloader", "validate": "val_dataloader", "test": "test_dataloader", "predict": "predict_dataloader"}
 
 
-def classes_of(data: LightningDataModule) -> int | None:
+def count_classes(data: LightningDataModule) -> int | None:
     """How many classes a datamodule that is set up has; None if it does not say.
 
     Its attribute `num_classes`, the names in an attribute `classes` of it or its data sets, or the labels of a TensorDataset.
     """
-    for found in _within(data):
-        count, names = getattr(found, "num_classes", None), getattr(found, "classes", None)
+    for item in _data_objects(data):
+        count, names = getattr(item, "num_classes", None), getattr(item, "classes", None)
         if isinstance(count, int) and not isinstance(count, bool) and count > 0:
             return count
         if isinstance(names, (list, tuple)) and names:  # an empty list names none
             return len(names)
-        if isinstance(found, TensorDataset) and not found.tensors[-1].is_floating_point():
-            return int(found.tensors[-1].max()) + 1
+        if isinstance(item, TensorDataset) and not item.tensors[-1].is_floating_point():
+            return int(item.tensors[-1].max()) + 1
     return None
 
 
@@ -60,12 +57,12 @@ def _dataset(data: LightningDataModule, hook: str) -> Any:
     return getattr(loader, "dataset", None)
 
 
-def _within(data: LightningDataModule) -> Iterator[Any]:
+def _data_objects(data: LightningDataModule) -> Iterator[Any]:
     """A datamodule, the one that it changes, the data sets of both, and those that these are parts of."""
-    for found in (data, getattr(data, "base", None)):
-        if found is not None:
-            yield found
-            for value in vars(found).values():
+    for module in (data, getattr(data, "base", None)):
+        if module is not None:
+            yield module
+            for value in vars(module).values():
                 while isinstance(value, Sized) and hasattr(value, "__getitem__"):
                     yield value
                     value = getattr(value, "dataset", None)
@@ -107,11 +104,11 @@ class ImageDataModule(LightningDataModule):
     Predictions are made for the test images.
 
     Args:
-        batch_size: of all loaders.
-        num_workers: of every loader; by default as many as there are processors, but no more than 8.
-        augment: train on random crops, and on mirror images where a mirror image is of the same class.
-        val_share: of the training images that are held out where there are no validation images of their own, 0 to 1.
-        seed: of what is held out.
+        batch_size: Number of images in a batch. Default: 64.
+        num_workers: Number of worker processes of each data loader. Default: the number of processors, at most 8.
+        augment: Whether to train on random crops, and on mirror images if these show the same class. Default: True.
+        val_share: Share of the training images used for validation if there are no validation images, 0 to 1. Default: 0.1.
+        seed: Seed of the draw of these images. Default: 0.
 
     Raises:
         CannotRun: if a number is out of range.
@@ -173,7 +170,7 @@ class ImageDataModule(LightningDataModule):
         )
 
 
-def held_out(count: int, shares: Sequence[float], seed: int) -> list[list[int]]:
+def split_indices(count: int, shares: Sequence[float], seed: int) -> list[list[int]]:
     """Some indices drawn at random for each share, and then all others; every one in order.
 
     Args:
@@ -209,8 +206,8 @@ def fixed_size_transforms(native: int, size: int, normalization: Normalization, 
         mirror: whether they are also mirrored, one time in two.
     """
     resize = [] if size == native else [v2.Resize([size, size], antialias=True)]
-    random: list[Any] = [v2.RandomCrop(size, padding=size // 8), *_mirrored(mirror)] if augment else []
-    return v2.Compose([*resize, *random, *_to_tensor(normalization)]), v2.Compose([*resize, *_to_tensor(normalization)])
+    random: list[Any] = [v2.RandomCrop(size, padding=size // 8), *_random_mirror(mirror)] if augment else []
+    return v2.Compose([*resize, *random, *_tensor_steps(normalization)]), v2.Compose([*resize, *_tensor_steps(normalization)])
 
 
 def any_size_transforms(size: int, normalization: Normalization, augment: bool, mirror: bool) -> tuple[Any, Any]:
@@ -223,8 +220,8 @@ def any_size_transforms(size: int, normalization: Normalization, augment: bool, 
         mirror: whether they are also mirrored, one time in two.
     """
     middle = [v2.RGB(), v2.Resize(round(size * 8 / 7), antialias=True), v2.CenterCrop(size)]
-    random = [v2.RGB(), v2.RandomResizedCrop(size, antialias=True), *_mirrored(mirror)]
-    last = _to_tensor(normalization)
+    random = [v2.RGB(), v2.RandomResizedCrop(size, antialias=True), *_random_mirror(mirror)]
+    last = _tensor_steps(normalization)
     return v2.Compose([*(random if augment else middle), *last]), v2.Compose([*middle, *last])
 
 
@@ -239,7 +236,7 @@ def check_size(size: int | None) -> None:
 
 
 def check_normalization(mean: Sequence[float] | None, std: Sequence[float] | None, usual: Normalization) -> Normalization:
-    """The usual normalization, or a person's own.
+    """The usual normalization, or the user's own.
 
     Raises:
         CannotRun: if only one of mean and std is given, or they do not go together or with the images.
@@ -253,10 +250,10 @@ def check_normalization(mean: Sequence[float] | None, std: Sequence[float] | Non
     return Normalization(mean, std)
 
 
-def _mirrored(mirror: bool) -> list[Any]:
+def _random_mirror(mirror: bool) -> list[Any]:
     return [v2.RandomHorizontalFlip()] if mirror else []
 
 
-def _to_tensor(normalization: Normalization) -> list[Any]:
+def _tensor_steps(normalization: Normalization) -> list[Any]:
     mean, std = list(normalization.mean), list(normalization.std)
     return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor(), v2.Normalize(mean, std)]

@@ -17,7 +17,7 @@ from fg_lightning.training.image_datamodule import (
     any_size_transforms,
     check_normalization,
     check_size,
-    held_out,
+    split_indices,
 )
 
 VALIDATION = ("val", "valid", "validation")
@@ -33,7 +33,7 @@ class ClassFolders(ImageFolder):
 
     def __init__(self, folder: Path) -> None:
         try:
-            super().__init__(str(folder), loader=loaded)
+            super().__init__(str(folder), loader=load_image)
         except FileNotFoundError as error:
             raise CannotRun(f"{folder.resolve()}: {error}. Remove the folder of such a class, or put images into it") from error
 
@@ -45,15 +45,15 @@ class ClassFolders(ImageFolder):
 class ImageFolderDataModule(ImageDataModule):
     """Images in folders that are named like their classes.
 
-    Either `root/train/CLASS/*.jpg`, with `root/val/...` and `root/test/...`, or `root/CLASS/*.jpg`. Of what is not there, a
-    share of the training images is held out; but where there are validation images and no test images, the test is on them.
+    Either `root/train/CLASS/*.jpg`, with `root/val/...` and `root/test/...`, or `root/CLASS/*.jpg`. A part without a folder gets a
+    share of the training images. With validation images and no test images, the test uses the validation images.
 
     Args:
         root: the folder.
         size: how many pixels wide and high the images become.
-        mean: of every channel, in 0..1, taken off the images; by default ImageNet's.
-        std: of every channel, that they are then divided by.
-        mirror: whether a mirror image is of the same class, which it is not of letters.
+        mean: Mean of each channel, in 0..1, subtracted from the images. Default: ImageNet's.
+        std: Standard deviation of each channel, by which the images are divided. Default: ImageNet's.
+        mirror: Whether a mirror image shows the same class; False for letters. Default: True.
         **kwargs: see `ImageDataModule`.
 
     Raises:
@@ -89,29 +89,29 @@ class ImageFolderDataModule(ImageDataModule):
 
     def setup(self, stage: str) -> None:
         random, plain = any_size_transforms(self.size, self.normalization, self.augment, self.mirror)
-        found = {part: ClassFolders(folder) for part, folder in self.folders.items()}
-        train = found["train"]
-        for part, images in found.items():
+        own = {part: ClassFolders(folder) for part, folder in self.folders.items()}
+        train = own["train"]
+        for part, images in own.items():
             if images.classes != train.classes:
                 raise CannotRun(
                     f"{self.folders[part]} has other classes than {self.folders['train']}: "
                     f"{', '.join(sorted(set(images.classes) ^ set(train.classes)))} are in one of them only"
                 )
-        parts = {part: Part(images, range(len(images)), plain, images.classes) for part, images in found.items()}
-        missing = [part for part in ("val", "test") if part not in found and not (part == "test" and "val" in found)]
-        *lots, rest = held_out(len(train), [self.val_share] * len(missing), self.seed)
+        parts = {part: Part(images, range(len(images)), plain, images.classes) for part, images in own.items()}
+        missing = [part for part in ("val", "test") if part not in own and not (part == "test" and "val" in own)]
+        *lots, rest = split_indices(len(train), [self.val_share] * len(missing), self.seed)
         parts |= {part: Part(train, lot, plain, train.classes) for part, lot in zip(missing, lots, strict=True)}
         self.train, self.val = Part(train, rest, random, train.classes), parts["val"]
         self.test = parts.get("test", self.val)
 
 
 def class_folders(folder: Path) -> list[str]:
-    """The folders in a folder, each of which is a class, but for those that begin with a point, such as .ipynb_checkpoints.
+    """The folders in a folder, each of which is a class, without those that begin with a point, such as .ipynb_checkpoints.
 
     Raises:
         CannotRun: if there is none.
     """
-    names = sorted(found.name for found in folder.iterdir() if found.is_dir() and not found.name.startswith("."))
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not names:
         raise CannotRun(
             f"{folder.resolve()} has no folders in it; expected one for each class, {folder}/CLASS/image.jpg, or train, val and "
@@ -120,7 +120,7 @@ def class_folders(folder: Path) -> list[str]:
     return names
 
 
-def loaded(path: str) -> Image.Image:
+def load_image(path: str) -> Image.Image:
     """The image in a file.
 
     Raises:

@@ -14,7 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
-from fg_lightning.atomic_files import replacing, sweep
+from fg_lightning.atomic_files import replace_file, sweep
 
 
 class PredictionsTable(BasePredictionWriter):
@@ -43,7 +43,7 @@ class PredictionsTable(BasePredictionWriter):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         sweep(self.path.parent)
         stack = ExitStack()
-        self._begun = stack, stack.enter_context(replacing(self.path))
+        self._begun = stack, stack.enter_context(replace_file(self.path))
         self._write([["loader", "image", "label", "prediction", "class", "confidence"]])
 
     def write_on_batch_end(

@@ -19,7 +19,7 @@ from fg_lightning.training.image_datamodule import (
     check_normalization,
     check_size,
     fixed_size_transforms,
-    held_out,
+    split_indices,
 )
 from fg_lightning.visualization import Normalization
 
@@ -149,7 +149,7 @@ class TorchvisionDataModule(ImageDataModule):
         train = self._dataset(source.train)
         own = {name: self._dataset(given) for name, given in (("val", source.val), ("test", source.test)) if given is not None}
         missing = [name for name in ("val", "test") if name not in own]
-        *lots, rest = held_out(len(train), [self.val_share] * len(missing), self.seed)
+        *lots, rest = split_indices(len(train), [self.val_share] * len(missing), self.seed)
         names = class_names(train, self.num_classes)
         parts = {name: Part(dataset, range(len(dataset)), plain, names) for name, dataset in own.items()}
         parts |= {name: Part(train, lot, plain, names) for name, lot in zip(missing, lots, strict=True)}

@@ -39,7 +39,7 @@ def outputs(network: nn.Module) -> int:
     return head.out_features if isinstance(head, nn.Linear) else head.out_channels
 
 
-def with_outputs(network: nn.Module, classes: int) -> None:
+def set_outputs(network: nn.Module, classes: int) -> None:
     """Replaces the last layer by an untrained one for so many classes, if it has others."""
     path, head = _head(network)
     bias = head.bias is not None
@@ -58,7 +58,7 @@ def channels(network: nn.Module) -> int:
 
 
 @torch.no_grad()
-def with_channels(network: nn.Module, wanted: int) -> None:
+def set_channels(network: nn.Module, wanted: int) -> None:
     """Replaces the first convolution by one for images of so many channels, if it is for others.
 
     Its weights are the old ones: added up for one channel, which gives what a grey image in all old channels gave; repeated for
@@ -77,7 +77,7 @@ def with_channels(network: nn.Module, wanted: int) -> None:
         network.transform_input = False  # it takes three channels apart
 
 
-def for_small_images(network: nn.Module) -> None:
+def keep_resolution(network: nn.Module) -> None:
     """Keeps the resolution at the network's beginning, as is usual for CIFAR's 32 x 32 pixels (He et al. 2016, section 4.2).
 
     The first convolution takes every pixel, 3 x 3 if it was larger, and the max-pooling between it and the second is left out.

@@ -4,7 +4,7 @@ import pytest
 import torch
 from jsonargparse import Namespace
 
-from fg_lightning.cli.fit_options import check_checkpoint, model_of, overruled
+from fg_lightning.cli.fit_options import changed_by_checkpoint, check_checkpoint, model_of
 from fg_lightning.errors import CannotRun
 
 MODEL = "fg_lightning.training.ImageClassifier"
@@ -35,7 +35,7 @@ def test_of_a_run_s_own_words_those_that_a_new_process_can_know_are_taken(tmp_pa
 def test_options_that_differ_from_the_checkpoint_s_are_found_where_they_were_given(where):
     asked = Namespace(class_path=MODEL, init_args=Namespace(name="resnet18", lr=0.5, warmup=0.1, weight_decay=0.05))
     kept = Namespace(class_path=MODEL, **{where: {"name": "resnet50", "lr": 0.001, "warmup": 0.1, "weight_decay": 0.2}})
-    assert overruled(asked, kept) == {"lr": (0.5, 0.001)}
+    assert changed_by_checkpoint(asked, kept) == {"lr": (0.5, 0.001)}
 
 
 @pytest.mark.parametrize("version", ["abc", 3, None])

@@ -8,14 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fg_lightning.errors import CannotRun
 from fg_lightning.training import ImageClassifier
-from fg_lightning.training.image_datamodule import classes_of
-
-pytestmark = [
-    # Lightning's own use of torch, and its advice
-    pytest.mark.filterwarnings("ignore:.*isinstance\\(treespec, LeafSpec\\)"),
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*smaller than the logging interval"),
-]
+from fg_lightning.training.image_datamodule import count_classes
 
 
 class Grey(LightningDataModule):
@@ -99,8 +92,6 @@ class Coloured(Grey):
 
 
 @pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])
-@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists")
-@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 def test_weights_for_other_images_are_refused(stage, trained, tmp_path):
     what = "trained on 1-channel images of 10 classes, but the data has 3 channels and 4 classes; name the same --data"
     with pytest.raises(CannotRun, match=what):
@@ -204,4 +195,4 @@ def test_an_empty_list_of_classes_says_nothing():
         classes = ()
         num_classes = 0
 
-    assert classes_of(Unnamed()) is None
+    assert count_classes(Unnamed()) is None

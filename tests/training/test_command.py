@@ -11,15 +11,6 @@ from fg_lightning.cli.main import main
 from fg_lightning.demo import DigitsDataModule
 from fg_lightning.training import ImageClassifier
 
-pytestmark = [
-    # Lightning's own use of torch, and its advice
-    pytest.mark.filterwarnings("ignore:.*isinstance\\(treespec, LeafSpec\\)"),
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*smaller than the logging interval"),
-    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
-    pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
-]
-
 FAKE = "--data TorchvisionDataModule --data.name FakeData --data.size 32 --data.batch_size 10 --data.num_workers 0".split()
 DIGITS = "fg_lightning.demo.DigitClassifier"
 QUIET = "--trainer.logger false --trainer.enable_progress_bar false --trainer.enable_model_summary false".split()

@@ -11,9 +11,9 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from fg_lightning.errors import CannotRun
-from fg_lightning.recording.normalization import Facts
+from fg_lightning.recording.dataset_metadata import DatasetMetadata
 from fg_lightning.training import ImageFolderDataModule, TorchvisionDataModule
-from fg_lightning.training.image_datamodule import IMAGENET, any_size_transforms, fixed_size_transforms, held_out
+from fg_lightning.training.image_datamodule import IMAGENET, any_size_transforms, fixed_size_transforms, split_indices
 from fg_lightning.training.torchvision_datasets import SOURCES, class_names
 
 
@@ -45,16 +45,16 @@ def test_parts_are_disjoint_and_the_same_each_time():
 
 
 def test_lots_are_drawn_as_asked():
-    lots = held_out(10, [0.2, 0.01], seed=0)
+    lots = split_indices(10, [0.2, 0.01], seed=0)
     assert [len(lot) for lot in lots] == [2, 1, 7]
     assert sorted(itertools.chain(*lots)) == list(range(10))
-    assert held_out(10, [0.2], seed=1) != held_out(10, [0.2], seed=0)
+    assert split_indices(10, [0.2], seed=1) != split_indices(10, [0.2], seed=0)
 
 
 @pytest.mark.parametrize(("count", "shares"), [(20, [0.5, 0.5]), (20, [0.7, 0.7]), (2, [0.1, 0.1]), (1, [0.1]), (0, [])])
 def test_lots_that_leave_none_to_train_on_are_refused(count, shares):
     with pytest.raises(CannotRun, match=f"of {count} training images .*leaves none to train on; hold out less"):
-        held_out(count, shares, seed=0)
+        split_indices(count, shares, seed=0)
 
 
 def test_a_batch_is_normalized_images_and_classes():
@@ -72,7 +72,7 @@ def test_a_batch_is_normalized_images_and_classes():
 def test_the_monitor_finds_normalization_and_names():
     data = TorchvisionDataModule("FakeData", size=32, num_workers=0)
     data.setup("fit")
-    facts = Facts(data.val_dataloader())
+    facts = DatasetMetadata(data.val_dataloader())
     assert tuple(facts.normalization().mean) == pytest.approx(IMAGENET.mean)
     assert facts.class_names(10) == [str(number) for number in range(10)]
 

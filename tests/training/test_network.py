@@ -6,7 +6,7 @@ import torchvision.models
 from torch import nn
 from torchvision.models import get_model
 
-from fg_lightning.training.torchvision_network import channels, classifier, for_small_images, outputs, with_channels, with_outputs
+from fg_lightning.training.torchvision_network import channels, classifier, keep_resolution, outputs, set_channels, set_outputs
 
 NAMES = [
     name
@@ -24,39 +24,39 @@ def without_memory(name):
 def test_every_classifier_of_torchvision_gets_its_last_layer_and_its_first(name):
     network = without_memory(name)
     assert (outputs(network), channels(network)) == (1000, 3)
-    with_outputs(network, 7)
-    with_channels(network, 1)
+    set_outputs(network, 7)
+    set_channels(network, 1)
     assert (outputs(network), channels(network)) == (7, 1)
-    for_small_images(network)
+    keep_resolution(network)
     assert (outputs(network), channels(network)) == (7, 1)
 
 
 def test_a_grey_image_gives_what_it_gave_in_three_channels():
     network, grey = classifier("squeezenet1_1").eval(), torch.rand(2, 1, 64, 64)
     before = network(grey.expand(-1, 3, -1, -1))
-    with_channels(network, 1)
+    set_channels(network, 1)
     torch.testing.assert_close(network(grey), before, rtol=1e-4, atol=1e-5)  # float32, another order of summation
 
 
 def test_equal_channels_give_the_same_however_many_they_are():
     network, grey = classifier("squeezenet1_1").eval(), torch.rand(2, 1, 64, 64)
     before = network(grey.expand(-1, 3, -1, -1))
-    with_channels(network, 6)
+    set_channels(network, 6)
     torch.testing.assert_close(network(grey.expand(-1, 6, -1, -1)), before, rtol=1e-4, atol=1e-5)
 
 
 def test_nothing_is_replaced_that_fits():
     network = classifier("resnet18")
     first, last = network.conv1, network.fc
-    with_channels(network, 3)
-    with_outputs(network, 1000)
+    set_channels(network, 3)
+    set_outputs(network, 1000)
     assert network.conv1 is first
     assert network.fc is last
 
 
 def test_a_resnet_for_small_images_is_the_one_of_the_literature():
     network = classifier("resnet18")
-    for_small_images(network)
+    keep_resolution(network)
     assert (network.conv1.kernel_size, network.conv1.stride, network.conv1.padding) == ((3, 3), (1, 1), (1, 1))
     assert isinstance(network.maxpool, nn.Identity)
     found = []
@@ -68,7 +68,7 @@ def test_a_resnet_for_small_images_is_the_one_of_the_literature():
 def test_three_by_three_kernels_keep_their_weights():
     network = classifier("mobilenet_v3_small")
     weight = network.features[0][0].weight.clone()
-    for_small_images(network)
+    keep_resolution(network)
     assert network.features[0][0].stride == (1, 1)
     assert torch.equal(network.features[0][0].weight, weight)
 
@@ -76,7 +76,7 @@ def test_three_by_three_kernels_keep_their_weights():
 def test_networks_that_begin_with_patches_stay_as_they_are():
     network = without_memory("vit_b_16")
     before = network.conv_proj
-    for_small_images(network)
+    keep_resolution(network)
     assert network.conv_proj is before
 
 

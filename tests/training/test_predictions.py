@@ -10,13 +10,6 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from fg_lightning.training import ImageClassifier
 from fg_lightning.training.predictions_table import PredictionsTable
 
-pytestmark = [
-    # Lightning's own use of torch, and its advice
-    pytest.mark.filterwarnings("ignore:.*isinstance\\(treespec, LeafSpec\\)"),
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:Couldn't infer the batch indices"),
-]
-
 IMAGES = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 

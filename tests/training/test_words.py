@@ -2,7 +2,7 @@
 
 import pytest
 
-from fg_lightning.cli.fit_options import check_words, options_of
+from fg_lightning.cli.fit_options import check_options, option_names
 from fg_lightning.errors import CannotRun
 from fg_lightning.training import ImageClassifier, TorchvisionDataModule
 
@@ -28,9 +28,9 @@ def test_what_is_easily_written_wrong_is_said_with_what_was_meant(line, told, tm
     (tmp_path / "photos").mkdir()
     monkeypatch.chdir(tmp_path)
     if told is None:
-        return check_words(line.split())
+        return check_options(line.split())
     with pytest.raises(CannotRun, match=told):
-        check_words(line.split())
+        check_options(line.split())
 
 
 @pytest.mark.parametrize(
@@ -50,11 +50,11 @@ def test_what_is_easily_written_wrong_is_said_with_what_was_meant(line, told, tm
     ],
 )
 def test_what_may_be_right_is_left_to_the_parser(line):
-    check_words(line.split())
+    check_options(line.split())
 
 
 def test_options_are_those_that_a_class_hands_on_too():
-    assert set(options_of(TorchvisionDataModule)) == set(
+    assert set(option_names(TorchvisionDataModule)) == set(
         "name root size mean std batch_size num_workers augment val_share seed".split()
     )
-    assert "kwargs" not in options_of(ImageClassifier)
+    assert "kwargs" not in option_names(ImageClassifier)

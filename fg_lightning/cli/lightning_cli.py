@@ -1,0 +1,190 @@
+"""Lightning's command line over this package's classifier and data, or the user's own: fit, validate, test and predict."""
+
+from __future__ import annotations
+
+import io
+import pkgutil
+import shlex
+from collections.abc import Mapping
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import lightning
+from jsonargparse import ActionConfigFile, capture_parser  # type: ignore[attr-defined]
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_info
+
+from fg_lightning.callbacks import FullGradMonitor
+from fg_lightning.checkpoints import one_line
+from fg_lightning.cli.fit_options import changed_by_checkpoint, check_checkpoint, model_of
+from fg_lightning.errors import CannotRun
+from fg_lightning.training import ImageClassifier
+from fg_lightning.training.image_datamodule import ImageDataModule
+
+PRESETS = (Path(__file__).parents[1] / "presets", Path(__file__).parents[2] / "callbacks")
+"""The folders of the configurations that come with the package: of the installed package, and of the repository."""
+
+MODEL = "fg_lightning.training.ImageClassifier"
+DATA = "fg_lightning.demo.DigitsDataModule"
+
+BEST = {
+    "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+    "init_args": {"monitor": "val/accuracy", "mode": "max", "filename": "best", "save_last": True},
+}
+"""Of a classifier's weights the best and the last are kept, unless the configuration says which."""
+
+PREDICTIONS = {"class_path": "fg_lightning.training.predictions_table.PredictionsTable"}
+
+MORE = (
+    "The network's options: {0} --model.help ImageClassifier. The data's: {0} --data.help TorchvisionDataModule, or "
+    "ImageFolderDataModule; by default 5,000 MNIST digits. Your own: --model my_package.Net --data my_package.Data. The options of "
+    "either are --model.NAME and --data.NAME. The monitor: --config fullgrad_monitor, or "
+    "--trainer.callbacks+ fg_lightning.FullGradMonitor."
+)
+
+
+def preset_path(name: str) -> str:
+    """The path of a configuration that comes with the package; the name itself if it is a file, or no preset.
+
+    The name may have `callbacks/` before it and `.yaml` behind it, as in the repository.
+    """
+    is_preset = not Path(name).is_file() and str(Path(name).parent) in (".", "callbacks")
+    paths = [folder / f"{Path(name).name.removesuffix('.yaml')}.yaml" for folder in PRESETS] if is_preset else []
+    return next((str(path) for path in paths if path.is_file()), name)
+
+
+class PresetOrFile(ActionConfigFile):
+    """The option `--config`, which takes the name of a preset as well."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        super().__call__(parser, cfg, preset_path(values), option_string)
+
+
+class TrainingCLI(LightningCLI):
+    """Lightning's CLI with defaults that work: resnet18 on 5,000 MNIST digits, ten epochs from seed 0."""
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Lightning's parser, whose `--config` takes presets."""
+        parser = self.parser_class(**{"dump_header": [f"lightning.pytorch=={lightning.__version__}"], **kwargs})
+        parser.add_argument("-c", "--config", action=PresetOrFile, help="A YAML file, or the name of a preset.")
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Reads the options, which those in a checkpoint overrule afterwards.
+
+        Raises:
+            CannotRun: if there is no checkpoint where one is named, or none is named of a network that is to be measured.
+        """
+        super().parse_arguments(parser, args)
+        command = self.config.subcommand
+        given = self.config[command]
+        self.asked = given.model.clone()
+        if given.ckpt_path is not None:
+            check_checkpoint(str(given.ckpt_path), command)
+        elif command != "fit" and _class(given.model) is ImageClassifier and given.model.init_args.weights in (None, "none"):
+            raise CannotRun(f"{command} needs a trained network: name its weights, --ckpt_path best.ckpt")
+
+    def _parse_ckpt_path(self) -> None:
+        """Has the checkpoint's hyper_parameters overrule the model's options, as Lightning's own does.
+
+        Lightning's takes those alone that its command line wrote, and gives up on those of a training that a script began.
+
+        Raises:
+            CannotRun: if they are not of the model.
+        """
+        command = self.config.subcommand
+        given = self.config[command]
+        if not given.ckpt_path or not Path(given.ckpt_path).is_file():
+            return
+        kept = model_of(Path(given.ckpt_path), given.model.class_path)
+        if kept is None:
+            return
+        said = io.StringIO()
+        try:
+            with redirect_stderr(said):
+                self.config = self.parser.parse_object({command: {"model": kept}}, self.config)
+        except SystemExit:
+            raise CannotRun(
+                f"the hyper_parameters of {given.ckpt_path} do not fit the model {kept['class_path']}; name the same --model as "
+                f"for the training that left it: {one_line(said.getvalue().rpartition('error: ')[2])}"
+            ) from None
+
+    def before_instantiate_classes(self) -> None:
+        for name, (asked, kept) in changed_by_checkpoint(self.asked, self.config[self.subcommand].model).items():
+            rank_zero_info(f"The checkpoint's {name}, {kept}, overrules --model.{name} {asked}")
+        trainer = self.config[self.subcommand].trainer
+        given = trainer.callbacks or []
+        callbacks = given if isinstance(given, list) else [given]
+        has_one = any(callback.class_path.endswith("ModelCheckpoint") for callback in callbacks)
+        may_keep = trainer.enable_checkpointing is not False and not trainer.barebones
+        if self.subcommand == "fit" and self._is_classifier() and may_keep and not has_one:
+            callbacks = [*callbacks, BEST]
+        if self.subcommand == "predict":
+            callbacks = [*callbacks, PREDICTIONS]
+        trainer.callbacks = callbacks or None
+
+    def after_fit(self) -> None:
+        """Says where the weights are, and what else can be done with them."""
+        kept = self.trainer.checkpoint_callback
+        path = getattr(kept, "best_model_path", "") or getattr(kept, "last_model_path", "")  # without validation none is the best
+        if path and self.trainer.is_global_zero:
+            print(f"\ncheckpoint  {path}")
+            if self._is_classifier():
+                print(next_steps(Path(path), self.datamodule))
+        callbacks = self.trainer.callbacks if self.trainer.is_global_zero else []  # type: ignore[attr-defined]
+        for callback in callbacks:
+            if isinstance(callback, FullGradMonitor) and callback.history and callback.history.folder:
+                print(f"  fg-lightning report {shlex.quote(str(callback.history.folder.resolve()))}")
+
+    def _is_classifier(self) -> bool:
+        return issubclass(_class(self.config[self.subcommand].model), ImageClassifier)
+
+
+def _class(model: Any) -> type:
+    kind: type = pkgutil.resolve_name(model.class_path)
+    return kind
+
+
+def run_trainer(args: list[str] | None, descriptions: Mapping[str, str]) -> None:
+    """Runs Lightning's command line.
+
+    Args:
+        args: command and options; None for those of the process.
+        descriptions: for each command what it does.
+    """
+    commands = {
+        name: {"description": f"{text} {MORE.format(f'fg-lightning {name}')}", "usage": f"fg-lightning {name} [options]"}
+        for name, text in descriptions.items()
+    }
+    TrainingCLI(
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,  # they would be made before the model fits the data
+        seed_everything_default=0,
+        trainer_defaults={"max_epochs": 10},
+        save_config_kwargs={"overwrite": True},
+        parser_kwargs={"prog": "fg-lightning", **commands},
+        args=args,
+    )
+
+
+def training_parser(descriptions: Mapping[str, str]) -> LightningArgumentParser:
+    """The parser of fit, validate, test and predict, with a parser for each; parses nothing."""
+    return capture_parser(run_trainer, None, descriptions)  # type: ignore[return-value]
+
+
+def next_steps(checkpoint: Path, data: LightningDataModule) -> str:
+    """The commands that test a classifier's checkpoint and explain pictures with it."""
+    path = shlex.quote(str(checkpoint))
+    lines = [f"  fg-lightning test --ckpt_path {path} ... (the same --data)"]
+    if isinstance(data, ImageDataModule):
+        mean, std = (",".join(map(str, numbers)) for numbers in (data.normalization.mean, data.normalization.std))
+        lines.append(
+            f"  fg-lightning explain PICTURES --model {MODEL} --checkpoint {path} "
+            f"--size {data.size} --mean '[{mean}]' --std '[{std}]'"
+        )
+    return "\n".join(lines)

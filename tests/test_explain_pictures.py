@@ -1,0 +1,83 @@
+"""How pictures are read for `fg-lightning explain`, and how sheets and curves are drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fg_lightning.errors import CannotRun
+from fg_lightning.explain.pictures import overlay_names, read_picture, stack_batches
+from fg_lightning.visualization.plots import curves
+from fg_lightning.visualization.image_grids import comparison
+
+
+def test_overlays_of_files_of_one_name_are_kept_apart() -> None:
+    files = [Path("a/cat.png"), Path("b/cat.jpg"), Path("cat_2.png"), Path("dog.png")]
+    assert list(overlay_names(files).values()) == ["cat.png", "cat_2.png", "cat_2_2.png", "dog.png"]
+
+
+def test_pictures_of_one_size_go_together() -> None:
+    shapes = [(1, 2, 2), (1, 2, 2), (1, 2, 2), (1, 3, 2), (1, 2, 2)]
+    batches = stack_batches(iter([(Path(str(i)), torch.rand(shape)) for i, shape in enumerate(shapes)]), 2)
+    assert [[path.name for path in paths] for paths, _ in batches] == [["0", "1"], ["2"], ["3"], ["4"]]
+
+
+def test_a_picture_is_turned_as_its_camera_says() -> None:
+    picture = Image.new("RGB", (4, 2))
+    exif = picture.getexif()
+    exif[0x0112] = 6  # turned by a quarter
+    picture.save("turned.jpg", exif=exif)
+    seen: list[tuple[int, int]] = []
+    read_picture(Path("turned.jpg"), lambda picture: seen.append(picture.size) or torch.zeros(3, 2, 2))
+    assert seen == [(2, 4)]
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+def test_a_picture_of_sixteen_bits_keeps_its_greys(dtype: type) -> None:
+    ramp = np.linspace(0, 65535, 256).round().astype(dtype).reshape(1, 256)
+    Image.fromarray(ramp).save("ramp.tif")
+    seen: list[np.ndarray] = []
+    read_picture(Path("ramp.tif"), lambda picture: seen.append(np.asarray(picture)) or torch.zeros(3, 2, 2))
+    assert np.array_equal(seen[0][0, :, 1], np.arange(256))
+
+
+def test_a_picture_of_unknown_range_is_refused() -> None:
+    Image.fromarray(np.array([[0.5, 2e5]], dtype=np.float32)).save("depth.tif")
+    with pytest.raises(CannotRun, match=r"depth\.tif cannot be read .* from 0\.5 to 200000; save it with 8 or 16 bits"):
+        read_picture(Path("depth.tif"), lambda picture: torch.zeros(3, 2, 2))
+
+
+# --- pictures and plots ----------------------------------------------------------------------------------------------------------
+
+
+def test_many_methods_go_in_rows_of_about_the_same_length() -> None:
+    image, saliency = torch.rand(3, 112, 112), torch.rand(1, 112, 112)
+    few = comparison(image, {f"method {i}": saliency for i in range(5)})
+    many = comparison(image, {f"method {i}": saliency for i in range(6)})
+    assert few.height < 2 * 112 < many.height  # six frames in a row, seven in two
+    assert many.width < few.width
+    with pytest.raises(ValueError, match="at least one method"):
+        comparison(image, {})
+
+
+def test_curves_draw_the_mean_of_repetitions_and_its_error() -> None:
+    values = np.array([[1.0, 2.0, 3.0], [3.0, 4.0, 7.0]])
+    figure = curves([0.1, 0.2, 0.3], {"mine": values, "random": [1.0, 1.0, 1.0]}, ylabel="change", controls=["random"])
+    mine, random = figure.axes[0].lines
+    assert mine.get_ydata().tolist() == [2.0, 3.0, 5.0]
+    assert random.get_color() == "grey"
+    band = figure.axes[0].collections[0].get_paths()[0].vertices
+    # the standard error of two numbers is half their distance
+    assert band[:, 1].min() == pytest.approx(2 - 2 * 1)
+    assert band[:, 1].max() == pytest.approx(5 + 2 * 2)
+
+
+def test_curves_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="no curves to draw"):
+        curves([0.1], {}, ylabel="change")
+    with pytest.raises(ValueError, match=r"values of 'mine' must be \[2\] or \[R, 2\], not \(3,\)"):
+        curves([0.1, 0.2], {"mine": [1, 2, 3]}, ylabel="change")
