@@ -16,7 +16,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from matplotlib.image import imsave
 
 from fg_lightning import FullGrad
-from fg_lightning.visualization import displayed, overlay
+from fg_lightning.visualization import overlay, to_rgb
 
 PHOTOGRAPHS = ("chelsea", "coffee", "rocket", "astronaut")
 
@@ -31,7 +31,7 @@ if __name__ == "__main__":
     print("completeness error", terms.completeness_error.tolist())
 
     rows = [
-        np.concatenate([displayed(image) for image in squares], axis=1),
+        np.concatenate([to_rgb(image) for image in squares], axis=1),
         np.concatenate([overlay(image, saliency) for image, saliency in zip(squares, maps, strict=True)], axis=1),
     ]
     path = Path(sys.argv[1] if len(sys.argv) > 1 else ".") / "photographs.png"

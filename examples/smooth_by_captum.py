@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer, seed_everything
 
 from fg_lightning import FullGrad, SmoothFullGrad
 from fg_lightning.demo import DigitClassifier, DigitsDataModule
-from fg_lightning.visualization.grid import comparison
+from fg_lightning.visualization import comparison
 
 NOISE = 0.15
 """The standard deviation, as a share of the images' range, which is 2."""

@@ -30,12 +30,11 @@ from fg_lightning.demo import DigitClassifier
 from fg_lightning.demo.digits import digits
 from fg_lightning.metrics import pixel_perturbation
 from fg_lightning.metrics.perturbation import LABELS, USUAL
-from fg_lightning.visualization.curves import curves
-from fg_lightning.visualization.grid import comparison
+from fg_lightning.visualization import comparison, curves
 
 FRACTIONS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 PHOTOGRAPHS_SETTINGS: dict[str, dict[str, Any]] = {
-    "integrated_gradients": {"n_steps": 25, "internal_batch_size": 4},
+    "integrated_gradients": {"num_steps": 25, "internal_batch_size": 4},
     "smoothgrad": {"num_samples": 10, "internal_batch_size": 4},
     "smoothgrad_squared": {"num_samples": 10, "internal_batch_size": 4},
     "vargrad": {"num_samples": 10, "internal_batch_size": 4},

@@ -115,5 +115,5 @@ if __name__ == "__main__":
     print("saliency within the object", round(float(torch.stack(inside).mean()), 2))
     areas = [share_inside(torch.ones(SIDE, SIDE), box) for box in held_out.boxes[: len(inside)]]
     print("area of the object        ", round(float(torch.stack(areas).mean()), 2))
-    print("completeness error        ", monitor.history.looks[-1].numbers["fullgrad/completeness_error"])
+    print("completeness error        ", monitor.history.snapshots[-1].numbers["fullgrad/completeness_error"])
     print("film strip                ", monitor.history.strip_path)

@@ -59,5 +59,5 @@ if __name__ == "__main__":
     trainer = Trainer(max_epochs=3, callbacks=[monitor], logger=False, enable_checkpointing=False)
     trainer.fit(Segmenter(), DataLoader(train, 64, shuffle=True), DataLoader(held_out, 125))
     print("accuracy on ink   ", round(float(trainer.callback_metrics["val/ink_accuracy"]), 3))
-    print("completeness error", monitor.history.looks[-1].numbers["fullgrad/completeness_error"])
+    print("completeness error", monitor.history.snapshots[-1].numbers["fullgrad/completeness_error"])
     print("film strip        ", monitor.history.strip_path)

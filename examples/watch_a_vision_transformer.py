@@ -51,5 +51,5 @@ if __name__ == "__main__":
     monitor = FullGradMonitor()
     trainer = Trainer(max_epochs=2, callbacks=[monitor], logger=False, enable_checkpointing=False)
     trainer.fit(DigitTransformer(), DigitsDataModule())
-    print("completeness error", monitor.history.looks[-1].numbers["fullgrad/completeness_error"])
+    print("completeness error", monitor.history.snapshots[-1].numbers["fullgrad/completeness_error"])
     print("film strip        ", monitor.history.strip_path)

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and what killed processes leave of them."""
+"""Files that are written whole or not at all, and the removal of what killed processes leave of them."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ except ImportError:  # Windows has no such locks, and nothing is swept up there
     fcntl = None  # type: ignore[assignment]
 
 PREFIX = ".fg_lightning_"
-"""Of the names of files that are being written; 16 hexadecimal digits follow."""
+"""The names of files that are being written begin with it. 16 hexadecimal digits follow."""
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file beside a path; it takes the path's place, on disk, once it was written to its end.
+def replace_file(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file beside a path. It replaces the path's file, on disk, when it is written to its end.
 
-    Whoever looks finds the old file or the new one. The new one has the permissions that umask and an old file allow. A device or a
+    A reader finds the old file or the new one. The new one has the permissions that umask and an old file allow. A device or a
     pipe, such as /dev/stdout, is written to directly.
 
     Args:
-        path: of the file; a link stays, and the file that it leads to is replaced.
+        path: of the file. A link stays, and the file that it leads to is replaced.
 
     Raises:
-        OSError: if there is no room or no permission, with the path as its file; what was there before is still there.
+        OSError: if there is no room or no permission. It names the path, and the old file is still there.
     """
     path = Path(os.path.realpath(path))
-    with file_named(path):
+    with name_file_in_errors(path):
         old = path.stat() if path.exists() else None
         if old is not None and not os.access(path, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
@@ -60,8 +60,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def file_named(path: Path) -> Iterator[None]:
-    """Has an error of the operating system that names no file, or one beside the path, name the path."""
+def name_file_in_errors(path: Path) -> Iterator[None]:
+    """Makes an error of the operating system name the path, if it names no file or one beside the path."""
     try:
         yield
     except OSError as error:
@@ -71,22 +71,22 @@ def file_named(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file as `replacing` does, and raises what it raises."""
-    with replacing(path) as file:
+    """Writes a file as `replace_file` does, and raises what it raises."""
+    with replace_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """As `write_atomically`, with keys in the order in which they stand."""
+    """Writes JSON as `write_atomically` does. Keys keep their order."""
     write_atomically(path, json.dumps(content, indent=2) + "\n")
 
 
 def sweep(folder: Path, *, deeply: bool = False) -> None:
-    """Removes what killed processes left of `replacing` in a folder: files of its names that no living process holds.
+    """Removes what killed processes left of `replace_file` in a folder: files with its names that no living process holds.
 
     Args:
-        folder: which may be missing.
-        deeply: also in the folders below it, without those of Weights & Biases.
+        folder: may be missing.
+        deeply: also in the folders below it, except those of Weights & Biases.
     """
     for where, names, files in os.walk(folder):
         names[:] = [name for name in names if name != "wandb"] if deeply else []

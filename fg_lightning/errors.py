@@ -1,18 +1,15 @@
-"""What is raised where a person has to change something.
-
-What is raised where a person has to change something.
-"""
+"""Errors that tell the user what to change."""
 
 
 class CannotRun(ValueError):
-    """What was asked for cannot be done, or not here; the message says why and what to do.
+    """What was asked for cannot be done, or not here. The message says why and what to do.
 
     The commands of `fg-lightning` print it as one sentence and stop.
     """
 
 
 class StoreError(CannotRun):
-    """A saliency store is not what it is taken for; the message says what was found and what to do."""
+    """A saliency store does not hold what it should. The message says what was found and what to do."""
 
 
 class RandomImages(CannotRun):
@@ -20,8 +17,8 @@ class RandomImages(CannotRun):
 
 
 class UnfitData(CannotRun, TypeError):
-    """Data of a kind whose pixels cannot be removed: a stream, images of an unknown mode, samples without an image."""
+    """Data whose pixels cannot be removed: a stream, images of an unknown mode, samples without an image."""
 
 
 class Diverged(ArithmeticError):
-    """A training's loss is no longer finite."""
+    """The loss of a training is no longer finite."""

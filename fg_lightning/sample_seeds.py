@@ -1,4 +1,4 @@
-"""A seed for every sample of a batch that says nothing of the others."""
+"""A seed for each sample of a batch that does not depend on the other samples."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from jaxtyping import Shaped
 from torch import Tensor, uint8
 
 Seed = Union[int, np.integer[Any], Sequence[int], npt.NDArray[np.integer[Any]], Tensor]
-"""One for all samples, or one for each."""
+"""One seed for all samples, or one for each."""
 
 
 def seeds_of(samples: Shaped[Tensor, "n ..."], seed: Seed) -> list[int]:
-    """One seed a sample: the ones given, or from one for all and a checksum of what the sample holds.
+    """One seed for each sample: the given ones, or one from a single seed and a checksum of what the sample holds.
 
     Raises:
         ValueError: if there are not as many seeds as samples.
     """
     if isinstance(seed, (int, np.integer)):
         contents = samples.detach().cpu().contiguous().flatten(1).view(uint8).numpy()
-        # Of a seed torch's generator on the CPU takes the lower 32 bits.
+        # torch's generator on the CPU uses the lower 32 bits of a seed.
         return [zlib.crc32(content, int(seed) % 2**32) for content in contents]
     if len(seed) != len(samples):
         raise ValueError(f"seed must be one int, or one for each of {len(samples)} images, but holds {len(seed)}")

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from fg_lightning import atomic_files as atomic
-from fg_lightning.atomic_files import PREFIX, replacing, sweep, write_atomically, write_json
+from fg_lightning.atomic_files import PREFIX, replace_file, sweep, write_atomically, write_json
 
 
 def mode_of(path):
@@ -47,7 +47,7 @@ def test_a_file_that_the_user_closed_to_others_stays_closed(tmp_path):
 def test_what_was_there_stays_until_the_new_one_is_whole(tmp_path):
     path = tmp_path / "a"
     path.write_text("old")
-    with replacing(path) as file:
+    with replace_file(path) as file:
         file.write(b"new")
         file.flush()
         assert path.read_text() == "old"
@@ -60,7 +60,7 @@ def test_whatever_is_raised_leaves_the_old_file_and_nothing_else(tmp_path, error
     path.write_text("old")
 
     def write_half():
-        with replacing(path) as file:
+        with replace_file(path) as file:
             file.write(b"half")
             raise error
 
@@ -117,7 +117,7 @@ def test_the_leftovers_of_the_dead_are_swept_up_and_those_of_the_living_stay(tmp
         folder.mkdir(exist_ok=True)
         (folder / f"{PREFIX}0123456789abcdef").touch()
         (folder / "of the user").touch()
-    with replacing(deep / "a") as file:
+    with replace_file(deep / "a") as file:
         file.write(b"text")
         sweep(tmp_path, deeply=True)
     assert (deep / "a").read_text() == "text"
@@ -139,8 +139,8 @@ def test_not_deeply_the_folder_alone_is_swept(tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from fg_lightning.atomic import replacing
-with replacing(Path(sys.argv[1])) as file:
+from fg_lightning.atomic_files import replace_file
+with replace_file(Path(sys.argv[1])) as file:
     file.write(b"half")
     file.flush()
     os.kill(os.getpid(), signal.SIGKILL)

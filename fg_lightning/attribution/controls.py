@@ -1,4 +1,4 @@
-"""Maps that know nothing of the model, and blurred ones: what a method has to beat."""
+"""Controls: maps that know nothing of the model, and blurred maps. A method should beat them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
-from fg_lightning.attribution.method import Factory, OneOrTuple, Scores, channel_sum, named_after
+from fg_lightning.attribution.method import Factory, OneOrTuple, Scores, channel_sum, copy_name
 from fg_lightning.fullgrad.target import Target
 from fg_lightning.sample_seeds import seeds_of
 
@@ -25,7 +25,7 @@ def random(scores: Scores, images: Float[Tensor, "n c *s"], *, seed: int = 0) ->
     """Independent uniform numbers in [0, 1).
 
     Args:
-        seed: an image draws its map from it and from what the image holds, whatever the batch around it.
+        seed: the map of an image depends on it and on what the image holds, not on the batch.
     """
     generators = [torch.Generator().manual_seed(own) for own in seeds_of(images, seed)]
     return torch.stack([torch.rand(1, *images.shape[2:], generator=own) for own in generators]).to(images)
@@ -63,23 +63,25 @@ class Blurred(Attribution):
         self.sigma = sigma
 
     @log_usage()
-    def attribute(self, inputs: OneOrTuple, target: Target = None) -> OneOrTuple:  # type: ignore[override]
-        """The maps of the other method, blurred; takes and raises what it does."""
-        maps = self.attribution.attribute(inputs, target=target)
-        return (self._blurred(maps[0]),) if isinstance(maps, tuple) else self._blurred(maps)
+    def attribute(  # type: ignore[override]
+        self, inputs: OneOrTuple, target: Target = None, additional_forward_args: Any = None
+    ) -> OneOrTuple:
+        """The maps of the other method, blurred. It takes and raises what the other method does."""
+        # An attribution of the user's own may not know the last argument.
+        arguments = {} if additional_forward_args is None else {"additional_forward_args": additional_forward_args}
+        maps = self.attribution.attribute(inputs, target=target, **arguments)
+        plain = maps[0] if isinstance(maps, tuple) else maps
+        smooth = blur(plain, max(plain.shape[2:]) / 28 if self.sigma is None else self.sigma)
+        return (smooth,) if isinstance(maps, tuple) else smooth
 
-    def _blurred(self, maps: Tensor) -> Tensor:
-        sigma = max(maps.shape[2:]) / 28 if self.sigma is None else self.sigma
-        return blur(maps, sigma)
 
-
-def blurred(factory: Factory) -> Factory:
-    """The factory of the blurred version of a method; it takes `sigma` beside the method's own settings."""
+def blur_method(factory: Factory) -> Factory:
+    """The factory of the blurred version of a method. It takes `sigma` and the method's own settings."""
 
     def build(model: nn.Module, *, sigma: float | None = None, **settings: Any) -> Blurred:
         return Blurred(factory(model, **settings), sigma)
 
-    return named_after(factory, build, "blurred_")
+    return copy_name(factory, build, "blurred_")
 
 
 def blur(maps: Float[Tensor, "n 1 *s"], sigma: float) -> Float[Tensor, "n 1 *s"]:
@@ -87,7 +89,7 @@ def blur(maps: Float[Tensor, "n 1 *s"], sigma: float) -> Float[Tensor, "n 1 *s"]
     for axis in range(2, maps.ndim):
         length = maps.shape[axis]
         radius = min(ceil(3 * sigma), length - 1)
-        # An axis at a time, as pictures one pixel high: torchvision blurs pictures only.
+        # One axis at a time, as images one pixel high: torchvision blurs images only.
         lines = maps.movedim(axis, -1)
         with torch.autocast(maps.device.type, enabled=False):
             smooth = gaussian_blur(lines.reshape(-1, 1, 1, length), [2 * radius + 1, 1], [sigma, sigma])

@@ -1,4 +1,4 @@
-"""Guided backpropagation, on ReLUs however they are called."""
+"""Guided backpropagation through every ReLU: a module, a function or a method."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from fg_lightning.fullgrad.operation import operation_name, works_in_place
 def guided_backprop(scores: Scores, images: Float[Tensor, "n c *s"]) -> Float[Tensor, "n 1 *s"]:
     """|grad f| with what is negative of it set to zero behind every ReLU, Springenberg et al. 2015.
 
-    Captum alone guides ReLU modules; here every ReLU counts: a module, a function, a method, in place or not.
-    A model without any is warned of: what is drawn then is its gradient.
+    Captum guides ReLU modules only. Here every ReLU counts: a module, a function, a method, in place or not. A model without any
+    is warned of, because its map is that of gradient.
     """
-    guided = _Guided(scores)
+    guided = _GuidedScores(scores)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Setting backward hooks on ReLU activations")
         attributions = GuidedBackprop(guided).attribute(images)
@@ -30,7 +30,7 @@ def guided_backprop(scores: Scores, images: Float[Tensor, "n c *s"]) -> Float[Te
     return channel_sum(attributions)
 
 
-class _Guided(nn.Module):
+class _GuidedScores(nn.Module):
     """The scores, computed so that every ReLU goes through one module, which is all that Captum finds and hooks.
 
     Attributes:
@@ -44,21 +44,21 @@ class _Guided(nn.Module):
         self.met = 0
 
     def forward(self, images: Tensor) -> Tensor:
-        with _ReLUsThrough(self._rectified):
+        with _ReLURouting(self._rectify):
             return self.scores(images)
 
-    def _rectified(self, x: Tensor) -> Tensor:
+    def _rectify(self, x: Tensor) -> Tensor:
         self.met += 1
         # Captum's hook sees the whole gradient of the tensor it is given; of a view, that is this ReLU's share of it.
         return self.relu(x.view_as(x))
 
 
-class _ReLUsThrough(TorchFunctionMode):
+class _ReLURouting(TorchFunctionMode):
     """Hands every ReLU of what depends on the images to a function from its operand to its result."""
 
-    def __init__(self, rectified: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, rectify: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self._rectified = rectified
+        self._rectify = rectify
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
@@ -66,4 +66,4 @@ class _ReLUsThrough(TorchFunctionMode):
         if operation_name(function) != "relu" or not x.requires_grad:
             return function(*args, **kwargs)
         in_place = works_in_place(function) or kwargs.get("inplace", len(args) > 1 and args[1])
-        return x.copy_(self._rectified(x)) if in_place else self._rectified(x)
+        return x.copy_(self._rectify(x)) if in_place else self._rectify(x)

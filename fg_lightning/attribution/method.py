@@ -1,7 +1,4 @@
-"""What a method explains: one number an image, as a function that Captum can differentiate.
-
-A saliency method as one of Captum's attributions, which leaves the model as it was.
-"""
+"""A saliency method as one of Captum's attributions, and the scores that it explains: one number for each image."""
 
 from __future__ import annotations
 
@@ -19,28 +16,31 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fg_lightning.fullgrad.entry import check_images
-from fg_lightning.fullgrad.preserve_model import as_the_model_takes, undisturbed, unwrapped
+from fg_lightning.fullgrad.forward_backward import as_tuple, check_images
+from fg_lightning.fullgrad.operation import map_tensors
+from fg_lightning.fullgrad.preserve_model import as_the_model_takes, copied, undisturbed, unwrapped
 from fg_lightning.fullgrad.target import Selection, Target
 from fg_lightning.fullgrad.torch_internals import without_checkpoints
 
 
 class Scores:
-    """The explained output of every image, [N], or of several copies of the batch one after the other, [k N].
+    """The explained output of each image, [N], or of k copies of the batch one after the other, [k N].
 
-    The class that is explained belongs to the images themselves: where it is the predicted one, it is predicted from them, even if
-    the first images that come are noisy or faded copies.
+    Captum can differentiate them. The predicted class is predicted from the images themselves, even if the first images that come
+    are noisy or faded copies.
 
     Args:
-        model: the network, undisturbed: in evaluation mode, on constants, so that gradients go to the images alone.
+        model: the network, undisturbed: in evaluation mode, on constants, so that only the images have gradients.
         images: [N, C, *S].
         target: as in `fg_lightning.FullGrad`; None for the predicted class.
+        arguments: what the forward takes after the images. Copies of an image take the rows of that image.
     """
 
-    def __init__(self, model: nn.Module, images: Tensor, target: Target) -> None:
+    def __init__(self, model: nn.Module, images: Tensor, target: Target, arguments: tuple[Any, ...] = ()) -> None:
         self.model = model
         self._images = images
         self._target = target
+        self._arguments = arguments
 
     def __call__(self, images: Float[Tensor, "m c *s"]) -> Float[Tensor, " m"]:
         """
@@ -51,12 +51,11 @@ class Scores:
         if self._target is None and images is not self._images:
             with torch.no_grad():
                 self(self._images)
-        selection = Selection(_repeated(self._target, len(images) // len(self._images)), len(images))
-        # The copy is what a forward that works in place overwrites.
-        scores = selection(self.model(images.clone()))
+        selection = Selection(_repeat_target(self._target, len(images) // len(self._images)), len(images))
+        scores = selection(self._forward(images))
         if images.requires_grad and torch.is_grad_enabled() and not scores.requires_grad:
             with _WithGradients():  # a backbone frozen by torch.no_grad() counts like any other, as in FullGrad
-                scores = selection(self.model(images.clone()))
+                scores = selection(self._forward(images))
         if images.requires_grad and torch.is_grad_enabled() and not scores.requires_grad:
             raise ValueError(
                 "the model's output does not depend on the images, so there is nothing to explain; "
@@ -66,15 +65,26 @@ class Scores:
             self._target = selection.target
         return scores
 
+    def _forward(self, images: Tensor) -> Any:
+        """The model's output. The forward may overwrite its inputs, so it gets copies."""
+        n = len(self._images)
+        rows = tuple(
+            argument.repeat(len(images) // n, *(1,) * (argument.ndim - 1))
+            if isinstance(argument, Tensor) and argument.ndim and len(argument) == n
+            else argument
+            for argument in self._arguments
+        )
+        return self.model(images.clone(), *map_tensors(copied, rows))
+
 
 class _WithGradients(TorchFunctionMode):
-    """Autograd stays on, whatever a forward says."""
+    """Keeps autograd on, even if a forward turns it off."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         return None if function is torch._C._set_grad_enabled else function(*args, **(kwargs or {}))
 
 
-def _repeated(target: Target, copies: int) -> Any:
+def _repeat_target(target: Target, copies: int) -> Any:
     """The target of several copies of a batch, one after the other."""
     if isinstance(target, list):
         return target * copies
@@ -88,21 +98,24 @@ Draw = Callable[..., Float[Tensor, "n 1 *s"]]
 """(scores, images [N, C, *S], settings by name) -> saliency maps, at least 0."""
 
 Factory = Callable[..., Attribution]
-"""(model, settings by name) -> an attribution whose `attribute(images, target)` gives maps [N, 1, *S], at least 0."""
+"""(model, settings by name) -> an attribution.
+
+Its `attribute(images, target, additional_forward_args)` gives maps [N, 1, *S], at least 0.
+"""
 
 OneOrTuple = Union[Tensor, tuple[Tensor]]
 
 
 class Method(Attribution):
-    """A way of drawing saliency maps, for one model.
+    """A way to draw saliency maps, for one model.
 
-    The model runs in evaluation mode, in its parameters' own precision (half precision in float32), and is left as it was: flags,
-    gradients, hooks, buffers and random state. The images are, too.
+    The model runs in evaluation mode, in its parameters' own precision (half precision in float32). It comes back as it was: flags,
+    gradients, hooks, buffers and random state. So do the images.
 
     Args:
         model: any network of differentiable operations.
-        draw: (scores, images) -> maps [N, 1, *S]. `scores` is a function from images to the explained outputs, [N]; of the images
-            it is given, of k copies of them one after the other, or of any changed version of either.
+        draw: (scores, images) -> maps [N, 1, *S]. `scores` is a function from images to the explained outputs, [N]. It takes the
+            images that are given, k copies of them one after the other, or any changed version of either.
 
     Raises:
         TypeError: if the model is no module.
@@ -116,7 +129,9 @@ class Method(Attribution):
         self.draw = draw
 
     @log_usage()
-    def attribute(self, inputs: OneOrTuple, target: Target = None) -> OneOrTuple:  # type: ignore[override]
+    def attribute(  # type: ignore[override]
+        self, inputs: OneOrTuple, target: Target = None, additional_forward_args: Any = None
+    ) -> OneOrTuple:
         """The saliency maps of a batch.
 
         Args:
@@ -124,6 +139,7 @@ class Method(Attribution):
                 of that one tensor, as some of Captum's tools pass it.
             target: the class to explain: one for all samples, one for each ([N] as list or tensor), a tuple of indices for a dense
                 output; None for the class predicted from the images themselves; or a function from the model's output to [N].
+            additional_forward_args: what the model's forward takes after the images, one value or a tuple.
 
         Returns:
             Maps [N, 1, *S], at least 0. A tuple of them for a tuple.
@@ -139,7 +155,7 @@ class Method(Attribution):
             leaf = as_the_model_takes(images, model).requires_grad_()
             thread = get_ident()
             with without_checkpoints(lambda: get_ident() == thread):  # a reentrant one refuses a gradient at the images
-                maps = self.draw(Scores(model, leaf, target), leaf).detach()
+                maps = self.draw(Scores(model, leaf, target, as_tuple(additional_forward_args)), leaf).detach()
         return (maps,) if isinstance(inputs, tuple) else maps
 
 
@@ -164,11 +180,11 @@ def method_from(draw: Draw) -> Factory:
         return Method(model, partial(draw, **settings))
 
     build.__doc__ = draw.__doc__
-    return named_after(draw, build)
+    return copy_name(draw, build)
 
 
-def named_after(source: Callable[..., Any], build: Factory, prefix: str = "") -> Factory:
-    """The factory under the name and module of what it is made from, by which stores and experiments know it again."""
+def copy_name(source: Callable[..., Any], build: Factory, prefix: str = "") -> Factory:
+    """Gives a factory the name and module of its source. Stores and experiments recognize it by them."""
     if hasattr(source, "__qualname__"):
         build.__module__ = source.__module__
         build.__name__ = prefix + source.__name__
@@ -177,9 +193,9 @@ def named_after(source: Callable[..., Any], build: Factory, prefix: str = "") ->
 
 
 def channel_sum(attributions: Float[Tensor, "n c *s"]) -> Float[Tensor, "n 1 *s"]:
-    """The magnitudes of a pixel's channels, added up.
+    """The sum of the magnitudes of a pixel's channels.
 
-    As the authors of SmoothGrad and of FullGrad draw gradients (Simonyan et al. 2014 take the largest), and for every method alike,
-    so that methods differ in what they say and not in how it is drawn.
+    The authors of SmoothGrad and FullGrad draw gradients so (Simonyan et al. 2014 take the largest). It is the same for every
+    method: methods should differ in what they say, not in how it is drawn.
     """
     return attributions.abs().sum(1, keepdim=True)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import Union
 
-from fg_lightning.attribution.controls import blurred, edges, random
+from fg_lightning.attribution.controls import blur_method, edges, random
 from fg_lightning.attribution.gradcam import gradcam
-from fg_lightning.attribution.gradients import gradient, input_x_gradient, integrated_gradients
+from fg_lightning.attribution.gradients import (
+    gradient,
+    input_x_gradient,
+    integrated_gradients,
+    smoothgrad,
+    smoothgrad_squared,
+    vargrad,
+)
 from fg_lightning.attribution.guided_backprop import guided_backprop
 from fg_lightning.attribution.method import Factory, method_from
-from fg_lightning.attribution.smoothgrad import smoothgrad, smoothgrad_squared, vargrad
 from fg_lightning.fullgrad import FullGrad, SimpleFullGrad, SmoothFullGrad
 
 METHODS: dict[str, Factory] = {
@@ -26,20 +32,20 @@ METHODS: dict[str, Factory] = {
     "fullgrad": FullGrad,
     "simple_fullgrad": SimpleFullGrad,
     "smooth_fullgrad": SmoothFullGrad,
-    "blurred_random": blurred(method_from(random)),
-    "blurred_fullgrad": blurred(FullGrad),
+    "blurred_random": blur_method(method_from(random)),
+    "blurred_fullgrad": blur_method(FullGrad),
 }
-"""name -> (model, settings by name) -> an attribution whose `attribute(images, target)` gives maps [N, 1, *S], at least 0.
+"""name -> factory: (model, settings by name) -> an attribution with `attribute(images, target, additional_forward_args)`.
 
-A method of one's own is one more entry: `METHODS["mine"] = factory`, from `method_from` or any such function.
+It gives maps [N, 1, *S], at least 0. The user's own method is one more entry: `METHODS["mine"] = factory`, from `method_from`.
 """
 
 CONTROLS = ("random", "edges", "blurred_random")
-"""The methods that know nothing of the model, which the others have to beat."""
+"""The methods that know nothing of the model. The others should beat them."""
 
 
 def find_method(method: Union[str, Factory]) -> Factory:
-    """The factory of a method by its name; one that is no name is a factory itself.
+    """The factory of a method, by its name. A factory is returned as it is.
 
     Raises:
         ValueError: if there is no method of that name.
@@ -49,6 +55,6 @@ def find_method(method: Union[str, Factory]) -> Factory:
     if method not in METHODS:
         raise ValueError(
             f"method must be one of {', '.join(METHODS)}, not {method!r}; "
-            "one of your own is entered with fg_lightning.attribution.METHODS[name] = factory"
+            "add your own with fg_lightning.attribution.METHODS[name] = factory"
         )
     return METHODS[method]

@@ -1,15 +1,15 @@
-"""What a watcher measures of saliency maps, as torchmetrics and as functions of one batch.
+"""Metrics of saliency maps, as torchmetrics and as functions of one batch.
 
-Total variation, which ROAR states of its masks, is torchmetrics' own.
+Total variation, which ROAR reports of its masks, is torchmetrics' own.
 """
 
 from torchmetrics.functional.image import total_variation
 from torchmetrics.image import TotalVariation
 
-from fg_lightning.metrics.agreement import PointingGame, RelevanceMass, pointing_game, relevance_mass
 from fg_lightning.metrics.completeness import CompletenessError, completeness_error
 from fg_lightning.metrics.concentration import Concentration, entropy, gini_index
 from fg_lightning.metrics.drift import Drift, cosine_drift, rank_correlation
+from fg_lightning.metrics.localization import PointingGame, RelevanceMass, pointing_game, relevance_mass
 from fg_lightning.metrics.perturbation import PixelPerturbation, pixel_perturbation
 
 __all__ = [

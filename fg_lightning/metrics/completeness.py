@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fg_lightning.fullgrad import full_gradients
 from fg_lightning.fullgrad.target import Target
-from fg_lightning.metrics.sample_means import SampleMeans
+from fg_lightning.metrics.sample_mean_metric import SampleMeanMetric
 
 
 def completeness_error(
@@ -28,8 +28,8 @@ def completeness_error(
     return full_gradients(model, images, target, **options).completeness_error
 
 
-class CompletenessError(SampleMeans):
-    """Mean and largest `completeness_error` over samples: near zero, or maps drawn from the terms are not to be trusted.
+class CompletenessError(SampleMeanMetric):
+    """Mean and largest `completeness_error` over samples. Do not trust the maps if it is not near zero.
 
     `update(model, images, target=None, **options)` takes what `full_gradients` does; `compute()` gives "completeness_error" and
     "completeness_error_max".

@@ -1,4 +1,4 @@
-"""Concentration: on how few pixels a saliency map lies."""
+"""Concentration: how few pixels a saliency map lies on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fg_lightning.metrics.sample_means import SampleMeans
+from fg_lightning.metrics.sample_mean_metric import SampleMeanMetric
 from fg_lightning.removal.pixel_ranking import check_maps
 
 
@@ -16,7 +16,7 @@ def gini_index(maps: Float[Tensor, "n 1 *s"]) -> Float[Tensor, " n"]:
     """The Gini index of every map (Hurley & Rickard 2009): 0 if it is flat, 1 - 1 / number of pixels if it is one pixel.
 
     Args:
-        maps: [N, 1, *S], at least 0. A map of zeros is taken for a flat one.
+        maps: [N, 1, *S], at least 0. A map of zeros counts as a flat one.
 
     Raises:
         TypeError: if the maps are no floating-point tensor.
@@ -26,14 +26,14 @@ def gini_index(maps: Float[Tensor, "n 1 *s"]) -> Float[Tensor, " n"]:
         >>> gini_index(torch.tensor([[[1.0, 1.0, 1.0, 1.0]], [[0.0, 0.0, 0.0, 5.0]]]))
         tensor([0.0000, 0.7500])
     """
-    shares = shares_of(maps).sort(1).values
+    shares = pixel_shares(maps).sort(1).values
     pixels = shares.shape[1]
     weights = torch.arange(pixels - 0.5, 0, -1, device=shares.device) / pixels
     return 1 - 2 * shares @ weights
 
 
 def entropy(maps: Float[Tensor, "n 1 *s"]) -> Float[Tensor, " n"]:
-    """The entropy of every map's shares of its sum, relative to the largest there can be: 1 if it is flat, 0 if it is one pixel.
+    """The entropy of every map's pixel shares, relative to the largest possible: 1 if it is flat, 0 if it is one pixel.
 
     Takes and raises what `gini_index` does.
 
@@ -41,11 +41,11 @@ def entropy(maps: Float[Tensor, "n 1 *s"]) -> Float[Tensor, " n"]:
         >>> entropy(torch.tensor([[[1.0, 1.0, 1.0, 1.0]], [[0.0, 0.0, 1.0, 1.0]]]))
         tensor([1.0000, 0.5000])
     """
-    shares = shares_of(maps)
+    shares = pixel_shares(maps)
     return torch.special.entr(shares).sum(1) / max(math.log(shares.shape[1]), 1e-12)
 
 
-class Concentration(SampleMeans):
+class Concentration(SampleMeanMetric):
     """Mean `gini_index` and `entropy` of maps.
 
     `update(maps)` takes what they do; `compute()` gives both by name.
@@ -68,18 +68,18 @@ class Concentration(SampleMeans):
 def check_finite(maps: Float[Tensor, "n 1 *s"]) -> None:
     """
     Raises:
-        ValueError: if a value is infinite: nothing is a share of it.
+        ValueError: if a value is infinite.
     """
     infinite = int(maps.isinf().sum())
     if infinite:
         raise ValueError(
-            f"{infinite} of {maps.numel()} saliency values are infinite, and nothing is a share of infinity; "
+            f"{infinite} of {maps.numel()} saliency values are infinite, so that no pixel has a share; "
             "compute maps in float32, or clamp them"
         )
 
 
-def shares_of(maps: Float[Tensor, "n 1 *s"]) -> Float[Tensor, "n p"]:
-    """What share of its map's sum every pixel holds; the same for all pixels of a map of zeros.
+def pixel_shares(maps: Float[Tensor, "n 1 *s"]) -> Float[Tensor, "n p"]:
+    """The share of its map's sum that every pixel holds. In a map of zeros all shares are equal.
 
     Raises:
         TypeError: if the maps are no floating-point tensor.
@@ -91,10 +91,10 @@ def shares_of(maps: Float[Tensor, "n 1 *s"]) -> Float[Tensor, "n p"]:
     negative = int((saliency < 0).sum())
     if negative:
         raise ValueError(
-            f"{negative} of {saliency.numel()} saliency values are negative, but shares of a map are of what is at least 0; "
-            "take maps.abs(), or maps.clamp_min(0) for what speaks for the output alone"
+            f"{negative} of {saliency.numel()} saliency values are negative, but the shares of a map need values of at least 0; "
+            "take maps.abs(), or maps.clamp_min(0) for only what speaks for the output"
         )
-    # Sums of the largest values would overflow, and of the smallest vanish.
+    # Otherwise sums of the largest values overflow, and sums of the smallest vanish.
     saliency = saliency / saliency.amax(1, keepdim=True).clamp_min(torch.finfo(saliency.dtype).tiny)
     total = saliency.sum(1, keepdim=True)
     return torch.where(total > 0, saliency / total, 1 / saliency.shape[1])

@@ -1,4 +1,4 @@
-"""Drift: how far saliency maps moved, from one look at a network to the next or from one method to another."""
+"""Drift: how far saliency maps moved, from one snapshot to the next or from one method to another."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fg_lightning.metrics.concentration import check_finite
-from fg_lightning.metrics.sample_means import SampleMeans
+from fg_lightning.metrics.sample_mean_metric import SampleMeanMetric
 from fg_lightning.removal.pixel_ranking import check_maps
 
 
 def rank_correlation(maps: Float[Tensor, "n 1 *s"], others: Float[Tensor, "n 1 *s"]) -> Float[Tensor, " n"]:
     """Spearman's rank correlation of two maps of each image: 1 for the same order of pixels, -1 for the reverse.
 
-    Pixels of equal saliency share their mean rank. A map that is flat has no order: 0. (torchmetrics' `spearman_corrcoef` takes one
-    map at a time and adds the ranks of equal pixels in 32 bits, which is wrong for 65,536 of them and more.)
+    Pixels of equal saliency share their mean rank. A flat map has no order: 0. (torchmetrics' `spearman_corrcoef` takes one map at
+    a time. It adds the ranks of equal pixels in 32 bits, which is wrong for 65,536 of them and more.)
 
     Args:
         maps: [N, 1, *S].
@@ -32,13 +32,13 @@ def rank_correlation(maps: Float[Tensor, "n 1 *s"], others: Float[Tensor, "n 1 *
         tensor([0.5000])
     """
     _check_pair(maps, others)
-    return F.cosine_similarity(_centred_ranks(maps.flatten(1)), _centred_ranks(others.flatten(1)))
+    return F.cosine_similarity(_center_ranks(maps.flatten(1)), _center_ranks(others.flatten(1)))
 
 
 def cosine_drift(maps: Float[Tensor, "n 1 *s"], others: Float[Tensor, "n 1 *s"]) -> Float[Tensor, " n"]:
     """1 - cosine similarity of two maps of each image: 0 if one is a multiple of the other, 1 at most if neither is negative.
 
-    Takes and raises what `rank_correlation` does, and a ValueError where a value is infinite.
+    Takes and raises what `rank_correlation` does. Also raises a ValueError if a value is infinite.
 
     Examples:
         >>> maps = torch.tensor([[[3.0, 4.0]]])
@@ -51,7 +51,7 @@ def cosine_drift(maps: Float[Tensor, "n 1 *s"], others: Float[Tensor, "n 1 *s"])
     return (1 - F.cosine_similarity(_to_unit_scale(maps), _to_unit_scale(others))).clamp_min(0)
 
 
-class Drift(SampleMeans):
+class Drift(SampleMeanMetric):
     """Mean `rank_correlation` and `cosine_drift` between two maps of each image.
 
     `update(maps, others)` takes what they do; `compute()` gives both by name.
@@ -86,7 +86,7 @@ def _to_unit_scale(maps: Float[Tensor, "n 1 *s"]) -> Float[Tensor, "n p"]:
     return flat / torch.where(largest > 0, largest, 1)
 
 
-def _centred_ranks(values: Float[Tensor, "n p"]) -> Float[Tensor, "n p"]:
+def _center_ranks(values: Float[Tensor, "n p"]) -> Float[Tensor, "n p"]:
     """The rank of every value in its row, less the mean, over the number of values; equal values share their mean rank."""
     pixels = values.shape[1]
     ordered, order = values.detach().sort(1)

@@ -1,4 +1,4 @@
-"""Pixel perturbation: how the output changes as the pixels go that a map calls least relevant, or most."""
+"""Pixel perturbation: how the output changes if the pixels that a map calls least relevant, or most, are removed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torchmetrics import Metric
 from torchmetrics.utilities.compute import auc
 from torchmetrics.utilities.plot import plot_curve
 
-from fg_lightning.fullgrad.entry import as_tuple, check_model
+from fg_lightning.fullgrad.forward_backward import as_tuple, check_model
 from fg_lightning.fullgrad.operation import map_tensors
 from fg_lightning.fullgrad.preserve_model import as_the_model_takes, copied, undisturbed, unwrapped
 from fg_lightning.fullgrad.target import Selection, Target, main_output
-from fg_lightning.metrics.sample_means import keep_apart
+from fg_lightning.metrics.sample_mean_metric import keep_apart
 from fg_lightning.removal import Fill, Order, find_fill, ranks, removal_mask
 from fg_lightning.removal.pixel_ranking import check_images, check_maps, check_order
 
@@ -28,7 +28,7 @@ Change = Literal["relative", "drop"]
 Output = Literal["logit", "probability"]
 
 USUAL: dict[Order, Change] = {"lerf": "relative", "morf": "drop"}
-"""The change that those who introduced an order measured with it."""
+"""The change that the authors of each order measured."""
 
 LABELS: dict[Change, str] = {"relative": "|f(x') - f(x)| / |f(x)|", "drop": "f(x) - f(x')"}
 
@@ -47,26 +47,26 @@ def pixel_perturbation(
     seed: int = 0,
     additional_forward_args: Any = None,
 ) -> Float[Tensor, "n f"]:
-    """How the output of every image changes as a fraction of its pixels goes.
+    """How the output of every image changes if a fraction of its pixels is removed.
 
-    With order="lerf" the least relevant pixels go, and the change is |f(x') - f(x)| / |f(x)|, the lower the better (Srinivas &
-    Fleuret 2019, section 5.1). With order="morf" the most relevant ones go, and it is f(x) - f(x'), the higher the better (Samek et
-    al. 2017, whose AOPC is its mean over steps). f is the output of the class that is explained, x' the image without its pixels.
+    order="lerf" removes the least relevant pixels. The change is |f(x') - f(x)| / |f(x)|, the lower the better (Srinivas & Fleuret
+    2019, section 5.1). order="morf" removes the most relevant ones. The change is f(x) - f(x'), the higher the better (Samek et al.
+    2017; their AOPC is its mean over steps). f is the output of the explained class, x' the image without its pixels.
 
-    The model runs in evaluation mode, once for all images and once more for every fraction, and is left as it was: flags,
+    The model runs in evaluation mode, once for all images and once more for every fraction. It comes back as it was: flags,
     gradients and random state.
 
     Args:
         model: the network.
         images: [N, C, *S], floating-point, as the model takes them.
         maps: a saliency map of each, [N, 1, *S].
-        target: as in `full_gradients`. None for the class predicted of the whole image, to which it is held.
-        fractions: [F], the shares of pixels to remove, 0 to 1. Of each image exactly round(fraction * number of pixels) go.
+        target: as in `full_gradients`. None for the class predicted from the whole image, at every fraction.
+        fractions: [F], the shares of pixels to remove, 0 to 1. Each image loses exactly round(fraction * number of pixels).
         order: "lerf" or "morf".
-        fill: what replaces them, see `find_fill`; a number is in the images' own units, so that the paper's black is 0.0 only
-            where images are not normalised.
+        fill: what replaces them, see `fg_lightning.removal.find_fill`. A number is in the images' own units: the paper's black is
+            0.0 only if they are not normalized.
         change: "relative" or "drop", the formulas above; None for the one that goes with the order.
-        output: what f is, "logit" (the output as it is, which FullGrad decomposes) or "probability" (its softmax; its sigmoid where
+        output: what f is, "logit" (the output as it is, which FullGrad decomposes) or "probability" (its softmax; its sigmoid if
             there is one number for each image).
         seed: breaks ties between pixels of equal saliency.
         additional_forward_args: what the model's forward takes after the images, one value or a tuple.
@@ -77,7 +77,7 @@ def pixel_perturbation(
     Raises:
         TypeError: if images or maps are not floating-point, the target or the fill is of no known kind, or the model is no module.
         ValueError: if fractions lie outside 0..1, shapes or targets do not fit, maps hold NaN, the output is not finite, or is 0
-            where a change is to be relative to it.
+            and the change is relative to it.
 
     Examples:
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 1, bias=False))
@@ -97,25 +97,25 @@ def pixel_perturbation(
     if not len(images):
         raise ValueError("images must hold at least one image, but the batch is empty")
     check_maps(maps, images)
-    imputer, places = find_fill(fill), ranks(maps.to(images.device), seed)
-    changed = _CHANGES[change or USUAL[order]]
+    replace, places = find_fill(fill), ranks(maps.to(images.device), seed)
+    change_between = _CHANGES[change or USUAL[order]]
     with undisturbed(model, images.device, autocast=True), torch.no_grad():
         network = unwrapped(model)
         images = as_the_model_takes(images, network)
 
-        def explained(seen: Tensor, target: Target) -> tuple[Tensor, Target]:
-            # Copies are what a forward that works in place overwrites.
-            scores = network(seen.clone(), *map_tensors(copied, as_tuple(additional_forward_args)))
-            selection = Selection(target, len(seen))
+        def score(batch: Tensor, target: Target) -> tuple[Tensor, Target]:
+            # The forward may overwrite its inputs, so it gets copies.
+            scores = network(batch.clone(), *map_tensors(copied, as_tuple(additional_forward_args)))
+            selection = Selection(target, len(batch))
             return selection(_probability(scores) if output == "probability" else scores), selection.target
 
-        before, classes = explained(images, target)
-        _check_divisor(before, changed)
+        before, classes = score(images, target)
+        _check_divisor(before, change_between)
         changes = []
         for fraction in fractions:
             mask = removal_mask(places, fraction, order).unsqueeze(1)
-            after, _ = explained(imputer(images, mask), target if classes is None else classes)
-            changes.append(changed(before, after))
+            after, _ = score(replace(images, mask), target if classes is None else classes)
+            changes.append(change_between(before, after))
     return torch.stack(changes, 1)
 
 
@@ -123,13 +123,13 @@ class PixelPerturbation(Metric):
     """The curve of `pixel_perturbation`: the mean change of the output over images, for every fraction of pixels removed.
 
     `update(model, images, maps, target=None, additional_forward_args=None)` takes a batch, `compute()` gives [F], `area()` the area
-    under it, `plot()` draws it. Sums and counts are what is kept, so that it is exact over several processes.
+    under it, `plot()` draws it. It keeps sums and counts, so that it is exact over several processes.
 
     Args:
         fractions: [F], rising, 0 to 1.
         order: "lerf" (lower is better) or "morf" (higher is better).
-        fill: what replaces the pixels, see `find_fill`: a number in the images' own units, one for each channel, "mean",
-            "noisy_linear", or a function.
+        fill: what replaces the pixels, see `fg_lightning.removal.find_fill`: a number in the images' own units, one for each
+            channel, "black", "image_mean", "noisy_linear", or a function.
         change: "relative" or "drop"; None for the one that goes with the order.
         output: "logit" or "probability".
         seed: breaks ties between pixels of equal saliency.
@@ -140,7 +140,8 @@ class PixelPerturbation(Metric):
 
     Raises:
         TypeError: if the fill is of no known kind.
-        ValueError: if fractions are none, do not rise or lie outside 0..1, or there is no such order, fill, change or output.
+        ValueError: if there are no fractions, they do not rise or lie outside 0..1, or there is no such order, fill, change or
+            output.
 
     Examples:
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 1, bias=False))
@@ -157,7 +158,7 @@ class PixelPerturbation(Metric):
     is_differentiable = False
     full_state_update = False
     higher_is_better: bool | None = None
-    """Whether it is better the higher it is; of the class None, for it depends on the order."""
+    """Whether a higher value is better. The class has None, because it depends on the order."""
     sums: Tensor
     count: Tensor
 
@@ -177,9 +178,9 @@ class PixelPerturbation(Metric):
         self.fractions = [float(fraction) for fraction in fractions]
         if not self.fractions or any(a >= b for a, b in zip(self.fractions, self.fractions[1:], strict=False)):
             raise ValueError(f"fractions must be one or more numbers, each larger than the one before, but are {self.fractions}")
-        find_fill(fill)  # raises where there is none
+        find_fill(fill)  # raises if there is no such fill
         self.order = order
-        self.__dict__["higher_is_better"] = order == "morf"  # torchmetrics lets nobody assign it
+        self.__dict__["higher_is_better"] = order == "morf"  # torchmetrics forbids to assign it
         self.fill = fill
         self.change = change or USUAL[order]
         self.output = output
@@ -218,7 +219,7 @@ class PixelPerturbation(Metric):
         self.count += len(changes)
 
     def compute(self) -> Float[Tensor, "*f"]:
-        """The mean change for every fraction, [F]; of a single fraction a scalar, as torchmetrics has it."""
+        """The mean change for every fraction, [F]; of a single fraction a scalar, as in torchmetrics."""
         return self.sums / self.count
 
     def area(self) -> Float[Tensor, ""]:
@@ -231,10 +232,11 @@ class PixelPerturbation(Metric):
     def plot(
         self, val: Union[Float[Tensor, "*f"], Sequence[Float[Tensor, "*f"]], None] = None, ax: Axes | None = None
     ) -> tuple[Figure | None, Any]:
-        """Draws a curve, into axes or a figure of its own: by default what `compute` returns now, with its area.
+        """Draws a curve, into the axes or a new figure: by default what `compute` returns now, with its area.
 
         Args:
-            val: what `compute` or `forward` returned, or a list of it: a curve for each step; of one fraction a line over steps.
+            val: what `compute` or `forward` returned, or a list of it. A list gives a curve for each step, or a line over steps if
+                there is one fraction.
             ax: axes to draw into.
         """
         if val is not None and not isinstance(val, Tensor):
@@ -250,7 +252,7 @@ class PixelPerturbation(Metric):
 
     def _plot_steps(self, values: Sequence[Float[Tensor, "*f"]], ax: Axes | None) -> tuple[Figure | None, Any]:
         if not values:
-            raise ValueError("val is an empty list, and there is nothing to plot; pass what compute or forward returned")
+            raise ValueError("val is an empty list, so there is nothing to plot; pass what compute or forward returned")
         if len(self.fractions) == 1:
             return self._plot(values, ax)
         figure = None
@@ -289,10 +291,10 @@ def _check_settings(fractions: Sequence[float], order: str, change: str | None, 
         raise ValueError(f"output must be 'logit' or 'probability', not {output!r}")
 
 
-def _check_divisor(before: Tensor, changed: Callable[[Tensor, Tensor], Tensor]) -> None:
+def _check_divisor(before: Tensor, change_between: Callable[[Tensor, Tensor], Tensor]) -> None:
     zero = (before == 0).nonzero().flatten().tolist()
-    if zero and changed is _CHANGES["relative"]:
+    if zero and change_between is _CHANGES["relative"]:
         raise ValueError(
             f"the output is 0 for {len(zero)} of {len(before)} images, first for image {zero[0]} of the batch, "
-            "so that no change is relative to it; take change='drop', or output='probability'"
+            "so that no change can be relative to it; take change='drop', or output='probability'"
         )

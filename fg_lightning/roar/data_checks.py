@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from fg_lightning.atomic_files import replacing
+from fg_lightning.atomic_files import replace_file
 from fg_lightning.errors import CannotRun, UnfitData
 from fg_lightning.roar.cell_training import deterministic
 from fg_lightning.roar.compute_ranks import images_and_labels
@@ -20,8 +20,8 @@ from fg_lightning.roar.datamodule import Removal
 from fg_lightning.roar.dataset_views import EXAMINED, View, views_of
 from fg_lightning.roar.image_pixels import channel_sums, planes, spatial_shape
 from fg_lightning.roar.steps import Plan
-from fg_lightning.visualization.film_strip import evenly_spaced
-from fg_lightning.visualization.overlay import Normalization, displayed
+from fg_lightning.visualization.film_strips import spread_indices
+from fg_lightning.visualization.saliency_overlay import Normalization, to_rgb
 
 
 def checked_views(plan: Plan) -> dict[str, View]:
@@ -89,7 +89,7 @@ def _views(plan: Plan, seed: int) -> dict[str, View]:
 def _check_kinds(views: dict[str, View]) -> None:
     kinds: dict[tuple[str, int], str] = {}
     for name, view in views.items():
-        for index in evenly_spaced(len(view.plane), EXAMINED):
+        for index in spread_indices(len(view.plane), EXAMINED):
             image = view.plane.image(index)
             if not planes(image).double().isfinite().all():
                 raise CannotRun(
@@ -119,8 +119,8 @@ def write_examples(folder: Path, view: View) -> None:
     if len(view.shape) != 2:
         return
     (folder / FOLDER).mkdir(exist_ok=True)
-    for index in evenly_spaced(len(view.plane), MOST):
+    for index in spread_indices(len(view.plane), MOST):
         image = planes(view.plane.image(index))
-        pixels = displayed(image, AS_THEY_ARE if image.dtype is torch.uint8 else None)
-        with replacing(folder / FOLDER / f"{index:06d}.png") as file:
+        pixels = to_rgb(image, AS_THEY_ARE if image.dtype is torch.uint8 else None)
+        with replace_file(folder / FOLDER / f"{index:06d}.png") as file:
             Image.fromarray(pixels).save(file, "PNG")

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from fg_lightning.atomic_files import write_atomically
 from fg_lightning.attribution import CONTROLS
 from fg_lightning.roar.cell_training import ALL, Result
-from fg_lightning.visualization.curves import MARKERS
+from fg_lightning.visualization.plots import MARKERS
 
 CONFIDENCE = 0.95
 

@@ -18,9 +18,9 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from torchmetrics.functional.image import total_variation
 
-from fg_lightning.atomic_files import replacing, write_json
+from fg_lightning.atomic_files import replace_file, write_json
 from fg_lightning.attribution import Factory
-from fg_lightning.checkpoints import in_one_line, read_checkpoint
+from fg_lightning.checkpoints import one_line, read_checkpoint
 from fg_lightning.errors import CannotRun
 from fg_lightning.removal import Fill, Order
 from fg_lightning.roar.cell_training import ALL, Cell, Result, deterministic, fitted, tested
@@ -34,8 +34,8 @@ Weights = Mapping[str, Any]
 
 
 def write_weights(path: Path, weights: Weights) -> None:
-    """Raises what `replacing` does."""
-    with replacing(path) as file:
+    """Raises what `replace_file` does."""
+    with replace_file(path) as file:
         torch.save(weights, file)
 
 
@@ -66,7 +66,7 @@ def load_weights(model: LightningModule, weights: Weights, path: Path) -> None:
     try:
         model.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
-        raise CannotRun(f"the checkpoint {path} is not of this model: {in_one_line(error)}") from error
+        raise CannotRun(f"the checkpoint {path} is not of this model: {one_line(error)}") from error
 
 
 def check_base(about: Path, path: Path) -> None:

@@ -1,8 +1,19 @@
-"""What a person looks at: overlays, contact sheets, film strips and depth maps."""
+"""Pictures for the user: overlays, contact sheets, film strips, animations, comparisons, curves and depth maps."""
 
-from fg_lightning.visualization.curves import depth_map
-from fg_lightning.visualization.film_strip import film_strip
-from fg_lightning.visualization.grid import contact_sheet
-from fg_lightning.visualization.overlay import Normalization, displayed, overlay
+from fg_lightning.visualization.film_strips import animation, film_strip, save_animation
+from fg_lightning.visualization.image_grids import comparison, contact_sheet
+from fg_lightning.visualization.plots import curves, depth_map
+from fg_lightning.visualization.saliency_overlay import Normalization, overlay, to_rgb
 
-__all__ = ["Normalization", "contact_sheet", "depth_map", "displayed", "film_strip", "overlay"]
+__all__ = [
+    "Normalization",
+    "animation",
+    "comparison",
+    "contact_sheet",
+    "curves",
+    "depth_map",
+    "film_strip",
+    "overlay",
+    "save_animation",
+    "to_rgb",
+]

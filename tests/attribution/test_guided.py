@@ -66,3 +66,9 @@ def test_guided_backprop_warns_where_there_is_nothing_to_guide() -> None:
     with pytest.warns(UserWarning, match="met no ReLU"):
         drawn = maps_of("guided_backprop", Functional(F.silu), x, TARGETS)
     assert_close(drawn, maps_of("gradient", Functional(F.silu), x, TARGETS))
+
+
+@pytest.mark.filterwarnings("error")
+def test_captums_warning_about_its_hooks_is_not_passed_on() -> None:
+    model, x = net()
+    maps_of("guided_backprop", model, x, 1)

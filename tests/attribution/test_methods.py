@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import captum.attr
@@ -14,8 +15,8 @@ from captum.metrics import sensitivity_max
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fg_lightning.attribution import METHODS, find_method, method, method_from
-from tests.helpers.attribution_cases import NETS, TARGETS, assert_close, maps_of, net
+from fg_lightning.attribution import CONTROLS, METHODS, find_method, method, method_from
+from tests.helpers.attribution_cases import FAST, NETS, TARGETS, assert_close, maps_of, net
 
 
 @pytest.mark.parametrize("net_name", NETS)
@@ -29,6 +30,38 @@ def test_maps_are_planes_of_at_least_zero_that_do_not_depend_on_the_batch(name: 
     assert not together.requires_grad
     alone = torch.cat([maps_of(name, model, image, target) for image, target in zip(x.split(1), TARGETS, strict=True)])
     assert_close(together, alone)
+
+
+class Conditioned(nn.Module):
+    """Its second argument scales the images, its third has a row for each of them."""
+
+    def __init__(self, model: nn.Module, scale: float = 1.0) -> None:
+        super().__init__()
+        self.model = model
+        self.scale = scale
+
+    def forward(self, x: Tensor, scale: float | None = None, shift: Tensor | None = None) -> Tensor:
+        x = x.mul_(self.scale if scale is None else scale)
+        return self.model(x if shift is None else x + shift.mul_(2))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_takes_additional_forward_arguments(name: str) -> None:
+    plain, x = net()
+    method = METHODS[name](Conditioned(plain), **FAST.get(name, {}))
+    assert list(signature(method.attribute).parameters)[:3] == ["inputs", "target", "additional_forward_args"]
+    expected = maps_of(name, Conditioned(plain, 2.0), x, 1)
+    assert torch.equal(method.attribute(x, 1, (2.0,)), expected)
+    assert torch.equal(method.attribute(x, 1, additional_forward_args=2.0), expected)
+    assert torch.equal(method.attribute(x, 1), expected) is (name in CONTROLS)
+
+    shift = torch.randn_like(x)
+    given = shift.clone()
+    together = method.attribute(x, TARGETS, (2.0, shift))
+    assert torch.equal(shift, given)
+    rows = zip(x.split(1), TARGETS, shift.split(1), strict=True)
+    assert_close(together, torch.cat([method.attribute(image, target, (2.0, own)) for image, target, own in rows]))
+    assert torch.equal(together, method.attribute(x, TARGETS, 2.0)) is (name in CONTROLS)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -249,8 +282,8 @@ def test_an_own_method_is_entered_by_name(monkeypatch: pytest.MonkeyPatch) -> No
     assert maps_of("mine", model, x, height=2.0).unique().tolist() == [2.0]
     with pytest.raises(TypeError, match="constant has no setting heigth; it takes height"):
         METHODS["mine"](model, heigth=2.0)
-    with pytest.raises(TypeError, match="gradient has no setting n_steps; it takes none"):
-        METHODS["gradient"](model, n_steps=2)
+    with pytest.raises(TypeError, match="gradient has no setting num_steps; it takes none"):
+        METHODS["gradient"](model, num_steps=2)
 
 
 @pytest.mark.ill_typed

@@ -217,7 +217,7 @@ SEEING = [name for name in METHODS if name not in ("random", "edges", "blurred_r
 def test_every_method_maps_one_image_as_in_a_batch(name: str, between: str) -> None:
     network = Tokens(BETWEEN[between](), TOKENS["tokens"])
     settings: dict[str, Any] = {"num_samples": 3} if "grad" in name and ("smooth" in name or "var" in name) else {}
-    settings |= {"n_steps": 5} if name == "integrated_gradients" else {"layer": "stem"} if name == "gradcam" else {}
+    settings |= {"num_steps": 5} if name == "integrated_gradients" else {"layer": "stem"} if name == "gradcam" else {}
     method = METHODS[name](network, **settings)
     assert_same(method.attribute(images(1), target=0), method.attribute(images(3), target=0)[:1])
 

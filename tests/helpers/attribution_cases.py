@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fg_lightning.attribution import METHODS
 
 FAST: dict[str, dict[str, Any]] = {
-    "integrated_gradients": {"n_steps": 5},
+    "integrated_gradients": {"num_steps": 5},
     **{name: {"num_samples": 5} for name in ("smoothgrad", "smoothgrad_squared", "vargrad", "smooth_fullgrad")},
 }
 """Settings under which a method is quick."""

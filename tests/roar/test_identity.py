@@ -9,7 +9,7 @@ import pytest
 from lightning.pytorch.callbacks import Timer
 
 from fg_lightning.attribution import METHODS, method_from
-from fg_lightning.attribution.controls import blurred
+from fg_lightning.attribution.controls import blur_method
 from fg_lightning.fullgrad import FullGrad
 from fg_lightning.roar import CannotRun
 from fg_lightning.roar.config import check_identity, described
@@ -37,10 +37,10 @@ def test_methods_are_named_after_what_they_are_made_from():
     assert described(METHODS["blurred_random"]) == "fg_lightning.attribution.controls.blurred_random"
     assert len({str(described(factory)) for factory in METHODS.values()}) == len(METHODS)
     assert described(partial(METHODS["smoothgrad"], noise=0.1)) == {
-        "calls": "fg_lightning.attribution.smoothgrad.smoothgrad",
+        "calls": "fg_lightning.attribution.gradients.smoothgrad",
         "noise": 0.1,
     }
-    assert described(blurred(partial(FullGrad))) != described(blurred(partial(FullGrad, implicit=False)))
+    assert described(blur_method(partial(FullGrad))) != described(blur_method(partial(FullGrad, implicit=False)))
     own = [method_from(lambda scores, images, scale=scale: scale * images) for scale in (1, 2)]
     assert described(own[0]) != described(own[1])
 

@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 
 from fg_lightning.visualization import contact_sheet, depth_map, film_strip
-from fg_lightning.visualization.film_strip import animation, evenly_spaced
-from fg_lightning.visualization.grid import GAP, comparison, mounted, pixels
-from fg_lightning.visualization.overlay import displayed, enlarged, overlay
+from fg_lightning.visualization.film_strips import animation, spread_indices
+from fg_lightning.visualization.image_grids import GAP, comparison, draw_grid, pil_to_rgb
+from fg_lightning.visualization.saliency_overlay import enlarge, overlay, to_rgb
 from tests.helpers.pictures import locate_frame
 
 
@@ -16,17 +16,17 @@ from tests.helpers.pictures import locate_frame
 def strip():
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(3, 1, 28, 28, generator=generator)
-    looks = [(title, torch.rand(3, 1, 28, 28, generator=generator)) for title in ("untrained", "epoch 1")]
-    return images, looks
+    snapshots = [(title, torch.rand(3, 1, 28, 28, generator=generator)) for title in ("untrained", "epoch 1")]
+    return images, snapshots
 
 
 def test_a_film_strip_has_a_row_for_every_image_and_a_column_for_every_look(strip):
-    images, looks = strip
-    captions = [[f"{title} {i}" for i in range(3)] for title, _ in looks]
-    canvas = pixels(film_strip(images, looks, row_names=["a", "b", "c"], captions=captions))
+    images, snapshots = strip
+    captions = [[f"{title} {i}" for i in range(3)] for title, _ in snapshots]
+    canvas = pil_to_rgb(film_strip(images, snapshots, row_names=["a", "b", "c"], captions=captions))
     corners = {}
     for i in range(3):
-        frames = [enlarged(displayed(images[i])), *(overlay(images[i], maps[i]) for _, maps in looks)]
+        frames = [enlarge(to_rgb(images[i])), *(overlay(images[i], maps[i]) for _, maps in snapshots)]
         for j, frame in enumerate(frames):
             (corners[i, j],) = locate_frame(canvas, frame)
     assert len({top for top, _ in corners.values()}) == 3
@@ -39,17 +39,17 @@ def test_a_film_strip_has_a_row_for_every_image_and_a_column_for_every_look(stri
     assert (canvas[top + 112 : corners[1, 0][0], corners[0, 1][1] : corners[0, 1][1] + 112] < 128).any()
 
 
-def test_of_many_looks_as_many_are_shown_as_there_is_room_for(strip):
+def test_of_many_snapshots_as_many_are_shown_as_there_is_room_for(strip):
     images, _ = strip
-    looks = [(f"epoch {i}", torch.rand(3, 1, 28, 28)) for i in range(10)]
-    wide, narrow = film_strip(images, looks), film_strip(images, looks, max_columns=4)
+    snapshots = [(f"epoch {i}", torch.rand(3, 1, 28, 28)) for i in range(10)]
+    wide, narrow = film_strip(images, snapshots), film_strip(images, snapshots, max_columns=4)
     assert wide.width - narrow.width == 6 * (112 + GAP)
-    assert locate_frame(pixels(narrow), overlay(images[0], looks[-1][1][0]))
+    assert locate_frame(pil_to_rgb(narrow), overlay(images[0], snapshots[-1][1][0]))
 
 
 @pytest.mark.parametrize(("count", "at_most"), [(3, 5), (5, 5), (10, 4), (1000, 24), (1, 1)])
 def test_evenly_spaced_things_are_distinct_and_reach_both_ends(count, at_most):
-    chosen = evenly_spaced(count, at_most)
+    chosen = spread_indices(count, at_most)
     assert len(chosen) == len(set(chosen)) == min(count, at_most)
     assert (chosen[0], chosen[-1]) == (0, count - 1)
     assert max(np.diff(chosen), default=1) - min(np.diff(chosen), default=1) <= 1
@@ -60,13 +60,13 @@ def test_maps_beside_signed_ones_take_their_colours():
     images, positive = torch.rand(2, 1, 28, 28), torch.rand(1, 28, 28)
     signed = positive - 0.5
     expected = [overlay(images[0], signed), overlay(images[1], positive, is_signed=True)]
-    looks = [("now", torch.stack([signed, positive]))]
-    drawn = [pixels(film_strip(images, looks)), pixels(animation(images, looks)[0])]
+    snapshots = [("now", torch.stack([signed, positive]))]
+    drawn = [pil_to_rgb(film_strip(images, snapshots)), pil_to_rgb(animation(images, snapshots)[0])]
     for canvas in drawn:
         assert [len(locate_frame(canvas, frame)) for frame in expected] == [1, 1]
-    of_one = pixels(comparison(images[1], {"a": signed, "b": positive}))
+    of_one = pil_to_rgb(comparison(images[1], {"a": signed, "b": positive}))
     assert len(locate_frame(of_one, expected[1])) == 1
-    alone = pixels(film_strip(images[1:], [("now", positive[None])]))
+    alone = pil_to_rgb(film_strip(images[1:], [("now", positive[None])]))
     assert len(locate_frame(alone, overlay(images[1], positive))) == 1
 
 
@@ -75,15 +75,15 @@ def test_large_frames_are_reduced():
     assert strip.height < 300
 
 
-@pytest.mark.parametrize("looks", [[], [("one", torch.rand(2, 1, 28, 28))]])
-def test_a_strip_of_nothing_is_refused(strip, looks):
+@pytest.mark.parametrize("snapshots", [[], [("one", torch.rand(2, 1, 28, 28))]])
+def test_a_strip_of_nothing_is_refused(strip, snapshots):
     with pytest.raises(ValueError, match=r"at least one|3 maps"):
-        film_strip(strip[0], looks)
+        film_strip(strip[0], snapshots)
 
 
 def test_a_contact_sheet_has_every_overlay_and_a_caption_below_it():
     overlays = [np.random.default_rng(i).integers(0, 255, (112, 112, 3), dtype=np.uint8) for i in range(6)]
-    canvas = pixels(contact_sheet(overlays, [f"class {i}\n→ class {i} 99%" for i in range(6)], title="epoch 3"))
+    canvas = pil_to_rgb(contact_sheet(overlays, [f"class {i}\n→ class {i} 99%" for i in range(6)], title="epoch 3"))
     places = [locate_frame(canvas, frame) for frame in overlays]
     assert all(len(place) == 1 for place in places)
     tops = [place[0][0] for place in places]
@@ -97,9 +97,9 @@ def test_a_contact_sheet_has_every_overlay_and_a_caption_below_it():
 
 def test_words_that_do_not_fit_are_cut_off():
     frame = np.zeros((112, 112, 3), np.uint8)
-    short, long = (mounted([[frame]], captions=[[words]], row_names=[words]) for words in ("cat", "cat" * 100))
+    short, long = (draw_grid([[frame]], captions=[[words]], row_names=[words]) for words in ("cat", "cat" * 100))
     assert long.width < short.width + 200
-    below = pixels(long)[-20:, long.width - 70 :]
+    below = pil_to_rgb(long)[-20:, long.width - 70 :]
     assert (below == 255).all()
 
 
@@ -116,7 +116,7 @@ def test_a_depth_map_shows_signs_and_names_what_it_cannot_show():
     assert len(axes.get_yticklabels()) == 30
 
 
-def test_many_layers_and_looks_are_named_where_there_is_room():
+def test_many_layers_and_snapshots_are_named_where_there_is_room():
     figure = depth_map(
         np.random.default_rng(0).normal(size=(200, 100)), [f"l{i}" for i in range(200)], [f"e{i}" for i in range(100)]
     )
@@ -134,4 +134,4 @@ def test_a_depth_map_of_nothing_is_refused():
 
 
 def test_pixels_of_a_picture():
-    assert pixels(Image.new("RGBA", (3, 2))).shape == (2, 3, 3)
+    assert pil_to_rgb(Image.new("RGBA", (3, 2))).shape == (2, 3, 3)

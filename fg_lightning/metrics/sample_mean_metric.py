@@ -1,4 +1,4 @@
-"""What the metrics here have in common: numbers of every sample, averaged over all samples and processes."""
+"""The base class of the metrics: numbers of each sample, averaged over all samples and processes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from torchmetrics import Metric
 
 
 def keep_apart(metric: Metric, *choices: object) -> None:
-    """Gives a metric a state that no metric of another kind, or of other choices, has.
+    """Gives a metric a state that differs from that of any other kind of metric and of other choices.
 
-    A `MetricCollection` compares the states of its metrics after the first batch, and takes those for one whose numbers are equal
-    so far.
+    A `MetricCollection` compares the states of its metrics after the first batch. It merges metrics whose numbers are equal so far.
     """
     identity = f"{type(metric).__qualname__}{choices}".encode()
     metric.add_state("identity", torch.tensor(crc32(identity)), dist_reduce_fx="max")
@@ -27,17 +26,17 @@ def keep_apart(metric: Metric, *choices: object) -> None:
 def check_not_empty(batch: Tensor) -> None:
     """
     Raises:
-        ValueError: if the batch holds no sample: its mean would be NaN.
+        ValueError: if the batch holds no sample, so that its mean would be NaN.
     """
     if not len(batch):
-        raise ValueError("the batch is empty, and nothing has no mean; leave empty batches out")
+        raise ValueError("the batch is empty, so it has no mean; leave empty batches out")
 
 
-class SampleMeans(Metric):
+class SampleMeanMetric(Metric):
     """Means over samples.
 
     Args:
-        *choices: what the numbers of a sample depend on.
+        *choices: the settings that the numbers of a sample depend on.
         **settings: torchmetrics' own, such as `sync_on_compute`.
 
     Attributes:

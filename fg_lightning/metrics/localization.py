@@ -1,4 +1,4 @@
-"""Agreement of saliency maps with masks of what should matter, where the data has them."""
+"""Localization: whether saliency maps lie on a mask of what should matter, such as the object."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fg_lightning.attribution.controls import CONVOLUTION
-from fg_lightning.metrics.concentration import shares_of
-from fg_lightning.metrics.sample_means import SampleMeans
+from fg_lightning.metrics.concentration import pixel_shares
+from fg_lightning.metrics.sample_mean_metric import SampleMeanMetric
 from fg_lightning.removal.pixel_ranking import check_maps
 
 
 def pointing_game(maps: Float[Tensor, "n 1 *s"], mask: Bool[Tensor, "n 1 *s"], *, tolerance: int = 0) -> Float[Tensor, " n"]:
     """Whether the most salient pixel of every map lies on the mask (Zhang et al. 2018): 1 or 0.
 
-    Where several pixels are the most salient ones, the share of them that does.
+    If several pixels are the most salient ones, it is the share of them that lies on the mask.
 
     Args:
         maps: [N, 1, *S].
         mask: True where the object is, [N, 1, *S].
-        tolerance: how many pixels beside the mask still count, as the crow flies; the paper takes 15.
+        tolerance: how many pixels beside the mask still count, in straight distance; the paper takes 15.
 
     Raises:
         TypeError: if the maps are not floating-point or the mask is not boolean.
@@ -37,7 +37,7 @@ def pointing_game(maps: Float[Tensor, "n 1 *s"], mask: Bool[Tensor, "n 1 *s"], *
     _check_mask(mask, maps)
     if tolerance < 0:
         raise ValueError(f"tolerance must be a number of pixels, at least 0, but is {tolerance}")
-    near = _dilated(mask, tolerance).flatten(1)
+    near = _dilate(mask, tolerance).flatten(1)
     saliency = maps.detach().flatten(1)
     peaks = saliency == saliency.amax(1, keepdim=True)
     return (peaks & near).sum(1) / peaks.sum(1)
@@ -47,7 +47,7 @@ def relevance_mass(maps: Float[Tensor, "n 1 *s"], mask: Bool[Tensor, "n 1 *s"]) 
     """The share of every map's sum that lies on the mask (Arras et al. 2022, relevance mass accuracy).
 
     Args:
-        maps: [N, 1, *S], at least 0. A map of zeros is taken for a flat one.
+        maps: [N, 1, *S], at least 0. A map of zeros counts as a flat one.
         mask: True where the object is, [N, 1, *S].
 
     Raises:
@@ -59,12 +59,12 @@ def relevance_mass(maps: Float[Tensor, "n 1 *s"], mask: Bool[Tensor, "n 1 *s"]) 
         >>> relevance_mass(maps, torch.tensor([[[[False, True], [False, False]]]]))
         tensor([0.3750])
     """
-    shares = shares_of(maps)
+    shares = pixel_shares(maps)
     _check_mask(mask, maps)
     return (shares * mask.flatten(1)).sum(1)
 
 
-class PointingGame(SampleMeans):
+class PointingGame(SampleMeanMetric):
     """The share of images whose most salient pixel lies on their mask: `pointing_game`.
 
     `update(maps, mask)` takes what it does; `compute()` gives "pointing_game".
@@ -87,7 +87,7 @@ class PointingGame(SampleMeans):
         self._add(pointing_game(maps, mask, tolerance=self.tolerance))
 
 
-class RelevanceMass(SampleMeans):
+class RelevanceMass(SampleMeanMetric):
     """The mean share of a map's sum that lies on its mask: `relevance_mass`.
 
     `update(maps, mask)` takes what it does; `compute()` gives "relevance_mass".
@@ -116,8 +116,8 @@ def _check_mask(mask: Tensor, maps: Tensor) -> None:
         )
 
 
-def _dilated(mask: Tensor, radius: int) -> Tensor:
-    """Every pixel within the radius of one on the mask."""
+def _dilate(mask: Tensor, radius: int) -> Tensor:
+    """The mask and every pixel within the radius of it."""
     if radius == 0:
         return mask
     axes = mask.ndim - 2

@@ -1,9 +1,4 @@
-"""Frames in rows and columns on white, with words around them.
-
-The contact sheet: the overlays of one moment, each with what the network says of it.
-
-One image as several methods explain it, side by side.
-"""
+"""Frames in rows and columns with words around them: the contact sheet of a snapshot, and the comparison of several methods."""
 
 from __future__ import annotations
 
@@ -17,19 +12,19 @@ from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from fg_lightning.visualization.overlay import RGB, Normalization, any_negative, colour_bar, displayed, enlarged, overlaid
+from fg_lightning.visualization.saliency_overlay import RGB, Normalization, any_negative, colour_bar, enlarge, overlay_rgb, to_rgb
 
 GAP = 6
 """Pixels between two frames."""
 
-WIDEST_NAME = 160
+MAX_NAME_WIDTH = 160
 """Pixels of a row's name."""
 
 LINE = 15
 """Pixels from one line of words to the next."""
 
 
-def mounted(
+def draw_grid(
     rows: Sequence[Sequence[RGB]],
     *,
     column_names: Sequence[str] = (),
@@ -38,20 +33,20 @@ def mounted(
     title: str = "",
     is_signed: bool = False,
 ) -> Image.Image:
-    """All frames on one canvas, the colour bar of their maps at its right.
+    """Draws frames on one canvas, with the colour bar of their maps at the right.
 
     Args:
         rows: frames of one size, [H, W, 3]; a row may be shorter than the first.
         column_names: above the columns.
         row_names: beside the rows.
-        captions: below each frame; for each row one for each of its frames.
-        title: above everything.
+        captions: below each frame, as rows of one for each frame.
+        title: at the top.
         is_signed: whether the maps have negative values.
     """
     height, width = rows[0][0].shape[:2]
     lines = max((caption.count("\n") + 1 for row in captions for caption in row), default=0)
     pitch = height + LINE * lines + GAP
-    row_names = [_fitted(name, WIDEST_NAME) for name in row_names]
+    row_names = [_shorten(name, MAX_NAME_WIDTH) for name in row_names]
     left = 12 + max((_width(name) for name in row_names), default=-8) + 8
     heading = LINE + 4 if title else 0
     top = 12 + heading + LINE * max((name.count("\n") + 1 for name in column_names), default=0)
@@ -66,9 +61,9 @@ def mounted(
             canvas.paste(Image.fromarray(frame), (left + j * (width + GAP), top + i * pitch))
         for j, caption in enumerate(captions[i] if captions else ()):
             place = left + j * (width + GAP), top + i * pitch + height + 1
-            _write(draw, place, _fitted(caption, width))
+            _write(draw, place, _shorten(caption, width))
     for j, name in enumerate(column_names):
-        _write(draw, (left + j * (width + GAP) + width // 2, 6 + heading), _fitted(name, width), anchor="ma", align="center")
+        _write(draw, (left + j * (width + GAP) + width // 2, 6 + heading), _shorten(name, width), anchor="ma", align="center")
     for i, name in enumerate(row_names):
         _write(draw, (left - 8, top + i * pitch + height // 2), name, anchor="rm")
 
@@ -79,7 +74,7 @@ def mounted(
     return canvas
 
 
-def pixels(picture: Image.Image) -> RGB:
+def pil_to_rgb(picture: Image.Image) -> RGB:
     """A picture as [H, W, 3] in 0..255."""
     rgb: RGB = np.asarray(picture.convert("RGB"))
     return rgb
@@ -100,8 +95,8 @@ def _width(words: str) -> int:
 
 
 @cache
-def _fitted(words: str, width: int) -> str:
-    """Lines of words that fit into so many pixels, with an ellipsis for what does not."""
+def _shorten(words: str, width: int) -> str:
+    """Cuts each line to so many pixels, with an ellipsis for what is cut off."""
     lines = words.split("\n")
     for i, line in enumerate(lines):
         while line and _width(lines[i]) > width:
@@ -111,7 +106,7 @@ def _fitted(words: str, width: int) -> str:
 
 
 def contact_sheet(overlays: Sequence[RGB], captions: Sequence[str], *, title: str = "", is_signed: bool = False) -> Image.Image:
-    """Draws overlays in a grid, for viewers that show one picture and no caption.
+    """Draws overlays with their captions in a grid, as one picture.
 
     Args:
         overlays: of one size, [H, W, 3].
@@ -126,7 +121,7 @@ def contact_sheet(overlays: Sequence[RGB], captions: Sequence[str], *, title: st
         raise ValueError(f"a contact sheet needs overlays and a caption for each, not {len(captions)} captions for {len(overlays)}")
     columns = min(len(overlays), max(4, math.ceil(math.sqrt(len(overlays)))))
     starts = range(0, len(overlays), columns)
-    return mounted(
+    return draw_grid(
         [overlays[i : i + columns] for i in starts],
         captions=[captions[i : i + columns] for i in starts],
         title=title,
@@ -134,7 +129,7 @@ def contact_sheet(overlays: Sequence[RGB], captions: Sequence[str], *, title: st
     )
 
 
-MOST_COLUMNS = 6
+MAX_COLUMNS = 6
 
 
 def comparison(
@@ -144,26 +139,26 @@ def comparison(
     caption: str = "image",
     normalization: Normalization | None = None,
 ) -> Image.Image:
-    """Draws an image and what each method says of it, every map over the image and scaled by its own range.
+    """Draws an image and the map of each method over it, scaled by its own range.
 
     Args:
-        image: in whatever units the model takes.
-        maps: by the names of the methods, in the order in which they are drawn.
+        image: in the model's units.
+        maps: by the names of the methods, in the order to draw them.
         caption: below the image itself, such as what was predicted.
-        normalization: of the image, undone where it fits.
+        normalization: of the image, undone if it fits.
 
     Raises:
         ValueError: if there is no map.
     """
     if not maps:
         raise ValueError("a comparison needs the map of at least one method")
-    picture = displayed(image, normalization)
+    picture = to_rgb(image, normalization)
     is_signed = any_negative(maps.values())
-    frames = [enlarged(picture), *(overlaid(picture, saliency, is_signed=is_signed) for saliency in maps.values())]
+    frames = [enlarge(picture), *(overlay_rgb(picture, saliency, is_signed=is_signed) for saliency in maps.values())]
     captions = [caption, *maps]
-    columns = math.ceil(len(frames) / math.ceil(len(frames) / MOST_COLUMNS))
+    columns = math.ceil(len(frames) / math.ceil(len(frames) / MAX_COLUMNS))
     starts = range(0, len(frames), columns)
-    return mounted(
+    return draw_grid(
         [frames[i : i + columns] for i in starts],
         captions=[captions[i : i + columns] for i in starts],
         is_signed=is_signed,
