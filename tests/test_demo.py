@@ -28,6 +28,7 @@ def demo(tmp_path_factory):
     return folder, result.stdout, result.stderr
 
 
+@pytest.mark.slow
 def test_it_prints_what_came_out_and_where_it_lies(demo):
     _, printed, _ = demo
     lines = {line[:20].strip(): line[20:].strip() for line in printed.splitlines()}
@@ -39,6 +40,7 @@ def test_it_prints_what_came_out_and_where_it_lies(demo):
     assert "<title>" in Path(lines["report"]).read_text()
 
 
+@pytest.mark.slow
 def test_it_says_nothing_beside(demo):
     """No advice of Lightning's, no warning: what else is printed are progress bars."""
     assert not [word for word in ("Tip", "Warning", "deprecated", "GPU available", "ckpt_path") if word in demo[1] + demo[2]]
@@ -50,11 +52,13 @@ def test_a_folder_that_cannot_be_is_a_sentence(tmp_path):
         run_demo(output=tmp_path / "file" / "out")
 
 
+@pytest.mark.slow
 def test_the_wandb_run_holds_a_look_per_epoch(demo):
     looks = [row for row in history(demo[0] / "out") if "fullgrad/saliency" in row]
     assert [row["trainer/global_step"] for row in looks] == [0, 62, 125]
 
 
+@pytest.mark.slow
 def test_everything_lies_below_the_output_folder(demo):
     assert [path.name for path in demo[0].iterdir()] == ["out"]
 

@@ -34,6 +34,7 @@ def test_every_page_is_in_the_navigation():
     assert pages == set(re.findall(r": ([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
 
 
+@pytest.mark.slow
 def test_it_builds_and_the_reference_has_signatures_and_examples(site):
     page = (site / "reference/fullgrad.html").read_text()
     for name in ("full_gradients", "FullGradients", "SmoothFullGrad"):

@@ -6,13 +6,6 @@ import pytest
 
 from tests import ROOT
 
-pytestmark = [
-    # Lightning's own use of torch, and its advice
-    pytest.mark.filterwarnings("ignore:.*isinstance\\(treespec, LeafSpec\\)"),
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*have no `val_dataloader`"),
-]
-
 MINUTES = {
     "judge_your_method",
     "measure_with_quantus",

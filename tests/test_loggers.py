@@ -14,18 +14,10 @@ from matplotlib.image import imread
 from PIL import Image
 
 from fg_lightning import FullGradMonitor
-from fg_lightning.loggers import Pictures, log_of
-from fg_lightning.recording.snapshot import NUMBERS
+from fg_lightning.loggers import Pictures, log_for
+from fg_lightning.history.records import NUMBERS
 from tests.helpers.offline_wandb import history, media_folder, summary, tables
-from tests.helpers.small_trainings import LIGHTNINGS_OWN, Classifier, loader, trainer
-
-pytestmark = [
-    *LIGHTNINGS_OWN,
-    # TensorBoard's and MLflow's own use of numpy, protobuf and pydantic
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning:mlflow"),
-    pytest.mark.filterwarnings("ignore:.*filesystem tracking backend"),
-]
+from tests.helpers.small_trainings import Classifier, loader, trainer
 
 
 def fitted(folder, loggers, **options):
@@ -36,7 +28,7 @@ def fitted(folder, loggers, **options):
 
 
 def as_logged(monitor):
-    return [(look.step, look.numbers) for look in monitor.history.looks]
+    return [(look.step, look.numbers) for look in monitor.history.snapshots]
 
 
 # --- Weights & Biases
@@ -58,7 +50,7 @@ def watched(tmp_path_factory):
 def test_wandb_gets_a_look_in_one_call(watched):
     monitor, _, calls = watched
     ours = [call for call in calls if any(key.startswith("fullgrad/") for key in call[0])]
-    assert len(ours) == len(monitor.history.looks) == 3
+    assert len(ours) == len(monitor.history.snapshots) == 3
     assert all((args, kwargs) == ((), {}) for _, args, kwargs in ours)  # no step of W&B's own to go back from
 
 
@@ -106,15 +98,15 @@ def test_wandbs_table_has_a_row_for_every_image_and_look_and_grows(watched):
         found = monitor.history.images(look)
         assert [row["number"] for row in rows] == [0, 1, 2, 3]
         assert {row["epoch"] for row in rows} == {look}
-        assert [row["confidence"] for row in rows] == pytest.approx([float(row["confidence"]) for row in found])
-        assert [row["prediction"] for row in rows] == [f"class {row['prediction']}" for row in found]
-        assert [row["completeness_error"] for row in rows] == pytest.approx([float(row["completeness_error"]) for row in found])
+        assert [row["confidence"] for row in rows] == pytest.approx([row.confidence for row in found])
+        assert [row["prediction"] for row in rows] == [f"class {row.prediction}" for row in found]
+        assert [row["completeness_error"] for row in rows] == pytest.approx([row.completeness_error for row in found])
 
 
 def test_wandb_pictures_are_let_go_of(tmp_path):
     """The table of a run of any length holds no picture that was logged."""
     logger = WandbLogger(save_dir=tmp_path, offline=True)
-    log = log_of(logger)
+    log = log_for(logger)
     picture = np.zeros((112, 112, 3), np.uint8)
 
     def alive():
@@ -228,7 +220,7 @@ def test_comet_is_given_numbers_and_sheets():
         def log_metrics(self, metrics, step):
             calls.append((metrics, step))
 
-    log = log_of(CometLogger())
+    log = log_for(CometLogger())
     picture = np.zeros((112, 112, 3), np.uint8)
     log.log({"a": 1.0}, Pictures("key", "title", [picture], ["caption"], "table"), 7)
     log.conclude({"strip": Image.new("RGB", (500, 500))}, 9)
@@ -251,7 +243,7 @@ def test_a_logger_that_fails_does_not_keep_the_others_from_theirs(tmp_path):
     with pytest.warns(UserWarning, match="ConnectionError: no route to host") as caught:
         trainer(tmp_path, monitor, logger=loggers).fit(Classifier(), loader(seed=1), loader(16))
     assert sum("FullGradMonitor" in str(w.message) for w in caught) == 1
-    assert len(monitor.history.looks) == 3
+    assert len(monitor.history.snapshots) == 3
     assert "fullgrad/drift" in (tmp_path / "csv" / "version_0" / "metrics.csv").read_text()
 
 
@@ -274,4 +266,4 @@ def test_where_a_module_steps_its_optimizers_itself_the_step_is_lightnings(tmp_p
     run = trainer(tmp_path, monitor := FullGradMonitor(num_samples=4, strict=True), logger=CSVLogger(tmp_path, name="run"))
     run.fit(Manual(), loader(seed=1), loader(16))
     assert run.global_step == 12
-    assert [look.step for look in monitor.history.looks] == [0, 2, 5]
+    assert [look.step for look in monitor.history.snapshots] == [0, 2, 5]

@@ -14,8 +14,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fg_lightning import FullGrad, FullGradMonitor
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning and torch warn of their own
-
 NOISE = 8 << 20
 """Bytes that an allocator may keep or give back between two readings; the maps of one call take 0.3 MiB, of one look 0.01 MiB."""
 

@@ -25,23 +25,16 @@ from fg_lightning.attribution import METHODS
 from fg_lightning.cli.main import COMMANDS, main
 from fg_lightning.demo import DigitClassifier, DigitsDataModule
 from fg_lightning.fullgrad.operations.table import MOVERS, RULES
-from fg_lightning.loggers import SHOWN
+from fg_lightning.loggers import PICTURE_LOGGERS
 from fg_lightning.roar import ROARExperiment, SaliencyStore
 from tests import ROOT
 from tests.helpers.doc_snippets import PAGES, Command, blocks, commands
-
-pytestmark = [
-    # Lightning's own use of torch, and its advice
-    pytest.mark.filterwarnings("ignore:.*isinstance\\(treespec, LeafSpec\\)"),
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
-]
 
 
 @pytest.fixture(autouse=True)
 def _tables() -> Iterator[None]:
     """What a page adds to the tables of the package is gone after it."""
-    with patch.dict(RULES), patch.dict(MOVERS), patch.dict(METHODS), patch.dict(SHOWN):
+    with patch.dict(RULES), patch.dict(MOVERS), patch.dict(METHODS), patch.dict(PICTURE_LOGGERS):
         yield
 
 
@@ -117,7 +110,7 @@ def test_the_monitors_manual_reads_a_history() -> None:
     monitor = FullGradMonitor(num_samples=2, strict=True)
     Trainer(logger=logger, callbacks=[monitor], accelerator="cpu", **options).fit(DigitClassifier(width=2), images, images)
     history = run_page(ROOT / "docs/monitor.md")["history"]
-    assert len(history.looks) == 2
+    assert len(history.snapshots) == 2
 
 
 def test_the_manuals_of_roar_and_training_call_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:

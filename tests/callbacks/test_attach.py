@@ -11,10 +11,8 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from fg_lightning import FullGradMonitor
 from fg_lightning.callbacks.attach import monitors
-from fg_lightning.history.history import History
-from tests.helpers.small_trainings import LIGHTNINGS_OWN, Classifier, loader, trainer
-
-pytestmark = LIGHTNINGS_OWN
+from fg_lightning.history import History
+from tests.helpers.small_trainings import Classifier, loader, trainer
 
 SCRIPT = """
 import torch
@@ -60,11 +58,12 @@ def run(folder, asked, package="lightning.pytorch", callback=""):
     return result, found[0] if found else None
 
 
-@pytest.mark.parametrize("package", ["lightning.pytorch", pytest.param("pytorch_lightning", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])
 def test_a_script_that_knows_nothing_of_it_is_watched_and_trains_as_before(tmp_path, package):
     result, history = run(tmp_path / "with", "every_n_epochs=3, num_samples=2", package)
     assert result.returncode == 0, result.stderr[-2000:]
-    assert [look.epoch for look in history.looks] == [0, 3, 4]
+    assert [look.epoch for look in history.snapshots] == [0, 3, 4]
     assert len(history.images(0)) == 2
     assert (history.folder / "film_strip.png").exists()
     without, nothing = run(tmp_path / "without", None, package)
@@ -72,6 +71,7 @@ def test_a_script_that_knows_nothing_of_it_is_watched_and_trains_as_before(tmp_p
     assert without.stdout.splitlines()[-1] == result.stdout.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_script_with_a_monitor_of_its_own_keeps_that_alone(tmp_path):
     script = "__import__('fg_lightning').FullGradMonitor(num_samples=3)"
     result, history = run(tmp_path, "num_samples=2", callback=script)
@@ -81,6 +81,7 @@ def test_a_script_with_a_monitor_of_its_own_keeps_that_alone(tmp_path):
     assert len(history.images(0)) == 3
 
 
+@pytest.mark.slow
 def test_a_bad_option_is_said_in_one_sentence(tmp_path):
     result, _ = run(tmp_path, "every_n_epoch=5")
     assert result.returncode == 1
@@ -152,7 +153,6 @@ def test_a_list_is_used_again_after_a_crash_and_for_tests(tmp_path):
 
 
 @pytest.mark.usefixtures("asked_for")
-@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty", "ignore:The dirpath has changed")
 def test_the_second_of_two_trainers_with_one_list_resumes(tmp_path):
     for fold in range(2):
         callbacks = []
@@ -170,7 +170,7 @@ def test_the_second_of_two_trainers_with_one_list_resumes(tmp_path):
     )
     again.fit(Classifier(), loader(seed=1), loader(16, seed=2), ckpt_path=path)
     history = History.read(tmp_path / "2" / "fullgrad" / "version_0")
-    assert [look.epoch for look in history.looks] == [0, 1, 2]
+    assert [look.epoch for look in history.snapshots] == [0, 1, 2]
 
 
 @pytest.mark.usefixtures("asked_for")
@@ -248,7 +248,7 @@ def test_lists_and_names(monkeypatch):
         ("num_samples=many", "num_samples must be at least 1, an integer, not 'many'"),
         ("psi=squared", "psi must be one of absolute, positive, signed"),
         ("probe=3", "there is no option probe"),
-        ("num_samples=1+f(2)", r"1 \+ f\(2\) is no number, word or list of them"),
+        ("num_samples=1+f(2)", r"1 \+ f\(2\) is not a number, a word or a list of them"),
         ("num_samples=2,num_samples=3", "num_samples is given twice"),
         ("**options", "expected 1, or options"),
         ("strict=maybe", "strict must be True or False, not 'maybe'"),

@@ -12,10 +12,8 @@ from torchvision.transforms import Normalize
 
 from fg_lightning import FullGradMonitor
 from fg_lightning.callbacks.attach import monitors
-from fg_lightning.recording.output_meaning import ClassNames
-from tests.helpers.small_trainings import LIGHTNINGS_OWN, Classifier, fit, images_and_labels
-
-pytestmark = LIGHTNINGS_OWN
+from fg_lightning.history.records import ClassNames
+from tests.helpers.small_trainings import Classifier, fit, images_and_labels
 
 NAMES = ["cat", "dog", "owl"]
 
@@ -83,8 +81,8 @@ def test_what_is_no_class_has_no_name_and_no_confidence(tmp_path, caplog, make):
     assert about["task"] == "Task"
     assert about["class_names"] is None
     for row in rows:
-        assert row["confidence"] == row["explained"] == ""
-        assert float(row["prediction"]) == pytest.approx(float(row["output"]), rel=1e-3)
+        assert row.confidence is row.explained is None
+        assert row.prediction == pytest.approx(row.output, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +102,7 @@ def test_a_plain_classifier_needs_no_names(tmp_path, caplog):
     rows, about, notes = run(tmp_path, Classifier(), data(dataset=TensorDataset), caplog)
     assert about["task"] == "Classes"
     assert notes == []
-    assert all(row["confidence"] for row in rows)
+    assert all(row.confidence for row in rows)
 
 
 def test_a_guess_is_told_once(tmp_path, caplog):
@@ -117,7 +115,7 @@ def test_a_guess_is_told_once(tmp_path, caplog):
 def test_the_user_has_the_last_word(tmp_path, caplog):
     rows, about, notes = run(tmp_path, Classifier(), data(), caplog, task="number")
     assert (about["task"], about["class_names"], notes) == ("Task", None, [])
-    assert all(row["confidence"] == "" for row in rows)
+    assert all(row.confidence is None for row in rows)
 
 
 @pytest.mark.parametrize("asked", ["task=number", "task='number', num_samples=2"])
@@ -169,9 +167,9 @@ def test_a_label_that_is_no_class_is_called_a_label(tmp_path):
     monitor = FullGradMonitor(num_samples=2, strict=True)
     loader = data(lambda classes: 20 + classes)
     fit(tmp_path, monitor, Age(), train=loader, val=loader, max_epochs=1)
-    artist = monitor._watch._artist
-    assert artist.classes.caption(35, None, 33.25, None) == "label 35\n→ 33.25"
-    assert artist.classes.named(35) == "35"
+    renderer = monitor._recorder._renderer
+    assert renderer.classes.caption(35, None, 33.25, None) == "label 35\n→ 33.25"
+    assert renderer.classes.name_of(35) == "35"
 
 
 class TwoHeads(Embedder):
@@ -212,15 +210,17 @@ def two_kinds_of_labels():
 def test_the_label_that_is_shown_is_that_of_what_is_explained(tmp_path):
     monitor = FullGradMonitor(num_samples=3, strict=True)
     fit(tmp_path, monitor, TwoHeads(), train=two_kinds_of_labels(), val=two_kinds_of_labels())
-    rows = monitor.history.images()
-    assert all(row["label"] == row["explained"] for row in rows)
-    assert {row["label"] for row in rows} <= {"0", "1", "2"}
+    rows = [row for rows in monitor.history.images_by_snapshot().values() for row in rows]
+    assert all(row.label == row.explained for row in rows)
+    assert {row.label for row in rows} <= {0, 1, 2}
 
 
 def test_features_before_the_scores_are_no_classes(tmp_path):
     monitor = FullGradMonitor(num_samples=3, strict=True)
     fit(tmp_path, monitor, FeaturesFirst(), train=data(), val=data())
-    assert not any(row["confidence"] or row["explained"] for row in monitor.history.images())
+    assert all(
+        row.confidence is row.explained is None for rows in monitor.history.images_by_snapshot().values() for row in rows
+    )
 
 
 @pytest.mark.parametrize(
@@ -229,4 +229,4 @@ def test_features_before_the_scores_are_no_classes(tmp_path):
     + [(NAMES, 255, "255"), (NAMES, 0.9, "0.9"), (None, float("nan"), "nan"), (None, None, "")],
 )
 def test_a_label_has_the_name_of_its_class_and_no_other(names, answer, shown):
-    assert ClassNames(names).named(answer) == shown
+    assert ClassNames(names).name_of(answer) == shown

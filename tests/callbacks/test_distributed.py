@@ -7,11 +7,9 @@ import lightning.pytorch as pl
 import pytest
 
 from fg_lightning import FullGradMonitor
-from fg_lightning.history.history import History
+from fg_lightning.history import History
 from tests import ROOT
-from tests.helpers.small_trainings import LIGHTNINGS_OWN, Classifier, loader, trainer
-
-pytestmark = LIGHTNINGS_OWN
+from tests.helpers.small_trainings import Classifier, loader, trainer
 
 SCRIPT = """
 import datetime, sys, warnings
@@ -75,7 +73,7 @@ def test_two_processes_train_as_without_it_and_the_first_looks(tmp_path, sides):
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
     history = History.read(tmp_path / "with" / "run" / "version_0" / "fullgrad")
-    assert [(look.epoch, look.step) for look in history.looks] == [(0, 0), (1, 1), (2, 3)]
+    assert [(look.epoch, look.step) for look in history.snapshots] == [(0, 0), (1, 1), (2, 3)]
     assert torch.load(tmp_path / "with" / "last.ckpt", weights_only=True)["callbacks"]["FullGradMonitor"]["looks"]
     assert "fullgrad/drift" in (tmp_path / "with" / "run" / "version_0" / "metrics.csv").read_text()
 
@@ -90,17 +88,17 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from tests.helpers.small_trainings import Classifier, loader
 from fg_lightning import FullGradMonitor
-from fg_lightning.callbacks.look import Looker
+from fg_lightning.callbacks.look import Explainer
 
 key, folder, fails = "fullgrad/concentration", sys.argv[1], sys.argv[2] == "fails"
-looked = Looker.look
+looked = Explainer.look
 
 def look(self, module, device):
     if fails and module.trainer.current_epoch == 1:
         raise RuntimeError("of a look")
     return looked(self, module, device)
 
-Looker.look = look
+Explainer.look = look
 best = ModelCheckpoint(folder, monitor=key, save_top_k=-1)
 trainer = pl.Trainer(
     accelerator="cpu", devices=2, max_epochs=2, default_root_dir=folder, logger=False, num_sanity_val_steps=0,

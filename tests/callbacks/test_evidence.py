@@ -125,7 +125,7 @@ KINDS = {
 @pytest.mark.parametrize("name", KINDS)
 def test_losses_and_metrics_are_known(name):
     module, kinds = KINDS[name]
-    assert Evidence.of(module()).kinds == kinds
+    assert Evidence.from_model(module()).kinds == kinds
 
 
 class Hyper(OfAProperty):
@@ -148,21 +148,21 @@ COUNTS = {
 @pytest.mark.parametrize("name", COUNTS)
 def test_the_number_of_classes_is_known(name):
     module, counts = COUNTS[name]
-    assert Evidence.of(module()).counts == counts
-    assert Evidence.of(module(), {99}).of_data == {99}
-    assert Evidence.of(module(), {99}, {98}).counts == counts | {98}
+    assert Evidence.from_model(module()).counts == counts
+    assert Evidence.from_model(module(), {99}).of_data == {99}
+    assert Evidence.from_model(module(), {99}, {98}).counts == counts | {98}
 
 
 def test_a_number_of_classes_of_a_network_inside_speaks_for_that_network_only():
     network = nn.Linear(2, 2)
     network.num_classes = 1000
-    found = Evidence.of(OfAProperty(network=network))
+    found = Evidence.from_model(OfAProperty(network=network))
     assert found.heads == {1000}
     assert not found.counts
 
 
 def test_a_head_behind_an_output_is_seen():
-    found = Evidence.of(OfAProperty(net=nn.Linear(2, 64), head=nn.Linear(64, 10)))
+    found = Evidence.from_model(OfAProperty(net=nn.Linear(2, 64), head=nn.Linear(64, 10)))
     assert found.has_head_behind(64, seen=3)
     assert found.has_head_behind(64, seen=10)
     assert not found.has_head_behind(64, seen=11)
@@ -180,8 +180,8 @@ class Compares(Base):
 
 
 def test_methods_of_comparison_are_known_by_their_names_and_by_products():
-    assert Evidence.of(SimCLRTask()).kinds == {"embeddings"}
-    assert Evidence.of(Compares()).kinds == {"embeddings", "classes"}
+    assert Evidence.from_model(SimCLRTask()).kinds == {"embeddings"}
+    assert Evidence.from_model(Compares()).kinds == {"embeddings", "classes"}
 
 
 def test_an_end_in_a_sigmoid_is_seen():
@@ -189,6 +189,6 @@ def test_an_end_in_a_sigmoid_is_seen():
         def forward(self, images):
             return self.net(images).sigmoid()
 
-    assert Evidence.of(Ends(net=nn.Linear(2, 2))).ends_in_sigmoid
-    assert Evidence.of(OfAProperty(net=nn.Sequential(nn.Linear(2, 2), nn.Sigmoid()))).ends_in_sigmoid
-    assert not Evidence.of(OfAProperty(net=nn.Linear(2, 2))).ends_in_sigmoid
+    assert Evidence.from_model(Ends(net=nn.Linear(2, 2))).ends_in_sigmoid
+    assert Evidence.from_model(OfAProperty(net=nn.Sequential(nn.Linear(2, 2), nn.Sigmoid()))).ends_in_sigmoid
+    assert not Evidence.from_model(OfAProperty(net=nn.Linear(2, 2))).ends_in_sigmoid

@@ -13,7 +13,7 @@ from torchvision.transforms import Compose, Normalize, ToTensor, v2
 from torchvision.transforms._presets import ImageClassification
 from torchvision.transforms.functional import normalize
 
-from fg_lightning.recording.normalization import Facts
+from fg_lightning.recording.dataset_metadata import DatasetMetadata
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
@@ -81,7 +81,7 @@ PLACES = {
 
 @pytest.mark.parametrize("place", PLACES)
 def test_the_normalization_is_found(place):
-    found = Facts(PLACES[place]()).normalization()
+    found = DatasetMetadata(PLACES[place]()).normalization()
     assert found.mean == pytest.approx(MEAN)
     assert found.std == pytest.approx(STD)
 
@@ -90,13 +90,13 @@ def test_where_there_is_none_there_is_none():
     endless = SimpleNamespace()
     endless.itself = endless
     nothing = DataLoader(Images(Compose([ToTensor()]), itself=endless))
-    assert Facts(nothing, None, object()).normalization() is None
-    assert Facts(nothing).class_names(3) is None
+    assert DatasetMetadata(nothing, None, object()).normalization() is None
+    assert DatasetMetadata(nothing).class_names(3) is None
 
 
 def test_the_first_root_goes_before_the_others():
     first, second = Normalize((0.1,), (1.0,)), Normalize((0.9,), (1.0,))
-    assert Facts(DataLoader(Images(first)), DataLoader(Images(second))).normalization().mean == (0.1,)
+    assert DatasetMetadata(DataLoader(Images(first)), DataLoader(Images(second))).normalization().mean == (0.1,)
 
 
 class OfProperties(Images):
@@ -128,20 +128,20 @@ NAMED = {
 
 @pytest.mark.parametrize("place", NAMED)
 def test_class_names_are_found(place):
-    facts = Facts(NAMED[place]())
+    facts = DatasetMetadata(NAMED[place]())
     assert facts.class_names(3) == ["cat", "dog", "owl"]
     assert facts.class_names(4) is None
 
 
 def test_names_of_another_number_of_classes_are_none():
     folder = DataLoader(Images(classes=["cat", "dog"], class_to_idx={"cat": 0, "dog": 1}))
-    assert Facts(folder).class_names(1000) is None
-    assert Facts(folder).class_names(1) is None
-    assert Facts(folder, Images(classes=["a", "b", "c"])).class_names(3) == ["a", "b", "c"]
+    assert DatasetMetadata(folder).class_names(1000) is None
+    assert DatasetMetadata(folder).class_names(1) is None
+    assert DatasetMetadata(folder, Images(classes=["a", "b", "c"])).class_names(3) == ["a", "b", "c"]
 
 
 def test_names_of_samples_are_no_classes():
-    assert Facts(DataLoader(Images(names=["a.png", "b.png", "c.png"]))).class_names(3) is None
+    assert DatasetMetadata(DataLoader(Images(names=["a.png", "b.png", "c.png"]))).class_names(3) is None
 
 
 COUNTED = {
@@ -162,7 +162,7 @@ COUNTED = {
 @pytest.mark.parametrize("name", COUNTED)
 def test_the_number_of_classes_is_read_from_names_and_labels(name):
     data, counts = COUNTED[name]
-    assert Facts(DataLoader(data())).class_counts() == counts
+    assert DatasetMetadata(DataLoader(data())).class_counts() == counts
 
 
 # --- numbers of every make
@@ -202,7 +202,7 @@ NORMALIZING = {
 @pytest.mark.parametrize("name", NORMALIZING)
 @pytest.mark.parametrize("wrapped", [lambda t: t, lambda t: Compose([t]), lambda t: [{"image": t}], lambda t: lambda x: t(x)])
 def test_the_numbers_of_a_normalization_are_read(name, wrapped):
-    found = Facts(DataLoader(Images(wrapped(NORMALIZING[name]())))).normalization()
+    found = DatasetMetadata(DataLoader(Images(wrapped(NORMALIZING[name]())))).normalization()
     assert found.mean == pytest.approx(MEAN)
     assert found.std == pytest.approx(STD)
 
@@ -225,14 +225,14 @@ UNREADABLE = {
 
 @pytest.mark.parametrize("name", UNREADABLE)
 def test_a_normalization_whose_numbers_cannot_be_read_is_none(name):
-    assert Facts(DataLoader(Images(UNREADABLE[name]()))).normalization() is None
+    assert DatasetMetadata(DataLoader(Images(UNREADABLE[name]()))).normalization() is None
 
 
 def test_a_normalization_that_did_not_make_the_images_is_passed_over():
     raw = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     training, validation = Normalize((0.1, 0.1, 0.1), (0.5, 0.5, 0.5)), Normalize(MEAN, STD)
     made = validation(raw)
-    facts = Facts(DataLoader(Images(ToTensor())), DataLoader(Images([training, validation])))
+    facts = DatasetMetadata(DataLoader(Images(ToTensor())), DataLoader(Images([training, validation])))
     assert facts.normalization(raw) is None
     assert facts.normalization(255 * raw) is None
     assert facts.normalization(made).mean == pytest.approx(MEAN)
@@ -254,7 +254,7 @@ class Hooked(nn.Module):
 @pytest.mark.parametrize("where", ["on_after_batch_transfer", "on_before_batch_transfer", "forward"])
 def test_what_a_modules_hooks_apply_is_read_but_not_what_its_forward_applies(where):
     module = type("Module", (Hooked,), {})(where)
-    found = Facts.of(module, DataLoader(Images())).normalization()
+    found = DatasetMetadata.from_model(module, DataLoader(Images())).normalization()
     assert (None if found is None else found.mean) == (None if where == "forward" else pytest.approx(MEAN))
 
 
@@ -275,9 +275,9 @@ BROKEN = {"empty closure cell": of_an_empty_cell, "dead proxy": lambda: weakref.
 def test_an_object_that_fails_at_everything_is_passed_over(name):
     broken = BROKEN[name]()
     data = DataLoader(Images(Normalize(MEAN, STD), broken=broken, classes=["cat", "dog"]))
-    assert Facts(broken, data).normalization().mean == pytest.approx(MEAN)
-    assert Facts(broken, data).class_names(2) == ["cat", "dog"]
+    assert DatasetMetadata(broken, data).normalization().mean == pytest.approx(MEAN)
+    assert DatasetMetadata(broken, data).class_names(2) == ["cat", "dog"]
 
 
 def test_what_objects_make_up_or_fail_at_is_left_alone():
-    assert Facts(Failing()).class_names(3) is None
+    assert DatasetMetadata(Failing()).class_names(3) is None

@@ -1,9 +1,5 @@
 """The monitor in real Trainer runs, read back from what it left."""
 
-import inspect
-import re
-import warnings
-
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -14,24 +10,21 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import Normalize
 
 from fg_lightning import FullGrad, FullGradMonitor, full_gradients
-from fg_lightning.history.history import History
-from fg_lightning.recording.normalization import Facts
+from fg_lightning.history import History
 from fg_lightning.recording.probe import Probe
-from fg_lightning.recording.snapshot import Looker
-from fg_lightning.visualization import displayed
-from tests.helpers.small_trainings import LIGHTNINGS_OWN, Classifier, fit, images_and_labels, loader, trainer
-
-pytestmark = LIGHTNINGS_OWN
+from fg_lightning.recording.explainer import Explainer
+from fg_lightning.visualization import to_rgb
+from tests.helpers.small_trainings import Classifier, fit, images_and_labels, loader, trainer
 
 
 def epochs_of(monitor):
-    return [look.epoch for look in monitor.history.looks]
+    return [look.epoch for look in monitor.history.snapshots]
 
 
 def test_the_logged_maps_are_those_of_the_network_at_that_moment(tmp_path):
     monitor = FullGradMonitor(num_samples=4)
     module, _ = fit(tmp_path, monitor)
-    probe, last = monitor.probe, monitor.history.looks[-1]
+    probe, last = monitor.probe, monitor.history.snapshots[-1]
     expected = FullGrad(module).attribute(probe.images, probe.labels)
     assert torch.equal(monitor.history.last_maps, expected)
     error = full_gradients(module, probe.images, probe.labels).completeness_error.mean()
@@ -67,7 +60,7 @@ def test_nothing_is_looked_at_in_the_sanity_check_and_the_first_look_is_at_the_i
     untrained = Classifier()
     untrained.load_state_dict(module.state_dict())
     trainer(tmp_path, monitor, num_sanity_val_steps=2).fit(module, loader(seed=1), loader(16, seed=2))
-    first = monitor.history.looks[0]
+    first = monitor.history.snapshots[0]
     assert (first.epoch, first.step) == (0, 0)
     assert torch.equal(monitor.history.first_maps, FullGrad(untrained).attribute(monitor.probe.images, monitor.probe.labels))
 
@@ -110,7 +103,7 @@ def test_a_share_is_of_what_speaks_for_the_output_whatever_its_sign():
     torch.manual_seed(0)
     module, (images, _) = Classifier().eval(), images_and_labels(6)
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
-    found = Looker(Probe(images, labels)).look(module, torch.device("cpu"))
+    found = Explainer(Probe(images, labels)).look(module, torch.device("cpu"))
     terms = full_gradients(module, images, labels)
     assert (terms.output > 0).any()
     assert (terms.output < 0).any()
@@ -132,9 +125,9 @@ def test_the_first_predictions_are_explained_where_labels_are_no_classes(tmp_pat
     with pytest.warns(UserWarning, match="out of range.*predicted classes of the first look") as caught:
         fit(tmp_path, monitor)
     assert sum("FullGradMonitor" in str(w.message) for w in caught) == 1
-    explained = [[int(row["explained"]) for row in monitor.history.images(look)] for look in range(3)]
+    explained = [[row.explained for row in monitor.history.images(look)] for look in range(3)]
     assert explained[0] == explained[1] == explained[2]
-    assert explained[0][:3] == [int(row["prediction"]) for row in monitor.history.images(0)][:3]
+    assert explained[0][:3] == [row.prediction for row in monitor.history.images(0)][:3]
     assert explained[0][3] == labels[3]
     with pytest.raises(ValueError, match="out of range"):
         fit(tmp_path, FullGradMonitor(probe=(images, labels), strict=True))
@@ -146,13 +139,13 @@ def test_a_second_fit_with_the_same_logger_begins_a_new_history(tmp_path):
         fit(tmp_path, monitor, logger=logger, max_epochs=1)
     folders = sorted(path.parent.name for path in tmp_path.rglob("history.csv"))
     assert folders == ["fullgrad", "fullgrad_1"]
-    assert [len(History.read(tmp_path / "run" / "version_0" / name).looks) for name in folders] == [2, 2]
+    assert [len(History.read(tmp_path / "run" / "version_0" / name).snapshots) for name in folders] == [2, 2]
 
 
 def test_a_fast_dev_run_writes_nothing(tmp_path):
     monitor = FullGradMonitor(num_samples=2, strict=True)
     fit(tmp_path, monitor, fast_dev_run=True)
-    assert len(monitor.history.looks) == 2
+    assert len(monitor.history.snapshots) == 2
     assert not list(tmp_path.rglob("*"))
 
 
@@ -166,7 +159,7 @@ def test_an_interrupted_run_keeps_its_film_strip(tmp_path):
     with pytest.raises(ZeroDivisionError):
         trainer(tmp_path, monitor, Interrupted()).fit(Classifier(), loader(seed=1), loader(16))
     assert monitor.history.strip_path.exists()
-    assert [look.epoch for look in monitor.history.looks] == [0, 1]
+    assert [look.epoch for look in monitor.history.snapshots] == [0, 1]
 
 
 def test_an_untrained_head_of_zeros_has_no_shares(tmp_path):
@@ -175,8 +168,8 @@ def test_an_untrained_head_of_zeros_has_no_shares(tmp_path):
     torch.nn.init.zeros_(module.head[2].bias)
     monitor = FullGradMonitor(num_samples=2, strict=True)
     fit(tmp_path, monitor, module, max_epochs=1)
-    assert "fullgrad/input_share" not in monitor.history.looks[0].numbers
-    assert "fullgrad/input_share" in monitor.history.looks[1].numbers
+    assert "fullgrad/input_share" not in monitor.history.snapshots[0].numbers
+    assert "fullgrad/input_share" in monitor.history.snapshots[1].numbers
 
 
 # --- what is shown
@@ -221,7 +214,7 @@ def test_without_a_normalization_images_are_shown_by_their_own_range(tmp_path):
     monitor = FullGradMonitor(num_samples=4, strict=True)
     fit(tmp_path, monitor, max_epochs=1)
     assert monitor.history.about()["normalization"] is None
-    picture = displayed(monitor.probe.images[0])
+    picture = to_rgb(monitor.probe.images[0])
     assert (picture.min(), picture.max()) == (0, 255)
 
 
@@ -253,155 +246,3 @@ def test_signals_and_volumes_are_drawn_too(tmp_path, shape):
     assert monitor.history.maps(-1).shape == (2, 1, *shape[1:])
     for name in ("film_strip.png", "saliency/epoch_0001.png", "probe/001.png"):
         assert (monitor.history.folder / name).stat().st_size > 100
-
-
-# --- what goes wrong is said once, and training goes on
-
-
-class Raising(Classifier):
-    def forward(self, images):
-        raise RuntimeError("this module is called otherwise")
-
-    def training_step(self, batch, batch_idx):
-        return self.head(self.features(batch[0])).sum()
-
-    def validation_step(self, batch, batch_idx):
-        pass
-
-
-class Routed(pl.LightningModule):
-    """No forward, and more than one network that could be it."""
-
-    def __init__(self):
-        super().__init__()
-        self.encoder, self.decoder = nn.Sequential(nn.Flatten(), nn.Linear(64, 64)), nn.Linear(64, 3)
-
-    def training_step(self, batch, batch_idx):
-        return F.cross_entropy(self.decoder(self.encoder(batch[0])), batch[1])
-
-    def validation_step(self, batch, batch_idx):
-        pass
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), 0.1)
-
-
-class Paired(Classifier):
-    def forward(self, images, ages):
-        return super().forward(images)
-
-    def training_step(self, batch, batch_idx):
-        return F.cross_entropy(self(batch[0], None), batch[1])
-
-    def validation_step(self, batch, batch_idx):
-        pass
-
-
-class Unfitted(Classifier):
-    def forward(self, images):
-        if not self.training:
-            raise RuntimeError("not fitted yet")
-        return super().forward(images)
-
-    def validation_step(self, batch, batch_idx):
-        pass
-
-
-class NotANumber(Classifier):
-    def forward(self, images):
-        output = super().forward(images)
-        return output if self.training else output * torch.nan
-
-
-def with_batches_of(collate):
-    return loader(16, seed=2, collate_fn=collate)
-
-
-class Blind(Classifier):
-    def validation_step(self, batch, batch_idx):
-        pass
-
-
-@pytest.mark.parametrize(
-    ("module", "val", "reason"),
-    [
-        (Raising, loader(16), "called otherwise"),
-        (Routed, loader(16), "has no forward, and the networks in it are encoder, decoder; say how it is called"),
-        (Paired, loader(16), "missing 1 required positional argument: 'ages'.*if it takes something else, say how it is called"),
-        (Unfitted, loader(16), r"not fitted yet .raised by the forward of Unfitted, called on images .8, 1, 8, 8"),
-        (NotANumber, loader(16), "not finite for samples"),
-        (Blind, with_batches_of(lambda samples: torch.stack([label for _, label in samples])), "found no images in a batch"),
-        (Blind, with_batches_of(lambda samples: "no tensor at all"), "found no images in a batch of type str"),
-        (Blind, DataLoader(TensorDataset(torch.empty(0, 1, 8, 8)), 4), "empty"),
-    ],
-)
-def test_a_fault_warns_once_and_training_goes_on(tmp_path, module, val, reason):
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        _, run = fit(tmp_path, FullGradMonitor(), module(), val=val)
-    assert run.global_step == 6
-    messages = [str(w.message) for w in caught if "FullGradMonitor" in str(w.message)]
-    assert len(messages) == 1
-    assert re.search(reason, messages[0])
-    assert "training goes on" in messages[0]
-    with pytest.raises(Exception, match=reason):
-        fit(tmp_path, FullGradMonitor(strict=True), module(), val=val)
-
-
-def test_data_that_cannot_be_asked_for_its_classes_costs_no_look(tmp_path, monkeypatch):
-    def fails(self, count):
-        raise RuntimeError("not downloaded")
-
-    monkeypatch.setattr(Facts, "class_names", fails)
-    monitor = FullGradMonitor(num_samples=4)
-    with pytest.warns(UserWarning, match="not downloaded .*training goes on"):
-        fit(tmp_path, monitor, max_epochs=1)
-    assert epochs_of(monitor) == [0, 1]
-    assert monitor.history.about()["class_names"] is None
-
-
-@pytest.mark.parametrize(
-    ("arguments", "reason"),
-    [
-        ({"every_n_epochs": 0}, "every_n_epochs must be at least 1"),
-        ({"num_samples": 0}, "num_samples must be at least 1"),
-        ({"psi": "squared"}, "psi must be one of absolute, positive, signed"),
-        ({"every_n_epochs": 1.5}, "every_n_epochs must be at least 1, an integer, not 1.5"),
-        ({"num_samples": True}, "num_samples must be at least 1, an integer, not True"),
-        ({"normalization": (0.5, 0.5)}, r"normalization must be \(mean, std\)"),
-        ({"normalization": ([0.5], [0.5, 0.5])}, "a mean and a std for each channel, not 1 and 2"),
-        ({"normalization": ([0.5], [0.0])}, "must not be zero"),
-        ({"probe": torch.zeros(3)}, "probe must be images"),
-        ({"probe": torch.zeros(2, 1, 8, 8, dtype=torch.uint8)}, "probe must be images"),
-        ({"probe": []}, "probe must be images"),
-        ({"probe": (torch.zeros(2, 1, 8, 8), torch.zeros(3).long())}, "a row for each of 2 images"),
-        ({"probe": (torch.zeros(2, 1, 8, 8), [0, 1])}, "a row for each of 2 images"),
-    ],
-)
-@pytest.mark.ill_typed
-def test_bad_arguments_are_refused_at_once(arguments, reason):
-    with pytest.raises(ValueError, match=reason):
-        FullGradMonitor(**arguments)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "reason"),
-    [
-        ({"target": "cat"}, "target must be a class, a list of them or a function of the output, not 'cat'"),
-        ({"target": True}, "target must be a class"),
-        ({"forward": "call"}, "forward must be a function of the module and a batch"),
-        ({"class_names": "cat"}, "class_names must be a list of names"),
-    ],
-)
-@pytest.mark.ill_typed
-def test_arguments_of_another_kind_are_refused_at_once(arguments, reason):
-    with pytest.raises(TypeError, match=reason):
-        FullGradMonitor(**arguments)
-
-
-def test_it_keeps_its_word_on_the_arguments_of_its_configuration():
-    """What callbacks/*.yaml and FG_LIGHTNING may name."""
-    assert list(inspect.signature(FullGradMonitor).parameters) == [
-        *("every_n_epochs", "num_samples", "probe", "target", "forward", "psi", "normalization", "class_names"),
-        *("task", "animation", "report", "strict"),
-    ]

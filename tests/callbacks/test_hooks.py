@@ -12,15 +12,13 @@ from lightning.pytorch.tuner import Tuner
 from torch.utils.data import DataLoader, TensorDataset
 
 from fg_lightning import FullGradMonitor
-from tests.helpers.small_trainings import LIGHTNINGS_OWN, Classifier, fit, loader, trainer
-
-pytestmark = LIGHTNINGS_OWN
+from tests.helpers.small_trainings import Classifier, fit, loader, trainer
 
 HOOKS = ["on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"]
 
 
 def epochs_of(monitor):
-    return [look.epoch for look in monitor.history.looks]
+    return [look.epoch for look in monitor.history.snapshots]
 
 
 class Other(Classifier):
@@ -198,7 +196,7 @@ def test_the_tuner_is_not_looked_at(tmp_path):
     Tuner(run).scale_batch_size(module, max_trials=1, steps_per_trial=1)
     assert monitor.history is None
     run.fit(module)
-    assert [(look.epoch, look.title) for look in monitor.history.looks] == [(0, "untrained"), (1, "epoch 1"), (2, "epoch 2")]
+    assert [(look.epoch, look.title) for look in monitor.history.snapshots] == [(0, "untrained"), (1, "epoch 1"), (2, "epoch 2")]
 
 
 def test_the_learning_rate_finder_is_not_looked_at(tmp_path):
@@ -207,11 +205,11 @@ def test_the_learning_rate_finder_is_not_looked_at(tmp_path):
 
     monitor = FullGradMonitor(num_samples=2, strict=True)
     fit(tmp_path, monitor, Tuned(), max_epochs=1)
-    steps = [look.step for look in monitor.history.looks]
+    steps = [look.step for look in monitor.history.snapshots]
     again = FullGradMonitor(num_samples=2, strict=True)
     run = trainer(tmp_path / "tuned", LearningRateFinder(num_training_steps=3), again, max_epochs=1)
     run.fit(Tuned(), loader(seed=1, shuffle=True), loader(16, seed=2))
-    assert [look.step for look in again.history.looks] == steps
+    assert [look.step for look in again.history.snapshots] == steps
 
 
 def test_validation_and_tests_before_a_fit_are_not_looked_at(tmp_path):
@@ -242,4 +240,4 @@ class OtherNames(Classifier):
 def test_a_hook_may_call_its_arguments_anything(tmp_path):
     monitor = FullGradMonitor(num_samples=2, strict=True)
     fit(tmp_path, monitor, OtherNames())
-    assert [look.epoch for look in monitor.history.looks] == [0, 1, 2]
+    assert [look.epoch for look in monitor.history.snapshots] == [0, 1, 2]

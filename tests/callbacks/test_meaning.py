@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fg_lightning.recording.evidence import Evidence
-from fg_lightning.recording.output_meaning import task_of
+from fg_lightning.recording.output_meaning import infer_task
 from fg_lightning.recording.task import Binary, Classes, Probability, Regions, SeveralClasses, SeveralProbabilities, Task
 
 N = 8
@@ -113,7 +113,7 @@ GUESSED = {
 @pytest.mark.parametrize("name", SURE)
 def test_evidence_decides(name):
     scores, labels, known, kind = SURE[name]
-    found = task_of(scores, IMAGES, labels, known)
+    found = infer_task(scores, IMAGES, labels, known)
     assert type(found.task) is kind
     assert found.assumed is None
 
@@ -121,7 +121,7 @@ def test_evidence_decides(name):
 @pytest.mark.parametrize("name", GUESSED)
 def test_what_evidence_does_not_decide_is_told(name):
     scores, labels, known, kind, chosen = GUESSED[name]
-    found = task_of(scores, IMAGES, labels, known)
+    found = infer_task(scores, IMAGES, labels, known)
     assert type(found.task) is kind
     assert f'FullGradMonitor(task="{chosen}") if that is right, else task="' in found.assumed
     assert f"[{', '.join(['N', *map(str, scores.shape[1:])])}]" in found.assumed
@@ -129,20 +129,20 @@ def test_what_evidence_does_not_decide_is_told(name):
 
 def test_all_labels_count_where_a_part_is_looked_at():
     part, labels = slice(0, 1), cycle(3)
-    assert task_of(normal(3)[part], IMAGES[part], [labels[part]]).assumed is not None
-    assert task_of(normal(3)[part], IMAGES[part], [labels[part]], of_all=[labels]).assumed is None
+    assert infer_task(normal(3)[part], IMAGES[part], [labels[part]]).assumed is not None
+    assert infer_task(normal(3)[part], IMAGES[part], [labels[part]], of_all=[labels]).assumed is None
 
 
 def test_the_labels_are_found_among_the_candidates():
     scores, several = torch.zeros(3, 4), torch.tensor([[0, 1, 1, 0], [0, 0, 0, 0], [1, 1, 0, 0]])
-    assert task_of(scores, IMAGES[:3], [several, torch.tensor([2, 0, 1])]).labels == 1
-    assert task_of(scores, IMAGES[:3], []).labels is None
+    assert infer_task(scores, IMAGES[:3], [several, torch.tensor([2, 0, 1])]).labels == 1
+    assert infer_task(scores, IMAGES[:3], []).labels is None
 
 
 def test_the_places_of_images_in_their_data_set_are_no_labels():
     places, ignored = torch.arange(N), cycle(3).masked_fill(cycle(3) == 0, 255)
-    assert task_of(normal(3), IMAGES, [places, cycle(3)]).labels == 1
-    assert task_of(normal(3), IMAGES, [ignored, cycle(2)], evidence("classes")).labels == 0
+    assert infer_task(normal(3), IMAGES, [places, cycle(3)]).labels == 1
+    assert infer_task(normal(3), IMAGES, [ignored, cycle(2)], evidence("classes")).labels == 0
     part = slice(0, 2)
-    found = task_of(normal(3)[part], IMAGES[part], [places[part], cycle(3)[part]], of_all=[places, cycle(3)])
+    found = infer_task(normal(3)[part], IMAGES[part], [places[part], cycle(3)[part]], of_all=[places, cycle(3)])
     assert found.labels == 1

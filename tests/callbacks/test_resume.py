@@ -13,13 +13,11 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from fg_lightning import FullGradMonitor
 from fg_lightning.history import history as history_module
-from fg_lightning.history.history import History
+from fg_lightning.history import History
 from fg_lightning.recording import resume as resume_module
 from fg_lightning.report import write_report
 from tests import ROOT
-from tests.helpers.small_trainings import LIGHTNINGS_OWN, Classifier, images_and_labels, loader, trainer
-
-pytestmark = [*LIGHTNINGS_OWN, pytest.mark.filterwarnings("ignore:.*exists and is not empty")]
+from tests.helpers.small_trainings import Classifier, images_and_labels, loader, trainer
 
 
 def fit(folder, monitor, epochs, resume=None, val=None, logger=False, saved=None, **options):
@@ -33,7 +31,7 @@ def fit(folder, monitor, epochs, resume=None, val=None, logger=False, saved=None
 
 
 def epochs_of(history):
-    return [look.epoch for look in history.looks]
+    return [look.epoch for look in history.snapshots]
 
 
 def test_the_strip_goes_on_where_it_stopped(tmp_path):
@@ -47,9 +45,9 @@ def test_the_strip_goes_on_where_it_stopped(tmp_path):
     for index in range(5):
         # The second half draws its batches in another order; the looks before are the same.
         if index <= 2:
-            assert half.history.looks[index] == whole.history.looks[index]
+            assert half.history.snapshots[index] == whole.history.snapshots[index]
             assert torch.equal(half.history.maps(index), whole.history.maps(index))
-    assert {"fullgrad/drift", "fullgrad/drift_from_untrained"} <= set(half.history.looks[3].numbers)
+    assert {"fullgrad/drift", "fullgrad/drift_from_untrained"} <= set(half.history.snapshots[3].numbers)
     assert (half.history.folder / "film_strip.png").stat().st_size > 1000
 
 
@@ -60,7 +58,7 @@ def test_the_drift_over_the_gap_is_that_of_the_maps(tmp_path):
     maps = [monitor.history.maps(index).flatten(1) for index in range(3)]
     for key, earlier in (("drift", 1), ("drift_from_untrained", 0)):
         expected = 1 - torch.cosine_similarity(maps[2], maps[earlier]).mean()
-        assert monitor.history.looks[2].numbers[f"fullgrad/{key}"] == pytest.approx(float(expected), abs=1e-5)  # float16 maps
+        assert monitor.history.snapshots[2].numbers[f"fullgrad/{key}"] == pytest.approx(float(expected), abs=1e-5)  # float16 maps
 
 
 def test_the_earlier_run_keeps_what_it_found(tmp_path):
@@ -70,7 +68,7 @@ def test_the_earlier_run_keeps_what_it_found(tmp_path):
     fit(tmp_path, monitor, 2, resume=tmp_path / "saved/epoch=0.ckpt")
     assert monitor.history.folder == tmp_path / "fullgrad" / "version_1"
     assert epochs_of(monitor.history) == [0, 1, 2]
-    assert History.read(tmp_path / "fullgrad" / "version_0").looks == first.looks
+    assert History.read(tmp_path / "fullgrad" / "version_0").snapshots == first.looks
 
 
 def test_a_logger_that_goes_on_in_its_folder_takes_the_history_with_it(tmp_path):
@@ -92,7 +90,6 @@ def test_it_does_not_look_twice_at_the_moment_of_the_checkpoint(tmp_path):
     assert epochs_of(monitor.history) == [0, 2, 4, 6]
 
 
-@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")
 def test_a_checkpoint_within_an_epoch(tmp_path):
     def saved():
         return ModelCheckpoint(tmp_path / "saved", every_n_train_steps=4, save_top_k=-1, filename="{step}")
@@ -109,8 +106,8 @@ def test_a_checkpoint_without_the_monitor_begins_a_history_there(tmp_path):
     trainer(tmp_path, saved, enable_checkpointing=True, max_epochs=1).fit(Classifier(), loader(seed=1), loader(16))
     monitor = FullGradMonitor(num_samples=4, strict=True)
     fit(tmp_path, monitor, 3, resume=tmp_path / "saved/epoch=0.ckpt")
-    assert [look.title for look in monitor.history.looks] == ["epoch 1", "epoch 2", "epoch 3"]
-    assert not any("fullgrad/drift_from_untrained" in look.numbers for look in monitor.history.looks)
+    assert [look.title for look in monitor.history.snapshots] == ["epoch 1", "epoch 2", "epoch 3"]
+    assert not any("fullgrad/drift_from_untrained" in look.numbers for look in monitor.history.snapshots)
 
 
 def test_a_second_fit_without_the_checkpoint_begins_anew(tmp_path):
@@ -200,16 +197,16 @@ def test_images_that_are_not_small_lie_in_the_runs_folder_alone(tmp_path, monkey
 
 def test_where_the_folder_is_gone_the_numbers_go_on(tmp_path):
     fit(tmp_path, FullGradMonitor(num_samples=4, strict=True), 1)
-    before = History.read(tmp_path / "fullgrad" / "version_0").looks
+    before = History.read(tmp_path / "fullgrad" / "version_0").snapshots
     (tmp_path / "fullgrad").rename(tmp_path / "elsewhere")
     monitor = FullGradMonitor(num_samples=4, strict=True)
     fit(tmp_path, monitor, 2, resume=tmp_path / "saved/epoch=0.ckpt")
     read = History.read(tmp_path / "fullgrad" / "version_0")
     assert epochs_of(read) == [0, 1, 2]
-    assert read.looks[:2] == before
+    assert read.snapshots[:2] == before
     assert bool(read.maps(0).isnan().all())
     assert bool(read.maps(2).isfinite().all())
-    assert "fullgrad/drift" not in read.looks[2].numbers
+    assert "fullgrad/drift" not in read.snapshots[2].numbers
     assert (tmp_path / "fullgrad" / "version_0" / "film_strip.png").exists()
 
 
@@ -232,13 +229,13 @@ def test_a_damaged_folder_is_said_and_what_is_left_goes_on(tmp_path, name, is_sa
     assert (monitor.history.folder == first.history.folder) == is_same
     read = History.read(monitor.history.folder)
     assert epochs_of(read) == [0, 1, 2]
-    assert read.looks[:2] == first.history.looks
+    assert read.snapshots[:2] == first.history.snapshots
     assert [bool(read.maps(index).isnan().any()) for index in range(3)] == [False, name == "maps.npy", False]
-    assert len(read.images()) == 12
+    assert [len(rows) for rows in read.images_by_snapshot().values()] == [4, 4, 4]
     assert (read.folder / "film_strip.png").stat().st_size > 1000
     assert write_report(read.folder).stat().st_size > 10_000
-    assert ("fullgrad/drift" in read.looks[2].numbers) == (name != "maps.npy")
-    assert "fullgrad/drift_from_untrained" in read.looks[2].numbers
+    assert ("fullgrad/drift" in read.snapshots[2].numbers) == (name != "maps.npy")
+    assert "fullgrad/drift_from_untrained" in read.snapshots[2].numbers
 
 
 @pytest.mark.parametrize("name", ["looks", "folder", "settings", "task", "fingerprint"])
@@ -260,9 +257,9 @@ def test_a_run_that_goes_on_without_a_look_reads_what_there_was(tmp_path):
     monitor = FullGradMonitor(num_samples=4, strict=True)
     fit(tmp_path, monitor, 2, resume=tmp_path / "saved/epoch=1.ckpt")
     if monitor.history is not None:
-        assert monitor.history.looks == first.history.looks
+        assert monitor.history.snapshots == first.history.snapshots
         assert torch.equal(monitor.history.maps(1), first.history.maps(1))
-        assert monitor.history.images() == first.history.images()
+        assert monitor.history.images_by_snapshot() == first.history.images_by_snapshot()
     assert not (tmp_path / "fullgrad" / "version_1" / "history.csv").exists()
 
 
@@ -294,7 +291,7 @@ def test_a_folder_that_cannot_be_read_now_stays_as_it_is(tmp_path, monkeypatch):
 
 def test_a_copy_that_finds_the_disk_full_is_made_with_the_next_look(tmp_path, monkeypatch):
     fit(tmp_path, FullGradMonitor(num_samples=4, strict=True), 1)
-    real, calls = history_module._copy, []
+    real, calls = history_module._copy_tree, []
 
     def full_at_first(*given):
         calls.append(given)
@@ -302,7 +299,7 @@ def test_a_copy_that_finds_the_disk_full_is_made_with_the_next_look(tmp_path, mo
             raise OSError(errno.ENOSPC, "No space left on device")
         real(*given)
 
-    monkeypatch.setattr(history_module, "_copy", full_at_first)
+    monkeypatch.setattr(history_module, "_copy_tree", full_at_first)
     monitor = FullGradMonitor(num_samples=4)
     with pytest.warns(UserWarning, match="No space left on device"):
         fit(tmp_path, monitor, 4, resume=tmp_path / "saved/epoch=0.ckpt")
@@ -343,7 +340,7 @@ def test_a_table_that_ends_before_the_checkpoint_keeps_maps_and_numbers_together
     monitor = FullGradMonitor(num_samples=4)
     with pytest.warns(UserWarning, match="history.csv lacks look 2"):
         fit(tmp_path, monitor, 3, resume=tmp_path / "saved/epoch=1.ckpt")
-    assert monitor.history.looks[:3] == first.looks
+    assert monitor.history.snapshots[:3] == first.looks
     for index in range(3):
         assert torch.equal(monitor.history.maps(index), first.maps(index))
 
@@ -362,7 +359,7 @@ def test_a_checkpoint_of_another_branch_takes_what_is_its_own(tmp_path):
     fit(tmp_path, third, 4, resume=tmp_path / "first/epoch=2.ckpt", logger=logger())
     states = kept(tmp_path / "first/epoch=2.ckpt")["looks"]
     read = History.read(third.history.folder)
-    assert [{"epoch": look.epoch, "step": look.step, **look.numbers} for look in read.looks[:4]] == states
+    assert [{"epoch": look.epoch, "step": look.step, **look.numbers} for look in read.snapshots[:4]] == states
     assert [bool(read.maps(index).isnan().any()) for index in range(5)] == [False, False, True, True, False]
 
 
@@ -376,10 +373,11 @@ from pathlib import Path
 folder, epochs, *resume = sys.argv[1:]
 monitor = FullGradMonitor(num_samples=4, strict=True)
 fit(Path(folder), monitor, int(epochs), resume=resume[0] if resume else None)
-print([look.epoch for look in monitor.history.looks])
+print([look.epoch for look in monitor.history.snapshots])
 """
 
 
+@pytest.mark.slow
 def test_in_a_new_process(tmp_path):
     command = [sys.executable, "-W", "ignore", "-c", SCRIPT.format(root=str(ROOT)), str(tmp_path)]
     subprocess.run([*command, "1"], check=True, capture_output=True)
@@ -396,4 +394,4 @@ def test_the_images_of_a_checkpoint_keep_their_labels(tmp_path):
     with pytest.warns(UserWarning, match="since the checkpoint was written, images .* are others"):
         fit(tmp_path, monitor, 2, resume=tmp_path / "saved/epoch=0.ckpt", val=val)
     before, now = monitor.history.images(0), monitor.history.images(2)
-    assert [row["label"] for row in now] == [row["label"] for row in before]
+    assert [row.label for row in now] == [row.label for row in before]

@@ -9,7 +9,7 @@ from torch import nn
 from fg_lightning.fullgrad.target import TargetError
 from fg_lightning.recording.evidence import Evidence
 from fg_lightning.recording.probe import Probe
-from fg_lightning.recording.snapshot import Looker
+from fg_lightning.recording.explainer import Explainer
 from fg_lightning.recording.task import (
     TASKS,
     Binary,
@@ -41,8 +41,8 @@ class Gives(nn.Module):
 
 def looked(module, *candidates, looks=1, evidence=None, **options):
     probe = Probe(IMAGES, *candidates[:1], others=tuple(candidates[1:]))
-    looker = Looker(probe, **options, **({} if evidence is None else {"evidence": lambda module: evidence}))
-    return looker, [looker.look(module, CPU) for _ in range(looks)][-1]
+    explainer = Explainer(probe, **options, **({} if evidence is None else {"evidence": lambda module: evidence}))
+    return explainer, [explainer.explain(module, CPU) for _ in range(looks)][-1]
 
 
 LABELS = torch.tensor([2, 0, 1])
@@ -116,8 +116,8 @@ def explained_by_definition(scores, candidates, what):
 def test_the_task_is_understood_and_its_number_is_explained(name):
     shape, candidates, kind, what = CASES[name]
     module = Gives(*shape)
-    looker, found = looked(module, *candidates, evidence=EVIDENCE.get(name))
-    assert type(looker.task) is kind
+    explainer, found = looked(module, *candidates, evidence=EVIDENCE.get(name))
+    assert type(explainer.task) is kind
     scores = module(IMAGES).detach()
     expected = explained_by_definition(scores, candidates, what)
     assert found.terms["output"].tolist() == pytest.approx(expected, rel=1e-4, abs=1e-5)  # float32 sums in another order
@@ -129,13 +129,13 @@ def test_what_was_explained_once_is_explained_again(name):
     """However the network's answers change, and through a checkpoint, which keeps the task's name."""
     shape, candidates, kind, _ = CASES[name]
     module, other = Gives(*shape), Gives(*shape, seed=1)
-    looker, first = looked(module, *candidates, evidence=EVIDENCE.get(name))
-    second = looker.look(other, CPU)
+    explainer, first = looked(module, *candidates, evidence=EVIDENCE.get(name))
+    second = explainer.explain(other, CPU)
     for of_a_look in (first, second):
         if first.answers.explained is not None:
             assert torch.equal(of_a_look.answers.explained, first.answers.explained)
-    resumed = Looker(looker.probe, task=TASKS[kind.__name__]())
-    again = resumed.look(other, CPU)
+    resumed = Explainer(explainer.probe, task=TASKS[kind.__name__]())
+    again = resumed.explain(other, CPU)
     assert torch.equal(again.terms["output"], second.terms["output"])
     assert torch.equal(again.maps, second.maps)
 
@@ -163,15 +163,15 @@ def test_outputs_that_are_probabilities_are_taken_as_they_are():
     _, found = looked(module, LABELS)
     assert torch.allclose(found.answers.confidence, module(IMAGES).detach().amax(1))
     module = nn.Sequential(Gives(4), nn.Sigmoid())
-    looker, found = looked(module, SEVERAL)
-    assert type(looker.task) is SeveralProbabilities
+    explainer, found = looked(module, SEVERAL)
+    assert type(explainer.task) is SeveralProbabilities
     assert torch.allclose(found.answers.confidence, module(IMAGES).detach().amax(1))
-    looker, found = looked(nn.Sequential(Gives(4), nn.Hardtanh(0.2, 0.4)), SEVERAL)  # as logits may be, by accident
-    assert type(looker.task) is SeveralClasses
+    explainer, found = looked(nn.Sequential(Gives(4), nn.Hardtanh(0.2, 0.4)), SEVERAL)  # as logits may be, by accident
+    assert type(explainer.task) is SeveralClasses
     module = nn.Sequential(Gives(1), nn.Sigmoid())
-    looker, found = looked(module, torch.tensor([0, 1, 1]), evidence=Evidence(frozenset({"probabilities"})))
+    explainer, found = looked(module, torch.tensor([0, 1, 1]), evidence=Evidence(frozenset({"probabilities"})))
     probability = module(IMAGES).detach().squeeze(1)
-    assert type(looker.task) is Probability
+    assert type(explainer.task) is Probability
     assert torch.equal(found.answers.predicted, (probability > 0.5).long())
     assert torch.allclose(found.answers.confidence, torch.where(probability > 0.5, probability, 1 - probability))
 
@@ -180,8 +180,8 @@ def test_outputs_that_are_probabilities_are_taken_as_they_are():
 def test_labels_that_are_no_classes_give_way_to_predictions(ignored):
     module = Gives(4)
     labels = torch.tensor([2, ignored, 1])
-    looker, found = looked(module, labels)
-    assert "out of range" in looker.misfit
+    explainer, found = looked(module, labels)
+    assert "out of range" in explainer.misfit
     assert found.answers.explained.tolist() == [2, int(module(IMAGES)[1].argmax()), 1]
 
 
@@ -203,10 +203,10 @@ def test_ignored_places_of_a_label_map_are_no_region(ignored):
 @pytest.mark.parametrize(("target", "expected"), [(3, [3, 3, 3]), ([1, 3, 0], [1, 3, 0]), (torch.tensor([1, 3, 0]), [1, 3, 0])])
 def test_a_target_goes_before_the_labels(target, expected):
     module = Gives(4)
-    looker, found = looked(module, LABELS, target=target)
+    explainer, found = looked(module, LABELS, target=target)
     scores = module(IMAGES).detach()
     assert found.terms["output"].tolist() == pytest.approx([float(scores[i, k]) for i, k in enumerate(expected)], rel=1e-4)
-    assert torch.equal(looker.labels, LABELS)
+    assert torch.equal(explainer.labels, LABELS)
 
 
 def test_a_target_of_a_dense_output_is_explained_everywhere():
@@ -236,8 +236,8 @@ def test_a_target_that_is_no_class_is_refused():
 
 def test_a_target_of_an_output_without_classes_is_an_entry():
     module = Gives(4)
-    looker, found = looked(module, LABELS, target=3, evidence=Evidence(frozenset({"embeddings"})))
-    assert type(looker.task) is Entry
+    explainer, found = looked(module, LABELS, target=3, evidence=Evidence(frozenset({"embeddings"})))
+    assert type(explainer.task) is Entry
     scores = module(IMAGES).detach()
     assert found.terms["output"].tolist() == pytest.approx(scores[:, 3].tolist(), rel=1e-4, abs=1e-6)
     assert torch.allclose(found.answers.predicted, scores[:, 3], atol=1e-6)
@@ -261,9 +261,9 @@ def test_the_user_may_tell_the_task(told):
     shape, labels, kind, what = TOLD[told]
     module = Gives(*shape)
     for evidence in (Evidence(), Evidence(frozenset({"numbers"})), Evidence(frozenset({"classes"}), frozenset({4}))):
-        looker, found = looked(module, labels, told=told, evidence=evidence)
-        assert type(looker.task) is kind
-        assert looker.assumed is None
+        explainer, found = looked(module, labels, told=told, evidence=evidence)
+        assert type(explainer.task) is kind
+        assert explainer.assumed is None
         expected = explained_by_definition(module(IMAGES).detach(), [labels], what)
         assert found.terms["output"].tolist() == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
@@ -313,10 +313,10 @@ PARTS = {
 def test_of_several_parts_one_is_explained_and_that_is_told(name):
     build, told = PARTS[name]
     module = Parts(build)
-    looker, found = looked(module, LABELS, evidence=Evidence(counts=frozenset({4})))
+    explainer, found = looked(module, LABELS, evidence=Evidence(counts=frozenset({4})))
     scores = Gives(4)(IMAGES).detach()
     assert found.terms["output"].tolist() == pytest.approx([float(scores[i, k]) for i, k in enumerate(LABELS)], rel=1e-4)
-    assert looker.assumed is None if told is None else told in looker.assumed
+    assert explainer.assumed is None if told is None else told in explainer.assumed
 
 
 def test_the_output_of_a_detector_needs_a_function():
@@ -331,8 +331,8 @@ def test_a_score_that_is_called_so_is_no_probability():
     """As anomalib's models give it, whose losses and labels speak of yes and no."""
     Anomalies = namedtuple("Anomalies", "pred_score pred_label")
     module = Parts(lambda y: Anomalies(y[:, 0].sigmoid(), y[:, 0] > 0))
-    looker, found = looked(module, torch.tensor([0, 1, 1]), evidence=Evidence(frozenset({"probabilities", "binary"})))
-    assert type(looker.task) is Task
+    explainer, found = looked(module, torch.tensor([0, 1, 1]), evidence=Evidence(frozenset({"probabilities", "binary"})))
+    assert type(explainer.task) is Task
     assert found.answers.confidence is None
 
 
@@ -345,11 +345,11 @@ def test_rows_that_are_more_than_the_images_are_told():
 def test_labels_that_are_counted_from_one_are_left_out():
     """Which entry of the output they belong to is not known."""
     module = Gives(3)
-    looker, found = looked(module, torch.tensor([3, 1, 2]), evidence=Evidence(frozenset({"classes"})))
-    assert type(looker.task) is Classes
-    assert "labels go from 1 to 3, but the classes of the output from 0 to 2" in looker.assumed
+    explainer, found = looked(module, torch.tensor([3, 1, 2]), evidence=Evidence(frozenset({"classes"})))
+    assert type(explainer.task) is Classes
+    assert "labels go from 1 to 3, but the classes of the output from 0 to 2" in explainer.assumed
     assert torch.equal(found.answers.explained, module(IMAGES).argmax(1))
-    assert looker.labels is looker.misfit is None
+    assert explainer.labels is explainer.misfit is None
 
 
 UNFIT = {
@@ -365,8 +365,8 @@ UNFIT = {
 @pytest.mark.parametrize("told", [None, "number"])
 def test_labels_that_fit_nothing_leave_a_number(name, told):
     build, labels = UNFIT[name]
-    looker, found = looked(Parts(build), *labels, looks=2, told=told)
-    assert type(looker.task) is Task
+    explainer, found = looked(Parts(build), *labels, looks=2, told=told)
+    assert type(explainer.task) is Task
     assert found.answers.confidence is None
 
 
@@ -378,9 +378,9 @@ def test_in_parts_it_finds_what_it_finds_at_once():
         shape, candidates, _, _ = CASES[name]
         module = Gives(*shape)
         options = {"evidence": lambda module, name=name: EVIDENCE.get(name, Evidence())}
-        whole, parts = (Looker(Probe(IMAGES, *candidates[:1], at_once=at_once), **options) for at_once in (None, 2))
+        whole, parts = (Explainer(Probe(IMAGES, *candidates[:1], batch_size=batch_size), **options) for batch_size in (None, 2))
         for _ in range(2):
-            first, second = whole.look(module, CPU), parts.look(module, CPU)
+            first, second = whole.explain(module, CPU), parts.explain(module, CPU)
             assert torch.allclose(first.maps, second.maps, atol=1e-5)
             assert torch.allclose(first.terms["output"], second.terms["output"], atol=1e-6)
             assert [layer.module for layer in first.layers] == [layer.module for layer in second.layers]

@@ -12,9 +12,7 @@ from lightning.pytorch.loggers import WandbLogger
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from fg_lightning import FullGradMonitor
-from tests.helpers.small_trainings import LIGHTNINGS_OWN, Classifier, images_and_labels, loader, trainer
-
-pytestmark = LIGHTNINGS_OWN
+from tests.helpers.small_trainings import Classifier, images_and_labels, loader, trainer
 
 
 class Stream(IterableDataset):
@@ -143,9 +141,7 @@ def trained(folder, monitor, options):
 
 
 @pytest.mark.parametrize("name", TRAININGS)
-@pytest.mark.filterwarnings(
-    "ignore:.*Skipping val loop", "ignore:.*sampler is not", "ignore:Anomaly Detection", "ignore:The .grad attribute"
-)
+@pytest.mark.filterwarnings("ignore:.*sampler is not", "ignore:Anomaly Detection", "ignore:The .grad attribute")
 def test_weights_are_bit_identical_with_and_without_the_monitor(tmp_path, name):
     options = dict(TRAININGS[name])
     epochs = options.pop("looks", [0, 1, 2])
@@ -154,11 +150,10 @@ def test_weights_are_bit_identical_with_and_without_the_monitor(tmp_path, name):
     with_monitor, _ = trained(tmp_path / "with", monitor, options)
     for key, value in without.items():
         assert torch.equal(value, with_monitor[key]), key
-    assert [look.epoch for look in monitor.history.looks] == epochs
+    assert [look.epoch for look in monitor.history.snapshots] == epochs
 
 
 @pytest.mark.parametrize("name", ["no validation loader", "limit_val_batches=0", "iterable without validation"])
-@pytest.mark.filterwarnings("ignore:.*Skipping val loop")
 def test_without_validation_data_a_note_tells_that_training_data_is_looked_at(tmp_path, name, caplog):
     """No warning: nothing went wrong, as in a self-supervised run."""
     with caplog.at_level(logging.INFO), warnings.catch_warnings():
@@ -182,7 +177,7 @@ def test_nothing_is_compiled_again_because_of_a_look(tmp_path):
 
     monitor = FullGradMonitor(num_samples=3, strict=True)
     assert compilations(tmp_path / "without") == compilations(tmp_path / "with", monitor) > 0
-    assert len(monitor.history.looks) == 3
+    assert len(monitor.history.snapshots) == 3
 
 
 def test_another_seed_ends_with_other_weights(tmp_path):

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from fg_lightning import FullGrad, SmoothFullGrad
-from fg_lightning.fullgrad import postprocess as blocks
+from fg_lightning.fullgrad import term_map as blocks
 from fg_lightning.fullgrad.linearization import Pointwise
-from fg_lightning.fullgrad.postprocess import PSI, Psi, TermValues
+from fg_lightning.fullgrad.postprocess import PSI, Psi
+from fg_lightning.fullgrad.term_map import TermValues
 
 
-def product(bias: Tensor, gradient: Tensor) -> Tensor:
+def product(gradient: Tensor, bias: Tensor) -> Tensor:
     return bias * gradient
 
 
@@ -42,7 +43,7 @@ def test_psi_of_blocks_is_psi_of_the_term(
 ) -> None:
     monkeypatch.setattr(blocks, "BLOCK", block)
     gradient, bias = lies(normal(5, 6, 4, 3)), normal(6, 1, 1, seed=1).expand(5, 6, 4, 3)
-    reduced = TermValues(product, bias, gradient).reduced(psi)
+    reduced = TermValues(product, bias, gradient).reduce(psi)
     torch.testing.assert_close(reduced, psi(bias * gradient), rtol=1e-12, atol=1e-12)  # float64 sums in another order
 
 
@@ -51,7 +52,7 @@ def test_a_pointwise_bias_is_computed_in_the_same_blocks(monkeypatch: pytest.Mon
     monkeypatch.setattr(blocks, "BLOCK", block)
     gradient, z = normal(3, 6, 4, 3), normal(3, 6, 4, 3, seed=1)
     bias = Pointwise(torch.sin, (z,))
-    reduced = TermValues(product, bias, gradient).reduced(PSI["absolute"])
+    reduced = TermValues(product, bias, gradient).reduce(PSI["absolute"])
     torch.testing.assert_close(reduced, PSI["absolute"](z.sin() * gradient), rtol=1e-12, atol=1e-12)  # as above
 
 
@@ -60,7 +61,7 @@ def test_a_pointwise_bias_is_computed_in_the_same_blocks(monkeypatch: pytest.Mon
 def test_a_nearly_constant_term_does_not_drown(monkeypatch: pytest.MonkeyPatch, block: int, psi: str) -> None:
     monkeypatch.setattr(blocks, "BLOCK", block)
     gradient = (1000 + normal(2, 64, 4, 3)).float()
-    reduced = TermValues(product, torch.ones(()).expand(gradient.shape), gradient).reduced(PSI[psi])
+    reduced = TermValues(product, torch.ones(()).expand(gradient.shape), gradient).reduce(PSI[psi])
     expected = PSI[psi](gradient.double()).float()  # sums of 64 numbers of at most 1
     torch.testing.assert_close(reduced, expected, rtol=1e-5, atol=1e-5)
 

@@ -13,7 +13,6 @@ from fg_lightning import full_gradients
 from tests.helpers.random_networks import CLASSES, images, randomised
 
 # torch itself says so when forward-mode differentiation is first used.
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")
 
 
 def relu_net() -> nn.Sequential:

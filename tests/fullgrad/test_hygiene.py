@@ -145,7 +145,7 @@ def live_tensors() -> int:
     return sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
 
 
-@pytest.mark.parametrize("fail", [False, True])
+@pytest.mark.parametrize("fail", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", METHODS)
 def test_no_tensor_stays_alive(method: str, fail: bool) -> None:
     model, x = Net(), torch.rand(2, 3, 6, 6)
@@ -194,7 +194,7 @@ def resident() -> float:
 
 
 @pytest.mark.skipif(not STATM.exists(), reason="reads the resident memory from /proc")
-@pytest.mark.parametrize("fail", [False, True])
+@pytest.mark.parametrize("fail", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", METHODS)
 def test_memory_does_not_grow(method: str, fail: bool) -> None:
     class Large(Net):

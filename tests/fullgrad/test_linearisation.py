@@ -15,13 +15,12 @@ from fg_lightning.fullgrad.linearization import (
     _double_reverse_mode,
     _forward_mode,
     _reverse_mode,
-    linearise,
+    linearize,
 )
-from fg_lightning.fullgrad.operation import Call, tensors_in
+from fg_lightning.fullgrad.operation import Operation, tensors_in
 from tests.helpers.operations.definition import TOLERANCE, Operand, const, z
 
 # torch itself says so when forward-mode differentiation is first used.
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")
 
 ONE_CALL = {
     "sin": (torch.sin, (z(2, 3),), {}),
@@ -40,7 +39,7 @@ ONE_CALL = {
 ONE_REVERSE_PASS_ONLY = {"cdist"}  # torch has neither a forward-mode nor a double-backward formula that reaches its operands
 
 
-def call_of(name: str) -> tuple[Call, list[Tensor]]:
+def call_of(name: str) -> tuple[Operation, list[Tensor]]:
     """A call as the tape builds it, and the outputs minus Jacobian times operands."""
     function, args, kwargs = ONE_CALL[name]
     torch.manual_seed(4)
@@ -53,41 +52,41 @@ def call_of(name: str) -> tuple[Call, list[Tensor]]:
         return [built(item) for item in tree] if isinstance(tree, list) else tree
 
     leaves: list[Tensor] = []
-    call = Call(function, tuple(built(arg) for arg in args), kwargs)
-    if call.in_place:
-        call.keep_overwritten()
-    result = function(*call.args, **call.kwargs)
-    call.has_run(tensors_in(result))
+    op = Operation(function, tuple(built(arg) for arg in args), kwargs)
+    if op.in_place:
+        op.keep_overwritten()
+    result = function(*op.args, **op.kwargs)
+    op.has_run(tensors_in(result))
     expected = []
-    for y in call.outputs:
+    for y in op.outputs:
         rows = [torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True) for value in y.flatten()]
         product = [sum((g * leaf).sum() for g, leaf in zip(row, leaves, strict=True) if g is not None) for row in rows]
         expected.append((y - torch.stack(product).reshape(y.shape)).detach())
-    return call, expected
+    return op, expected
 
 
 @pytest.mark.parametrize("name", [name for name in ONE_CALL if name not in ONE_REVERSE_PASS_ONLY])
 @pytest.mark.parametrize("mode", [_forward_mode, _double_reverse_mode])
-def test_either_way_to_a_jacobian_product_gives_the_bias(mode: Callable[[Call], list[Tensor]], name: str) -> None:
-    call, expected = call_of(name)
-    for bias, value in zip(mode(call), expected, strict=True):
+def test_either_way_to_a_jacobian_product_gives_the_bias(mode: Callable[[Operation], list[Tensor]], name: str) -> None:
+    op, expected = call_of(name)
+    for bias, value in zip(mode(op), expected, strict=True):
         torch.testing.assert_close(bias, value, **TOLERANCE)
 
 
 @pytest.mark.parametrize("name", ONE_CALL)
 def test_one_reverse_pass_gives_what_the_bias_contributes(name: str) -> None:
-    call, expected = call_of(name)
-    for bias, value in zip(_reverse_mode(call), expected, strict=True):
+    op, expected = call_of(name)
+    for bias, value in zip(_reverse_mode(op), expected, strict=True):
         gradient = torch.randn(value.shape, dtype=torch.float64)
         of_output, *of_operands = bias.contributions(gradient)
-        assert [t.shape for t in of_operands] == [t.shape for t in call.dependent]
+        assert [t.shape for t in of_operands] == [t.shape for t in op.dependent]
         torch.testing.assert_close(of_output.sum() - sum(t.sum() for t in of_operands), (gradient * value).sum(), **TOLERANCE)
 
 
 @pytest.mark.parametrize("name", [name for name in ONE_CALL if name not in ONE_REVERSE_PASS_ONLY])
 def test_fallback_gives_one_bias_for_each_output(name: str) -> None:
-    call, expected = call_of(name)
-    biases = linearise(call)
+    op, expected = call_of(name)
+    biases = linearize(op)
     assert [bias.output for bias in biases] == list(range(len(expected)))
     for bias, value in zip(biases, expected, strict=True):
         torch.testing.assert_close(bias.value, value, **TOLERANCE)
@@ -109,9 +108,9 @@ class Cube(torch.autograd.Function):
 
 def test_fallback_takes_the_one_reverse_pass_where_there_is_no_second() -> None:
     x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True).clone()
-    call = Call(Cube.apply, (x,), {})
-    call.has_run([Cube.apply(x)])
-    (bias,) = linearise(call)
+    op = Operation(Cube.apply, (x,), {})
+    op.has_run([Cube.apply(x)])
+    (bias,) = linearize(op)
     assert isinstance(bias.value, Summed)
     of_output, of_operand = bias.value.contributions(torch.ones(2, 3, dtype=torch.float64))
     torch.testing.assert_close((of_output - of_operand).sum(), (-2 * x.detach() ** 3).sum(), **TOLERANCE)
@@ -128,7 +127,7 @@ def test_fallback_says_when_an_operation_cannot_be_run_again() -> None:
             return Cube.forward(ctx, x)
 
     x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True).clone()
-    call = Call(Once.apply, (x,), {})
-    call.has_run([Once.apply(x)])
+    op = Operation(Once.apply, (x,), {})
+    op.has_run([Once.apply(x)])
     with pytest.raises(NotDifferentiable, match="once only"):
-        linearise(call)
+        linearize(op)

@@ -13,7 +13,6 @@ from torch.nn.modules import activation, padding, pooling
 from tests.helpers.operations.definition import Case, Operand, check, z
 
 # torch itself says so when forward-mode differentiation is first used.
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")
 
 ACTIVATION_ARGUMENTS: dict[str, tuple[Any, ...]] = {"Threshold": (0.1, 2.0), "Softmin": (1,), "Softmax": (1,), "LogSoftmax": (1,)}
 

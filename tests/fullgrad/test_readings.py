@@ -7,7 +7,7 @@ from torch import nn
 from torchvision.models import SwinTransformer, VisionTransformer, efficientnet_b0
 
 from fg_lightning import FullGrad, full_gradients
-from fg_lightning.fullgrad.readings import operations_of
+from fg_lightning.fullgrad.readings import find_reading
 
 # Rounding of a few hundred operations in float64.
 EXACT = 1e-11
@@ -92,7 +92,7 @@ def test_a_softmax_at_the_end_is_no_attention():
 
 @pytest.mark.ill_typed
 def test_unknown_readings_are_refused_with_the_known_ones():
-    for refused in (lambda: operations_of("affine"), lambda: FullGrad(nn.Identity(), reading="affine")):
+    for refused in (lambda: find_reading("affine"), lambda: FullGrad(nn.Identity(), reading="affine")):
         with pytest.raises(ValueError, match="exact, locally_affine"):
             refused()
 

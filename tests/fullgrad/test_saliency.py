@@ -15,77 +15,9 @@ from captum.metrics import sensitivity_max
 from torch import Tensor, nn
 
 from fg_lightning import FullGrad, SimpleFullGrad, SmoothFullGrad, full_gradients
-from fg_lightning.fullgrad.postprocess import PSI
+from tests.helpers.saliency_networks import NETS, LessTheMean, net, randomised
 
 MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
-
-
-class Residual(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-        self.norm = nn.BatchNorm2d(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x + self.norm(self.conv(x)))
-
-
-def randomised(model: nn.Module) -> nn.Module:
-    """Biases and statistics as a trained net has them, and not at their zeros and ones."""
-    generator = torch.Generator().manual_seed(1)
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.running_mean.normal_(generator=generator)
-            module.running_var.uniform_(0.5, 2, generator=generator)
-            nn.init.uniform_(module.weight, 0.5, 1.5, generator=generator)
-        if getattr(module, "bias", None) is not None:
-            nn.init.normal_(module.bias, generator=generator)
-    return model.eval()
-
-
-NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "convolutions": (
-        lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 5)),
-        (2, 8, 8),
-    ),
-    "batch norm and pooling": (
-        lambda: nn.Sequential(
-            nn.Conv2d(2, 4, 3, bias=False),
-            nn.BatchNorm2d(4),
-            nn.ReLU(inplace=True),
-            nn.MaxPool2d(2),
-            nn.Conv2d(4, 6, 2),
-            nn.BatchNorm2d(6),
-            nn.ReLU(inplace=True),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(6, 5),
-        ),
-        (2, 10, 8),
-    ),
-    "residual": (
-        lambda: nn.Sequential(
-            nn.Conv2d(2, 4, 3, stride=2), Residual(4), nn.AvgPool2d(2), Residual(4), nn.Flatten(), nn.Linear(16, 5)
-        ),
-        (2, 9, 9),
-    ),
-    "a signal": (
-        lambda: nn.Sequential(nn.Conv1d(2, 4, 3), nn.BatchNorm1d(4), nn.ReLU(), nn.MaxPool1d(2), nn.Flatten(), nn.Linear(12, 5)),
-        (2, 8),
-    ),
-    "a volume": (
-        lambda: nn.Sequential(
-            nn.Conv3d(1, 3, 2), nn.BatchNorm3d(3), nn.ReLU(), nn.AvgPool3d(2), nn.Flatten(), nn.Linear(3 * 2 * 2 * 1, 5)
-        ),
-        (1, 5, 5, 4),
-    ),
-}
-
-
-def net(name: str) -> tuple[nn.Module, Tensor]:
-    build, shape = NETS[name]
-    torch.manual_seed(0)
-    return randomised(build()), torch.randn(3, *shape)
 
 
 def psi(term: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -230,73 +162,6 @@ def test_works_in_captums_sensitivity() -> None:
     assert sensitivity.isfinite().all()
 
 
-def noisy_versions(images: Tensor, noise: float, seed: int, num_samples: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    ranges = torch.stack([image.max() - image.min() for image in images])
-    return [
-        images + noise * ranges.reshape(-1, 1, 1, 1) * torch.randn(images.shape[1:], generator=generator).to(images)
-        for _ in range(num_samples)
-    ]
-
-
-def test_smooth_fullgrad_averages_terms_before_psi() -> None:
-    """On a net of one convolution, whose terms can be written down."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(75, 4)).double().eval()
-    images = torch.randn(2, 2, 5, 5, dtype=torch.float64)
-    input_terms, bias_terms = [], []
-    for noisy in noisy_versions(images, 0.3, 7, 5):
-        x = noisy.requires_grad_()
-        z = model[0](x)
-        gradients = torch.autograd.grad(model[1:](z)[:, 2].sum(), (x, z))
-        input_terms.append(gradients[0] * noisy.detach())
-        bias_terms.append(gradients[1] * model[0].bias.detach()[:, None, None])
-    expected = PSI["absolute"](torch.stack(input_terms).mean(0)) + PSI["absolute"](torch.stack(bias_terms).mean(0))
-    drawn = SmoothFullGrad(model, num_samples=5, noise=0.3, seed=7).attribute(images, 2)
-    torch.testing.assert_close(drawn[:, 0], expected, rtol=1e-10, atol=1e-10)  # float64 sums in another order
-
-
-def test_smooth_fullgrad_without_noise_is_fullgrad() -> None:
-    model, images = residual_net(), torch.randn(5, 2, 8, 8, dtype=torch.float64)
-    smooth = SmoothFullGrad(model, num_samples=2, noise=0.0).attribute(images)
-    torch.testing.assert_close(smooth, FullGrad(model).attribute(images), rtol=1e-10, atol=1e-10)
-
-
-def test_smooth_maps_and_terms_do_not_depend_on_the_batch_or_the_random_state() -> None:
-    model, images, method = residual_net(), torch.randn(5, 2, 8, 8, dtype=torch.float64), {"num_samples": 3, "noise": 0.5}
-    before = torch.get_rng_state()
-    maps, terms = SmoothFullGrad(model, **method).attribute_with_terms(images, [0, 1, 2, 3, 4])
-    assert torch.equal(torch.get_rng_state(), before)
-    assert terms.completeness_error.max() < 1e-10  # float64
-    for internal_batch_size in (1, 2, 5):
-        alike = SmoothFullGrad(model, internal_batch_size=internal_batch_size, **method).attribute(images, [0, 1, 2, 3, 4])
-        torch.testing.assert_close(alike, maps, rtol=1e-10, atol=1e-10)
-    alone = SmoothFullGrad(model, **method).attribute(images[3:4], 3)
-    torch.testing.assert_close(alone, maps[3:4], rtol=1e-10, atol=1e-10)
-    assert not torch.allclose(SmoothFullGrad(model, seed=1, **method).attribute(images[3:4], 3), alone)
-
-
-class Windows(nn.Module):
-    """Ends in an operation of which it is not known that it keeps samples apart."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.unfold(2, 2, 2).unfold(3, 2, 2).square().mean((-1, -2)).flatten(1)
-
-
-class LessTheMean(nn.Module):
-    """Mixes the samples of a batch."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.flatten(1) - x.flatten(1).mean(0)
-
-
-def test_smooth_fullgrad_takes_images_one_by_one_where_they_cannot_be_told_apart() -> None:
-    images = torch.randn(6, 2, 4, 4, dtype=torch.float64)
-    method = SmoothFullGrad(Windows(), num_samples=2)
-    alone = torch.cat([method.attribute(images[i : i + 1], 1) for i in range(6)])
-    torch.testing.assert_close(method.attribute(images, 1), alone, rtol=1e-10, atol=1e-10)
-
-
 class Halves(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -384,25 +249,3 @@ def test_a_layout_that_returns_no_images_is_refused() -> None:
     model = nn.Sequential(nn.SiLU(), nn.Flatten())
     with pytest.raises(ValueError, match=r"layout must return silu in 0 as \[N, C, \*S\].*returned shape \(2, 4, 4\)"):
         FullGrad(model, layout=lambda term, values: values[0]).attribute(torch.randn(2, 2, 4, 4), 0)
-
-
-@pytest.mark.parametrize("n", [2, 3, 7])
-def test_smooth_fullgrad_refuses_a_model_that_mixes_samples(n: int) -> None:
-    with pytest.raises(ValueError, match="depends on the other images"):
-        SmoothFullGrad(LessTheMean(), num_samples=2).attribute(torch.randn(n, 2, 4, 4), 1)
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [({"num_samples": 0}, "num_samples"), ({"noise": -0.1}, "noise"), ({"internal_batch_size": 0}, "internal_batch_size")],
-)
-def test_settings_of_smooth_fullgrad_out_of_range_are_refused(setting: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        SmoothFullGrad(nn.Flatten(), **setting)
-
-
-def residual_net() -> nn.Module:
-    torch.manual_seed(0)
-    return randomised(
-        nn.Sequential(nn.Conv2d(2, 3, 3), Residual(3), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 5))
-    ).double()

@@ -15,7 +15,6 @@ from fg_lightning import full_gradients
 from tests.helpers.random_networks import CLASSES, images
 
 # torch itself says so when forward-mode differentiation is first used.
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")
 
 
 @dataclass

@@ -1,24 +1,12 @@
 """Small networks and data for real Trainer runs."""
 
 import lightning.pytorch as pl
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 CLASSES = 3
-
-LIGHTNINGS_OWN = [
-    # Lightning's advice on runs as small as these, and its own use of torch and wandb
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no"),
-    pytest.mark.filterwarnings("ignore:Your `val_dataloader`'s sampler has shuffling enabled"),
-    pytest.mark.filterwarnings("ignore:You requested to overfit but enabled"),
-    pytest.mark.filterwarnings("ignore:Total length of .* is zero"),
-    pytest.mark.filterwarnings("ignore:.*isinstance\\(treespec, LeafSpec\\)"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:lightning"),
-]
 
 
 def images_and_labels(n, seed=0, size=8):
@@ -35,6 +23,18 @@ def images_and_labels(n, seed=0, size=8):
 
 def loader(n=24, seed=0, batch_size=8, **options):
     return DataLoader(TensorDataset(*images_and_labels(n, seed)), batch_size, **options)
+
+
+class Stream(IterableDataset):
+    """16 images in order; counts how often it was opened."""
+
+    def __init__(self, seed):
+        self.seed = seed
+        self.opened = 0
+
+    def __iter__(self):
+        self.opened += 1
+        yield from TensorDataset(*images_and_labels(16, self.seed))
 
 
 class Classifier(pl.LightningModule):

@@ -11,10 +11,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from fg_lightning.history.history import History
-from fg_lightning.recording.probe import Probe
-from fg_lightning.recording.snapshot import NUMBERS, Findings, Layer, Look
-from fg_lightning.recording.task import Answers
+from fg_lightning.history import History
+from fg_lightning.history.records import NUMBERS, TERMS, Answers, Explanation, LayerTerms, Snapshot
 from fg_lightning.removal import ranks
 from fg_lightning.roar.cell_training import ALL, Cell, Result, write_result
 from fg_lightning.roar.manifest import Manifest, SplitIdentity, checksums_of, digest_of
@@ -28,28 +26,30 @@ def smooth_maps(n, size, generator, signed=False):
     return F.interpolate(coarse - (0.5 if signed else 0.0), (size, size), mode="bilinear")
 
 
-def run(folder, looks=4, n=5, size=12, *, signed=False, names=NAMES, layers=2, strip=True):
-    """A run of so many looks at n images; returns the maps of every look."""
+def run(folder, num_snapshots=4, n=5, size=12, *, signed=False, names=NAMES, layers=2, strip=True):
+    """A run of some snapshots of n images; returns the maps of each."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(n) % 3
     pictures = [np.random.default_rng(i).integers(0, 255, (size, size, 3), dtype=np.uint8) for i in range(n)]
     about = {"module": "Net", "psi": "signed" if signed else "absolute", "images": [n, 3, size, size], "class_names": names}
     history = History(folder)
-    history.begin(about, Probe(torch.rand(n, 3, size, size, generator=generator), labels), pictures)
+    history.begin(about, torch.rand(n, 3, size, size, generator=generator), labels, pictures)
     maps = []
-    for epoch in range(looks):
+    for epoch in range(num_snapshots):
         maps.append(smooth_maps(n, size, generator, signed))
         numbers = {
             f"fullgrad/{key}": (epoch + 1) * 10.0 ** -(i + 1) for i, key in enumerate(NUMBERS) if epoch or "drift" not in key
         }
-        terms = ("output", "input_term", "bias_term", "implicit_term", "completeness_error")
         history.add(
-            Look(epoch, 10 * epoch, numbers),
-            Findings(
+            Snapshot(epoch, 10 * epoch, numbers),
+            Explanation(
                 maps[-1],
                 Answers(labels, (labels + 1) % 3 if epoch == 0 else labels, torch.rand(n, generator=generator)),
-                {name: torch.rand(n, generator=generator) for name in terms},
-                [Layer("", "input", 0.5), *(Layer(f"layer.{i}", "explicit", (-1) ** i / (i + 2)) for i in range(layers))],
+                {name: torch.rand(n, generator=generator) for name in TERMS},
+                [
+                    LayerTerms("", "input", 0.5),
+                    *(LayerTerms(f"layer.{i}", "explicit", (-1) ** i / (i + 2)) for i in range(layers)),
+                ],
             ),
             labels,
         )

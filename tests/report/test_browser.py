@@ -16,7 +16,7 @@ pytestmark = [
     pytest.mark.skipif(not (DRIVER and CHROMIUM), reason="there is no browser: apt-get install chromium chromium-driver"),
 ]
 
-LOOK, CHOSEN = "look", "chosen"
+SNAPSHOT, CHOSEN = "snapshot", "chosen"
 """What a run's page and an experiment's say they have drawn."""
 
 
@@ -79,15 +79,15 @@ def slide(browser, name, value):
     )
 
 
-def at_look(browser, look):
-    return until(browser, f"document.documentElement.dataset.look === '{look}'")
+def at_snapshot(browser, snapshot):
+    return until(browser, f"document.documentElement.dataset.snapshot === '{snapshot}'")
 
 
 INJECTED = """<script>document.documentElement.dataset.injected = "script"</script>
 <img src="x" onerror="document.documentElement.dataset.injected = 'handler'"><img src="https://example.org/x.png"></body>"""
 
 
-@pytest.mark.parametrize(("make", "drawn"), [(run, LOOK), (experiment, CHOSEN)])
+@pytest.mark.parametrize(("make", "drawn"), [(run, SNAPSHOT), (experiment, CHOSEN)])
 def test_its_policy_lets_nothing_run_that_is_not_its_own(browser, tmp_path, make, drawn):
     make(tmp_path)
     path = write_report(tmp_path)
@@ -105,38 +105,38 @@ TILE = ".grid li:nth-child(2) canvas"
 @pytest.fixture
 def page(browser, tmp_path):
     run(tmp_path)
-    opened(browser, write_report(tmp_path), LOOK)
+    opened(browser, write_report(tmp_path), SNAPSHOT)
     return browser
 
 
 def test_the_slider_moves_the_picture(page):
     last = pixels(page, TILE)
-    slide(page, "look", 0)
-    at_look(page, 0)
+    slide(page, "snapshot", 0)
+    at_snapshot(page, 0)
     assert pixels(page, TILE) != last
     assert page.find_element("id", "moment").text == "untrained, step 0"
     assert "predicted" in page.find_element("css selector", ".grid button").get_attribute("aria-label")
-    slide(page, "look", 3)
-    at_look(page, 3)
+    slide(page, "snapshot", 3)
+    at_snapshot(page, 3)
     assert pixels(page, TILE) == last
 
 
-def test_arrow_keys_go_through_the_looks_and_stop_at_the_ends(page):
+def test_arrow_keys_go_through_the_snapshots_and_stop_at_the_ends(page):
     from selenium.webdriver.common.keys import Keys
 
     shown = {3: pixels(page, TILE)}
-    for look in (2, 1, 0, 0):
+    for snapshot in (2, 1, 0, 0):
         press(page, Keys.ARROW_LEFT)
-        at_look(page, look)
-        shown[look] = pixels(page, TILE)
+        at_snapshot(page, snapshot)
+        shown[snapshot] = pixels(page, TILE)
     assert len({tuple(painted) for painted in shown.values()}) == 4
     press(page, Keys.ARROW_RIGHT)
-    at_look(page, 1)
+    at_snapshot(page, 1)
     assert pixels(page, TILE) == shown[1]
     press(page, Keys.END)
-    at_look(page, 3)
+    at_snapshot(page, 3)
     press(page, Keys.HOME)
-    at_look(page, 0)
+    at_snapshot(page, 0)
 
 
 def test_strength_is_the_opacity_of_the_maps_alone(page):
@@ -149,10 +149,10 @@ def test_strength_is_the_opacity_of_the_maps_alone(page):
     assert (float(page.execute_script(opacity)), page.execute_script(grey)) == (1, "grayscale(1)")
 
 
-def test_play_goes_from_the_first_look_to_the_last(page):
+def test_play_goes_from_the_first_snapshot_to_the_last(page):
     page.find_element("id", "play").click()
-    at_look(page, 0)
-    at_look(page, 3)
+    at_snapshot(page, 0)
+    at_snapshot(page, 3)
     until(page, "document.getElementById('play').getAttribute('aria-label') === 'play'")
 
 
@@ -171,8 +171,8 @@ def test_an_image_opens_with_its_strip_and_what_is_known_of_it(page):
     big = pixels(page, "#detail-picture canvas")
     assert big == pixels(page, TILE)
     press(page, Keys.ARROW_LEFT)
-    at_look(page, 2)
-    until(page, "document.querySelector('.strip [aria-current=true]').dataset.look === '2'")
+    at_snapshot(page, 2)
+    until(page, "document.querySelector('.strip [aria-current=true]').dataset.snapshot === '2'")
     assert pixels(page, "#detail-picture canvas") != big
     dialog.find_element("id", "image-after").click()
     assert dialog.find_element("id", "detail-title").text == "Image 2: bird"
@@ -185,11 +185,11 @@ def test_layers_whose_share_is_not_defined_have_no_bar(browser, tmp_path):
     lines = (tmp_path / "layers.csv").read_text().replace("0,0,,input,0.5,", "0,0,,input,,").splitlines(keepends=True)
     of_first = [line if not line.startswith("1,") else ",".join([*line.split(",")[:4], "", "\n"]) for line in lines]
     (tmp_path / "layers.csv").write_text("".join(of_first))
-    opened(browser, write_report(tmp_path), LOOK)
+    opened(browser, write_report(tmp_path), SNAPSHOT)
     bars = []
-    for look in range(3):
-        slide(browser, "look", look)
-        at_look(browser, look)
+    for snapshot in range(3):
+        slide(browser, "snapshot", snapshot)
+        at_snapshot(browser, snapshot)
         browser.execute_script("document.querySelector('.grid .tile').click()")
         bars.append([bar.text for bar in browser.find_elements("css selector", "#bars th")])
         assert bool(browser.find_element("id", "layers-title").text) == bool(bars[-1])
@@ -201,7 +201,7 @@ def test_curves_are_drawn_and_a_line_says_where_the_slider_is(page):
     figures = page.find_elements("css selector", ".figure")
     assert len(figures) == 5
     assert all(figure.find_elements("css selector", "svg.main-svg") for figure in figures)
-    slide(page, "look", 1)
+    slide(page, "snapshot", 1)
     until(page, "document.getElementById('figure-shares').layout.shapes[0].x0 === 1")
 
 
@@ -213,7 +213,7 @@ def test_it_fits_a_phone_and_the_dark(browser, tmp_path):
         browser.execute_cdp_cmd(
             "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
         )
-        for path, drawn in ((write_report(tmp_path / "run"), LOOK), (write_report(tmp_path / "roar"), CHOSEN)):
+        for path, drawn in ((write_report(tmp_path / "run"), SNAPSHOT), (write_report(tmp_path / "roar"), CHOSEN)):
             opened(browser, path, drawn)
             assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
             assert browser.execute_script(ground) == "rgb(255, 255, 255)"
@@ -263,11 +263,11 @@ def test_masks_of_another_image(browser, tmp_path):
 
 @pytest.mark.parametrize("size", [28, 224])
 def test_200_epochs_of_32_images_stay_under_30_mb_and_open_fast(browser, tmp_path, size):
-    run(tmp_path, looks=200, n=32, size=size, layers=30)
+    run(tmp_path, num_snapshots=200, n=32, size=size, layers=30)
     path = write_report(tmp_path)
     assert path.stat().st_size < 30e6
     start = time.monotonic()
-    opened(browser, path, LOOK)
+    opened(browser, path, SNAPSHOT)
     assert time.monotonic() - start < 30  # a hang, not a measurement
-    slide(browser, "look", 100)
-    at_look(browser, 100)
+    slide(browser, "snapshot", 100)
+    at_snapshot(browser, 100)

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from fg_lightning.removal import removal_mask
-from fg_lightning.report import CannotRun, write_report
+from fg_lightning.errors import CannotRun
+from fg_lightning.report import write_report
 from fg_lightning.roar.cell_training import Cell, Result, read_result, write_result
 from fg_lightning.roar.results import Results
 from tests.helpers.written_runs import Page, decoded, experiment

@@ -12,20 +12,11 @@ from plotly.offline import get_plotlyjs
 
 from fg_lightning import FullGradMonitor
 from fg_lightning.cli.main import main
-from fg_lightning.report import CannotRun, write_report
-from fg_lightning.report.sprites import ENCODINGS, Encoding, fitting, levels, palette, picture_webp, sprite
-from fg_lightning.visualization.overlay import displayed, enlarged, overlaid
-from tests.helpers.small_trainings import LIGHTNINGS_OWN, Classifier, loader, trainer
+from fg_lightning.report import write_report
+from fg_lightning.report.sprites import ENCODINGS, Encoding, choose_encoding, colour_levels, encode_maps, encode_picture, palette
+from fg_lightning.visualization.saliency_overlay import enlarge, overlay_rgb, to_rgb
+from tests.helpers.small_trainings import Classifier, loader, trainer
 from tests.helpers.written_runs import Page, decoded, run
-
-pytestmark = LIGHTNINGS_OWN
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run") / "version_0" / "fullgrad"
-    maps = run(folder)
-    return folder, maps, Page(write_report(folder))
 
 
 def overlaid_by_page(page, picture, level, strength):
@@ -38,22 +29,22 @@ def overlaid_by_page(page, picture, level, strength):
 
 @pytest.mark.parametrize("signed", [False, True])
 def test_image_and_map_are_layers_that_add_up_to_the_overlay(tmp_path, signed):
-    maps = run(tmp_path, looks=2, signed=signed)
+    maps = run(tmp_path, num_snapshots=2, signed=signed)
     page = Page(write_report(tmp_path))
     picture = np.asarray(Image.open(tmp_path / "probe" / "003.png"))
     for strength in (0.3, 0.7):
         seen = overlaid_by_page(page, picture, page.tiles("maps-1", 5)[3], strength)
-        expected = overlaid(picture, maps[1][3].half(), strength=strength)
+        expected = overlay_rgb(picture, maps[1][3].half(), strength=strength)
         # one level of 256 from the float16 on disk, and rounding
-        assert np.abs(enlarged(seen.round().astype(np.uint8)).astype(int) - expected).max() <= 3
+        assert np.abs(enlarge(seen.round().astype(np.uint8)).astype(int) - expected).max() <= 3
 
 
-def test_every_map_of_every_look_is_there_without_loss(written):
+def test_every_map_of_every_snapshot_is_there_without_loss(written):
     _, maps, page = written
     assert [name for name in page.scripts if str(name).startswith("maps-")] == ["maps-0", "maps-1", "maps-2", "maps-3"]
-    for look in range(4):
-        tiles = page.tiles(f"maps-{look}", 5)
-        expected = np.stack([levels(values.numpy(), is_signed=False) for values in maps[look][:, 0]])
+    for index in range(4):
+        tiles = page.tiles(f"maps-{index}", 5)
+        expected = np.stack([colour_levels(values.numpy(), is_signed=False) for values in maps[index][:, 0]])
         assert np.abs(tiles.astype(int) - expected).max() <= 1  # float16 on disk
 
 
@@ -71,7 +62,7 @@ def test_the_images_are_there_as_they_were_and_are_named(written):
 def test_what_is_known_of_an_image(written):
     folder, _, page = written
     data = page.data()
-    assert [look["title"] for look in data["looks"]] == ["untrained", "epoch 1", "epoch 2", "epoch 3"]
+    assert [snapshot["title"] for snapshot in data["snapshots"]] == ["untrained", "epoch 1", "epoch 2", "epoch 3"]
     first = data["images"][0][0]
     assert (first["label"], first["explained"], first["right"]) == ("cat", "cat", False)
     last = data["images"][3][1]
@@ -96,11 +87,11 @@ def test_curves_are_those_of_the_history(written):
 
 
 def test_what_cannot_lie_on_a_logarithmic_axis_is_left_out():
-    from fg_lightning.report.figures import lines
+    from fg_lightning.report.figures import line_figure
 
-    figure = lines("a", "A", [0, 1, 2], ["x", "y", "z"], {"q": [0.0, 0.5, None]}, xlabel="epoch", log_scale=True)
+    figure = line_figure("a", "A", [0, 1, 2], ["x", "y", "z"], {"q": [0.0, 0.5, None]}, xlabel="epoch", log_scale=True)
     assert figure.content["data"][0]["y"] == [None, 0.5, None]
-    assert "q from 0 to 0.5" in figure.said
+    assert "q from 0 to 0.5" in figure.summary
 
 
 def test_nothing_is_asked_of_a_network(written):
@@ -149,7 +140,7 @@ def test_what_the_layers_add_to_each_image_is_there_in_16_bits(tmp_path):
     attributes = next(attributes for _, attributes in page.elements if attributes.get("id") == "terms-2")
     terms = np.frombuffer(base64.b64decode(page.scripts["terms-2"]), "<i2").reshape(-1, 4) * float(attributes["data-scale"])
     rows = monitor.history.layers(2)
-    expected = np.array([[float(term) for term in row["terms"].split()] for row in rows])
+    expected = np.array([row.terms for row in rows])
     assert np.abs(terms - expected).max() <= np.abs(expected).max() / 32767
     outputs = [image["terms"][0] for image in page.data()["images"][2]]
     assert terms.sum(0) == pytest.approx(outputs, abs=1e-3)
@@ -159,14 +150,14 @@ def test_what_the_layers_add_to_each_image_is_there_in_16_bits(tmp_path):
 
 
 def test_maps_that_take_too_much_are_reduced_and_it_is_said(tmp_path, monkeypatch):
-    maps = run(tmp_path, looks=3, n=4, size=128)
-    monkeypatch.setattr("fg_lightning.report.run_page.fitting", lambda looks, sprite_of: fitting(looks, sprite_of, budget=4_000))
+    maps = run(tmp_path, num_snapshots=3, n=4, size=128)
+    monkeypatch.setattr("fg_lightning.report.run_page.choose_encoding", lambda *given: choose_encoding(*given, budget=4_000))
     page = Page(write_report(tmp_path))
     said = re.search(r"Maps are reduced from 128 by 128 to (\d+) by \1, in 8 bits, WebP quality \d+", page.words)
     side = int(said[1])
     assert side < 128
     tiles = page.tiles("maps-2", 4).astype(float)
-    expected = np.stack([levels(values.numpy(), is_signed=False) for values in maps[2][:, 0]]).astype(float)
+    expected = np.stack([colour_levels(values.numpy(), is_signed=False) for values in maps[2][:, 0]]).astype(float)
     enlarged_back = [np.asarray(Image.fromarray(tile).resize((128, 128), Image.Resampling.BILINEAR)) for tile in tiles]
     assert np.abs(np.stack(enlarged_back) - expected).mean() < 8  # of 255
 
@@ -174,27 +165,27 @@ def test_maps_that_take_too_much_are_reduced_and_it_is_said(tmp_path, monkeypatc
 def test_the_best_encoding_that_fits_is_taken():
     asked = []
 
-    def sized(look, encoding):
+    def sized(snapshot, encoding):
         asked.append(encoding)
         return b"0" * (1000 if encoding == ENCODINGS[0] else 100)
 
-    assert fitting(range(10), sized, budget=10_000) == ENCODINGS[0]
-    assert fitting(range(10), sized, budget=9_999) == ENCODINGS[1]
-    assert fitting(range(10), sized, budget=10) == ENCODINGS[-1]
-    assert fitting([], sized, budget=10) == ENCODINGS[0]
+    assert choose_encoding(range(10), sized, budget=10_000) == ENCODINGS[0]
+    assert choose_encoding(range(10), sized, budget=9_999) == ENCODINGS[1]
+    assert choose_encoding(range(10), sized, budget=10) == ENCODINGS[-1]
+    assert choose_encoding([], sized, budget=10) == ENCODINGS[0]
 
 
 def test_maps_of_any_shape_make_a_sprite():
     maps = np.random.default_rng(0).random((7, 5, 9)).astype(np.float32)
-    picture = decoded(base64.b64encode(sprite(maps, Encoding(), is_signed=False)))
+    picture = decoded(base64.b64encode(encode_maps(maps, Encoding(), is_signed=False)))
     assert picture.shape == (3 * 5, 3 * 9, 3)
-    assert (picture[5:10, 9:18, 0] == levels(maps[4], is_signed=False)).all()
+    assert (picture[5:10, 9:18, 0] == colour_levels(maps[4], is_signed=False)).all()
     assert Encoding(4, 50).size(5, 9) == (2, 4)
 
 
 def test_large_pictures_are_reduced():
-    picture = Image.fromarray(np.asarray(displayed(torch.rand(3, 600, 900))))
-    assert decoded(base64.b64encode(picture_webp(picture))).shape == (299, 448, 3)
+    picture = Image.fromarray(np.asarray(to_rgb(torch.rand(3, 600, 900))))
+    assert decoded(base64.b64encode(encode_picture(picture))).shape == (299, 448, 3)
 
 
 def test_opacity_falls_to_half_where_saliency_is_lowest():
@@ -203,183 +194,7 @@ def test_opacity_falls_to_half_where_saliency_is_lowest():
     assert palette(is_signed=True)[127][3] == pytest.approx(128, abs=1)
 
 
-# --- what is not as it should be
-
-
-def note_of(folder):
-    page = Page(write_report(folder))
-    start = page.words.find("What the network looks at")
-    return page, page.words[:start]
-
-
-def test_a_whole_run_has_nothing_to_note(written):
-    assert not any(attributes.get("role") == "note" for _, attributes in written[2].elements)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "noted"),
-    [
-        ("maps.npy", None, "maps.npy is missing: images are shown without maps"),
-        ("maps.npy", b"\x93NUMPY", "maps.npy is damaged"),
-        ("maps.npy", b"", "maps.npy is damaged"),
-        ("maps.npy", 0.9, "maps.npy holds the maps of 3 of 4 looks"),
-        ("images.csv", None, "images.csv is missing"),
-        ("images.csv", b"", "images.csv holds the images of 0 of 4 looks"),
-        (
-            "images.csv",
-            0.5,
-            "images.csv was not ended and is left out. images.csv holds the images of 1 of 4 looks",
-        ),
-        ("images.csv", 0.9, "images.csv holds the images of 3 of 4 looks"),
-        ("layers.csv", None, "layers.csv is missing"),
-        ("layers.csv", b"", "layers.csv holds the layers of 0 of 4 looks"),
-        (
-            "layers.csv",
-            0.5,
-            "layers.csv was not ended and is left out. layers.csv holds the layers of 2 of 4 looks",
-        ),
-        ("layers.csv", 0.9, "The last line of layers.csv was not ended"),
-        ("probe.json", None, "probe.json is missing: classes have no names"),
-        ("probe.json", b"{", "probe.json is damaged"),
-        ("probe/002.png", None, "1 of 5 images are missing"),
-        ("probe/002.png", b"no picture", "1 of 5 images are missing"),
-        ("film_strip.png", None, "the run goes on, or it was killed"),
-    ],
-)
-def test_what_is_missing_or_damaged_is_said_and_the_rest_is_shown(tmp_path, name, content, noted):
-    run(tmp_path)
-    whole = (tmp_path / name).read_bytes()
-    (tmp_path / name).unlink()
-    if content is not None:
-        (tmp_path / name).write_bytes(whole[: int(len(whole) * content)] if isinstance(content, float) else content)
-    page, notes = note_of(tmp_path)
-    assert noted in " ".join(notes.split())
-    assert len(page.data()["looks"]) == 4
-    assert sum(attributes.get("class") == "tile" for _, attributes in page.elements) == 5
-
-
-@pytest.mark.parametrize("name", ["history.csv", "images.csv", "layers.csv"])
-def test_damaged_rows_are_counted_and_left_out(tmp_path, name):
-    run(tmp_path)
-    lines = (tmp_path / name).read_text().splitlines()
-    lines[2] = "\0garbage,,\xff"
-    lines[3] = lines[3][:4]
-    (tmp_path / name).write_text("\n".join(lines) + "\n", encoding="latin-1")
-    page, notes = note_of(tmp_path)
-    assert re.search(rf"2 of \d+ rows of {name} are damaged", notes)
-    assert len(page.data()["looks"]) == (2 if name == "history.csv" else 4)
-
-
-def test_fewer_maps_than_looks(tmp_path):
-    run(tmp_path)
-    entries = np.load(tmp_path / "maps.npy")
-    entries[1] = np.nan
-    np.save(tmp_path / "maps.npy", entries[:3])
-    page, notes = note_of(tmp_path)
-    assert "the maps of 3 of 4 looks" in notes
-    assert [bool(page.scripts.get(f"maps-{look}")) for look in range(4)] == [True, False, True, False]
-
-
-@pytest.mark.parametrize("share", [0.5, 0.9])
-def test_fewer_looks_than_maps(tmp_path, share):
-    run(tmp_path)
-    whole = (tmp_path / "history.csv").read_bytes()
-    (tmp_path / "history.csv").write_bytes(whole[: int(len(whole) * share)])
-    page, notes = note_of(tmp_path)
-    left = len(page.data()["looks"])
-    assert 0 < left < 4
-    assert "The last line of history.csv was not ended" in notes
-    assert f"maps.npy holds the maps of 4 looks, of which history.csv has {left}" in notes
-
-
-@pytest.mark.parametrize("name", ["history.csv", "images.csv", "layers.csv"])
-@pytest.mark.parametrize("garbage", [b"\r", b"\r\n", b'"', b"\0", b"\xff"])
-def test_stray_bytes_in_a_table_cost_no_more_than_rows(tmp_path, name, garbage):
-    run(tmp_path)
-    whole = (tmp_path / name).read_bytes()
-    middle = whole.index(b"\n", len(whole) // 2) + 2  # behind the first cell of a row
-    (tmp_path / name).write_bytes(whole[:middle] + garbage + whole[middle:])
-    page, notes = note_of(tmp_path)
-    assert name in notes
-    assert len(page.data()["looks"]) >= 2
-
-
-def test_what_csv_gives_up_at_is_said_and_the_rows_before_it_are_kept(tmp_path):
-    run(tmp_path)
-    with (tmp_path / "layers.csv").open("a") as file:
-        file.write('4,0,"' + 200_000 * "x" + "\n")
-    page, notes = note_of(tmp_path)
-    assert "layers.csv is damaged behind its row 12: a row is no CSV: field larger than field limit" in notes
-    assert [len(layers) for layers in page.data()["layers"]] == [3] * 4
-
-
-@pytest.mark.parametrize("largest", [100, 50], ids=["warned of", "refused"])
-def test_a_picture_that_pillow_takes_for_an_attack_counts_as_missing(tmp_path, monkeypatch, largest):
-    run(tmp_path)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", largest)  # they have 144
-    assert "5 of 5 images are missing" in note_of(tmp_path)[1]
-
-
-@pytest.mark.parametrize("lost", ["cut", "nan"])
-def test_maps_keep_their_size_where_those_of_the_last_look_are_lost(tmp_path, lost):
-    run(tmp_path)
-    entries = np.load(tmp_path / "maps.npy")
-    entries[-1] = np.nan
-    np.save(tmp_path / "maps.npy", entries[:3] if lost == "cut" else entries)
-    page = Page(write_report(tmp_path))
-    assert (page.data()["height"], page.data()["width"]) == page.tiles("maps-0", 5).shape[1:] == (12, 12)
-    assert "Maps are 12 by 12" in page.words
-
-
-def test_where_the_output_is_zero_no_layer_has_a_share(tmp_path):
-    module = Classifier()
-    torch.nn.init.zeros_(module.head[2].weight)
-    torch.nn.init.zeros_(module.head[2].bias)
-    monitor = FullGradMonitor(num_samples=4, report=True, strict=True)
-    trainer(tmp_path, monitor).fit(module, loader(seed=1), loader(16, seed=2))
-    assert {row["share"] for row in monitor.history.layers(0)} == {""}
-    assert not {key for key in monitor.history.looks[0].numbers if key.endswith("_share")}
-    page = Page(monitor.history.folder / "report.html")
-    assert not any(attributes.get("role") == "note" for _, attributes in page.elements)
-    assert {layer["share"] for layer in page.data()["layers"][0]} == {None}
-    shares = page.data("figures")["layers"]["data"][0]["z"]
-    assert {row[0] for row in shares} == {None}
-    assert all(None not in row[1:] for row in shares)
-
-
-def test_a_run_with_one_look(tmp_path):
-    run(tmp_path, looks=1)
-    page = Page(write_report(tmp_path))
-    slider = next(attributes for _, attributes in page.elements if attributes.get("id") == "look")
-    assert (slider["max"], "disabled" in slider) == ("0", True)
-
-
-def test_a_run_is_found_below_the_folder_that_is_named(tmp_path):
-    run(tmp_path / "logs" / "version_0" / "fullgrad")
-    assert write_report(tmp_path) == tmp_path / "logs" / "version_0" / "fullgrad" / "report.html"
-    run(tmp_path / "logs" / "version_1" / "fullgrad")
-    with pytest.raises(CannotRun, match=r"2 runs below .*newest is first: .*version_1.*version_0"):
-        write_report(tmp_path)
-    assert write_report(tmp_path / "logs" / "version_1", tmp_path / "new" / "x.html") == tmp_path / "new" / "x.html"
-
-
-def test_where_there_is_nothing_to_report_the_reason_is_said(tmp_path):
-    with pytest.raises(CannotRun, match="does not exist"):
-        write_report(tmp_path / "nowhere")
-    (tmp_path / "file").touch()
-    with pytest.raises(CannotRun, match="is a file"):
-        write_report(tmp_path / "file")
-    with pytest.raises(CannotRun, match="neither a monitored run"):
-        write_report(tmp_path)
-    run(tmp_path / "begun", looks=0)
-    with pytest.raises(CannotRun, match=r"no look stands in its history\.csv"):
-        write_report(tmp_path / "begun")
-    run(tmp_path / "run")
-    with pytest.raises(CannotRun, match=r"cannot be written: .*--output"):
-        write_report(tmp_path / "run", tmp_path / "file" / "report.html")
-
-
-# --- how a person gets one
+# --- how the user gets one
 
 
 def test_the_command_says_where_it_lies(tmp_path, capsys):
@@ -397,7 +212,7 @@ def test_a_monitor_writes_it_at_the_end_if_asked(tmp_path):
     trainer(tmp_path, monitor).fit(Classifier(), loader(seed=1), loader(16, seed=2))
     folder = tmp_path / "fullgrad" / "version_0"
     page = Page(folder / "report.html")
-    assert len(page.data()["looks"]) == 3
+    assert len(page.data()["snapshots"]) == 3
     assert not any(attributes.get("role") == "note" for _, attributes in page.elements)
     with Image.open(folder / "animation.gif") as picture:
         assert picture.n_frames == 3

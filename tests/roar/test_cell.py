@@ -14,6 +14,8 @@ from fg_lightning.roar import ROARExperiment, SaliencyStore
 from fg_lightning.roar.cell_training import Cell, quiet
 from tests.helpers.tiny_squares import Data, Net
 
+pytestmark = pytest.mark.filterwarnings("error")  # the package silences Lightning's advice itself
+
 FRACTION = 0.25
 
 CASES = [

@@ -128,7 +128,6 @@ class Seeing(Callback):
         self.images.append(batch[0])
 
 
-@pytest.mark.filterwarnings("ignore:You have overridden `on_after_batch_transfer`")
 @pytest.mark.parametrize(("base", "model", "factor", "shift"), [(OfData, Net, 3, -1), (Data, OfNet, 5, 1), (OfData, OfNet, 3, -1)])
 def test_batches_go_through_the_hooks_that_they_would_go_through_without_us(base, model, factor, shift, store, tmp_path):
     torch.manual_seed(0)

@@ -29,6 +29,8 @@ from tests import ROOT
 from tests.helpers import tiny_squares
 from tests.helpers.tiny_squares import Data, Diverging, Net
 
+pytestmark = pytest.mark.filterwarnings("error")  # the package silences Lightning's advice itself
+
 COMMAND = str(Path(sys.executable).with_name("fg-lightning"))
 
 

@@ -25,6 +25,8 @@ from fg_lightning.roar.store_writer import Draft
 from tests import ROOT
 from tests.helpers.tiny_squares import SIDE, TENSOR, Data, Net, Squares
 
+pytestmark = pytest.mark.filterwarnings("error")  # the package silences Lightning's advice itself
+
 
 def set_up(**settings):
     data = Data(**settings)

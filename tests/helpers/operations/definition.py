@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fg_lightning.fullgrad.decomposition import record
-from fg_lightning.fullgrad.linearization import Pointwise, computed
+from fg_lightning import full_gradients
 from fg_lightning.fullgrad.operation import tensors_in
 
 # Both sides are float64 sums of at most some hundred numbers of size one, or a few hundred in the products.
@@ -99,15 +98,9 @@ def values_of(case: Case) -> Tensor:
 
 
 def sum_of_biases(case: Case) -> Tensor:
-    total = torch.zeros((), dtype=torch.float64)
-
-    def visit(term: Any, bias: Tensor | Pointwise, gradient: Tensor) -> None:
-        bias = computed(bias)
-        total.add_((gradient.conj() * bias).real.sum() if gradient.is_complex() else (gradient * bias).sum())
-
-    recording = record(Operation(case), values_of(case), lambda output: output, visit)
-    assert not recording.missing_ops
-    return total
+    terms = full_gradients(Operation(case), values_of(case), lambda output: output)
+    assert not terms.missing_ops
+    return sum([*terms.bias_terms.values(), *terms.implicit_terms.values()], torch.zeros(1, dtype=torch.float64)).squeeze()
 
 
 def bias_by_definition(case: Case) -> Tensor:
