@@ -1,12 +1,12 @@
-"""How a bias waits for the gradient at its output, and reaches a visitor together with it."""
+"""Biases wait on output tensors for their gradients. Both then go to visitors, term by term."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Union
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,9 +19,13 @@ from fg_lightning.fullgrad.operation import Operation
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """Which bias it is: the module in whose forward the operation ran (qualified name), the operation, and how its values lie.
+    """What a bias term belongs to.
 
-    They lie as the operation's output does, or are one for each sample, [N], where no more is known than their sum.
+    Attributes:
+        module: qualified name of the module in whose forward the operation ran.
+        operation: name of the operation.
+        kind: "explicit" or "implicit".
+        layout: how its values lie: as the operation's output, or one number for each sample, [N], if only their sum is known.
     """
 
     module: str
@@ -34,26 +38,43 @@ class Term:
 
 
 def name_operation(operation: str, module: str) -> str:
-    """An operation and the module in whose forward it ran, in words."""
+    """An operation and its module, for messages."""
     return f"{operation} in {module or 'the model itself'}"
 
 
-Visitor = Callable[[Term, Union[Tensor, Pointwise], Tensor], None]
-"""Called with (term, bias, gradient) during the backward pass; the bias is broadcastable to the gradient, of the term's layout."""
+class TermVisitor(Protocol):
+    """Receives every term of a run and keeps what it needs of it: its sums, a map, an average."""
+
+    def visit(self, term: Term, bias: Tensor | Pointwise, gradient: Tensor) -> None:
+        """Receive a bias term during the backward pass, last operation first.
+
+        Args:
+            term: what the bias belongs to.
+            bias: broadcastable to the gradient.
+            gradient: the output's gradient at the operation, in the layout of the term.
+        """
+
+    def visit_input(self, images: Tensor, gradient: Tensor) -> None:
+        """Receive the term of the input, after all others.
+
+        Args:
+            images: as the model takes them, [N, C, *S].
+            gradient: the output's gradient at the images, [N, C, *S].
+        """
 
 
 class _Deferred:
-    """A bias that is computed when its gradient comes, or before one of the values it is computed from is overwritten."""
+    """A bias that is computed when its gradient comes, or earlier if one of its inputs is about to be overwritten."""
 
     def __init__(self, value: Tensor | Pointwise | Callable[[], Tensor]) -> None:
         self._value = value
 
     def secure(self) -> None:
-        """Have the bias before what it is computed from, or is itself a view of, is overwritten."""
+        """Compute the bias now: its inputs, or the memory that it is a view of, are about to be overwritten."""
         self._value = self._value.clone() if isinstance(self._value, Tensor) else self._value()
 
     def take(self) -> Tensor | Pointwise:
-        """The bias, let go of here: a gradient comes once."""
+        """The bias. It is released here, since a gradient comes once."""
         value, self._value = self._value, _TAKEN
         return value if isinstance(value, (Tensor, Pointwise)) else value()
 
@@ -62,59 +83,59 @@ _TAKEN = torch.empty(0)
 
 
 class BiasHooks:
-    """Hooks outputs, so that a visitor gets each bias when its gradient comes.
+    """Hooks on outputs, which pass each bias on to visitors when its gradient comes.
 
     Args:
-        visitor: see `Visitor`.
-        n: how many samples there are.
+        visitors: receive the terms, each term in this order.
+        num_images: number of samples.
 
     Attributes:
-        terms: what it hears of, in forward order.
+        terms: all bias terms, in forward order.
     """
 
-    def __init__(self, visitor: Visitor, n: int) -> None:
+    def __init__(self, visitors: Sequence[TermVisitor], num_images: int) -> None:
         self.terms: list[Term] = []
-        self._visitor = visitor
-        self._n = n
-        self._missing: list[str] = []
-        self._heard: set[str] = set()
+        self._visitors = visitors
+        self._num_images = num_images
+        self._suspects: list[str] = []
+        self._reached: set[str] = set()
         self._is_on = False
         self._readers: dict[int, list[_Deferred]] = defaultdict(list)
 
     def secure(self, overwritten: Tensor) -> None:
-        """Have all biases that are computed from a tensor which is about to be overwritten."""
+        """Compute all biases that depend on a tensor which is about to be overwritten."""
         for deferred in self._readers.pop(storage_of(overwritten), ()):
             deferred.secure()
 
     @property
     def missing_ops(self) -> list[str]:
-        """What `miss` was told of and a gradient reached, in forward order."""
-        return [text for text in self._missing if text in self._heard]
+        """The operations reported to `report_missing` that a gradient reached, in forward order."""
+        return [text for text in self._suspects if text in self._reached]
 
-    def miss(self, text: str, tensor: Tensor) -> None:
-        """Name what was not seen before a tensor, if the tensor counts for the explained output."""
-        self._missing.append(text)
+    def report_missing(self, text: str, tensor: Tensor) -> None:
+        """Name an operation without a bias behind a tensor. It counts only if the explained output depends on the tensor."""
+        self._suspects.append(text)
 
         def hook(gradient: Tensor | None) -> None:
             if gradient is not None and self._is_on and bool(gradient.any()):
-                self._heard.add(text)
+                self._reached.add(text)
 
         tensor.register_hook(hook)
 
     def watch_gradient_hook(self, hook: Callable[[Tensor], Tensor | None], text: str) -> Callable[[Tensor], Tensor | None]:
-        """A hook of the model's own on a tensor's gradient, named where it changes that gradient: no rule knows of the change."""
-        self._missing.append(text)
+        """Wrap a gradient hook of the model, so that it is named if it changes the gradient: no rule knows of that change."""
+        self._suspects.append(text)
 
-        def watching(gradient: Tensor) -> Tensor | None:
-            changed = hook(gradient)
-            if changed is not None and self._is_on and not torch.equal(changed.to(gradient), gradient):
-                self._heard.add(text)
-            return changed
+        def wrapper(gradient: Tensor) -> Tensor | None:
+            result = hook(gradient)
+            if result is not None and self._is_on and not torch.equal(result.to(gradient), gradient):
+                self._reached.add(text)
+            return result
 
-        return watching
+        return wrapper
 
     def wait(self, op: Operation, bias: Bias, module: str) -> None:
-        """Hook the output, so that the visitor gets the bias when the gradient comes."""
+        """Hook the output, so that the visitors receive the bias when the gradient comes."""
         output = op.outputs[bias.output]
         layout = layout_of(output)
         if layout is None:
@@ -126,41 +147,45 @@ class BiasHooks:
         for read in (bias.value,) if isinstance(bias.value, Tensor) else op.held:
             self._readers[storage_of(read)].append(deferred)
         term = self._term(module, op, bias.kind, layout)
-        self._hook(op, output, lambda gradient: self._visitor(term, deferred.take(), gradient))
+        self._hook(op, output, lambda gradient: self._visit(term, deferred.take(), gradient))
 
     def _wait_for_sum(self, op: Operation, kind: Kind, output: Tensor, bias: Summed, module: str) -> None:
-        """Hook the output of which no more than the bias's contribution to each sample will be known."""
+        """Hook an output whose bias is known only by what it contributes to each sample."""
         layouts = [layout_of(t) for t in (output, *op.dependent)]
-        term = self._term(module, op, kind, Layout((Dim((Factor(SAMPLE, self._n),)),)))
+        term = self._term(module, op, kind, Layout((Dim((Factor(SAMPLE, self._num_images),)),)))
 
-        def hear(gradient: Tensor) -> None:
+        def receive(gradient: Tensor) -> None:
             of_output, *of_operands = (
-                layout.per_sample(entries, self._n)  # type: ignore[union-attr]  # the output's samples are known from theirs
+                layout.per_sample(entries, self._num_images)  # type: ignore[union-attr]  # the output's samples are known from theirs
                 for layout, entries in zip(layouts, bias.contributions(gradient), strict=True)
             )
-            self._visitor(term, of_output - sum(of_operands), torch.ones_like(of_output))
+            self._visit(term, of_output - sum(of_operands), torch.ones_like(of_output))
 
-        self._hook(op, output, hear)
+        self._hook(op, output, receive)
+
+    def _visit(self, term: Term, bias: Tensor | Pointwise, gradient: Tensor) -> None:
+        for visitor in self._visitors:
+            visitor.visit(term, bias, gradient)
 
     def _term(self, module: str, op: Operation, kind: Kind, layout: Layout) -> Term:
         self.terms.append(Term(module, op.name, kind, layout))
         return self.terms[-1]
 
-    def _hook(self, op: Operation, output: Tensor, hear: Callable[[Tensor], None]) -> None:
-        places: Callable[[Tensor], Tensor] | None = None
-        # A view of a tensor that nobody else sees is hooked there: overwritten later, it would get a history of its own.
+    def _hook(self, op: Operation, output: Tensor, receive: Callable[[Tensor], None]) -> None:
+        read: Callable[[Tensor], Tensor] | None = None
+        # A view of a tensor that is not used otherwise is hooked at that tensor: if overwritten, it gets a history of its own.
         if output._is_view() and (op.in_place or not hasattr(output._base, "_fg_layout")):
-            output, places = _base_and_places(output)
+            output, read = _base_of(output)
 
         def hook(gradient: Tensor | None) -> None:
             if gradient is not None and self._is_on:  # of several outputs, one may not be used
-                hear(places(gradient) if places else gradient)
+                receive(read(gradient) if read else gradient)
 
         output.register_hook(hook)
 
     @contextmanager
     def on(self) -> Iterator[None]:
-        """Let the gradients that come in here reach the visitor; a forward may ask for gradients of its own."""
+        """Pass on the gradients that come inside this context. A forward may compute gradients of its own before."""
         self._is_on = True
         try:
             yield
@@ -168,35 +193,32 @@ class BiasHooks:
             self._is_on = False
 
     def close(self) -> None:
-        """Forget the visitor and all biases: a model that keeps a tensor of its forward keeps the hooks, which keep this.
+        """Release the visitors and all biases.
 
-        A visitor may lead back to the model, and Python finds no cycle that goes through autograd's graph.
+        A model that keeps a tensor of its forward keeps the hooks and this object. A visitor may refer to the model, and Python
+        cannot find a cycle that goes through autograd's graph.
         """
-        self._visitor = _unheard
+        self._visitors = ()
         self._readers.clear()
-
-
-def _unheard(term: Term, bias: Tensor | Pointwise, gradient: Tensor) -> None:
-    """The visitor of a run that is over."""
 
 
 def layout_of(tensor: Tensor) -> Layout | None:
     return getattr(tensor, "_fg_layout", None)
 
 
-def _base_and_places(view: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """The tensor that a view was written through to, and how to read the view's places off the gradient at it.
+def _base_of(view: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The base that an operation wrote to through a view, and a function that reads the view's gradient off that of the base.
 
-    What comes after may use either of the two, and both uses meet in the base's gradient only.
+    Later operations may use the view or the base. Only the gradient of the base has both uses.
     """
     base = view._base
     assert base is not None
     shape, strides, offset = view.shape, view.stride(), view.storage_offset() - base.storage_offset()
     base_shape, base_strides = base.shape, base.stride()
 
-    def places(gradient: Tensor) -> Tensor:
+    def read(gradient: Tensor) -> Tensor:
         if gradient.stride() != base_strides:
             gradient = torch.empty_strided(base_shape, base_strides, dtype=gradient.dtype, device=gradient.device).copy_(gradient)
         return gradient.as_strided(shape, strides, gradient.storage_offset() + offset)
 
-    return base, places
+    return base, read

@@ -1,155 +1,45 @@
-"""One forward and one backward pass of a model under the tape, which leave everything as it was.
-
-The model runs in evaluation mode on constants, so that the backward pass goes to the input alone and nothing of the model is
-touched.
-
-full_gradients: a network's output as the exact sum of what its input and each of its biases contribute.
-"""
+"""The full-gradients: a network's output as the exact sum of what its input and each of its biases contribute."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import closing
-from dataclasses import dataclass, fields, replace
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from fg_lightning.fullgrad.bias_hooks import Term, Visitor
-from fg_lightning.fullgrad.entry import SamplesMixed, as_tuple, check_images, one_by_one_if_mixed
+from fg_lightning.fullgrad.bias_hooks import Term
+from fg_lightning.fullgrad.forward_backward import Batch, Run, run_alone_if_mixed, run_forward_backward
 from fg_lightning.fullgrad.linearization import Pointwise, computed, real_product
-from fg_lightning.fullgrad.operation import is_free, map_tensors
-from fg_lightning.fullgrad.preserve_model import as_the_model_takes, copied, undisturbed, unwrapped
-from fg_lightning.fullgrad.readings import Reading, operations_of
-from fg_lightning.fullgrad.tape import Tape
-from fg_lightning.fullgrad.target import Selection, Target
+from fg_lightning.fullgrad.readings import Reading
+from fg_lightning.fullgrad.target import Target
 
 
-@dataclass(frozen=True, slots=True)
-class Recording:
-    """What one run found, its biases and their gradients apart, which went to the visitor.
-
-    Attributes:
-        images: the input as the model saw it, [N, C, *S].
-        output: the explained output, [N].
-        input_gradient: its gradient at the input, [N, C, *S].
-        terms: the biases that were met, in forward order; one whose output leads nowhere was met but never visited.
-        missing_ops: operations whose bias could not be computed.
-        fallback_ops: operations whose bias came from the general fallback.
-    """
-
-    images: Tensor
-    output: Tensor
-    input_gradient: Tensor
-    terms: list[Term]
-    missing_ops: list[str]
-    fallback_ops: list[str]
-
-
-def record(
-    model: nn.Module,
-    images: Tensor,
-    select: Callable[[Any], Tensor],
-    visitor: Visitor,
-    *,
-    additional_forward_args: tuple[Any, ...] = (),
-    reading: Reading = "exact",
-    autocast: bool = False,
-) -> Recording:
-    """One forward and one backward pass of `model`, in evaluation mode, with every bias handed to `visitor`.
-
-    The model, its buffers, the images and the random state are left as they were, also when it raises.
-
-    Args:
-        model: any module.
-        images: [N, C, *S], floating-point.
-        select: from the model's output to the numbers to explain, [N].
-        visitor: called in the backward pass, last operation first.
-        additional_forward_args: what the model's forward takes after the images; constants.
-        reading: which function is decomposed, see readings.py.
-        autocast: keep the autocast that is active around the call; otherwise everything runs in the parameters' own precision.
-
-    Raises:
-        SamplesMixed: where the samples of a batch of several cannot be told apart.
-        ValueError: if the selected output does not depend on the images.
-    """
-    with undisturbed(model, images.device, autocast=autocast):
-        model = unwrapped(model)
-        leaf = as_the_model_takes(images, model).requires_grad_()
-        names = {id(module): name for name, module in model.named_modules()}
-        tape = Tape(x := leaf.clone(), visitor, names, operations_of(reading))
-        with closing(tape.bias_hooks):
-            inputs = (x, *map_tensors(copied, additional_forward_args))
-            with tape.following_modules(), tape.meeting_what_torch_hides(), tape:
-                output = _explained(model, inputs, select)
-            if not output.requires_grad or is_free(output):
-                raise ValueError(
-                    "the model's output does not depend on the images, so there is nothing to decompose; "
-                    "does its forward detach them, use torch.inference_mode(), or return a class index? A quantised model has no "
-                    "gradients; pass the one that it was converted from."
-                )
-            if mixed_by := tape.mixed_on_the_way_to(output):
-                raise SamplesMixed(mixed_by, output.detach())
-            with tape.bias_hooks.on():
-                (gradient,) = torch.autograd.grad(output.sum(), leaf, materialize_grads=True)
-    output, gradient = (tensor.detach().as_subclass(Tensor) for tensor in (output, gradient))
-    return Recording(leaf.detach(), output, gradient, tape.bias_hooks.terms, tape.missing_ops, tape.fallback_ops)
-
-
-def _explained(model: nn.Module, inputs: tuple[Any, ...], select: Callable[[Any], Tensor]) -> Tensor:
-    """The selected output, [N]; an error of the model or of `select` is marked as theirs."""
-    try:
-        return select(_called(model, inputs))
-    except Exception as error:
-        error._fg_in_forward = True  # type: ignore[attr-defined]
-        raise
-
-
-def _called(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
-    """The model's output.
-
-    Raises:
-        ValueError: if a planar network fails on what may be a single image, or a forward converts to half precision itself.
-    """
-    try:
-        return model(*inputs)
-    except (RuntimeError, ValueError, IndexError) as error:
-        shape = tuple(inputs[0].shape)
-        if len(shape) == 3 and any(isinstance(m, (nn.Conv2d, nn.BatchNorm2d)) for m in model.modules()):
-            raise ValueError(
-                f"the model failed on images of shape {shape}, read as [N, C, L]; "
-                f"a single image needs a batch dimension, images[None] ({error})"
-            ) from error
-        is_about_half = isinstance(error, RuntimeError) and any(dtype in str(error) for dtype in ("BFloat16", "Half"))
-        if is_about_half and not torch.is_autocast_enabled(inputs[0].device.type):
-            raise ValueError(
-                "the forward converts to half precision itself, but weights in half precision are explained in float32; "
-                f"explain a copy of the model without that conversion ({error})"
-            ) from error
-        raise
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class FullGradients:
     """The full-gradients of a batch, term by term (Srinivas & Fleuret 2019, with implicit biases).
 
-    `output = input_term + sum of bias_terms + sum of implicit_terms + residual`, for every sample.
+    `output = input_term + sum of bias_terms + sum of implicit_terms + residual`, for every sample. Two results are compared by
+    identity.
 
     Attributes:
         output: the explained output, [N].
-        target: the classes explained, [N]; None where the output was selected by a function or there is one per sample.
+        target: the explained classes, [N]; None if a function selected the output or there is one output for each sample.
         input_gradient: the output's gradient at the input, [N, C, *S].
         input_term: the inner product of input-gradient and input, [N].
         bias_terms: explicit biases (those of weights and constants) by qualified module name in forward order, [N] each.
         implicit_terms: implicit biases (those of non-linearities), likewise.
-        missing_ops: operations that could not be linearised, so that their biases are missing from the sum.
+        missing_ops: operations that could not be linearised. Their biases are missing from the sum.
         fallback_ops: operations without a rule, whose bias came from the general fallback.
-        undrawn: operations with a bias term that lies nowhere on the image plane, as behind a global pooling, or where is not
-            known; FullGrad leaves them out of the map.
+        undrawn: operations with a bias term that is not on the image plane, as behind a global pooling, or whose place there is not
+            known. FullGrad leaves them out of the map.
         unbatched_by: the operation behind which the samples of the batch could not be told apart, so that each was run alone; None
-            where they went together.
+            if they were run together.
     """
 
     output: Float[Tensor, " n"]
@@ -173,9 +63,73 @@ class FullGradients:
         """|residual| / |output|, [N]: zero up to rounding."""
         return self.residual.abs() / self.output.abs().clamp_min(torch.finfo(self.output.dtype).tiny)
 
+    def __repr__(self) -> str:
+        """A summary in a few lines."""
+        output = ", ".join(f"{value:.4g}" for value in self.output[:4].tolist())
+        lines = [
+            f"FullGradients of {len(self.output)} images: output [{output}{', ...' if len(self.output) > 4 else ''}]",
+            f"terms: the input, {len(self.bias_terms)} explicit, {len(self.implicit_terms)} implicit; "
+            f"largest completeness error {float(self.completeness_error.max()):.1e}",
+        ]
+        unbatched_by = (self.unbatched_by,) if self.unbatched_by else ()
+        operations = {
+            "missing": self.missing_ops,
+            "fallback": self.fallback_ops,
+            "undrawn": self.undrawn,
+            "unbatched by": unbatched_by,
+        }
+        lines += [
+            f"{name}: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+            for name, names in operations.items()
+            if names
+        ]
+        return "\n  ".join(lines)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[FullGradients], unbatched_by: str | None = None) -> FullGradients:
+        """The result of a batch from results of its images.
+
+        Args:
+            parts: results of some images each, in the order of the batch.
+            unbatched_by: the operation because of which the batch was not run together.
+        """
+        targets = [part.target for part in parts if part.target is not None]
+        unbatched_by = next((part.unbatched_by for part in parts if part.unbatched_by), unbatched_by)
+        return replace(_merge(parts, torch.cat), target=torch.cat(targets) if targets else None, unbatched_by=unbatched_by)
+
+    @classmethod
+    def average(cls, parts: Sequence[FullGradients]) -> FullGradients:
+        """The mean, term by term, of results for the same target. It is complete if they are: the sum of terms is linear."""
+        return _merge(parts, lambda values: torch.stack(values).mean(0))
+
 
 def _total(terms: dict[str, Tensor], like: Tensor) -> Tensor:
     return torch.stack(list(terms.values())).sum(0) if terms else torch.zeros_like(like)
+
+
+def _merge(parts: Sequence[FullGradients], merge: Callable[[list[Tensor]], Tensor]) -> FullGradients:
+    """The parts merged field by field, for the target of the first."""
+    return FullGradients(
+        output=merge([part.output for part in parts]),
+        target=parts[0].target,
+        input_gradient=merge([part.input_gradient for part in parts]),
+        input_term=merge([part.input_term for part in parts]),
+        bias_terms=_merge_terms([(part.bias_terms, part.output) for part in parts], merge),
+        implicit_terms=_merge_terms([(part.implicit_terms, part.output) for part in parts], merge),
+        missing_ops=_unique(op for part in parts for op in part.missing_ops),
+        fallback_ops=_unique(op for part in parts for op in part.fallback_ops),
+        undrawn=_unique(op for part in parts for op in part.undrawn),
+    )
+
+
+def _merge_terms(parts: list[tuple[dict[str, Tensor], Tensor]], merge: Callable[[list[Tensor]], Tensor]) -> dict[str, Tensor]:
+    """Terms by name, from (terms, output) of each part. A module that a part was routed past has terms of 0 there."""
+    names = _unique(name for terms, _ in parts for name in terms)
+    return {name: merge([terms.get(name, torch.zeros_like(output)) for terms, output in parts]) for name in names}
+
+
+def _unique(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))
 
 
 def full_gradients(
@@ -207,76 +161,127 @@ def full_gradients(
     Raises:
         TypeError: if the images are not floating-point or the target is of no known kind.
         ValueError: if shapes or targets do not fit, the output is not finite, does not depend on the images, or mixes samples.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 10))
+        >>> terms = full_gradients(model, torch.rand(2, 1, 8, 8), target=3)
+        >>> list(terms.bias_terms)
+        ['0', '3']
+        >>> terms.undrawn
+        ('linear in 3',)
     """
-    check_images(model, images)
+    return decompose(model, Batch.of(model, images, target, additional_forward_args), reading=reading, autocast=autocast)
 
-    def decompose(images: Tensor, target: Target, arguments: tuple[Any, ...]) -> FullGradients:
-        selection, sums = Selection(target, len(images)), TermSums(len(images))
-        options: dict[str, Any] = {"additional_forward_args": arguments, "reading": reading, "autocast": autocast}
-        recording = record(model, images, selection, sums.visit, **options)
-        return sums.collected(recording, selection.target)
 
-    arguments = as_tuple(additional_forward_args)
-    return one_by_one_if_mixed(decompose, images, target, arguments, joined, lambda result: result.output)
+def decompose(model: nn.Module, batch: Batch, *, reading: Reading = "exact", autocast: bool = False) -> FullGradients:
+    """`full_gradients` of a batch that was checked."""
+    return run_alone_if_mixed(partial(_decompose_together, model, reading, autocast), batch)
+
+
+def _decompose_together(model: nn.Module, reading: Reading, autocast: bool, batch: Batch) -> FullGradients:
+    sums = TermSums(len(batch))
+    return sums.collect(run_forward_backward(model, batch, [sums], reading=reading, autocast=autocast))
 
 
 class TermSums:
-    """A visitor of the tape that sums every term to one number a sample."""
+    """A `TermVisitor` that sums every term to one number for each sample.
 
-    def __init__(self, n: int) -> None:
-        self._n = n
+    Args:
+        num_images: number of samples.
+    """
+
+    def __init__(self, num_images: int) -> None:
+        self._num_images = num_images
         self._sums: dict[int, Tensor] = {}
 
     def visit(self, term: Term, bias: Tensor | Pointwise, gradient: Tensor) -> None:
-        self._sums[id(term)] = term.layout.per_sample(real_product(gradient, computed(bias)), self._n)
+        self._sums[id(term)] = term.layout.per_sample(real_product(gradient, computed(bias)), self._num_images)
 
-    def collected(self, recording: Recording, target: Tensor | None) -> FullGradients:
-        """The terms of a run in forward order, by module; a bias whose output leads nowhere counts nothing."""
+    def visit_input(self, images: Tensor, gradient: Tensor) -> None:
+        self._input_gradient, self._input_term = gradient, (gradient * images).flatten(1).sum(1)
+
+    def collect(self, run: Run) -> FullGradients:
+        """The terms of the run in forward order, by module. A bias whose output leads nowhere counts 0."""
         by_kind: dict[str, dict[str, Tensor]] = {"explicit": {}, "implicit": {}}
-        axes = recording.images.ndim - 2
-        for term in recording.terms:
-            value = self._sums.get(id(term), torch.zeros_like(recording.output))
+        num_axes = self._input_gradient.ndim - 2
+        for term in run.terms:
+            value = self._sums.get(id(term), torch.zeros_like(run.output))
             sums = by_kind[term.kind]
             sums[term.module] = sums[term.module] + value if term.module in sums else value
         return FullGradients(
-            output=recording.output,
-            target=target,
-            input_gradient=recording.input_gradient,
-            input_term=(recording.input_gradient * recording.images).flatten(1).sum(1),
+            output=run.output,
+            target=run.target,
+            input_gradient=self._input_gradient,
+            input_term=self._input_term,
             bias_terms=by_kind["explicit"],
             implicit_terms=by_kind["implicit"],
-            missing_ops=tuple(dict.fromkeys(recording.missing_ops)),
-            fallback_ops=tuple(dict.fromkeys(recording.fallback_ops)),
-            undrawn=tuple(dict.fromkeys(str(term) for term in recording.terms if not term.layout.on_plane(axes))),
+            missing_ops=_unique(run.missing_ops),
+            fallback_ops=_unique(run.fallback_ops),
+            undrawn=_unique(str(term) for term in run.terms if not term.layout.on_plane(num_axes)),
         )
 
 
-def joined(parts: list[FullGradients], unbatched_by: str | None = None) -> FullGradients:
-    """Results of some samples each as the result of a batch, and why it was run in such parts."""
-    unbatched_by = next((part.unbatched_by for part in parts if part.unbatched_by), unbatched_by)
-    return replace(_merged(parts, torch.cat), unbatched_by=unbatched_by)
+INCOMPLETE = 0.01
+"""FullGrad warns if the completeness error is larger, or ten times that under autocast, which rounds to 8 or 11 bits."""
+
+_ROUNDING = 1000
+"""A residual of so many units of precision of the sum of all terms is rounding, and not worth a warning."""
+
+_warned: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 
 
-def averaged(parts: list[FullGradients]) -> FullGradients:
-    """The mean, term by term, of results for the same target; complete where they are, since the sum of terms is linear."""
-    untargeted = [replace(part, target=None) for part in parts]
-    return replace(_merged(untargeted, lambda values: torch.stack(values).mean(0)), target=parts[0].target)
+def warn_once(model: nn.Module, about: str, message: str) -> None:
+    """Warn once for each network. Python's own filter does the same until something catches warnings and resets it."""
+    known = _warned.setdefault(model, set())
+    if about not in known:
+        known.add(about)
+        warnings.warn(message, stacklevel=2)
 
 
-def _merged(parts: list[FullGradients], merge: Callable[[list[Tensor]], Tensor]) -> FullGradients:
-    """Field by field, and of terms name by name; a module that a part was routed past has terms of 0 there."""
+def warn_if_incomplete(model: nn.Module, terms: FullGradients, *, is_rounded: bool = False) -> None:
+    """Warn if the terms do not add up to the output, and name the operation if it is known.
 
-    def merged(values: list[Any]) -> Any:
-        if isinstance(values[0], Tensor):
-            return merge(values)
-        if values[0] is None or isinstance(values[0], str):
-            return values[0]
-        names = dict.fromkeys(name for value in values for name in value)
-        if isinstance(values[0], tuple):
-            return tuple(names)
-        return {
-            name: merge([value.get(name, torch.zeros_like(part.output)) for value, part in zip(values, parts, strict=True)])
-            for name in names
-        }
+    Args:
+        model: the network of these terms.
+        terms: the terms of some images.
+        is_rounded: whether they were computed in half precision.
+    """
+    error = terms.completeness_error
+    counts = ~(terms.residual.abs() <= _ROUNDING * torch.finfo(terms.output.dtype).eps * _magnitude(terms))
+    limit = INCOMPLETE * (10 if is_rounded else 1)
+    if not bool((counts & ~(error <= limit)).any()):
+        return
+    worst = float(error.nan_to_num(nan=torch.inf).max())
+    share = f"miss {worst:.0%} of" if worst < 100 else "do not add up to"
+    warn_once(
+        model,
+        "incomplete",
+        f"FullGrad's terms {share} the output of this network, so that its maps are not complete: {_reason(terms)}",
+    )
 
-    return FullGradients(**{f.name: merged([getattr(part, f.name) for part in parts]) for f in fields(FullGradients)})
+
+def _reason(terms: FullGradients) -> str:
+    is_finite = terms.input_gradient.flatten(1).isfinite().all(1) & _magnitude(terms).isfinite()
+    if not bool(is_finite.all()):
+        num_infinite = int((~is_finite).sum())
+        return (
+            f"the gradients of {num_infinite} of {len(is_finite)} images are not finite. That of a root or a norm at 0 is "
+            "not, nor that of torch.where if one of its branches is not, for example; a small number under the root helps there."
+        )
+    if terms.missing_ops:
+        return (
+            f"nothing is known of {', '.join(terms.missing_ops[:3])}. Write that with operations that autograd can differentiate "
+            "(without .data, detach(), NumPy or TorchScript), or read the maps with that in mind."
+        )
+    if terms.fallback_ops:
+        return (
+            f"perhaps the backward pass of {', '.join(terms.fallback_ops[:3])} is not its derivative, or draws random numbers. "
+            "Look at completeness_error of `full_gradients`."
+        )
+    return "no operation is known to be at fault. Compare with float64, model.double(): if it stays, the package has a fault."
+
+
+def _magnitude(terms: FullGradients) -> Tensor:
+    """The sum of the magnitudes of all terms, [N]."""
+    parts = [terms.output, terms.input_term, *terms.bias_terms.values(), *terms.implicit_terms.values()]
+    return torch.stack(parts).abs().sum(0)

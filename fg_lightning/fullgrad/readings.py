@@ -1,12 +1,12 @@
 """Which function is decomposed: the network itself, or its locally affine reading.
 
 A network of layer norms, attention and smooth gates is complete with implicit biases, but these carry much of the output. The
-locally affine reading holds constant what only steers the signal: the statistics of a norm, the weights of attention, the gates of
-GELU, SiLU and their like (after LibraGrad, Mehri et al., CVPR 2025). The output is the same number, the gradient another, and for
-networks of these parts the explicit biases alone make the terms complete.
+locally affine reading holds the statistics of norms, the attention weights and the gates of GELU, SiLU and similar operations
+constant (after LibraGrad, Mehri et al., CVPR 2025). The output is the same number, and its gradient another. The terms of networks
+of these parts are then complete with explicit biases alone.
 
-Each entry of the table is run instead of the operation it is named after, under the tape, which meets the operations inside; one
-that returns NotImplemented leaves the operation as it is.
+Each entry of the table is run instead of the operation of that name, under the tape, which meets the operations inside. If it
+returns NotImplemented, the operation is left as it is.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 Reading = Literal["exact", "locally_affine"]
 
 
-def operations_of(reading: Reading) -> Mapping[str, Callable[..., Any]]:
+def find_reading(reading: Reading) -> Mapping[str, Callable[..., Any]]:
     """The operations that a reading replaces, by name.
 
     Raises:
@@ -33,7 +33,7 @@ def operations_of(reading: Reading) -> Mapping[str, Callable[..., Any]]:
     return _READINGS[reading]
 
 
-def _gated(gate: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
+def _hold_gate(gate: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
     """z times a gate held constant."""
 
     def operation(z: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -49,7 +49,7 @@ def _gelu(z: Tensor, *, approximate: str = "none") -> Tensor:
     return z * (0.5 * (1 + torch.erf(fixed / math.sqrt(2))))
 
 
-def _scaled_shifted(normed: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+def _scale_and_shift(normed: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     if weight is not None:
         normed = normed * weight
     return normed if bias is None else normed + bias
@@ -60,13 +60,13 @@ def _layer_norm(
 ) -> Tensor:
     axes = tuple(range(-len(normalized_shape), 0))
     scale = torch.rsqrt(z.detach().var(axes, correction=0, keepdim=True) + eps)
-    return _scaled_shifted((z - z.mean(axes, keepdim=True)) * scale, weight, bias)
+    return _scale_and_shift((z - z.mean(axes, keepdim=True)) * scale, weight, bias)
 
 
 def _rms_norm(z: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
     axes = tuple(range(-len(normalized_shape), 0))
     eps = torch.finfo(z.dtype).eps if eps is None else eps
-    return _scaled_shifted(z * torch.rsqrt(z.detach().square().mean(axes, keepdim=True) + eps), weight, None)
+    return _scale_and_shift(z * torch.rsqrt(z.detach().square().mean(axes, keepdim=True) + eps), weight, None)
 
 
 def _group_norm(
@@ -77,7 +77,7 @@ def _group_norm(
     scale = torch.rsqrt(grouped.detach().var(axes, correction=0, keepdim=True) + eps)
     normed = ((grouped - grouped.mean(axes, keepdim=True)) * scale).flatten(1, 2)
     channels = (-1, *(1,) * (z.ndim - 2))
-    return _scaled_shifted(normed, *(None if t is None else t.reshape(channels) for t in (weight, bias)))
+    return _scale_and_shift(normed, *(None if t is None else t.reshape(channels) for t in (weight, bias)))
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
@@ -90,7 +90,7 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | No
 
 
 def _softmax(z: Tensor, dim: int, *args: Any, **kwargs: Any) -> Any:
-    """Attention weights written out: a softmax over the last of three dimensions or more. Any other one is the network's output."""
+    """Attention weights: a softmax over the last of three dimensions or more. Any other softmax is the network's output."""
     is_attention = z.ndim >= 3 and dim % z.ndim == z.ndim - 1
     return torch.softmax(z.detach(), dim, *args, **kwargs) if is_attention else NotImplemented
 
@@ -104,8 +104,8 @@ _READINGS: dict[str, dict[str, Callable[..., Any]]] = {
         "scaled_dot_product_attention": _attention,
         "softmax": _softmax,
         "gelu": _gelu,
-        "silu": _gated(torch.sigmoid),
-        "mish": _gated(lambda z: torch.tanh(F.softplus(z))),
-        "hardswish": _gated(lambda z: F.hardsigmoid(z)),
+        "silu": _hold_gate(torch.sigmoid),
+        "mish": _hold_gate(lambda z: torch.tanh(F.softplus(z))),
+        "hardswish": _hold_gate(lambda z: F.hardsigmoid(z)),
     },
 }

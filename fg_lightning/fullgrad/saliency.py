@@ -1,8 +1,10 @@
-"""FullGrad and SimpleFullGrad: saliency maps from the full-gradients."""
+"""FullGrad, SimpleFullGrad and SmoothFullGrad: saliency maps from the full-gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Union
 
 import torch
@@ -11,22 +13,41 @@ from captum.log import log_usage
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fg_lightning.fullgrad.bias_hooks import Term
-from fg_lightning.fullgrad.decomposition import FullGradients, TermSums, joined, record
-from fg_lightning.fullgrad.entry import as_tuple, check_images, one_by_one_if_mixed
-from fg_lightning.fullgrad.linearization import Pointwise, real_product
-from fg_lightning.fullgrad.postprocess import Psi, TermValues, find_psi, kind_of, reduced, upsample
-from fg_lightning.fullgrad.readings import Reading, operations_of
-from fg_lightning.fullgrad.target import Selection, Target
-from fg_lightning.fullgrad.warning import warn_if_incomplete, warn_once
-
-UserLayout = Callable[[Term, Tensor], Union[Tensor, None]]
-"""(term, its values in the shape of the operation's output) -> [N, C, *S] at any resolution, or None."""
+from fg_lightning.fullgrad.bias_hooks import TermVisitor
+from fg_lightning.fullgrad.decomposition import FullGradients, TermSums, decompose, warn_if_incomplete
+from fg_lightning.fullgrad.forward_backward import Batch, Run, run_alone_if_mixed, run_forward_backward
+from fg_lightning.fullgrad.linearization import Kind, real_product
+from fg_lightning.fullgrad.postprocess import Psi, find_psi
+from fg_lightning.fullgrad.readings import Reading, find_reading
+from fg_lightning.fullgrad.target import Target
+from fg_lightning.fullgrad.term_map import MapSettings, TermAverage, TermMap, UserLayout
 
 OneOrTuple = Union[Tensor, tuple[Tensor]]
 
-Place = Callable[[Union[Term, None], Union[Tensor, TermValues]], None]
-"""Called with (term, its values on the image plane, [N, C, *S]), None for the term of the input."""
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SaliencyMaps:
+    """The maps of a batch and what was computed with them.
+
+    Attributes:
+        maps: [N, 1, *S].
+        output: the explained output, [N].
+        terms: the terms of the decomposition; None if they were not summed.
+    """
+
+    maps: Tensor
+    output: Tensor
+    terms: FullGradients | None
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[SaliencyMaps], unbatched_by: str | None = None) -> SaliencyMaps:
+        """The maps of a batch from those of its images; see `FullGradients.concatenate`."""
+        terms = [part.terms for part in parts if part.terms is not None]
+        return cls(
+            torch.cat([part.maps for part in parts]),
+            torch.cat([part.output for part in parts]),
+            FullGradients.concatenate(terms, unbatched_by) if len(terms) == len(parts) else None,
+        )
 
 
 class FullGrad(Attribution):
@@ -34,20 +55,20 @@ class FullGrad(Attribution):
 
         map(x) = psi(grad_x f * x) + sum over operations of psi(grad_y f * b)
 
-    Where the terms of a network miss more than 1 % of its output (10 % under autocast), a warning says so, once, with the operation
-    where it is known.
+    FullGrad warns once for each network if the terms miss more than 1 % of its output (10 % under autocast). The warning names the
+    operation if it is known.
 
-    A `captum.attr.Attribution`: what takes one of Captum's (NoiseTunnel, sensitivity, infidelity) takes this. The model is left as
+    FullGrad is a `captum.attr.Attribution` and works in Captum's tools (NoiseTunnel, sensitivity, infidelity). The model is left as
     it was: flags, gradients, hooks and random state.
 
     Args:
         model: any network of differentiable operations.
         psi: post-processing: "absolute" (the paper's), "positive", "signed" (whose maps may be negative), or a function from a term
             [N, C, *S] to a plane [N, *S], which is then upsampled.
-        implicit: whether the implicit biases of non-linearities count, as they must for the terms to be complete.
+        implicit: whether the implicit biases of non-linearities are drawn. Without them the map is not complete.
         reading: "exact", or "locally_affine" to hold the statistics of norms, attention weights and the gates of GELU and SiLU
             constant (LibraGrad, Mehri et al. 2025), so that transformers are complete with explicit biases alone.
-        layout: tells how a term lies on the image plane where the package does not know: a function of the term (module, operation)
+        layout: says how a term lies on the image plane if the package does not know: a function of the term (module, operation)
             and its tensor that returns the tensor as [N, C, *S], at any resolution, or None to leave it to the package.
         autocast: keep an active autocast; by default everything runs in the parameters' own precision.
 
@@ -79,11 +100,11 @@ class FullGrad(Attribution):
         self.model = model
         self.psi = find_psi(psi)
         self.implicit = implicit
-        operations_of(reading)  # raises where there is none
+        find_reading(reading)  # raises if there is none
         self.reading = reading
         self.layout = layout
         self.autocast = autocast
-        self._calls = 0
+        self._num_runs = 0
 
     @log_usage()
     def attribute(  # type: ignore[override]
@@ -99,15 +120,15 @@ class FullGrad(Attribution):
             additional_forward_args: what the model's forward takes after the images, one value or a tuple.
 
         Returns:
-            Maps [N, 1, *S], at least 0 (but for psi="signed"), in units of psi: a sum of terms each rescaled to [0, 1]. A tuple of
-            them for a tuple.
+            Maps [N, 1, *S], at least 0 (except for psi="signed"), in units of psi: a sum of terms each rescaled to [0, 1]. A tuple
+            of maps for a tuple.
 
         Raises:
             TypeError: if the images are not floating-point or the target is of no known kind.
             ValueError: if shapes or targets do not fit, the output is not finite, does not depend on the images, or mixes samples.
         """
         images = inputs[0] if isinstance(inputs, tuple) and len(inputs) == 1 else inputs
-        maps, _ = self._drawn(images, target, additional_forward_args, with_terms=False)
+        maps = self._explain(Batch.of(self.model, images, target, additional_forward_args), sum_terms=False).maps
         return (maps,) if isinstance(inputs, tuple) else maps
 
     def attribute_with_terms(
@@ -117,115 +138,44 @@ class FullGrad(Attribution):
 
         Takes and raises what `attribute` does.
         """
-        maps, terms = self._drawn(inputs, target, additional_forward_args, with_terms=True)
-        assert isinstance(terms, FullGradients)
-        return maps, terms
+        explained = self._explain(Batch.of(self.model, inputs, target, additional_forward_args), sum_terms=True)
+        assert explained.terms is not None
+        return explained.maps, explained.terms
 
-    def _drawn(
-        self, inputs: Tensor, target: Target, additional_forward_args: Any, *, with_terms: bool
-    ) -> tuple[Tensor, FullGradients | Tensor]:
-        """Maps, and the terms or else the explained output alone."""
-        check_images(self.model, inputs)
+    def _explain(self, batch: Batch, *, sum_terms: bool) -> SaliencyMaps:
+        return run_alone_if_mixed(partial(self._draw, sum_terms=sum_terms), batch)
 
-        def draw(images: Tensor, target: Target, arguments: tuple[Any, ...]) -> tuple[Tensor, FullGradients | Tensor]:
-            return self._map(images, target, arguments, with_terms)
+    def _draw(self, batch: Batch, *, sum_terms: bool) -> SaliencyMaps:
+        """The maps of images that are run together.
 
-        def join(parts: list[tuple[Tensor, FullGradients | Tensor]], operation: str) -> tuple[Tensor, FullGradients | Tensor]:
-            maps, terms = zip(*parts, strict=True)
-            return torch.cat(maps), joined(list(terms), operation) if with_terms else torch.cat(terms)
-
-        def output_of(part: tuple[Tensor, FullGradients | Tensor]) -> Tensor:
-            return part[1].output if isinstance(part[1], FullGradients) else part[1]
-
-        return one_by_one_if_mixed(draw, inputs, target, as_tuple(additional_forward_args), join, output_of)
-
-    def _map(
-        self, images: Tensor, target: Target, arguments: tuple[Any, ...], with_terms: bool
-    ) -> tuple[Tensor, FullGradients | Tensor]:
-        """The maps of images that are run together, and the terms or else the explained output alone.
-
-        Warns where the terms do not add up. Every call that wants them looks, any other the first, second, fourth, eighth time and
-        so on, since a sum costs a pass over the term.
+        Warns if the terms do not add up. This is checked whenever terms are asked for, and else in runs 1, 2, 4, 8 and so on, since
+        sums cost a pass over each term.
         """
-        self._calls += 1
-        adds_up = self.is_complete and (with_terms or self._calls.bit_count() == 1)
-        canvas = Canvas(images)
-        place: Place = lambda _, values: canvas.add(reduced(values, self.psi))  # noqa: E731
-        terms = self._run(images, target, arguments, with_terms or adds_up, place)
-        if isinstance(terms, FullGradients):
-            if adds_up:
-                self._warn_if_incomplete(terms, images.device)
-            terms = terms if with_terms else terms.output
-        return canvas.drawn(), terms
+        self._num_runs += 1
+        is_checked = self.is_complete and (sum_terms or self._num_runs.bit_count() == 1)
+        term_map = TermMap(batch.images, self._settings())
+        sums = TermSums(len(batch)) if sum_terms or is_checked else None
+        run = self._run(batch, term_map, sums)
+        terms = sums.collect(run) if sums else None
+        if terms and is_checked:
+            self._warn_if_incomplete(terms)
+        return SaliencyMaps(term_map.draw(), run.output, terms)
 
-    def _warn_if_incomplete(self, terms: FullGradients, device: torch.device) -> None:
-        warn_if_incomplete(self.model, terms, is_rounded=self.autocast and torch.is_autocast_enabled(device.type))
+    def _run(self, batch: Batch, term_map: TermMap, sums: TermSums | None) -> Run:
+        """One forward and one backward pass; warns if most terms cannot be drawn."""
+        visitors: list[TermVisitor] = [sums, term_map] if sums else [term_map]
+        run = run_forward_backward(self.model, batch, visitors, reading=self.reading, autocast=self.autocast)
+        term_map.warn_if_lost(self.model)
+        return run
 
-    def _run(
-        self, images: Tensor, target: Target, arguments: tuple[Any, ...], with_terms: bool, place: Place
-    ) -> FullGradients | Tensor:
-        """One forward and one backward pass, in which `place` gets what of every term that counts lies on the image plane.
+    def _warn_if_incomplete(self, terms: FullGradients) -> None:
+        is_rounded = self.autocast and torch.is_autocast_enabled(terms.input_gradient.device.type)
+        warn_if_incomplete(self.model, terms, is_rounded=is_rounded)
 
-        Warns where more terms are lost than placed, those behind the plane's end left aside.
-        """
-        placed: list[Term] = []
-        lost: list[Term] = []
-        selection, sums, axes = Selection(target, len(images)), TermSums(len(images)), images.ndim - 2
-
-        def visit(term: Term, bias: Tensor | Pointwise, gradient: Tensor) -> None:
-            if with_terms:
-                sums.visit(term, bias, gradient)
-            if not self._counts(term):
-                return
-            values = TermValues(self._values, bias, gradient)
-            given = self._laid_out(term, values, images) if self.layout and gradient.shape != (len(images),) else None
-            if given is not None or term.layout.on_plane(axes):
-                placed.append(term)
-                place(term, values.on_plane(term.layout, len(images), axes) if given is None else given)
-            elif not term.layout.is_flat:
-                lost.append(term)
-
-        recording = record(
-            self.model,
-            images,
-            selection,
-            visit,
-            additional_forward_args=arguments,
-            reading=self.reading,
-            autocast=self.autocast,
-        )
-        place(None, recording.input_gradient * recording.images)
-        if len(lost) > len(placed):
-            warn_once(
-                self.model,
-                "lost",
-                f"FullGrad draws {len(placed)} of {len(placed) + len(lost)} bias terms of this network: where in the image the "
-                f"others lie is not known, from {lost[-1]} on. `full_gradients(...).undrawn` names them, and "
-                "FullGrad(model, layout=...) takes a function that says how they lie.",
-            )
-        return sums.collected(recording, selection.target) if with_terms else recording.output
-
-    def _laid_out(self, term: Term, values: TermValues, images: Tensor) -> Tensor | None:
-        """A term as the user's layout lies it on the plane.
-
-        Raises:
-            ValueError: if that is no [N, C, *S].
-        """
-        assert self.layout is not None
-        given = self.layout(term, values.all())
-        if given is None or (isinstance(given, Tensor) and given.ndim == images.ndim and len(given) == len(images)):
-            return given
-        raise ValueError(
-            f"layout must return {term} as [N, C, *S], of {images.ndim} dimensions for these {len(images)} images, "
-            f"or None, but returned {kind_of(given)}"
-        )
-
-    def _counts(self, term: Term) -> bool:
-        return term.kind == "explicit" or self.implicit
-
-    def _values(self, bias: Tensor, gradient: Tensor) -> Tensor:
-        """What of a term is drawn, in the shape of the operation's output."""
-        return real_product(gradient, bias)
+    def _settings(self) -> MapSettings:
+        """What is drawn of the terms."""
+        kinds: tuple[Kind, ...] = ("explicit", "implicit") if self.implicit else ("explicit",)
+        return MapSettings(self.psi, real_product, kinds, self.layout)
 
 
 class SimpleFullGrad(FullGrad):
@@ -238,30 +188,95 @@ class SimpleFullGrad(FullGrad):
 
     is_complete = False
 
-    def _counts(self, term: Term) -> bool:
-        return term.kind == "explicit"
-
-    def _values(self, bias: Tensor, gradient: Tensor) -> Tensor:
-        return gradient.abs() if gradient.is_complex() else gradient.clone()
+    def _settings(self) -> MapSettings:
+        return MapSettings(self.psi, _copy_gradient, ("explicit",), self.layout)
 
 
-class Canvas:
-    """The map in the making: planes of one size are summed as they come and upsampled once."""
+def _copy_gradient(gradient: Tensor, bias: Tensor) -> Tensor:
+    return gradient.abs() if gradient.is_complex() else gradient.clone()
 
-    def __init__(self, images: Tensor) -> None:
-        self.n = len(images)
-        self.size = tuple(images.shape[2:])
-        self.axes = len(self.size)
-        self._planes: dict[torch.Size, Tensor] = {}
 
-    def add(self, planes: Tensor) -> None:
-        """
-        Args:
-            planes: [N, *S'], at any resolution.
-        """
-        drawn = self._planes.get(planes.shape)
-        self._planes[planes.shape] = planes if drawn is None else drawn + planes
+class SmoothFullGrad(FullGrad):
+    """FullGrad with every term averaged over noisy versions of the image, as SmoothGrad (Smilkov et al. 2017) averages gradients.
 
-    def drawn(self) -> Tensor:
-        """[N, 1, *S]"""
-        return torch.stack([upsample(planes, self.size) for planes in self._planes.values()]).sum(0)
+        map(x) = psi(mean of grad_x f * x) + sum over operations of psi(mean of grad_y f * b),   the means over x + noise
+
+    The terms are averaged before psi takes their magnitude: contributions whose sign changes under noise cancel. Each sample costs
+    a forward and a backward pass, and the image itself one more. Every average has the size of its operation's output. The images
+    of a batch are therefore run in parts: a batch needs no more memory than one FullGrad map of it, one image about twice that.
+
+    Args:
+        model: any network of differentiable operations.
+        num_samples: number of noisy versions of each image.
+        noise: the standard deviation of the Gaussian noise, as a share of the image's range (maximum - minimum).
+        seed: seed of the noise, which is the same for every image in any batch. No global random state is touched.
+        internal_batch_size: number of images that are run together; None for a third of the batch.
+        psi: as in `FullGrad`.
+        implicit: as in `FullGrad`.
+        reading: as in `FullGrad`.
+        layout: as in `FullGrad`.
+        autocast: as in `FullGrad`.
+
+    Raises:
+        TypeError: if the model is no module.
+        ValueError: if there is no psi of that name, or num_samples, noise or internal_batch_size is out of range.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 10))
+        >>> SmoothFullGrad(model, num_samples=3).attribute(torch.rand(2, 1, 8, 8), target=3).shape
+        torch.Size([2, 1, 8, 8])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        num_samples: int = 50,
+        noise: float = 0.15,
+        seed: int = 0,
+        internal_batch_size: int | None = None,
+        psi: Union[str, Psi] = "absolute",
+        implicit: bool = True,
+        reading: Reading = "exact",
+        layout: UserLayout | None = None,
+        autocast: bool = False,
+    ) -> None:
+        super().__init__(model, psi=psi, implicit=implicit, reading=reading, layout=layout, autocast=autocast)
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, not {num_samples}")
+        if noise < 0:
+            raise ValueError(f"noise must be at least 0, a share of the image's range, not {noise}")
+        if internal_batch_size is not None and internal_batch_size < 1:
+            raise ValueError(f"internal_batch_size must be at least 1, not {internal_batch_size}")
+        self.num_samples = num_samples
+        self.noise = noise
+        self.seed = seed
+        self.internal_batch_size = internal_batch_size
+
+    def _explain(self, batch: Batch, *, sum_terms: bool) -> SaliencyMaps:
+        """Decomposes the images without noise first: their classes are explained, and samples that are mixed are run alone."""
+        clean = decompose(self.model, batch, autocast=self.autocast)
+        self._warn_if_incomplete(clean)
+        size = len(batch) if callable(batch.target) else self.internal_batch_size or max(1, len(batch) // 3)
+        size = 1 if clean.unbatched_by else size  # a function of the output may need the whole batch
+        batch = replace(batch, target=clean.target) if batch.target is None else batch
+        parts = [self._draw(batch.rows(i, i + size), sum_terms=sum_terms) for i in range(0, len(batch), size)]
+        return SaliencyMaps.concatenate(parts, clean.unbatched_by)
+
+    def _draw(self, batch: Batch, *, sum_terms: bool) -> SaliencyMaps:
+        average = TermAverage(batch.images, self._settings())
+        outputs, terms = [], []
+        for images in self._noisy_versions(batch.images):
+            sums = TermSums(len(batch)) if sum_terms else None
+            run = self._run(replace(batch, images=images), average, sums)
+            outputs.append(run.output)
+            if sums:
+                terms.append(sums.collect(run))
+        return SaliencyMaps(average.draw(), torch.stack(outputs).mean(0), FullGradients.average(terms) if terms else None)
+
+    def _noisy_versions(self, images: Tensor) -> Iterator[Tensor]:
+        generator = torch.Generator().manual_seed(self.seed)
+        flat = images.detach().flatten(1)
+        deviation = self.noise * (flat.amax(1) - flat.amin(1)).reshape(-1, *(1,) * (images.ndim - 1))
+        for _ in range(self.num_samples):
+            yield images + deviation * torch.randn(images.shape[1:], generator=generator).to(images)

@@ -16,8 +16,8 @@ Target = Union[None, int, Sequence[Any], npt.NDArray[Any], Tensor, Callable[[Any
 function from the model's output to [N]."""
 
 
-def target_of(target: Target, start: int, stop: int) -> Target:
-    """The target of some samples of a batch: of one for each sample those, any other as it is."""
+def target_rows(target: Target, start: int, stop: int) -> Target:
+    """The target of some samples of a batch: their rows if it has one for each sample, any other as it is."""
     if isinstance(target, np.ndarray):
         target = torch.as_tensor(target)
     if isinstance(target, Tensor):
@@ -33,12 +33,12 @@ class Selection:
     """Picks the explained number out of a model's output, [N].
 
     Attributes:
-        target: the classes that were explained, [N] (or [N, d] for tuples of d indices); None where there was no choice.
+        target: the classes that were explained, [N] (or [N, d] for tuples of d indices); None if there was no choice.
     """
 
-    def __init__(self, target: Target, n: int) -> None:
+    def __init__(self, target: Target, num_images: int) -> None:
         self._requested = target
-        self._n = n
+        self._n = num_images
         self.target: Tensor | None = None
 
     def __call__(self, output: Any) -> Tensor:
@@ -50,7 +50,7 @@ class Selection:
             ValueError: if the output is not a batch of N, or not finite.
         """
         if callable(self._requested) and not isinstance(self._requested, Tensor):
-            return self._checked(self._requested(output))
+            return self._check(self._requested(output))
         scores = main_output(output)
         if scores.ndim == 0 or scores.shape[0] != self._n:
             raise ValueError(
@@ -62,12 +62,12 @@ class Selection:
                 raise TargetError(
                     "the model's output is one number for each image, [N], so there is no target to choose; pass None"
                 )
-            return self._checked(scores)
+            return self._check(scores)
         indices = self._indices(scores)
         self.target = indices.squeeze(1)
         strides = torch.tensor([math.prod(scores.shape[i + 1 :]) for i in range(1, scores.ndim)], device=scores.device)
         places = (indices * strides).sum(1, keepdim=True)
-        return self._checked(scores.flatten(1).gather(1, places).squeeze(1))
+        return self._check(scores.flatten(1).gather(1, places).squeeze(1))
 
     def _indices(self, scores: Tensor) -> Tensor:
         """The requested indices, [N, d], d the number of dimensions behind the batch."""
@@ -116,7 +116,8 @@ class Selection:
             return indices
         raise TypeError(f"target must be None, an int, a list, a tuple, a tensor or a function, not {type(requested).__name__}")
 
-    def _checked(self, selected: Any) -> Tensor:
+    def _check(self, selected: Any) -> Tensor:
+        """The selected output, if it is one finite, real number for each sample."""
         if not isinstance(selected, Tensor) or selected.shape != (self._n,):
             got = f"shape {tuple(selected.shape)}" if isinstance(selected, Tensor) else type(selected).__name__
             raise ValueError(f"the explained output must be one number for each of {self._n} samples, a tensor [N], but is {got}")
@@ -132,9 +133,9 @@ class Selection:
 
 
 def main_output(output: Any) -> Tensor:
-    """The scores in what a model returns: a tensor, the `logits` or `out` of a mapping or dataclass, the first of a tuple.
+    """The scores in a model's output: a tensor, the `logits` or `out` of a mapping or dataclass, the first of a tuple.
 
-    A tensor without dimensions, such as a loss, is passed over for another one.
+    A tensor without dimensions, such as a loss, is skipped if there is another one.
 
     Raises:
         TypeError: if there is no tensor there.

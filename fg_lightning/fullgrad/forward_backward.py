@@ -1,0 +1,251 @@
+"""One forward and one backward pass of a model under the tape, which leave everything as it was.
+
+The model runs in evaluation mode on constants: the backward pass goes to the input alone and changes nothing of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from fg_lightning.fullgrad.bias_hooks import Term, TermVisitor
+from fg_lightning.fullgrad.operation import is_free, map_tensors
+from fg_lightning.fullgrad.preserve_model import as_the_model_takes, copied, undisturbed, unwrapped
+from fg_lightning.fullgrad.readings import Reading, find_reading
+from fg_lightning.fullgrad.tape import Tape
+from fg_lightning.fullgrad.target import Selection, Target, target_rows
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Images and what belongs to them.
+
+    Attributes:
+        images: [N, C, *S].
+        target: what is explained, see `Target`.
+        arguments: what the model's forward takes after the images.
+    """
+
+    images: Tensor
+    target: Target = None
+    arguments: tuple[Any, ...] = ()
+
+    @classmethod
+    def of(cls, model: nn.Module, images: Tensor, target: Target, additional_forward_args: Any) -> Batch:
+        """A batch that this model can be explained on; raises what `check_images` does."""
+        check_images(model, images)
+        return cls(images, target, as_tuple(additional_forward_args))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def rows(self, start: int, stop: int) -> Batch:
+        """Some of the images. Targets and arguments that have a row for each image are cut likewise."""
+        arguments = tuple(a[start:stop] if isinstance(a, Tensor) and a.ndim and len(a) == len(self) else a for a in self.arguments)
+        return Batch(self.images[start:stop], target_rows(self.target, start, stop), arguments)
+
+
+def as_tuple(arguments: Any) -> tuple[Any, ...]:
+    """Additional forward arguments as Captum takes them: None, one value, or a tuple."""
+    return () if arguments is None else arguments if isinstance(arguments, tuple) else (arguments,)
+
+
+def check_model(model: nn.Module) -> None:
+    """
+    Raises:
+        TypeError: if the model is no module.
+        ValueError: if it has lazy modules that were never run.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
+        raise ValueError("the model has lazy modules that do not know their sizes yet; run it once on a batch of images")
+
+
+def check_images(model: nn.Module, images: Tensor) -> None:
+    """
+    Raises:
+        TypeError: if the model is no module or the images are no floating-point tensor.
+        ValueError: if there are no images or they have no batch dimension, a tensor is on the device "meta", or the model has lazy
+            modules that were never run.
+    """
+    check_model(model)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError("the operations of a TorchScript model cannot be seen; pass the model that it was made from")
+    if isinstance(images, Tensor) and images.is_complex():
+        raise TypeError("images must be real; pass real and imaginary part as channels (torch.view_as_real)")
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a tensor [N, C, H, W], not {type(images).__name__}")
+    if not images.is_floating_point():
+        raise TypeError(
+            f"images must be floating-point, not {images.dtype}: convert them as in training, e.g. images.float() / 255"
+        )
+    if images.is_meta or any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        raise ValueError("images and model must hold values, but tensors on the device 'meta' have none; load them to a CPU or GPU")
+    if not 3 <= images.ndim <= 5:
+        raise ValueError(
+            f"images must be [N, C, *S] with 1 to 3 spatial dimensions, but have shape {tuple(images.shape)}; "
+            "a single image needs a batch dimension, images[None]"
+        )
+    if not len(images):
+        raise ValueError("images must hold at least one image, but the batch is empty")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """What a run found, apart from the terms themselves, which went to the visitors.
+
+    Attributes:
+        output: the explained output, [N].
+        target: the explained classes, [N] (or [N, d] for tuples of d indices); None if there was no choice.
+        terms: the biases that were met, in forward order. A bias whose output leads nowhere was met but never visited.
+        missing_ops: operations whose bias could not be computed.
+        fallback_ops: operations whose bias came from the general fallback.
+    """
+
+    output: Tensor
+    target: Tensor | None
+    terms: list[Term]
+    missing_ops: list[str]
+    fallback_ops: list[str]
+
+
+class SamplesMixed(RuntimeError):
+    """The samples of the batch could not be told apart behind some operation.
+
+    Attributes:
+        operation: that operation and its module.
+        output: the explained output of the whole batch, [N].
+    """
+
+    def __init__(self, operation: str, output: Tensor) -> None:
+        super().__init__(operation)
+        self.operation = operation
+        self.output = output
+
+
+def run_forward_backward(
+    model: nn.Module, batch: Batch, visitors: Sequence[TermVisitor], *, reading: Reading = "exact", autocast: bool = False
+) -> Run:
+    """One forward and one backward pass of `model`, in evaluation mode. Every term goes to the visitors.
+
+    The model, its buffers, the images and the random state are left as they were, also when it raises.
+
+    Args:
+        model: any module.
+        batch: floating-point images that are run together.
+        visitors: receive the bias terms during the backward pass, last operation first, and then the input's term.
+        reading: which function is decomposed, see readings.py.
+        autocast: keep the autocast that is active around the call; otherwise everything runs in the parameters' own precision.
+
+    Raises:
+        SamplesMixed: if the samples of a batch of several cannot be told apart.
+        TypeError: if the target is of no known kind.
+        ValueError: if the target does not fit, or the explained output is not finite or does not depend on the images.
+    """
+    selection = Selection(batch.target, len(batch))
+    with undisturbed(model, batch.images.device, autocast=autocast):
+        model = unwrapped(model)
+        leaf = as_the_model_takes(batch.images, model).requires_grad_()
+        names = {id(module): name for name, module in model.named_modules()}
+        tape = Tape(x := leaf.clone(), visitors, names, find_reading(reading))
+        with closing(tape.bias_hooks):
+            inputs = (x, *map_tensors(copied, batch.arguments))
+            with tape.following_modules(), tape.meeting_what_torch_hides(), tape:
+                output = _select_output(model, inputs, selection)
+            if not output.requires_grad or is_free(output):
+                raise ValueError(
+                    "the model's output does not depend on the images, so there is nothing to decompose; "
+                    "does its forward detach them, use torch.inference_mode(), or return a class index? A quantised model has no "
+                    "gradients; pass the one that it was converted from."
+                )
+            if mixed_by := tape.mixed_on_the_way_to(output):
+                raise SamplesMixed(mixed_by, output.detach())
+            with tape.bias_hooks.on():
+                (gradient,) = torch.autograd.grad(output.sum(), leaf, materialize_grads=True)
+    output, gradient = (tensor.detach().as_subclass(Tensor) for tensor in (output, gradient))
+    for visitor in visitors:
+        visitor.visit_input(leaf.detach(), gradient)
+    return Run(output, selection.target, tape.bias_hooks.terms, tape.missing_ops, tape.fallback_ops)
+
+
+def _select_output(model: nn.Module, inputs: tuple[Any, ...], select: Callable[[Any], Tensor]) -> Tensor:
+    """The explained output, [N]; marks an error of the model or of the target function as theirs."""
+    try:
+        return select(_call_model(model, inputs))
+    except Exception as error:
+        error._fg_in_forward = True  # type: ignore[attr-defined]
+        raise
+
+
+def _call_model(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
+    """The model's output.
+
+    Raises:
+        ValueError: if a planar network fails on what may be a single image, or a forward converts to half precision itself.
+    """
+    try:
+        return model(*inputs)
+    except (RuntimeError, ValueError, IndexError) as error:
+        shape = tuple(inputs[0].shape)
+        if len(shape) == 3 and any(isinstance(m, (nn.Conv2d, nn.BatchNorm2d)) for m in model.modules()):
+            raise ValueError(
+                f"the model failed on images of shape {shape}, read as [N, C, L]; "
+                f"a single image needs a batch dimension, images[None] ({error})"
+            ) from error
+        is_about_half = isinstance(error, RuntimeError) and any(dtype in str(error) for dtype in ("BFloat16", "Half"))
+        if is_about_half and not torch.is_autocast_enabled(inputs[0].device.type):
+            raise ValueError(
+                "the forward converts to half precision itself, but weights in half precision are explained in float32; "
+                f"explain a copy of the model without that conversion ({error})"
+            ) from error
+        raise
+
+
+Result = TypeVar("Result", bound="BatchResult")
+
+
+class BatchResult(Protocol):
+    """What is made of a batch: it has the explained output, [N], and can be put together from results of its images."""
+
+    @property
+    def output(self) -> Tensor: ...
+
+    @classmethod
+    def concatenate(cls: type[Result], parts: Sequence[Result], unbatched_by: str | None = None) -> Result: ...
+
+
+def run_alone_if_mixed(run: Callable[[Batch], Result], batch: Batch) -> Result:
+    """Run a batch. If its samples cannot be told apart, run each image alone, and check that its output stays the same.
+
+    Raises:
+        ValueError: if the model's output for an image depends on the others, or the model cannot be run on one image; both name the
+            operation.
+    """
+    try:
+        return run(batch)
+    except SamplesMixed as mixed:
+        try:
+            parts = [run(batch.rows(i, i + 1)) for i in range(len(batch))]
+        except Exception as error:
+            if not hasattr(error, "_fg_in_forward"):
+                raise
+            raise ValueError(
+                f"the samples of a batch cannot be told apart behind {mixed.operation}, and the model (or the target function) "
+                f"cannot be run on one image alone: {error}"
+            ) from error
+        result = type(parts[0]).concatenate(parts, mixed.operation)
+        tolerance = {torch.float64: 1e-6, torch.float32: 1e-3}.get(result.output.dtype, 5e-2)  # half precision under autocast
+        if not torch.allclose(result.output, mixed.output.to(result.output.dtype), rtol=tolerance, atol=tolerance):
+            raise ValueError(
+                f"the model mixes the samples of a batch, first in {mixed.operation}: its output for an image depends on the other "
+                "images (batch statistics in evaluation?). "
+                "Pass one image at a time to explain it alone."
+            ) from mixed
+        return result

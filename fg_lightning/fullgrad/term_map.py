@@ -1,0 +1,261 @@
+"""Visitors that draw: the map of all terms on the image plane, or of their averages over several runs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Union
+
+import torch
+from torch import Tensor, nn
+
+from fg_lightning.fullgrad.bias_hooks import Term
+from fg_lightning.fullgrad.decomposition import warn_once
+from fg_lightning.fullgrad.layout import Layout
+from fg_lightning.fullgrad.linearization import Kind, Pointwise, computed
+from fg_lightning.fullgrad.postprocess import (
+    EPSILON,
+    Psi,
+    Rescaling,
+    apply_psi,
+    describe_value,
+    expand_like,
+    extremes,
+    maximum,
+    minimum,
+    upsample,
+)
+
+UserLayout = Callable[[Term, Tensor], Union[Tensor, None]]
+"""(term, its values in the shape of the operation's output) -> [N, C, *S] at any resolution, or None."""
+
+BLOCK = 1 << 19
+"""Numbers in a block for each thread, 2 MiB in float32: smaller blocks cost calls, larger ones leave the caches."""
+
+_DROWNING = 4.0
+"""If the minimum of the magnitudes is so many times their span, it is subtracted before they are summed, because of rounding."""
+
+Product = Callable[[Tensor, Tensor], Tensor]
+"""(gradient, bias), broadcastable to one another -> the term's values, in a new tensor."""
+
+
+@dataclass(frozen=True, slots=True)
+class TermValues:
+    """The values of a term, not yet computed: they are made and reduced in blocks that stay in a core's cache.
+
+    psi passes over a term several times: product, magnitude, minimum, maximum, sum. Over a whole batch each pass of a CPU goes to
+    memory, and each temporary tensor is fresh pages. On other devices a term is one block: few large kernels are fastest there.
+
+    Attributes:
+        product: of gradient and bias.
+        bias: broadcastable to the gradient, or how to compute it.
+        gradient: in the shape of the operation's output or, on the plane, [N, C, *S].
+    """
+
+    product: Product
+    bias: Tensor | Pointwise
+    gradient: Tensor
+
+    def compute(self) -> Tensor:
+        """In the gradient's shape."""
+        return self.product(self.gradient, computed(self.bias))
+
+    def view(self, view: Callable[[Tensor], Tensor]) -> TermValues:
+        """The values that remain after a view of gradient and bias, which are of one shape."""
+        if isinstance(self.bias, Tensor):
+            return TermValues(self.product, view(self.bias), view(self.gradient))
+        return TermValues(self.product, Pointwise(self.bias.function, tuple(map(view, self.bias.operands))), view(self.gradient))
+
+    def to_plane(self, layout: Layout, num_images: int, num_axes: int) -> Tensor | TermValues:
+        """[N, C, *S], C everything that is neither sample nor place."""
+        if layout.is_cut:  # what was cut off contributes 0, even if a bias computed from zeros does not
+            return layout.to_plane(self.compute(), num_images, num_axes)
+        shape = self.gradient.shape
+        return self.view(lambda operand: layout.to_plane(operand.expand(shape), num_images, num_axes))
+
+    def reduce(self, psi: Psi) -> Tensor:
+        """psi of a term on the plane, [N, *S]."""
+        if self.gradient.device.type != "cpu" or self.gradient.numel() <= _block():
+            return apply_psi(psi, self.compute())
+        groups = list(self._split(0))
+        if not isinstance(psi, Rescaling):
+            return torch.cat([apply_psi(psi, group.compute()) for group in groups])
+        sums, lows, highs = (torch.cat(parts) for parts in zip(*[group._sum_channels(psi) for group in groups], strict=True))
+        offset, span = psi.scale(lows, highs)
+        if (offset > _DROWNING * span).any():
+            offsets = offset.split([len(group.gradient) for group in groups])
+            sums = torch.cat([group._sum_channels(psi, less)[0] for group, less in zip(groups, offsets, strict=True)])
+        else:
+            sums = sums.sub_(expand_like(offset * self.gradient.shape[1], sums))
+        return sums.div_(expand_like(span + EPSILON, sums))
+
+    def add_to(self, total: Tensor) -> None:
+        """Add the values to a tensor of the gradient's shape; on a CPU in blocks, since fresh memory for all of them is slow."""
+        if self.gradient.device.type != "cpu":
+            total += self.compute()
+            return
+        start = 0
+        for group in self._split(0):
+            stop = start + len(group.gradient)
+            total[start:stop] += group.compute()
+            start = stop
+
+    def _split(self, axis: int) -> Iterator[TermValues]:
+        """Blocks along an axis."""
+        length = self.gradient.size(axis)
+        step = max(1, _block() * length // max(1, self.gradient.numel()))
+        for start in range(0, length, step):
+            yield self.view(partial(torch.narrow, dim=axis, start=start, length=min(step, length - start)))
+
+    def _sum_channels(self, psi: Rescaling, offset: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Of a group: the channel sum of the magnitudes, less an offset, [N, *S], and the extremes of the magnitudes, [N] each."""
+        fits = self.gradient.numel() <= _block()
+        axis = 1 if fits else max(range(1, self.gradient.ndim), key=self._reach_in_memory)
+        sums, extreme = [], []
+        for block in [self] if fits else self._split(axis):
+            values = block.compute()
+            magnitude = psi.magnitude(values, out=values)
+            extreme.append(_extremes(magnitude, psi.has_floor))
+            sums.append((magnitude if offset is None else magnitude - expand_like(offset, magnitude)).sum(1))
+        if len(sums) == 1:
+            return sums[0], *extreme[0]
+        low, high = (torch.stack(values) for values in zip(*extreme, strict=True))
+        return torch.stack(sums).sum(0) if axis == 1 else torch.cat(sums, axis - 1), low.amin(0), high.amax(0)
+
+    def _reach_in_memory(self, axis: int) -> int:
+        """The stride of an axis: blocks along the axis of the largest stride are whole stretches of memory."""
+        return self.gradient.stride(axis) if self.gradient.size(axis) > 1 else 0
+
+
+def _extremes(magnitude: Tensor, has_floor: bool) -> tuple[Tensor, Tensor]:
+    """As `extremes`. If the first channel of every sample reaches the floor, the others are not searched for the minimum."""
+    if not has_floor or (low := minimum(magnitude[:, :1])).any():
+        return extremes(magnitude)
+    return low, maximum(magnitude)
+
+
+def _block() -> int:
+    return BLOCK * torch.get_num_threads()
+
+
+@dataclass(frozen=True, slots=True)
+class MapSettings:
+    """What is drawn of the terms.
+
+    Attributes:
+        psi: post-processing of each term.
+        product: of gradient and bias: the values of a bias term.
+        kinds: which bias terms are drawn.
+        layout: says how a term lies on the image plane, or None to leave it to the package.
+    """
+
+    psi: Psi
+    product: Product
+    kinds: tuple[Kind, ...]
+    layout: UserLayout | None
+
+
+class TermMap:
+    """A `TermVisitor` that draws a map: psi of every term on the image plane, summed. Planes of one size are upsampled together.
+
+    Args:
+        images: of the run, [N, C, *S].
+        settings: what is drawn.
+    """
+
+    def __init__(self, images: Tensor, settings: MapSettings) -> None:
+        self._settings = settings
+        self._num_images = len(images)
+        self._size = tuple(images.shape[2:])
+        self._planes: dict[torch.Size, Tensor] = {}
+        self._num_placed = 0
+        self._lost: list[Term] = []
+
+    def visit(self, term: Term, bias: Tensor | Pointwise, gradient: Tensor) -> None:
+        if term.kind not in self._settings.kinds:
+            return
+        values = self._to_plane(term, TermValues(self._settings.product, bias, gradient))
+        if values is not None:
+            self._num_placed += 1
+            self._add(term, values)
+        elif not term.layout.is_flat:
+            self._lost.append(term)
+
+    def visit_input(self, images: Tensor, gradient: Tensor) -> None:
+        self._add(None, gradient * images)
+
+    def draw(self) -> Tensor:
+        """The maps, [N, 1, *S]."""
+        return torch.stack([upsample(planes, self._size) for planes in self._planes.values()]).sum(0)
+
+    def warn_if_lost(self, model: nn.Module) -> None:
+        """Warn if more terms of a run were lost than placed, without those behind the end of the plane. Counting starts anew."""
+        num_lost, num_placed = len(self._lost), self._num_placed
+        if num_lost > num_placed:
+            warn_once(
+                model,
+                "lost",
+                f"FullGrad draws {num_placed} of {num_placed + num_lost} bias terms of this network: where in the image the "
+                f"others lie is not known, from {self._lost[-1]} on. `full_gradients(...).undrawn` names them, and "
+                "FullGrad(model, layout=...) takes a function that says how they lie.",
+            )
+        self._num_placed, self._lost = 0, []
+
+    def _to_plane(self, term: Term, values: TermValues) -> Tensor | TermValues | None:
+        """A term as [N, C, *S]; None if its places are not known.
+
+        Raises:
+            ValueError: if the user's layout returns another shape.
+        """
+        num_axes = len(self._size)
+        is_a_sum = values.gradient.shape == (self._num_images,)
+        if self._settings.layout is not None and not is_a_sum:
+            plane = self._settings.layout(term, values.compute())
+            if isinstance(plane, Tensor) and plane.ndim == num_axes + 2 and len(plane) == self._num_images:
+                return plane
+            if plane is not None:
+                raise ValueError(
+                    f"layout must return {term} as [N, C, *S], of {num_axes + 2} dimensions for these {self._num_images} images, "
+                    f"or None, but returned {describe_value(plane)}"
+                )
+        return values.to_plane(term.layout, self._num_images, num_axes) if term.layout.on_plane(num_axes) else None
+
+    def _add(self, term: Term | None, values: Tensor | TermValues) -> None:
+        """Draw a term that is on the plane; None for the input's."""
+        planes = apply_psi(self._settings.psi, values) if isinstance(values, Tensor) else values.reduce(self._settings.psi)
+        drawn = self._planes.get(planes.shape)
+        self._planes[planes.shape] = planes if drawn is None else drawn + planes
+
+
+class TermAverage(TermMap):
+    """A `TermVisitor` of several runs that draws the map of their terms' averages."""
+
+    def __init__(self, images: Tensor, settings: MapSettings) -> None:
+        super().__init__(images, settings)
+        self._sums: dict[tuple[object, int], Tensor] = {}
+        self._met: Counter[object] = Counter()  # how often each operation was met in this run
+        self._num_runs = 0
+
+    def visit_input(self, images: Tensor, gradient: Tensor) -> None:
+        super().visit_input(images, gradient)
+        self._met.clear()
+        self._num_runs += 1
+
+    def draw(self) -> Tensor:
+        for values in self._sums.values():
+            super()._add(None, values.div_(self._num_runs))
+        self._sums.clear()
+        return super().draw()
+
+    def _add(self, term: Term | None, values: Tensor | TermValues) -> None:
+        operation = term and (term.module, term.operation, term.kind)
+        self._met[operation] += 1
+        key = operation, self._met[operation]
+        if key not in self._sums:
+            self._sums[key] = values.clone() if isinstance(values, Tensor) else values.compute().contiguous()
+        elif isinstance(values, Tensor):
+            self._sums[key] += values
+        else:
+            values.add_to(self._sums[key])
