@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torchvision.models.video import mvit
 
 from fg_lightning import FullGradients, full_gradients
-from fg_lightning.fullgrad.target import main_output
+from fg_lightning.fullgrad import main_output
 
 BATCHES = (1, 2, 3, 5)
 

@@ -26,10 +26,8 @@ from torchvision.transforms.v2 import functional as T
 
 from fg_lightning import FullGrad
 from fg_lightning.attribution import CONTROLS, METHODS
-from fg_lightning.demo import DigitClassifier
-from fg_lightning.demo.digits import digits
-from fg_lightning.metrics import pixel_perturbation
-from fg_lightning.metrics.perturbation import LABELS, USUAL
+from fg_lightning.demo import DigitClassifier, load_digits
+from fg_lightning.metrics import PixelPerturbation, pixel_perturbation
 from fg_lightning.visualization import comparison, curves
 
 FRACTIONS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
@@ -71,7 +69,7 @@ def fashion(folder: Path) -> tuple[TensorDataset, TensorDataset]:
 
 def few_digits() -> tuple[TensorDataset, TensorDataset]:
     """The demo's digits, for a quick look."""
-    images, labels = digits().tensors
+    images, labels = load_digits().tensors
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     first, rest = order[:4000], order[4000:]
     return TensorDataset(images[first], labels[first]), TensorDataset(images[rest], labels[rest])
@@ -135,7 +133,7 @@ def report(found: dict[tuple[str, str, str], np.ndarray], output: Path, name: st
         figure = curves(
             FRACTIONS,
             {method: found[fill, order, method] for method in methods},
-            ylabel=LABELS[USUAL[order]],
+            ylabel=PixelPerturbation(FRACTIONS, order=order).label,
             title=f"{name.replace('_', ' ')}: {order}, {fill.replace('_', ' ')} fill ({wanted} is better)",
             controls=CONTROLS,
         )

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset, random_split
 
 from fg_lightning import FullGradMonitor
-from fg_lightning.demo.digits import digits
+from fg_lightning.demo import load_digits
 
 
 def coloured_digits() -> TensorDataset:
     """Digits [N, 1, 28, 28], and a class for every pixel, [N, 28, 28]."""
-    images, labels = digits().tensors
+    images, labels = load_digits().tensors
     return TensorDataset(images, (images[:, 0] > 0) * (labels + 1)[:, None, None])
 
 

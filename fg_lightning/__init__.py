@@ -1,6 +1,6 @@
 """What an image network looks at while it trains, and whether the answer can be trusted.
 
-The names below are loaded when they are first used, so that `import fg_lightning` costs next to nothing.
+The names below are loaded when they are first used, so that `import fg_lightning` is cheap.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fg_lightning.attribution import METHODS as METHODS
     from fg_lightning.callbacks import FullGradMonitor as FullGradMonitor
     from fg_lightning.fullgrad import FullGrad as FullGrad
     from fg_lightning.fullgrad import FullGradients as FullGradients
@@ -16,15 +17,20 @@ if TYPE_CHECKING:
     from fg_lightning.fullgrad import SmoothFullGrad as SmoothFullGrad
     from fg_lightning.fullgrad import full_gradients as full_gradients
     from fg_lightning.roar import ROARDataModule as ROARDataModule
+    from fg_lightning.roar import ROARExperiment as ROARExperiment
+    from fg_lightning.roar import SaliencyStore as SaliencyStore
 
 _HOMES = {
-    "FullGrad": "fg_lightning.fullgrad",
-    "FullGradMonitor": "fg_lightning.callbacks",
-    "FullGradients": "fg_lightning.fullgrad",
-    "ROARDataModule": "fg_lightning.roar",
-    "SimpleFullGrad": "fg_lightning.fullgrad",
-    "SmoothFullGrad": "fg_lightning.fullgrad",
-    "full_gradients": "fg_lightning.fullgrad",
+    "FullGrad": "fullgrad",
+    "FullGradMonitor": "callbacks",
+    "FullGradients": "fullgrad",
+    "METHODS": "attribution",
+    "ROARDataModule": "roar",
+    "ROARExperiment": "roar",
+    "SaliencyStore": "roar",
+    "SimpleFullGrad": "fullgrad",
+    "SmoothFullGrad": "fullgrad",
+    "full_gradients": "fullgrad",
 }
 
 __all__ = list(_HOMES)
@@ -34,7 +40,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'fg_lightning' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(f"fg_lightning.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -7,7 +7,6 @@ import sys
 
 import pytest
 
-import fg_lightning
 from fg_lightning.cli.main import COMMANDS, _summary
 
 
@@ -29,14 +28,6 @@ def test_examples_in_docstrings_do_what_they_show(name):
     results = doctest.testmod(importlib.import_module(f"fg_lightning.{name}"))
     assert results.attempted
     assert not results.failed
-
-
-def test_public_names_are_there():
-    for name in fg_lightning.__all__:
-        assert getattr(fg_lightning, name).__name__ == name
-    assert set(fg_lightning.__all__) <= set(dir(fg_lightning))
-    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
-        fg_lightning.nothing  # noqa: B018
 
 
 @pytest.mark.parametrize("command", list(COMMANDS))

@@ -1,6 +1,6 @@
-"""The methods that FullGrad is compared with, all of one kind: Captum's, and controls that know nothing of the model."""
+"""Attribution methods to compare with FullGrad: Captum's, and controls that know nothing of the model."""
 
-from fg_lightning.attribution.method import Factory, Method, Scores, method_from
+from fg_lightning.attribution.method import Factory, Method, Scores, channel_sum, method_from
 from fg_lightning.attribution.registry import CONTROLS, METHODS, find_method
 
-__all__ = ["CONTROLS", "METHODS", "Factory", "Method", "Scores", "find_method", "method_from"]
+__all__ = ["CONTROLS", "METHODS", "Factory", "Method", "Scores", "channel_sum", "find_method", "method_from"]

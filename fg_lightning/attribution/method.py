@@ -18,9 +18,9 @@ from torch.overrides import TorchFunctionMode
 
 from fg_lightning.fullgrad.forward_backward import as_tuple, check_images
 from fg_lightning.fullgrad.operation import map_tensors
-from fg_lightning.fullgrad.preserve_model import as_the_model_takes, copied, undisturbed, unwrapped
+from fg_lightning.fullgrad.preserve_model import as_model_input, copy_argument, preserve_model
 from fg_lightning.fullgrad.target import Selection, Target
-from fg_lightning.fullgrad.torch_internals import without_checkpoints
+from fg_lightning.fullgrad.torch_internals import SET_GRAD_ENABLED, unwrap_model, without_checkpoints
 
 
 class Scores:
@@ -74,14 +74,14 @@ class Scores:
             else argument
             for argument in self._arguments
         )
-        return self.model(images.clone(), *map_tensors(copied, rows))
+        return self.model(images.clone(), *map_tensors(copy_argument, rows))
 
 
 class _WithGradients(TorchFunctionMode):
     """Keeps autograd on, even if a forward turns it off."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
-        return None if function is torch._C._set_grad_enabled else function(*args, **(kwargs or {}))
+        return None if function is SET_GRAD_ENABLED else function(*args, **(kwargs or {}))
 
 
 def _repeat_target(target: Target, copies: int) -> Any:
@@ -150,9 +150,9 @@ class Method(Attribution):
         """
         images = inputs[0] if isinstance(inputs, tuple) and len(inputs) == 1 else inputs
         check_images(self.model, images)
-        with undisturbed(self.model, images.device):
-            model = unwrapped(self.model)
-            leaf = as_the_model_takes(images, model).requires_grad_()
+        with preserve_model(self.model, images.device):
+            model = unwrap_model(self.model)
+            leaf = as_model_input(images, model).requires_grad_()
             thread = get_ident()
             with without_checkpoints(lambda: get_ident() == thread):  # a reentrant one refuses a gradient at the images
                 maps = self.draw(Scores(model, leaf, target, as_tuple(additional_forward_args)), leaf).detach()

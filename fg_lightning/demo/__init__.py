@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fg_lightning.demo.digits import DigitClassifier as DigitClassifier
     from fg_lightning.demo.digits import DigitsDataModule as DigitsDataModule
+    from fg_lightning.demo.digits import load_digits as load_digits
 
-_HOMES = {"DigitClassifier": "fg_lightning.demo.digits", "DigitsDataModule": "fg_lightning.demo.digits"}
-
-__all__ = list(_HOMES)
+__all__ = ["DigitClassifier", "DigitsDataModule", "load_digits"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module 'fg_lightning.demo' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module("fg_lightning.demo.digits"), name)

@@ -17,7 +17,7 @@ from fg_lightning.errors import CannotRun
 
 
 @cache
-def digits() -> TensorDataset:
+def load_digits() -> TensorDataset:
     """All 5,000 digits: images [5000, 1, 28, 28] from -1 (paper) to 1 (ink), and labels [5000], 500 of each class.
 
     Raises:
@@ -52,7 +52,7 @@ class DigitsDataModule(LightningDataModule):
         self.num_workers = num_workers
 
     def setup(self, stage: str) -> None:
-        dataset = digits()
+        dataset = load_digits()
         order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0)).tolist()
         self.train, self.val, self.test = (Subset(dataset, part) for part in (order[:4000], order[4000:4500], order[4500:]))
 

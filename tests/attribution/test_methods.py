@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
+import re
 from collections.abc import Callable
 from inspect import signature
 from typing import Any
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fg_lightning.attribution import CONTROLS, METHODS, find_method, method, method_from
+from tests import ROOT
 from tests.helpers.attribution_cases import FAST, NETS, TARGETS, assert_close, maps_of, net
 
 
@@ -284,6 +287,21 @@ def test_an_own_method_is_entered_by_name(monkeypatch: pytest.MonkeyPatch) -> No
         METHODS["mine"](model, heigth=2.0)
     with pytest.raises(TypeError, match="gradient has no setting num_steps; it takes none"):
         METHODS["gradient"](model, num_steps=2)
+
+
+def test_the_manual_has_all_methods_with_their_settings() -> None:
+    text = (ROOT / "docs/reference/attribution.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (?:`(.*?)`)? ?\|", text, re.MULTILINE)
+    assert {name for name, _ in rows} == set(METHODS)
+    model, x = net()
+    for name, settings in rows:
+        arguments = {keyword.arg: ast.literal_eval(keyword.value) for keyword in ast.parse(f"f({settings})").body[0].value.keywords}
+        maps = [METHODS[name](model, **given).attribute(x, 1) for given in ({}, arguments)]
+        assert torch.equal(*maps)
+        with pytest.raises(TypeError) as refused:
+            METHODS[name](model, none_such=1)
+        for known in re.findall(r"it takes (.*)", str(refused.value)):
+            assert [setting for setting in arguments if setting != "sigma"] == ([] if known == "none" else known.split(", "))
 
 
 @pytest.mark.ill_typed
