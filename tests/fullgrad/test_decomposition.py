@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from fg_lightning import full_gradients
+from fg_lightning import FullGradients, full_gradients
 from tests.helpers.random_networks import CLASSES, images, randomised
-
-# torch itself says so when forward-mode differentiation is first used.
 
 
 def relu_net() -> nn.Sequential:
@@ -167,3 +166,43 @@ def test_what_is_detached_is_a_constant() -> None:
     expected[:, 0, 0, 0] = 2
     assert torch.equal(result.input_gradient, expected)
     torch.testing.assert_close(result.bias_terms[""], 3 * x[:, 0, 0, 0], rtol=1e-14, atol=0)  # float64 rounding
+
+
+# --- the result ------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_result_is_compared_by_identity_and_can_be_hashed() -> None:
+    model, x = relu_net(), images(3)
+    first, second = full_gradients(model, x), full_gradients(model, x)
+    assert first == first
+    assert first != second
+    assert len({first, second, first}) == 2
+
+
+def test_the_repr_of_a_result_is_a_summary() -> None:
+    model, x = nn.Sequential(relu_net(), nn.Softmax(1)), images(8)
+    terms = full_gradients(model, x, 1)
+    lines = repr(terms).splitlines()
+    assert lines[0].startswith(f"FullGradients of 8 images: output [{terms.output[0]:.4g}, ")
+    assert lines[0].endswith(", ...]")
+    assert lines[1].strip().startswith("terms: the input, 3 explicit, 1 implicit; largest completeness error ")
+    assert float(lines[1].split()[-1]) < 1e-10
+    assert lines[2:] == ["  undrawn: linear in 0.5, softmax in 1"]
+    every = replace(terms, missing_ops=("a", "b", "c", "d", "e"), fallback_ops=("f",), unbatched_by="g")
+    assert repr(every).splitlines()[2:4] == ["  missing: a, b, c and 2 more", "  fallback: f"]
+    assert repr(every).endswith("\n  unbatched by: g")
+
+
+def test_results_of_parts_are_put_together_as_the_result_of_the_batch() -> None:
+    model, x = relu_net(), images(3)
+    parts = [full_gradients(model, x[:1], [1]), full_gradients(model, x[1:], [2, 0])]
+    together, whole = FullGradients.concatenate(parts), full_gradients(model, x, [1, 2, 0])
+    assert whole.target is not None
+    assert together.target is not None
+    assert torch.equal(together.target, whole.target)
+    torch.testing.assert_close(together.output, whole.output)
+    torch.testing.assert_close(together.input_gradient, whole.input_gradient)
+    assert together.bias_terms.keys() == whole.bias_terms.keys()
+    for name, term in whole.bias_terms.items():
+        torch.testing.assert_close(together.bias_terms[name], term)
+    assert (together.undrawn, together.missing_ops, together.unbatched_by) == (whole.undrawn, (), None)
