@@ -80,9 +80,9 @@ def find_fill(fill: Fill, *, dataset_mean: Numbers | None = None) -> FillFunctio
     if isinstance(fill, str):
         if fill not in FILLS:
             raise ValueError(f"fill must be {choices}, not {fill!r}")
-        return partial(_fill_checked, function=FILLS[fill])
+        return partial(_check_and_fill, function=FILLS[fill])
     if callable(fill) and not isinstance(fill, Tensor):
-        return partial(_fill_checked, function=fill)
+        return partial(_check_and_fill, function=fill)
     try:
         values = torch.as_tensor(fill, dtype=torch.float64).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
@@ -91,7 +91,7 @@ def find_fill(fill: Fill, *, dataset_mean: Numbers | None = None) -> FillFunctio
         values = values.flatten()  # [C, 1, 1], as for broadcasting
     if values.ndim > 1 or not bool(values.isfinite().all()):
         raise ValueError(f"fill must be a finite number, or one for each channel, but is {fill!r}")
-    return partial(_fill_checked, function=partial(_fill_with_numbers, values=values))
+    return partial(_check_and_fill, function=partial(_fill_with_numbers, values=values))
 
 
 def _fill_with_numbers(images: Tensor, mask: Tensor, values: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ def _replace(images: Tensor, mask: Tensor, values: Tensor) -> Tensor:
     return torch.lerp(images, values, mask.to(images))
 
 
-def _fill_checked(images: Tensor, mask: Tensor, function: FillFunction) -> Tensor:
+def _check_and_fill(images: Tensor, mask: Tensor, function: FillFunction) -> Tensor:
     """
     Raises:
         TypeError: if the images are not floating-point or the mask is not boolean.

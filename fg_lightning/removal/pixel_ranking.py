@@ -151,10 +151,10 @@ def check_maps(maps: Tensor, images: Tensor | None = None) -> None:
     if bool(unknown.any()):
         where = unknown.nonzero().flatten().tolist()
         raise ValueError(
-            f"{int(unknown.sum())} of {maps.numel()} saliency values are NaN, in the maps at {_shortened(where)} of the batch; "
+            f"{int(unknown.sum())} of {maps.numel()} saliency values are NaN, in the maps at {_list_briefly(where)} of the batch; "
             "pixels cannot be ranked by them: was the model's output or gradient finite?"
         )
 
 
-def _shortened(places: list[int]) -> str:
+def _list_briefly(places: list[int]) -> str:
     return ", ".join(map(str, places[:8])) + (f" and {len(places) - 8} more" if len(places) > 8 else "")
