@@ -65,25 +65,13 @@ class FullGradients:
 
     def __repr__(self) -> str:
         """A summary in a few lines."""
-        output = ", ".join(f"{value:.4g}" for value in self.output[:4].tolist())
         lines = [
-            f"FullGradients of {len(self.output)} images: output [{output}{', ...' if len(self.output) > 4 else ''}]",
+            f"FullGradients of {len(self.output)} images: output {_shorten([f'{value:.4g}' for value in self.output.tolist()])}",
             f"terms: the input, {len(self.bias_terms)} explicit, {len(self.implicit_terms)} implicit; "
             f"largest completeness error {float(self.completeness_error.max()):.1e}",
         ]
-        unbatched_by = (self.unbatched_by,) if self.unbatched_by else ()
-        operations = {
-            "missing": self.missing_ops,
-            "fallback": self.fallback_ops,
-            "undrawn": self.undrawn,
-            "unbatched by": unbatched_by,
-        }
-        lines += [
-            f"{name}: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
-            for name, names in operations.items()
-            if names
-        ]
-        return "\n  ".join(lines)
+        lines += [f"{name}: {_shorten(ops)}" for name in ("missing_ops", "fallback_ops", "undrawn") if (ops := getattr(self, name))]
+        return "\n  ".join(lines + ([f"unbatched_by: {self.unbatched_by}"] if self.unbatched_by else []))
 
     @classmethod
     def concatenate(cls, parts: Sequence[FullGradients], unbatched_by: str | None = None) -> FullGradients:
@@ -101,6 +89,10 @@ class FullGradients:
     def average(cls, parts: Sequence[FullGradients]) -> FullGradients:
         """The mean, term by term, of results for the same target. It is complete if they are: the sum of terms is linear."""
         return _merge(parts, lambda values: torch.stack(values).mean(0))
+
+
+def _shorten(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _total(terms: dict[str, Tensor], like: Tensor) -> Tensor:
@@ -164,11 +156,8 @@ def full_gradients(
 
     Examples:
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 10))
-        >>> terms = full_gradients(model, torch.rand(2, 1, 8, 8), target=3)
-        >>> list(terms.bias_terms)
+        >>> list(full_gradients(model, torch.rand(2, 1, 8, 8), target=3).bias_terms)
         ['0', '3']
-        >>> terms.undrawn
-        ('linear in 3',)
     """
     return decompose(model, Batch.of(model, images, target, additional_forward_args), reading=reading, autocast=autocast)
 

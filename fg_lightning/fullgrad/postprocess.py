@@ -119,19 +119,12 @@ def upsample(planes: Float[Tensor, "n *s"], size: tuple[int, ...]) -> Float[Tens
     return F.interpolate(planes, size, mode=INTERPOLATION[len(size)], align_corners=True)
 
 
-def extremes(magnitude: Tensor) -> tuple[Tensor, Tensor]:
-    """Minimum and maximum of each sample, [N] each."""
-    return minimum(magnitude), maximum(magnitude)
-
-
-def minimum(magnitude: Tensor) -> Tensor:
-    """The minimum of each sample, [N]."""
-    return magnitude.amin(tuple(range(1, magnitude.ndim)))
-
-
-def maximum(magnitude: Tensor) -> Tensor:
-    """The maximum of each sample, [N]."""
-    return magnitude.amax(tuple(range(1, magnitude.ndim)))
+def extremes(magnitude: Tensor, has_floor: bool = False) -> tuple[Tensor, Tensor]:
+    """Minimum and maximum of each sample, [N] each. If the first channel has a 0, and 0 is the floor, it is the minimum."""
+    axes = tuple(range(1, magnitude.ndim))
+    if has_floor and not (low := magnitude[:, :1].amin(axes)).any():
+        return low, magnitude.amax(axes)
+    return magnitude.amin(axes), magnitude.amax(axes)
 
 
 def expand_like(numbers: Float[Tensor, " n"], other: Tensor) -> Tensor:

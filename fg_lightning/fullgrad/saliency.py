@@ -211,11 +211,7 @@ class SmoothFullGrad(FullGrad):
         noise: the standard deviation of the Gaussian noise, as a share of the image's range (maximum - minimum).
         seed: seed of the noise, which is the same for every image in any batch. No global random state is touched.
         internal_batch_size: number of images that are run together; None for a third of the batch.
-        psi: as in `FullGrad`.
-        implicit: as in `FullGrad`.
-        reading: as in `FullGrad`.
-        layout: as in `FullGrad`.
-        autocast: as in `FullGrad`.
+        psi, implicit, reading, layout, autocast: as in `FullGrad`.
 
     Raises:
         TypeError: if the model is no module.

@@ -15,18 +15,7 @@ from fg_lightning.fullgrad.bias_hooks import Term
 from fg_lightning.fullgrad.decomposition import warn_once
 from fg_lightning.fullgrad.layout import Layout
 from fg_lightning.fullgrad.linearization import Kind, Pointwise, computed
-from fg_lightning.fullgrad.postprocess import (
-    EPSILON,
-    Psi,
-    Rescaling,
-    apply_psi,
-    describe_value,
-    expand_like,
-    extremes,
-    maximum,
-    minimum,
-    upsample,
-)
+from fg_lightning.fullgrad.postprocess import EPSILON, Psi, Rescaling, apply_psi, describe_value, expand_like, extremes, upsample
 
 UserLayout = Callable[[Term, Tensor], Union[Tensor, None]]
 """(term, its values in the shape of the operation's output) -> [N, C, *S] at any resolution, or None."""
@@ -117,7 +106,7 @@ class TermValues:
         for block in [self] if fits else self._split(axis):
             values = block.compute()
             magnitude = psi.magnitude(values, out=values)
-            extreme.append(_extremes(magnitude, psi.has_floor))
+            extreme.append(extremes(magnitude, psi.has_floor))
             sums.append((magnitude if offset is None else magnitude - expand_like(offset, magnitude)).sum(1))
         if len(sums) == 1:
             return sums[0], *extreme[0]
@@ -127,13 +116,6 @@ class TermValues:
     def _reach_in_memory(self, axis: int) -> int:
         """The stride of an axis: blocks along the axis of the largest stride are whole stretches of memory."""
         return self.gradient.stride(axis) if self.gradient.size(axis) > 1 else 0
-
-
-def _extremes(magnitude: Tensor, has_floor: bool) -> tuple[Tensor, Tensor]:
-    """As `extremes`. If the first channel of every sample reaches the floor, the others are not searched for the minimum."""
-    if not has_floor or (low := minimum(magnitude[:, :1])).any():
-        return extremes(magnitude)
-    return low, maximum(magnitude)
 
 
 def _block() -> int:

@@ -183,14 +183,14 @@ def test_the_repr_of_a_result_is_a_summary() -> None:
     model, x = nn.Sequential(relu_net(), nn.Softmax(1)), images(8)
     terms = full_gradients(model, x, 1)
     lines = repr(terms).splitlines()
-    assert lines[0].startswith(f"FullGradients of 8 images: output [{terms.output[0]:.4g}, ")
-    assert lines[0].endswith(", ...]")
+    assert lines[0].startswith(f"FullGradients of 8 images: output {terms.output[0]:.4g}, ")
+    assert lines[0].endswith(" and 5 more")
     assert lines[1].strip().startswith("terms: the input, 3 explicit, 1 implicit; largest completeness error ")
     assert float(lines[1].split()[-1]) < 1e-10
     assert lines[2:] == ["  undrawn: linear in 0.5, softmax in 1"]
     every = replace(terms, missing_ops=("a", "b", "c", "d", "e"), fallback_ops=("f",), unbatched_by="g")
-    assert repr(every).splitlines()[2:4] == ["  missing: a, b, c and 2 more", "  fallback: f"]
-    assert repr(every).endswith("\n  unbatched by: g")
+    assert repr(every).splitlines()[2:4] == ["  missing_ops: a, b, c and 2 more", "  fallback_ops: f"]
+    assert repr(every).endswith("\n  unbatched_by: g")
 
 
 def test_results_of_parts_are_put_together_as_the_result_of_the_batch() -> None:
