@@ -1,14 +1,10 @@
-"""The history: every look of a run, kept on disk as it is made, and read from there. See docs/monitor.md for what lies where."""
+"""The history of a run: writes its snapshots as they come, reads them back, and repairs what a killed process left."""
 
 from __future__ import annotations
 
-import errno
-import json
-import os
 import shutil
-import zipfile
-from collections.abc import Iterator, Sequence, Set
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -18,67 +14,45 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fg_lightning.atomic_files import PREFIX, file_named, replacing, sweep, write_atomically, write_json
-from fg_lightning.history.csv_table import as_csv, ended_lines, rows_of, sound_rows
-from fg_lightning.history.growing_array import GrowingArray
-from fg_lightning.history.run_folder import with_siblings
-from fg_lightning.metrics.concentration import gini_index
-from fg_lightning.recording.probe import Probe
-from fg_lightning.recording.snapshot import NUMBERS, Findings, Layer, Look
-
-FORMAT = 1
-"""Of the folder; it rises when a reader of an older one would be misled."""
-
-HISTORY, IMAGES, LAYERS, MAPS = "history.csv", "images.csv", "layers.csv", "maps.npy"
-COLUMNS = {
-    HISTORY: ("look", "epoch", "step", *NUMBERS),
-    IMAGES: (
-        *("look", "image", "label", "explained", "prediction", "confidence"),
-        *("output", "input_term", "bias_term", "implicit_term", "completeness_error", "map_peak"),
-    ),
-    LAYERS: ("look", "layer", "module", "kind", "share", "terms"),
-}
-"""The tables of a folder. `look` counts from 0 and says which entry of `maps.npy` belongs to a row."""
-
-
-AGREEMENT = 1e-3
-"""By how much the concentration of maps may differ from a look's own, since they are kept as float16."""
+from fg_lightning.atomic_files import PREFIX, replace_file, sweep, write_json
+from fg_lightning.history.records import COLUMNS, FORMAT, HISTORY, IMAGES, LAYERS, MAPS, Explanation, ImageRow, LayerTerms, Snapshot
+from fg_lightning.history.run_files import RunFiles, agree_in_concentration, group_by_snapshot, locate_damage, sibling_folders
 
 
 class History:
-    """The looks of one run, in order; below a folder, or in memory alone.
+    """The snapshots of one run, in order; in a folder, or in memory alone.
 
-    A look is in the history once its row stands in `history.csv`, which is written last, so that a process killed at any moment
-    loses no more than the look in progress. Where a look cannot be written, the folder is mended before the next one: it holds
-    again what the looks before left, or is begun anew. Maps stay in memory of the first and the last look only.
+    `history.csv` is written last, and a snapshot counts once its row is there. A process killed at any moment loses no more than
+    the snapshot in progress. If a snapshot cannot be written, the folder is repaired before the next one. Maps stay in memory of
+    the first and the last snapshot only.
 
     Args:
-        folder: made when the first look comes; None to write nothing.
-        looks: the numbers of earlier looks, whose findings lie in `earlier`.
-        earlier: that folder, which stays as it is unless it is the same; None if it is gone.
-        lost: those of the earlier looks whose findings do not lie there.
+        folder: created with the first snapshot; None to write nothing.
+        snapshots: the numbers of earlier snapshots, whose maps and tables lie in `earlier`.
+        earlier: that folder, which stays as it is unless it is `folder`; None if it is gone.
+        lost: the earlier snapshots whose maps and rows do not lie there.
 
     Attributes:
-        looks: the numbers of every look.
-        first_maps: the maps of the first look, [N, 1, *S]; None before it, and where they are lost.
+        snapshots: the numbers of every snapshot.
+        first_maps: the maps of the first snapshot, [N, 1, *S]; None before it, and if they are lost.
         last_maps: likewise of the last one.
-        num_unwritten: how many looks could not be written, and are not in it.
+        num_unwritten: number of snapshots that could not be written, and are not in the history.
     """
 
     def __init__(
-        self, folder: Path | None, looks: Sequence[Look] = (), earlier: Path | None = None, lost: Set[int] = frozenset()
+        self, folder: Path | None, snapshots: Sequence[Snapshot] = (), earlier: Path | None = None, lost: Set[int] = frozenset()
     ) -> None:
         self.folder = folder
-        self.looks = list(looks)
+        self.snapshots = list(snapshots)
         self.first_maps: Tensor | None = None
         self.last_maps: Tensor | None = None
         self.num_unwritten = 0
         self._earlier = earlier
-        self._lost = set(range(len(self.looks))) if earlier is None else set(lost)
-        self._beginning: tuple[dict[str, Any], Probe, Sequence[npt.NDArray[np.uint8]]] | None = None
-        self._left: dict[str, int] | None = None  # how long the files are that hold all looks and nothing else
-        if self.looks:
-            self.first_maps, self.last_maps = self._maps_left(0), self._maps_left(len(self.looks) - 1)
+        self._lost = set(range(len(self.snapshots))) if earlier is None else set(lost)
+        self._start: tuple[dict[str, Any], Tensor, Tensor | None, Sequence[npt.NDArray[np.uint8]]] | None = None
+        self._sizes: dict[str, int] | None = None  # of the files while they hold all snapshots and nothing else
+        if self.snapshots:
+            self.first_maps, self.last_maps = self._earlier_maps(0), self._earlier_maps(len(self.snapshots) - 1)
 
     @classmethod
     def read(cls, folder: Path) -> History:
@@ -89,30 +63,27 @@ class History:
             ValueError: if it is damaged, or a later version of the package wrote it.
         """
         history = cls(folder)
-        with _damage_named(folder):
+        with locate_damage(folder):
             written = history.about().get("format")
             if written == FORMAT:
-                history._take_up()
+                history._load()
         if written != FORMAT:
             raise ValueError(f"{folder} has format {written}, this version of fg-lightning reads format {FORMAT}; update it")
         return history
 
-    def _take_up(self) -> None:
-        """The looks that stand in the folder."""
-        assert self.folder is not None
-        for row in _rows(self.folder / HISTORY):
-            if int(row["look"]) != len(self.looks):
-                raise ValueError(f"look {len(self.looks)} is missing from {HISTORY}")
-            numbers = {f"fullgrad/{key}": float(row[key]) for key in NUMBERS if row.get(key)}
-            self.looks.append(Look(int(row["epoch"]), int(row["step"]), numbers))
-        for name in (IMAGES, LAYERS):
-            self._table(name, None)  # raises where rows belong to no look
-        if self.looks:
+    def _load(self) -> None:
+        for index, snapshot in self._files.snapshots():
+            if index != len(self.snapshots):
+                raise ValueError(f"snapshot {len(self.snapshots)} is missing from {HISTORY}")
+            self.snapshots.append(snapshot)
+        self.images_by_snapshot()
+        self.layers_by_snapshot()
+        if self.snapshots:
             self.first_maps, self.last_maps = self.maps(0), self.maps(-1)
 
     @property
-    def lies_in(self) -> Path | None:
-        """The folder that the looks lie in: an earlier run's before the first look of one that goes on from it."""
+    def source(self) -> Path | None:
+        """The folder that the snapshots lie in. It is an earlier run's until the first snapshot of a resumed run."""
         return self.folder if self._earlier is None else self._earlier
 
     @property
@@ -122,273 +93,279 @@ class History:
 
     # --- reading
 
-    def about(self) -> dict[str, Any]:
-        """What was looked at and how; see `docs/monitor.md`."""
-        return dict(json.loads(((self.lies_in or Path()) / "probe.json").read_text()))
+    @property
+    def _files(self) -> RunFiles:
+        return RunFiles(self.source or Path())
 
-    def probe(self) -> Probe:
+    def about(self) -> dict[str, Any]:
+        """What is explained and how; see `docs/monitor.md`."""
+        return self._files.about()
+
+    def probe(self) -> tuple[Tensor, Tensor | None]:
         """The images as the model took them, and the labels that were explained.
 
         Raises:
             FileNotFoundError: if they are gone.
             ValueError: if their file is damaged.
         """
-        folder = self.lies_in
-        assert folder is not None
-        with _damage_named(folder), (folder / "probe.npz").open("rb") as file, np.load(file) as arrays:
-            labels = torch.from_numpy(arrays["labels"]) if "labels" in arrays else None
-            return Probe(torch.from_numpy(arrays["images"]), labels)
+        return self._files.probe()
 
-    def maps(self, look: int, rows: Sequence[dict[str, str]] | None = None) -> Tensor:
-        """The maps of a look, [N, 1, *S], from disk; NaN where they were lost with the folder of an earlier process.
+    def maps(self, index: int, rows: Sequence[ImageRow] | None = None) -> Tensor:
+        """The maps of a snapshot, [N, 1, *S], from disk; NaN if they were lost with the folder of an earlier process.
 
-        Where the look's rows in `images.csv` were lost, each map's largest magnitude is 1.
+        If the snapshot's rows in `images.csv` were lost, the largest magnitude of each map is 1.
 
         Args:
-            look: its index, from the end if negative.
-            rows: `images(look)`, which says how large they are, where it has been read already.
+            index: of the snapshot, from the end if negative.
+            rows: `images(index)`, if you have read them already; they hold the peaks of the maps.
 
         Raises:
-            ValueError: if they are not there: only those of the first and the last look are without a folder.
+            ValueError: if they are not there. Without a folder there are only those of the first and the last snapshot.
         """
-        look = range(len(self.looks))[look]
+        index = range(len(self.snapshots))[index]
         if self.folder is None:
-            kept = {0: self.first_maps, len(self.looks) - 1: self.last_maps}
-            if kept.get(look) is None:
-                raise ValueError("this history is kept in memory alone, where there are the maps of the first and last look")
-            return kept[look]  # type: ignore[return-value]
-        array = GrowingArray((self.lies_in or self.folder) / MAPS)
-        if look in self._lost:
-            raise ValueError(f"the maps of look {look} are lost")
-        if look >= len(array):
-            raise ValueError(f"{MAPS} holds the maps of {len(array)} of {len(self.looks)} looks")
-        scaled = torch.from_numpy(array.entry(look)).float()
-        rows = self.images(look) if rows is None else rows
+            in_memory = {0: self.first_maps, len(self.snapshots) - 1: self.last_maps}.get(index)
+            if in_memory is None:
+                raise ValueError("this history is kept in memory alone, which holds the maps of the first and last snapshot")
+            return in_memory
+        array = self._files.maps
+        if index in self._lost:
+            raise ValueError(f"the maps of snapshot {index} are lost")
+        if index >= len(array):
+            raise ValueError(f"{MAPS} holds the maps of {len(array)} of {len(self.snapshots)} snapshots")
+        scaled = torch.from_numpy(array.entry(index)).float()
+        rows = self.images(index) if rows is None else rows
         if len(rows) not in (0, len(scaled)):
-            raise ValueError(f"{IMAGES} has {len(rows)} of {len(scaled)} rows of look {look}")
-        peaks = torch.tensor([float(row["map_peak"] or 1) for row in rows] or [1.0])
+            raise ValueError(f"{IMAGES} has {len(rows)} of {len(scaled)} rows of snapshot {index}")
+        peaks = torch.tensor([float(row.map_peak or 1) for row in rows] or [1.0])
         return scaled * peaks.reshape(-1, *(1,) * (scaled.ndim - 1))
 
-    def images(self, look: int | None = None) -> list[dict[str, str]]:
-        """The rows of `images.csv`, of one look or all."""
-        return self._table(IMAGES, look)
+    def images(self, index: int) -> list[ImageRow]:
+        """The rows of `images.csv` of a snapshot."""
+        return self.images_by_snapshot().get(range(len(self.snapshots))[index], [])
 
-    def layers(self, look: int | None = None) -> list[dict[str, str]]:
-        """The rows of `layers.csv`, of one look or all."""
-        return self._table(LAYERS, look)
+    def layers(self, index: int) -> list[LayerTerms]:
+        """The rows of `layers.csv` of a snapshot."""
+        return self.layers_by_snapshot().get(range(len(self.snapshots))[index], [])
 
-    def _table(self, name: str, look: int | None) -> list[dict[str, str]]:
-        if self.lies_in is None:
-            return []
-        chosen = set(range(len(self.looks)) if look is None else (range(len(self.looks))[look],)) - self._lost
-        return [row for row in _rows(self.lies_in / name) if int(row["look"]) in chosen]
+    def images_by_snapshot(self) -> dict[int, list[ImageRow]]:
+        """All rows of `images.csv`, by the index of their snapshot."""
+        return group_by_snapshot((index, row) for index, row in self._files.images() if self._holds(index))
+
+    def layers_by_snapshot(self) -> dict[int, list[LayerTerms]]:
+        """All rows of `layers.csv`, by the index of their snapshot."""
+        return group_by_snapshot((index, row) for index, row in self._files.layers() if self._holds(index))
+
+    def _holds(self, index: int) -> bool:
+        return self.source is not None and 0 <= index < len(self.snapshots) and index not in self._lost
 
     # --- writing
 
-    def begin(self, about: dict[str, Any], probe: Probe, pictures: Sequence[npt.NDArray[np.uint8]]) -> None:
-        """Makes the folder and says in it what is looked at; where that fails, it is done with the next look.
+    def begin(
+        self, about: dict[str, Any], images: Tensor, labels: Tensor | None, pictures: Sequence[npt.NDArray[np.uint8]]
+    ) -> None:
+        """Creates the folder and says in it what is explained. If that fails, the next snapshot does it.
 
         Args:
             about: becomes `probe.json`.
-            probe: becomes `probe.npz`.
-            pictures: the images as a person sees them, [H, W, 3] in 0..255; become `probe/`.
+            images: as the model takes them; become `probe.npz`.
+            labels: that are explained; likewise.
+            pictures: the images as the user sees them, [H, W, 3] in 0..255; become `probe/`.
 
         Raises:
             OSError: if it cannot be written.
         """
-        self._beginning = about, probe, pictures
+        self._start = about, images, labels, pictures
         if self.folder is not None:
-            self._write_beginning()
+            self._write_start(self.folder)
 
-    def add(self, look: Look, findings: Findings, labels: Tensor | None) -> None:
-        """Keeps a look.
+    def add(self, snapshot: Snapshot, explanation: Explanation, labels: Tensor | None) -> None:
+        """Keeps a snapshot.
 
         Args:
-            look: its numbers.
-            findings: everything else.
-            labels: of the images, as they came with them; shown where they are one number each.
+            snapshot: its numbers.
+            explanation: everything else.
+            labels: of the images, as they came with them; written if they are one number each.
 
         Raises:
-            OSError: if it cannot be written; it is not in the history then, and the next one finds the folder mended.
+            OSError: if it cannot be written. Then it is not in the history, and the next one repairs the folder.
         """
         self.num_unwritten += 1
         if self.folder is not None:
-            if self._left is None or self._left != _sizes(self.folder):  # a look was torn, or others were at work here
-                self._mend(findings.maps.shape)
-            self._left = None
-            self._write(self.folder, look, findings, labels)
-            self._left = _sizes(self.folder)
-        if not self.looks:
-            self.first_maps = findings.maps
-        self.last_maps = findings.maps
-        self.looks.append(look)
+            if self._sizes is None or self._sizes != _file_sizes(self.folder):  # a snapshot was torn, or another process wrote
+                self._repair(self.folder, explanation.maps.shape)
+            self._sizes = None
+            self._write(RunFiles(self.folder), snapshot, explanation, labels)
+            self._sizes = _file_sizes(self.folder)
+        if not self.snapshots:
+            self.first_maps = explanation.maps
+        self.last_maps = explanation.maps
+        self.snapshots.append(snapshot)
         self.num_unwritten -= 1
 
-    def add_sheet(self, look: Look, sheet: npt.NDArray[np.uint8]) -> None:
-        """Keeps the overlays of a look as one picture, for runs without a logger that takes images."""
+    def add_sheet(self, snapshot: Snapshot, sheet: npt.NDArray[np.uint8]) -> None:
+        """Keeps the overlays of a snapshot as one picture, for runs without a logger that takes images."""
         if self.folder is not None:
             (self.folder / "saliency").mkdir(parents=True, exist_ok=True)
-            _save_png(self.folder / "saliency" / f"epoch_{look.epoch:04d}.png", sheet)
+            _save_png(self.folder / "saliency" / f"epoch_{snapshot.epoch:04d}.png", sheet)
 
-    def _write_beginning(self) -> None:
-        assert self.folder is not None
-        assert self._beginning is not None
-        about, probe, pictures = self._beginning
-        (self.folder / "probe").mkdir(parents=True, exist_ok=True)
-        for folder in with_siblings(self.folder):
-            sweep(folder, deeply=True)
+    def _write_start(self, folder: Path) -> None:
+        assert self._start is not None
+        about, images, labels, pictures = self._start
+        (folder / "probe").mkdir(parents=True, exist_ok=True)
+        for other in sibling_folders(folder):
+            sweep(other, deeply=True)
         for i, picture in enumerate(pictures):
-            _save_png(self.folder / "probe" / f"{i:03d}.png", picture)
-        arrays = {"images": probe.images, "labels": probe.labels}
-        stored: dict[str, Any] = {name: _storable(tensor).numpy() for name, tensor in arrays.items() if tensor is not None}
-        with replacing(self.folder / "probe.npz") as file:
+            _save_png(folder / "probe" / f"{i:03d}.png", picture)
+        arrays = {"images": images, "labels": labels}
+        stored: dict[str, Any] = {name: _numpy(tensor) for name, tensor in arrays.items() if tensor is not None}
+        with replace_file(folder / "probe.npz") as file:
             np.savez(file, **stored)
-        write_json(self.folder / "probe.json", {"format": FORMAT, **about})
+        write_json(folder / "probe.json", {"format": FORMAT, **about})
 
-    def _write(self, folder: Path, look: Look, findings: Findings, labels: Tensor | None) -> None:
-        index = len(self.looks)
-        peaks = findings.maps.flatten(1).abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny)
-        scaled = findings.maps / peaks.reshape(-1, *(1,) * (findings.maps.ndim - 1))
-        GrowingArray(folder / MAPS).append(scaled.half().numpy())
-        images = zip(*_columns(findings, labels), peaks.tolist(), strict=True)
-        self._append(IMAGES, [(index, i, *row) for i, row in enumerate(images)])
-        self._append(LAYERS, [(index, i, *_layer_cells(layer)) for i, layer in enumerate(findings.layers)])
-        self._append(HISTORY, [_history_cells(index, look)])
+    def _write(self, files: RunFiles, snapshot: Snapshot, explanation: Explanation, labels: Tensor | None) -> None:
+        index = len(self.snapshots)
+        maps = explanation.maps
+        peaks = maps.flatten(1).abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny)
+        files.maps.append((maps / peaks.reshape(-1, *(1,) * (maps.ndim - 1))).half().numpy())
+        images = zip(explanation.image_cells(labels), peaks.tolist(), strict=True)
+        files.tables[IMAGES].append([(index, i, *cells, peak) for i, (cells, peak) in enumerate(images)])
+        files.tables[LAYERS].append([(index, i, *layer.cells()) for i, layer in enumerate(explanation.layers)])
+        files.tables[HISTORY].append([(index, *snapshot.cells())])
 
-    def _append(self, name: str, rows: Sequence[Sequence[Any]]) -> None:
-        """Adds rows to a table, by one system call, which a killed process makes or does not."""
-        assert self.folder is not None
-        path = self.folder / name
-        heading = [] if path.exists() and path.stat().st_size else [COLUMNS[name]]
-        raw = as_csv([*heading, *rows])
-        with file_named(path), path.open("ab", buffering=0) as file:
-            if file.write(raw) != len(raw):  # so ends the last room on a disk, without an error
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    # --- repair
 
-    # --- mending
-
-    def _mend(self, shape: Sequence[int]) -> None:
-        """Makes the folder hold the looks that are in the history and nothing else, whatever is there.
+    def _repair(self, folder: Path, shape: Sequence[int]) -> None:
+        """Makes the folder hold the snapshots of the history and nothing else, whatever is there.
 
         Args:
-            shape: of a look's maps, [N, 1, *S].
+            folder: of this run.
+            shape: of a snapshot's maps, [N, 1, *S].
         """
-        assert self.folder is not None
-        if self._earlier is not None and self._earlier.resolve() != self.folder.resolve():
-            _copy(self._earlier, self.folder)
+        if self._earlier is not None and self._earlier.resolve() != folder.resolve():
+            _copy_tree(self._earlier, folder)
         self._earlier = None
-        if self._beginning is not None:
-            self._write_beginning()
-        blank = np.full(shape, np.nan, np.float16)
-        array = GrowingArray(self.folder / MAPS)
-        if not array.restore(blank):
-            self._lost |= {i for i in range(min(len(array), len(self.looks))) if not agree(array.entry(i), self.looks[i])}
-        array.cut(len(self.looks))
-        for index in sorted(self._lost):
-            if index < len(array):
-                array.overwrite(index, blank)
-        while len(array) < len(self.looks):
-            array.append(blank)
-        has_maps = [index for index in range(len(self.looks)) if not np.isnan(array.entry(index)).all()]
-        for name in (IMAGES, LAYERS):
-            rows = self._rows_left(name)
-            if name == IMAGES:  # of every map there is one, so that all of a look's are there or none
-                rows = {(i, n): {"look": str(i), "image": str(n)} for i in has_maps for n in range(len(blank))} | rows
-            self._rewrite(name, [[row.get(column) for column in COLUMNS[name]] for _, row in sorted(rows.items())])
-        self._rewrite(HISTORY, [_history_cells(index, look) for index, look in enumerate(self.looks)])
+        if self._start is not None:
+            self._write_start(folder)
+        RunFiles(folder).repair(self.snapshots, self._lost, shape)
         self._lost.clear()
 
-    def _rows_left(self, name: str) -> dict[tuple[int, ...], dict[str, str]]:
-        assert self.folder is not None
-        rows, _ = sound_rows(self.folder / name, COLUMNS[name])
-        return {key: row for key, row in rows.items() if key[0] < len(self.looks) and key[0] not in self._lost}
-
-    def _rewrite(self, name: str, rows: Sequence[Sequence[Any]]) -> None:
-        """Makes a table hold these rows and no others; without rows there is none."""
-        assert self.folder is not None
-        path, raw = self.folder / name, as_csv([COLUMNS[name], *rows])
-        if not rows:
-            path.unlink(missing_ok=True)
-        elif not path.exists() or path.read_bytes() != raw:
-            write_atomically(path, raw)
-
-    def _maps_left(self, look: int) -> Tensor | None:
-        """The maps of an earlier look, each relative to its own peak; None where they are lost."""
-        if self._earlier is None or look in self._lost:
+    def _earlier_maps(self, index: int) -> Tensor | None:
+        """The maps of an earlier snapshot, each relative to its own peak; None if they are lost."""
+        if self._earlier is None or index in self._lost:
             return None
         try:
-            return torch.from_numpy(GrowingArray(self._earlier / MAPS).entry(look)).float()
+            return torch.from_numpy(RunFiles(self._earlier).maps.entry(index)).float()
         except (OSError, ValueError, IndexError):
             return None
 
 
-def agree(maps: npt.NDArray[np.generic], look: Look) -> bool:
-    """Whether maps, [N, 1, *S], can be those of a look, as its number of their concentration tells."""
-    concentration = look.numbers.get("fullgrad/concentration")
-    found = gini_index(torch.from_numpy(maps).float().abs()).mean()
-    return concentration is not None and bool((found - concentration).abs() <= AGREEMENT)
+class OtherRun(ValueError):
+    """A folder holds another run."""
 
 
-def _copy(source: Path, folder: Path) -> None:
+def find_lost_snapshots(folder: Path, snapshots: Sequence[Snapshot], fingerprint: str) -> tuple[Set[int], list[str]]:
+    """Compares the files of a folder with the snapshots that a checkpoint knows.
+
+    The files hold a snapshot if its row in `history.csv` has the same numbers; or, if that row is gone, if its maps have the
+    concentration that the checkpoint tells.
+
+    Args:
+        folder: of an earlier run.
+        snapshots: as the checkpoint has them.
+        fingerprint: of the images that they explain.
+
+    Returns:
+        The snapshots that the files do not hold, and what is damaged, in words.
+
+    Raises:
+        OtherRun: if it is the folder of another run.
+        OSError: if a file is there, but cannot be read now.
+        ValueError: if a later version of the package wrote it.
+    """
+    files = RunFiles(folder)
+    about = _identity(files)
+    if about is not None and about["format"] != FORMAT:
+        raise ValueError(f"{folder} has format {about['format']}, this version of fg-lightning reads format {FORMAT}; update it")
+    if about is not None and about["fingerprint"] != fingerprint:
+        raise OtherRun(str(folder))
+    array, num_snapshots = files.maps, len(snapshots)
+    try:
+        num_entries, has_header = len(array), True
+    except (ValueError, EOFError):
+        num_entries, has_header = 0, False
+    rows, _ = files.tables[HISTORY].salvage()
+    unwritten = [index for index in range(num_snapshots) if (index,) not in rows]
+    own = {i for i, snapshot in enumerate(snapshots) if i not in unwritten and _snapshot(rows[i,]) == snapshot}
+    own |= {i for i in unwritten if i < num_entries and agree_in_concentration(array.entry(i), snapshots[i])}
+    if about is None and not own:
+        raise OtherRun(str(folder))
+    maps = {index for index in own if index < num_entries}
+    maps -= {index for index in maps if np.isnan(array.entry(index)).all()}
+    damages = [] if about is not None else ["probe.json cannot be read"]
+    damages += [f"{HISTORY} lacks {_enumerate(unwritten)}"] if unwritten else []
+    if not has_header:
+        damages.append(f"{MAPS} has no header")
+    elif num_entries < num_snapshots:
+        damages.append(f"{MAPS} lacks {_enumerate(range(num_entries, num_snapshots))}")
+    for name in (IMAGES, LAYERS):
+        short = _incomplete_snapshots(files, name, maps)
+        damages += [f"{name} lacks rows of {_enumerate(short)}"] if short else []
+    return set(range(num_snapshots)) - own, [f"{folder} is damaged: {', '.join(damages)}"] if damages else []
+
+
+def _identity(files: RunFiles) -> dict[str, Any] | None:
+    """Format and fingerprint; None if they are gone."""
+    try:
+        about = files.about()
+        return {name: about[name] for name in ("format", "fingerprint")}
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _snapshot(row: dict[str, str]) -> Snapshot | None:
+    try:
+        return Snapshot.from_row(row)
+    except (KeyError, ValueError):
+        return None
+
+
+def _incomplete_snapshots(files: RunFiles, name: str, indices: Set[int]) -> list[int]:
+    """The snapshots that have no rows in a table, or may have lost some with its end or with damaged lines."""
+    rows, is_whole = files.tables[name].salvage()
+    counts = Counter(index for index, *_ in rows)
+    usual, last = max(counts.values(), default=1), max(counts, default=0)
+    return sorted(i for i in indices if not counts[i] or (counts[i] < usual and (i == last or not is_whole)))
+
+
+def _enumerate(indices: Sequence[int]) -> str:
+    """Snapshots by their numbers, at most five."""
+    listed = ", ".join(map(str, indices[:5])) + (f" and {len(indices) - 5} more" if len(indices) > 5 else "")
+    return f"snapshot {listed}" if len(indices) == 1 else f"snapshots {listed}"
+
+
+def _copy_tree(source: Path, folder: Path) -> None:
     """Copies files and folders, with the permissions that umask gives them."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in source.iterdir():
         if path.is_dir():
-            _copy(path, folder / path.name)
+            _copy_tree(path, folder / path.name)
         elif not path.name.startswith(PREFIX):
             shutil.copyfile(path, folder / path.name)
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    """Of the files of a history, in bytes; -1 for those that are missing."""
+def _file_sizes(folder: Path) -> dict[str, int]:
+    """Of the files of a history, in bytes; -1 for missing ones."""
     paths = (folder / name for name in ("probe.json", MAPS, *COLUMNS))
     return {path.name: path.stat().st_size if path.exists() else -1 for path in paths}
 
 
-def _history_cells(index: int, look: Look) -> tuple[Any, ...]:
-    return index, look.epoch, look.step, *(look.numbers.get(f"fullgrad/{key}") for key in NUMBERS)
-
-
-def _columns(findings: Findings, labels: Tensor | None) -> list[Sequence[Any]]:
-    """The columns of `images.csv` from label to completeness_error, as far as they are defined."""
-    count = len(findings.maps)
-    answers = findings.answers
-    values = [labels, answers.explained, answers.predicted, answers.confidence, *findings.terms.values()]
-    return [[None] * count if value is None or value.ndim != 1 else value.tolist() for value in values]
-
-
-def _layer_cells(layer: Layer) -> tuple[str, str, float | None, str]:
-    """The columns of `layers.csv` from module on; the images' terms in one cell, with spaces between."""
-    return layer.module, layer.kind, layer.share, " ".join(f"{term:.5g}" for term in layer.terms)
-
-
-def _storable(tensor: Tensor) -> Tensor:
+def _numpy(tensor: Tensor) -> npt.NDArray[Any]:
     """In a type that numpy has."""
-    return tensor.float() if tensor.dtype is torch.bfloat16 else tensor
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a table: the last line counts only if it was ended.
-
-    Raises:
-        ValueError: if a row is not whole.
-    """
-    rows = list(rows_of(ended_lines(path)[0])) if path.exists() else []
-    for place, row in enumerate(rows):
-        if None in row or None in row.values():
-            raise ValueError(f"row {place} of {path.name} has other cells than the heading")
-    return rows
-
-
-@contextmanager
-def _damage_named(folder: Path) -> Iterator[None]:
-    """Whatever damaged files raise becomes a ValueError that says where they lie."""
-    try:
-        yield
-    except (KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{folder} is damaged: {type(error).__name__}: {error}") from error
+    array: npt.NDArray[Any] = (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
+    return array
 
 
 def _save_png(path: Path, picture: npt.NDArray[np.uint8]) -> None:
-    with replacing(path) as file:
+    with replace_file(path) as file:
         Image.fromarray(picture).save(file, "PNG", compress_level=1)  # a third of the time for a tenth more bytes

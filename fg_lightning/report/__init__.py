@@ -1,6 +1,5 @@
-"""The report: what a monitored run or a ROAR experiment found, as one HTML file that opens without a network."""
+"""The report of a monitored run or a ROAR experiment: one HTML file that works offline."""
 
-from fg_lightning.errors import CannotRun
-from fg_lightning.report.html_page import write_report
+from fg_lightning.report.html_report import write_report
 
-__all__ = ["CannotRun", "write_report"]
+__all__ = ["write_report"]

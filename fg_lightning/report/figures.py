@@ -1,7 +1,4 @@
-"""Curves for the page, by plotly: colours that words take (text, grid) are the page's own and are put in there.
-
-Accuracy over the fraction of pixels, for the page.
-"""
+"""The figures of a page, by plotly. The page sets the colours of text and grid itself."""
 
 from __future__ import annotations
 
@@ -27,27 +24,41 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8
 SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "triangle-down", "star")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Figure:
     """
     Attributes:
         name: of the element on the page.
         title: above it.
-        said: what it shows, for those who do not see it.
+        summary: what it shows, for screen readers.
         content: data and layout, as plotly.js takes them.
         height: in CSS pixels.
-        wide: whether it takes the whole width.
+        is_wide: whether it takes the whole width.
     """
 
     name: str
     title: str
-    said: str
+    summary: str
     content: dict[str, Any]
     height: int = 280
-    wide: bool = False
+    is_wide: bool = False
 
 
-def lines(
+@dataclass(frozen=True, eq=False)
+class Page:
+    """
+    Attributes:
+        template: a file in `templates/`.
+        figures: of the page.
+        values: everything else that the template needs.
+    """
+
+    template: str
+    figures: Sequence[Figure]
+    values: dict[str, Any]
+
+
+def line_figure(
     name: str,
     title: str,
     moments: Sequence[float],
@@ -57,26 +68,26 @@ def lines(
     xlabel: str,
     log_scale: bool = False,
 ) -> Figure:
-    """A line for every quantity, over the looks.
+    """A line for every quantity, over the snapshots.
 
     Args:
         name: see `Figure`.
         title: see `Figure`.
-        moments: where the looks lie on the axis.
-        titles: what they are called.
-        values: of every quantity a number for each look, None where there is none.
+        moments: places of the snapshots on the axis.
+        titles: of the snapshots.
+        values: of every quantity a number for each snapshot, None if there is none.
         xlabel: what the axis counts.
-        log_scale: of the quantities; what is not positive is left out.
+        log_scale: of the quantities; values that are not positive are left out.
     """
-    figure = go.Figure(layout=layout(xlabel))
-    marked = len(moments) <= 40
+    figure = go.Figure(layout=plot_layout(xlabel))
+    has_markers = len(moments) <= 40
     for (quantity, given), colour, symbol in zip(values.items(), cycle(COLOURS), cycle(SYMBOLS)):
         shown = [None if value is None or (log_scale and value <= 0) else value for value in given]
         figure.add_scatter(
             x=list(moments),
             y=shown,
             name=quantity,
-            mode="lines+markers" if marked else "lines",
+            mode="lines+markers" if has_markers else "lines",
             line={"color": colour, "width": 2},
             marker={"symbol": symbol, "size": 6},
             text=list(titles),
@@ -84,15 +95,15 @@ def lines(
         )
     figure.update_layout(showlegend=len(values) > 1)
     if log_scale:
-        figure.update_yaxes(type="log", exponentformat="power", dtick=_between_ticks(_decades(values)))
-    return Figure(name, title, "; ".join(course(quantity, given) for quantity, given in values.items()), plain(figure))
+        figure.update_yaxes(type="log", exponentformat="power", dtick=_tick_step(values))
+    return Figure(name, title, "; ".join(describe_range(*item) for item in values.items()), to_json(figure))
 
 
-def shares_by_layer(layers: Sequence[str], titles: Sequence[str], shares: npt.NDArray[np.float64]) -> Figure:
-    """What share of the output each layer explains, [layers, looks], the input at the top, as `depth_map` draws it."""
+def layer_figure(layers: Sequence[str], titles: Sequence[str], shares: npt.NDArray[np.float64]) -> Figure:
+    """What share of the output each layer explains, [layers, snapshots], the input at the top, as `depth_map` draws it."""
     magnitudes = np.abs(shares[np.isfinite(shares)])
     limit = max(float(np.percentile(magnitudes, 90)) if magnitudes.size else 0.0, 1e-3)
-    figure = go.Figure(layout=layout("look"))
+    figure = go.Figure(layout=plot_layout("snapshot"))
     figure.add_heatmap(
         z=[[None if np.isnan(share) else float(f"{share:.4g}") for share in row] for row in shares],
         x=list(range(len(titles))),
@@ -107,26 +118,25 @@ def shares_by_layer(layers: Sequence[str], titles: Sequence[str], shares: npt.ND
         colorbar={"thickness": 10, "tickfont": {"size": 11}},
     )
     height = min(900, 110 + 17 * len(layers))
-    room = max(1, height // 17 - 6)
-    step = -(-len(layers) // room)
-    named = [*range(0, len(layers) - step, step), len(layers) - 1]  # the last is the head
+    step = -(-len(layers) // max(1, height // 17 - 6))
+    ticks = [*range(0, len(layers) - step, step), len(layers) - 1]  # the last is the head
     figure.update_yaxes(
         autorange="reversed",
-        tickvals=list(named),
-        ticktext=[_short(layers[i]) for i in named],
+        tickvals=ticks,
+        ticktext=[_shorten(layers[i]) for i in ticks],
         tickfont={"size": 11},
         showgrid=False,
     )
-    looks = sorted({0, len(titles) - 1, *range(0, len(titles), -(-len(titles) // 6))})
-    figure.update_xaxes(tickvals=looks, ticktext=[titles[i] for i in looks], title=None, showgrid=False)
+    moments = sorted({0, len(titles) - 1, *range(0, len(titles), -(-len(titles) // 6))})
+    figure.update_xaxes(tickvals=moments, ticktext=[titles[i] for i in moments], title=None, showgrid=False)
     largest = [layers[i] for i in np.argsort(-np.abs(np.nan_to_num(shares[:, -1])), kind="stable")[:3]]
-    said = f"largest at {titles[-1]}: {', '.join(largest)}" if titles else ""
+    summary = f"largest at {titles[-1]}: {', '.join(largest)}" if titles else ""
     title = "Share of the output by layer (below 0 or above 1: terms cancel)"
-    return Figure("layers", title, said, plain(figure), height, wide=True)
+    return Figure("layers", title, summary, to_json(figure), height, is_wide=True)
 
 
-def layout(xlabel: str) -> dict[str, Any]:
-    """Without colours of its own, so that the page's show through."""
+def plot_layout(xlabel: str) -> dict[str, Any]:
+    """A layout without colours: the page has its own."""
     axis = {"automargin": True, "zeroline": False, "title": {"standoff": 8}}
     return {
         "template": None,
@@ -140,43 +150,40 @@ def layout(xlabel: str) -> dict[str, Any]:
     }
 
 
-def plain(figure: go.Figure) -> dict[str, Any]:
-    """As JSON has it; what is not a number is null."""
+def to_json(figure: go.Figure) -> dict[str, Any]:
+    """Data and layout as JSON; NaN becomes null."""
     content: dict[str, Any] = json.loads(figure.to_json())
     return content
 
 
-def course(name: str, values: Numbers) -> str:
-    """From where to where a quantity went, in words."""
+def describe_range(name: str, values: Numbers) -> str:
+    """First, last, smallest and largest value of a quantity, in words."""
     known = [value for value in values if value is not None and not np.isnan(value)]
     if not known:
         return f"{name}: no values"
     return f"{name} from {known[0]:.3g} to {known[-1]:.3g}, between {min(known):.3g} and {max(known):.3g}"
 
 
-def _decades(values: Mapping[str, Numbers]) -> float:
+def _tick_step(values: Mapping[str, Numbers]) -> int | str | None:
+    """Every power of ten, with 2 and 5 between them if there are few, in plotly's words."""
     known = [value for given in values.values() for value in given if value is not None and value > 0]
-    return float(np.log10(max(known) / min(known))) if known else 0.0
-
-
-def _between_ticks(decades: float) -> int | str | None:
-    """Every power of ten, with 2 and 5 between them where there are few, in plotly's words."""
+    decades = float(np.log10(max(known) / min(known))) if known else 0.0
     return "D2" if decades <= 2 else 1 if decades <= 6 else None
 
 
-def _short(name: str, most: int = 26) -> str:
-    """The end of a name, which tells layers apart, with plotly's markup taken as words."""
-    return html.escape(name if len(name) <= most else f"…{name[1 - most :]}")
+def _shorten(name: str, max_length: int = 26) -> str:
+    """The end of a name, which tells layers apart, without plotly's markup."""
+    return html.escape(name if len(name) <= max_length else f"…{name[1 - max_length :]}")
 
 
-def accuracy_curves(results: Results) -> Figure:
-    """Mean accuracy over the seeds with its 95 % band, a line a method: controls dashed in grey, blurred versions dotted."""
-    figure = go.Figure(layout=layout(XLABEL.get(results.mode, "fraction of pixels")))
+def accuracy_figure(results: Results) -> Figure:
+    """Mean accuracy over the seeds with its 95 % band, by method. Controls are dashed and grey, blurred versions dotted."""
+    figure = go.Figure(layout=plot_layout(XLABEL.get(results.mode, "fraction of pixels")))
     scores = [score.method for score in results.scores()]
     in_order = [*scores, *(method for method in results.methods if method not in scores)]
     colours, greys, symbols = cycle(COLOURS), cycle(["#777777", "#aaaaaa"]), cycle(SYMBOLS)
     fractions = results.fractions
-    said = []
+    ranges = []
     for method in in_order:
         mean, half = mean_and_interval(results.accuracies(method))
         colour = next(greys if method in CONTROLS else colours)
@@ -189,7 +196,7 @@ def accuracy_curves(results: Results) -> Figure:
             x=[*along, *along[::-1]],
             y=edge,
             fill="toself",
-            fillcolor=_translucent(colour),
+            fillcolor=_fade(colour),
             line={"width": 0},
             mode="lines",
             hoverinfo="skip",
@@ -207,12 +214,12 @@ def accuracy_curves(results: Results) -> Figure:
             customdata=[float(half[i]) for i in known],
             hovertemplate="%{y:.3f} ± %{customdata:.3f}",
         )
-        said.append(course(method, [float(mean[i]) for i in known]))
+        ranges.append(describe_range(method, [float(mean[i]) for i in known]))
     figure.update_layout(showlegend=True, legend_y=-0.16)
     figure.update_yaxes(title="test accuracy")
-    return Figure("accuracy", "Test accuracy", "; ".join(said), plain(figure), 420, wide=True)
+    return Figure("accuracy", "Test accuracy", "; ".join(ranges), to_json(figure), 420, is_wide=True)
 
 
-def _translucent(colour: str) -> str:
+def _fade(colour: str) -> str:
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},0.15)"

@@ -1,10 +1,10 @@
-"""What a ROAR experiment left on disk, as far as it can be read.
-
-The report of a ROAR experiment.
-"""
+"""The page of a ROAR experiment, as far as its files can be read."""
 
 from __future__ import annotations
 
+import csv
+import io
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,127 +15,157 @@ import numpy.typing as npt
 from PIL import Image
 
 from fg_lightning.errors import CannotRun, StoreError
-from fg_lightning.history.csv_table import facts_of, number, readable_rows
+from fg_lightning.history.run_files import load_picture, read_json
 from fg_lightning.removal import removal_mask
-from fg_lightning.report.figures import accuracy_curves
-from fg_lightning.report.html_page import page
-from fg_lightning.report.sprites import base64_of, columns_of, picture_in, picture_webp, tiled, webp
+from fg_lightning.report.figures import Page, accuracy_figure
+from fg_lightning.report.sprites import encode_picture, encode_webp, num_columns, tile, to_base64
 from fg_lightning.roar.cell_training import Cell, Result, read_result
 from fg_lightning.roar.experiment_folder import NAME
-from fg_lightning.roar.results import ORDER, SAYS, TITLE, Results, mean_and_interval
+from fg_lightning.roar.results import COLUMNS, ORDER, SAYS, TITLE, Results, mean_and_interval
 from fg_lightning.roar.store import SaliencyStore
-from fg_lightning.visualization.film_strip import evenly_spaced
+from fg_lightning.visualization.film_strips import spread_indices
 
-MOST_IMAGES = 6
+MAX_IMAGES = 6
 """Images whose masks are shown."""
 
 EXAMPLES = "examples"
-"""A folder of images of the last split, by their index in it: `examples/000012.png`."""
+"""Folder of images of the last split, by their index in it: `examples/000012.png`."""
 
 BAND = 16
-"""Pixels that the masks of a signal are high."""
+"""Pixels of height of the masks of a signal."""
+
+TABLE = "results.csv"
 
 
-@dataclass(frozen=True)
-class Steps:
-    """At which fraction each pixel of some images goes, by one method.
+@dataclass(frozen=True, eq=False)
+class MaskLevels:
+    """The fraction at which a method removes each pixel of some images.
 
     Attributes:
         method: its name.
-        levels: [images, H, W]: how many of the fractions, from the smallest, leave the pixel as it is.
+        levels: [images, H, W]: how many of the fractions, from the smallest, keep the pixel.
     """
 
     method: str
     levels: npt.NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """
+@dataclass(frozen=True, eq=False)
+class ExperimentFiles:
+    """What can be read of an experiment.
+
     Attributes:
-        folder: that all of it lies in.
-        about: what stands in `experiment.json`; empty if it is not there.
+        folder: that holds all of it.
+        about: the content of `experiment.json`; empty if there is none.
         results: of the trainings.
-        steps: of every method whose store can be read.
-        indices: of the images that `steps` is of.
-        pictures: of them, None where the folder does not hold them.
+        masks: of every method whose store can be read.
+        indices: of the images that `masks` show.
+        pictures: of them, None if the folder does not hold them.
         notes: what could not be read, in sentences.
     """
 
     folder: Path
     about: dict[str, Any]
     results: Results
-    steps: list[Steps]
+    masks: list[MaskLevels]
     indices: list[int]
     pictures: list[Image.Image | None]
     notes: list[str] = field(default_factory=list)
 
     @property
     def fractions(self) -> list[float]:
-        """Those at which some pixels go and others stay."""
+        """Those at which some pixels are removed and others stay."""
         return [fraction for fraction in self.results.fractions if 0 < fraction < 1]
 
 
-def read_experiment(folder: Path) -> Experiment:
+def read_experiment(folder: Path) -> ExperimentFiles:
     """
     Raises:
         CannotRun: if no training has been recorded.
     """
     notes: list[str] = []
-    about = facts_of(folder / NAME, "what the experiment was is not known.", notes)
-    found = _of_cells(folder, notes) or _of_table(folder, about, notes)
-    if not found:
+    about = read_json(folder / NAME, "the settings of the experiment are unknown.", notes)
+    cells = _read_cells(folder, notes) or _read_table(folder / TABLE, about, notes)
+    if not cells:
         raise CannotRun(
             f"{folder} is the folder of a ROAR experiment, but no training has been recorded in it yet"
             + (f" ({' '.join(notes)})" if notes else "")
         )
-    results = Results(found, str(about.get("mode", "roar")), str(about.get("order", "morf")))
+    results = Results(cells, str(about.get("mode", "roar")), str(about.get("order", "morf")))
     _note_missing(results, notes)
     fractions = [fraction for fraction in results.fractions if 0 < fraction < 1]
-    stores = _stores(folder / "stores", results, notes)
-    given = sorted((folder / EXAMPLES).glob("*.png"))[:MOST_IMAGES]
-    indices = [int(path.stem) for path in given if path.stem.isdigit()]
+    stores = _open_stores(folder / "stores", results, notes)
+    examples = sorted((folder / EXAMPLES).glob("*.png"))[:MAX_IMAGES]
+    indices = [int(path.stem) for path in examples if path.stem.isdigit()]
     if stores and not indices:
         split = next(iter(stores.values())).splits[-1]
-        indices = evenly_spaced(len(next(iter(stores.values())).ranks(split)), MOST_IMAGES)
-    steps = _steps(stores, indices, fractions, results.order, notes)
-    pictures = [picture_in(folder / EXAMPLES / f"{i:06d}.png") for i in indices]
-    return Experiment(folder, about, results, steps, indices, pictures, notes)
+        indices = spread_indices(len(next(iter(stores.values())).ranks(split)), MAX_IMAGES)
+    masks = _read_masks(stores, indices, fractions, results.order, notes)
+    pictures = [load_picture(folder / EXAMPLES / f"{i:06d}.png") for i in indices]
+    return ExperimentFiles(folder, about, results, masks, indices, pictures, notes)
 
 
-def _of_cells(folder: Path, notes: list[str]) -> list[Result]:
-    found, damaged = [], 0
+def _read_cells(folder: Path, notes: list[str]) -> list[Result]:
+    results, num_damaged = [], 0
     for path in sorted((folder / "cells").glob("*.json")):
         method, _, rest = path.stem.rpartition("-")[0].rpartition("-")
         try:
             result = read_result(folder, Cell(method, float(rest), int(path.stem.rpartition("-")[2])))
         except (CannotRun, ValueError):
-            damaged += 1
+            num_damaged += 1
         else:
-            found += [] if result is None else [result]
-    if damaged:
-        notes.append(f"{damaged} files in cells/ are damaged and left out; the experiment runs them again once they are removed.")
-    return sorted(found, key=lambda result: (result.cell.method, result.cell.fraction, result.cell.seed))
+            results += [] if result is None else [result]
+    if num_damaged:
+        notes.append(
+            f"{num_damaged} files in cells/ are damaged and left out; the experiment runs them again once they are removed."
+        )
+    return sorted(results, key=lambda result: (result.cell.method, result.cell.fraction, result.cell.seed))
 
 
-def _of_table(folder: Path, about: dict[str, Any], notes: list[str]) -> list[Result]:
-    """From `results.csv`, where the cells were not kept."""
+def is_experiment(folder: Path) -> bool:
+    """Whether a folder holds an experiment, or its table alone."""
+    return (folder / NAME).is_file() or (folder / "cells").is_dir() or _is_table(folder / TABLE)
 
-    def read(row: dict[str, str]) -> Result:
+
+def _is_table(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open(errors="replace") as file:
+        return file.readline().rstrip("\n") == ",".join(COLUMNS)
+
+
+def _read_table(path: Path, about: dict[str, Any], notes: list[str]) -> list[Result]:
+    """Results from the table, if the folder does not hold the cells."""
+    results = list[Result]()
+    try:
+        text = path.read_text(errors="replace")
+        rows = list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
+    except (OSError, csv.Error) as error:
+        notes.append(f"{path.name} cannot be read: {error}.")
+        return []
+    for row in rows:
+        try:
+            results.append(_parse_result(row))
+        except (KeyError, TypeError, ValueError):
+            continue
         about.setdefault("mode", row["mode"])
         about.setdefault("order", row["order"])
-        cell = Cell(row["method"], float(row["fraction"]), int(row["seed"]))
-        accuracy = number(row["accuracy"])
-        if accuracy is None and not row["reason"]:
-            raise ValueError("a training has an accuracy, or a reason why it failed")
-        return Result(cell, accuracy, {}, number(row["total_variation"]), 0.0, row["reason"])
+    if len(results) < len(rows):
+        notes.append(f"{len(rows) - len(results)} of {len(rows)} rows of {path.name} are damaged and left out.")
+    return results
 
-    return readable_rows(folder / "results.csv", read, notes)
+
+def _parse_result(row: dict[str, str]) -> Result:
+    cell = Cell(row["method"], float(row["fraction"]), int(row["seed"]))
+    accuracy = float(row["accuracy"]) if row["accuracy"] else None
+    if None in row.values() or (accuracy is None and not row["reason"]) or not math.isfinite(accuracy or 0):
+        raise ValueError("a training has an accuracy, or a reason why it failed")
+    return Result(cell, accuracy, {}, float(row["total_variation"]) if row["total_variation"] else None, 0.0, row["reason"])
 
 
 def _note_missing(results: Results, notes: list[str]) -> None:
-    shared = {fraction for fraction in results.fractions if fraction in (0, 1)}
-    expected = len(results.seeds) * (len(shared) + len(results.methods) * (len(results.fractions) - len(shared)))
+    ends = {fraction for fraction in results.fractions if fraction in (0, 1)}
+    expected = len(results.seeds) * (len(ends) + len(results.methods) * (len(results.fractions) - len(ends)))
     if len(results.results) < expected:
         notes.append(f"{len(results.results)} of {expected} trainings have been run: the experiment goes on, or it was stopped.")
     if results.failed:
@@ -143,8 +173,8 @@ def _note_missing(results: Results, notes: list[str]) -> None:
         notes.append(f"{len(results.failed)} trainings failed: {'; '.join(reasons[:3])}")
 
 
-def _stores(folder: Path, results: Results, notes: list[str]) -> dict[str, SaliencyStore]:
-    """By method, the best first, those that are whole and of one kind of images."""
+def _open_stores(folder: Path, results: Results, notes: list[str]) -> dict[str, SaliencyStore]:
+    """The stores that are whole and of one kind of images, by method, the best first."""
     stores: dict[str, SaliencyStore] = {}
     ranked = [score.method for score in results.scores()]
     for method in [*ranked, *(method for method in results.methods if method not in ranked)]:
@@ -158,19 +188,19 @@ def _stores(folder: Path, results: Results, notes: list[str]) -> dict[str, Salie
     return stores
 
 
-def _steps(
+def _read_masks(
     stores: dict[str, SaliencyStore], indices: list[int], fractions: list[float], order: str, notes: list[str]
-) -> list[Steps]:
-    found = []
+) -> list[MaskLevels]:
+    masks = []
     for method, store in stores.items() if fractions else ():
         try:
-            found.append(Steps(method, _levels(store, indices, fractions, order)))
+            masks.append(MaskLevels(method, _mask_levels(store, indices, fractions, order)))
         except (StoreError, IndexError) as error:  # noqa: PERF203 (each has its own)
             notes.append(f"The masks of {method} are not shown: {error}")
-    return found
+    return masks
 
 
-def _levels(store: SaliencyStore, indices: list[int], fractions: list[float], order: str) -> npt.NDArray[np.uint8]:
+def _mask_levels(store: SaliencyStore, indices: list[int], fractions: list[float], order: str) -> npt.NDArray[np.uint8]:
     ranks = store.read(store.splits[-1], indices)
     if ranks.ndim == 4:
         gone = [removal_mask(ranks, fraction, order)[:, ranks.shape[1] // 2] for fraction in fractions]  # type: ignore[arg-type]
@@ -180,7 +210,7 @@ def _levels(store: SaliencyStore, indices: list[int], fractions: list[float], or
     return np.repeat(stays[:, None], BAND, axis=1) if stays.ndim == 2 else stays
 
 
-def roar_page(folder: Path, track: Callable[[str, Sequence[Any]], Iterable[Any]]) -> str:
+def experiment_page(folder: Path, track: Callable[[str, Sequence[Any]], Iterable[Any]]) -> Page:
     """
     Args:
         folder: of the experiment.
@@ -191,56 +221,52 @@ def roar_page(folder: Path, track: Callable[[str, Sequence[Any]], Iterable[Any]]
     """
     experiment = read_experiment(folder)
     results = experiment.results
-    height, width = experiment.steps[0].levels.shape[1:] if experiment.steps else (1, 1)
-    return page(
-        "roar.html.j2",
-        [accuracy_curves(results)],
-        title=folder.name or str(folder),
-        facts=_facts(experiment),
-        notes=experiment.notes,
-        says=SAYS[results.lower_is_better],
-        methods=_methods(results),
-        fractions=results.fractions,
-        cells=results.results,
-        pictures=[
-            {"number": index, "content": "" if picture is None else base64_of(picture_webp(picture))}
+    height, width = experiment.masks[0].levels.shape[1:] if experiment.masks else (1, 1)
+    values = {
+        "title": folder.name or str(folder),
+        "facts": _facts(experiment),
+        "notes": experiment.notes,
+        "says": SAYS[results.lower_is_better],
+        "methods": _methods(results),
+        "fractions": results.fractions,
+        "cells": results.results,
+        "pictures": [
+            {"number": index, "content": "" if picture is None else to_base64(encode_picture(picture))}
             for index, picture in zip(experiment.indices, experiment.pictures, strict=True)
         ],
-        has_pictures=all(picture is not None for picture in experiment.pictures),
-        sprites=[
-            {"method": steps.method, "content": base64_of(_sprite(steps))} for steps in track("encoding masks", experiment.steps)
+        "has_pictures": all(picture is not None for picture in experiment.pictures),
+        "sprites": [
+            {"method": masks.method, "content": to_base64(encode_webp(Image.fromarray(tile(list(masks.levels))), None))}
+            for masks in track("encoding masks", experiment.masks)
         ],
-        removed_at=experiment.fractions,
-        keeps=results.mode == "kar",
-        data={
+        "removed_at": experiment.fractions,
+        "keeps": results.mode == "kar",
+        "data": {
             "fractions": experiment.fractions,
             "keep": results.mode == "kar",
-            "columns": columns_of(len(experiment.indices)),
+            "columns": num_columns(len(experiment.indices)),
             "height": height,
             "width": width,
         },
-    )
+    }
+    return Page("roar.html.j2", [accuracy_figure(results)], values)
 
 
-def _sprite(steps: Steps) -> bytes:
-    return webp(Image.fromarray(tiled(list(steps.levels))), None)
-
-
-def _facts(experiment: Experiment) -> list[str]:
+def _facts(experiment: ExperimentFiles) -> list[str]:
     results, about = experiment.results, experiment.about
     seeds = len(results.seeds)
     facts = [
         TITLE.get(results.mode, results.mode),
         ORDER.get(results.order, results.order),
         f"{len(results.methods)} methods, {len(results.fractions)} fractions, {seeds} seed{'' if seeds == 1 else 's'}",
-        *(f"{name} {_named(about[name])}" for name in ("model", "data", "imputation") if about.get(name)),
+        *(f"{name} {_last_name(about[name])}" for name in ("model", "data", "imputation") if about.get(name)),
         f"max_epochs {about['max_epochs']}" if "max_epochs" in about else "",
     ]
     return [fact for fact in facts if fact]
 
 
-def _named(described: Any) -> str:
-    """A class or setting as `experiment.json` describes it, in a word."""
+def _last_name(described: Any) -> str:
+    """A class or setting of `experiment.json` in a word."""
     called = described.get("calls", described) if isinstance(described, dict) else described
     return str(called).rpartition(".")[2] if isinstance(called, str) and not called.replace(".", "").isdigit() else str(called)
 

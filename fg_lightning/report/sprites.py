@@ -1,45 +1,29 @@
-"""Pictures as a run or an experiment left them.
-
-Maps and pictures in few bytes: one WebP file a look, all its maps side by side.
-"""
+"""Maps and pictures in few bytes: one WebP file for each snapshot, all its maps side by side."""
 
 from __future__ import annotations
 
 import base64
 import io
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fg_lightning.visualization.film_strip import evenly_spaced
-from fg_lightning.visualization.overlay import COLORMAP, SIGNED_COLORMAP, colour_table, heat
-
-
-def picture_in(path: Path) -> Image.Image | None:
-    """A picture; None if it is missing, damaged, or so large that Pillow takes it for an attack."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            return Image.open(path).convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning):
-            return None
-
+from fg_lightning.visualization.film_strips import spread_indices
+from fg_lightning.visualization.saliency_overlay import COLORMAP, SIGNED_COLORMAP, colour_table, heat_levels
 
 BUDGET = 12_000_000
 """Bytes that the maps of a run may take, before base64 adds a third."""
 
-TRIED = 5
-"""Looks that are encoded to foresee how many bytes all will take."""
+NUM_TRIALS = 5
+"""Snapshots that are encoded to estimate how many bytes all will take."""
 
 LARGEST_PICTURE = 448
-"""Pixels of a picture's longer side; larger ones are reduced."""
+"""Pixels of a picture's longer side; larger pictures are reduced."""
 
 Planes = npt.NDArray[np.float32]
 Levels = npt.NDArray[np.uint8]
@@ -50,20 +34,20 @@ class Encoding:
     """How maps become sprites.
 
     Attributes:
-        side: pixels of the longer side that maps are reduced to; None to leave them.
+        max_side: pixels of the longer side that maps are reduced to; None to leave them.
         quality: of WebP, 0 to 100; None for no loss.
     """
 
-    side: int | None = None
+    max_side: int | None = None
     quality: int | None = None
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """Of a map, once it is reduced."""
-        scale = min(1.0, (self.side or math.inf) / max(height, width))
+        """Height and width of a reduced map."""
+        scale = min(1.0, (self.max_side or math.inf) / max(height, width))
         return max(1, round(height * scale)), max(1, round(width * scale))
 
-    def said(self, height: int, width: int) -> str:
-        """What it does to maps, for a person."""
+    def describe(self, height: int, width: int) -> str:
+        """What it does to maps, for the user."""
         smaller = self.size(height, width)
         size = f"{height} by {width}"
         if smaller != (height, width):
@@ -85,36 +69,36 @@ ENCODINGS = (
 """The best first."""
 
 
-def fitting(looks: Sequence[Any], sprite_of: Callable[[Any, Encoding], bytes | None], budget: int = BUDGET) -> Encoding:
-    """The best encoding in which the sprites of all looks take no more bytes than there are, as a few of them tell."""
-    tried = [looks[i] for i in evenly_spaced(len(looks), TRIED)] if looks else []
+def choose_encoding(snapshots: Sequence[Any], encode: Callable[[Any, Encoding], bytes | None], budget: int = BUDGET) -> Encoding:
+    """The best encoding in which the sprites of all snapshots fit the budget, estimated from a few of them."""
+    trials = [snapshots[i] for i in spread_indices(len(snapshots), NUM_TRIALS)] if snapshots else []
     for encoding in ENCODINGS:
-        sizes = [len(sprite_of(look, encoding) or b"") for look in tried]
-        if sum(sizes) * len(looks) <= budget * max(len(tried), 1):
+        sizes = [len(encode(snapshot, encoding) or b"") for snapshot in trials]
+        if sum(sizes) * len(snapshots) <= budget * max(len(trials), 1):
             return encoding
     return ENCODINGS[-1]
 
 
-def sprite(maps: Planes, encoding: Encoding, *, is_signed: bool) -> bytes:
-    """Maps [N, H, W] side by side in rows of `columns_of(N)`, as levels of a colour map in 8 bits."""
+def encode_maps(maps: Planes, encoding: Encoding, *, is_signed: bool) -> bytes:
+    """Maps [N, H, W] side by side in rows of `num_columns(N)`, as levels of a colour map in 8 bits."""
     height, width = encoding.size(*maps.shape[1:])
-    tiles = [levels(_reduced(values, height, width), is_signed=is_signed) for values in maps]
-    return webp(Image.fromarray(tiled(tiles)), encoding.quality)
+    tiles = [colour_levels(_shrink(values, height, width), is_signed=is_signed) for values in maps]
+    return encode_webp(Image.fromarray(tile(tiles)), encoding.quality)
 
 
-def levels(values: Planes, *, is_signed: bool) -> Levels:
-    """A map [H, W] as levels 0..255 of its colour map, the same as `fg_lightning.visualization.overlay.overlaid` draws."""
-    return (heat(values, is_signed=is_signed)[0] * 255).astype(np.uint8)
+def colour_levels(values: Planes, *, is_signed: bool) -> Levels:
+    """A map [H, W] as levels 0..255 of its colour map, the same as in `saliency_overlay.overlay_rgb`."""
+    return (heat_levels(values, is_signed=is_signed)[0] * 255).astype(np.uint8)
 
 
-def columns_of(count: int) -> int:
+def num_columns(count: int) -> int:
     return math.ceil(math.sqrt(count))
 
 
-def tiled(tiles: Sequence[Levels]) -> Levels:
-    """Tiles of one size in rows of `columns_of`, what is left over being 0."""
+def tile(tiles: Sequence[Levels]) -> Levels:
+    """Tiles of one size in rows of `num_columns`, with 0 in the rest of the last row."""
     height, width = tiles[0].shape
-    columns = columns_of(len(tiles))
+    columns = num_columns(len(tiles))
     canvas = np.zeros((math.ceil(len(tiles) / columns) * height, columns * width), np.uint8)
     for i, tile in enumerate(tiles):
         top, left = i // columns * height, i % columns * width
@@ -131,16 +115,16 @@ def palette(*, is_signed: bool) -> list[list[int]]:
     return table.round().astype(int).tolist()
 
 
-def picture_webp(picture: Image.Image) -> bytes:
-    """A picture as a page shows it: small ones as they are, others reduced and with little loss."""
+def encode_picture(picture: Image.Image) -> bytes:
+    """A picture for the page: small ones without loss, others reduced and with little loss."""
     if max(picture.size) <= 64:
-        return webp(picture, None)
+        return encode_webp(picture, None)
     smaller = picture.copy()
     smaller.thumbnail((LARGEST_PICTURE, LARGEST_PICTURE))
-    return webp(smaller, 85)
+    return encode_webp(smaller, 85)
 
 
-def webp(picture: Image.Image, quality: int | None) -> bytes:
+def encode_webp(picture: Image.Image, quality: int | None) -> bytes:
     buffer = io.BytesIO()
     if quality is None:
         picture.save(buffer, "WEBP", lossless=True, exact=True, quality=60, method=3)
@@ -149,11 +133,11 @@ def webp(picture: Image.Image, quality: int | None) -> bytes:
     return buffer.getvalue()
 
 
-def base64_of(content: bytes) -> str:
+def to_base64(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
-def _reduced(values: Planes, height: int, width: int) -> Planes:
+def _shrink(values: Planes, height: int, width: int) -> Planes:
     if values.shape == (height, width):
         return values
     smaller: Planes = np.asarray(Image.fromarray(values).resize((width, height), Image.Resampling.BOX))

@@ -4,11 +4,11 @@ const element = (id) => document.getElementById(id);
 const read = (id) => JSON.parse(element(id).textContent);
 const bytes = (base64) => Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
 
-function made(name, attributes = {}, ...children) {
-  const found = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) found.setAttribute(key, value);
-  found.append(...children);
-  return found;
+function make(name, attributes = {}, ...children) {
+  const created = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) created.setAttribute(key, value);
+  created.append(...children);
+  return created;
 }
 
 // --- curves
@@ -24,17 +24,17 @@ function colours() {
   };
 }
 
-async function unpackedPlotly() {
+async function unpackPlotly() {
   const stream = new Blob([bytes(element("plotly").textContent)]).stream().pipeThrough(new DecompressionStream("gzip"));
-  const script = made("script");
+  const script = make("script");
   script.text = await new Response(stream).text();
   document.head.append(script);
   return window.Plotly;
 }
 
 async function drawFigures() {
-  await new Promise((resolve) => setTimeout(resolve, 30));  // what a person sees first is painted first
-  const plotly = await unpackedPlotly();
+  await new Promise((resolve) => setTimeout(resolve, 30));  // paint what the user sees first
+  const plotly = await unpackPlotly();
   const config = { responsive: true, displaylogo: false, displayModeBar: false };
   for (const [name, { data, layout }] of Object.entries(contents)) {
     layout.font = { family: getComputedStyle(document.body).fontFamily, size: 12 };
@@ -56,7 +56,7 @@ drawn.catch((error) => {
 
 // --- tables
 
-function compared(first, second) {
+function compare(first, second) {
   const [a, b] = [first, second].map(Number);
   if (first === "" || second === "") return (first === "") - (second === "");
   return Number.isNaN(a) || Number.isNaN(b) ? first.localeCompare(second) : a - b;
@@ -70,7 +70,7 @@ function sort(heading) {
   const value = (row) => row.cells[heading.cellIndex].dataset.value ?? row.cells[heading.cellIndex].textContent.trim();
   const known = [...body.rows].filter((row) => value(row) !== "");
   const unknown = [...body.rows].filter((row) => value(row) === "");
-  known.sort((a, b) => (descending ? -1 : 1) * compared(value(a), value(b)));
+  known.sort((a, b) => (descending ? -1 : 1) * compare(value(a), value(b)));
   body.append(...known, ...unknown);
 }
 
@@ -80,11 +80,11 @@ for (const heading of document.querySelectorAll("table.sortable thead th")) {
 
 // --- sprites
 
-async function redOf(source) {
+async function decodeLevels(source) {
   const picture = new Image();
   picture.src = source;
   await picture.decode();
-  const canvas = made("canvas", { width: picture.naturalWidth, height: picture.naturalHeight });
+  const canvas = make("canvas", { width: picture.naturalWidth, height: picture.naturalHeight });
   const context = canvas.getContext("2d", { willReadFrequently: true });
   context.drawImage(picture, 0, 0);
   const { data, width } = context.getImageData(0, 0, canvas.width, canvas.height);
@@ -93,20 +93,20 @@ async function redOf(source) {
   return { levels, width };
 }
 
-// A tile of a sprite, its levels by a table of colours [r, g, b, a].
+// Paints a tile of a sprite; the palette gives a colour [r, g, b, a] for each level.
 function paint(canvas, sprite, index, { columns, height, width, palette }) {
   if (canvas.width !== width || canvas.height !== height) [canvas.width, canvas.height] = [width, height];
   const context = canvas.getContext("2d");
-  const found = context.createImageData(width, height);
+  const pixels = context.createImageData(width, height);
   const start = Math.floor(index / columns) * height * sprite.width + (index % columns) * width;
   for (let y = 0, to = 0; y < height; y++) {
     for (let x = 0; x < width; x++, to += 4) {
       const colour = palette[sprite.levels[start + y * sprite.width + x]];
-      found.data[to] = colour[0];
-      found.data[to + 1] = colour[1];
-      found.data[to + 2] = colour[2];
-      found.data[to + 3] = colour[3];
+      pixels.data[to] = colour[0];
+      pixels.data[to + 1] = colour[1];
+      pixels.data[to + 2] = colour[2];
+      pixels.data[to + 3] = colour[3];
     }
   }
-  context.putImageData(found, 0, 0);
+  context.putImageData(pixels, 0, 0);
 }

@@ -1,14 +1,14 @@
 
-// --- masks: a pixel's level is the number of fractions that leave it as it is
+// --- masks: a pixel's level is the number of fractions that keep it
 
 const masks = read("data");
 const rows = [...document.querySelectorAll(".masks tbody tr")];
 const choices = [...document.querySelectorAll(".choice button")];
-const sprites = rows.map((_, i) => redOf(`data:image/webp;base64,${element(`ranks-${i}`).textContent}`));
+const sprites = rows.map((_, i) => decodeLevels(`data:image/webp;base64,${element(`ranks-${i}`).textContent}`));
 let chosen = 0;
 
 function colour(name) {
-  const context = made("canvas", { width: 1, height: 1 }).getContext("2d");
+  const context = make("canvas", { width: 1, height: 1 }).getContext("2d");
   context.fillStyle = getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   context.fillRect(0, 0, 1, 1);
   return [...context.getImageData(0, 0, 1, 1).data];
@@ -19,13 +19,13 @@ async function choose(place) {
   choices.forEach((button, i) => button.setAttribute("aria-pressed", i === chosen));
   const image = choices[chosen].querySelector("img");
   await image?.decode();
-  const [gone, kept] = [colour("--gone"), image ? [0, 0, 0, 0] : colour("--kept")];
+  const [removedColour, keptColour] = [colour("--gone"), image ? [0, 0, 0, 0] : colour("--kept")];
   const wanted = chosen;
   for (const [i, row] of rows.entries()) {
     const sprite = await sprites[i];
     if (wanted !== chosen) return;
     [...row.querySelectorAll("canvas")].forEach((canvas, step) => {
-      const palette = masks.fractions.concat(1).map((_, level) => ((level <= step) !== masks.keep ? gone : kept));
+      const palette = masks.fractions.concat(1).map((_, level) => ((level <= step) !== masks.keep ? removedColour : keptColour));
       paint(canvas, sprite, chosen, { ...masks, palette });
       const context = canvas.getContext("2d");
       if (image) {

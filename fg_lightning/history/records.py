@@ -1,0 +1,250 @@
+"""The records of a run: what a snapshot holds, and the numbers, files and columns that it is kept in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from jaxtyping import Float
+from torch import Tensor
+
+from fg_lightning.history.growing_files import parse_number
+
+FORMAT = 1
+"""Version of the folder's format; it rises when an older reader would be misled."""
+
+NUMBERS = {
+    "completeness_error": "mean over the probe of |f - sum of all terms| / |f|",
+    "completeness_error_max": "the largest of them",
+    "input_share": "what share of the output the input explains",
+    "bias_share": "the explicit biases",
+    "implicit_share": "and the implicit biases",
+    "drift": "mean cosine distance of the maps to those of the snapshot before",
+    "drift_from_untrained": "and to those of the untrained network",
+    "concentration": "mean Gini index of the maps: 0 if all pixels count alike, near 1 if few count",
+}
+"""The numbers of a snapshot: columns of `history.csv`, logged with `fullgrad/` before their names."""
+
+HISTORY, IMAGES, LAYERS, MAPS = "history.csv", "images.csv", "layers.csv", "maps.npy"
+ANSWERS = ("label", "explained", "prediction", "confidence")
+TERMS = ("output", "input_term", "bias_term", "implicit_term", "completeness_error")
+COLUMNS = {
+    HISTORY: ("snapshot", "epoch", "step", *NUMBERS),
+    IMAGES: ("snapshot", "image", *ANSWERS, *TERMS, "map_peak"),
+    LAYERS: ("snapshot", "layer", "module", "kind", "share", "terms"),
+}
+"""The tables of a folder. `snapshot` counts from 0: it is the index of a row's maps in `maps.npy`."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The numbers of one moment. Undefined numbers, such as shares of an output that is zero, are left out.
+
+    Attributes:
+        epoch: number of epochs that the network had been trained for; 0 is the untrained network.
+        step: the step of Lightning's loggers.
+        numbers: by the keys under which they are logged.
+    """
+
+    epoch: int
+    step: int
+    numbers: dict[str, float]
+
+    @property
+    def title(self) -> str:
+        return "untrained" if self.epoch == self.step == 0 else f"epoch {self.epoch}"
+
+    def cells(self) -> tuple[Any, ...]:
+        """The row of `history.csv`, without its index."""
+        return self.epoch, self.step, *(self.numbers.get(f"fullgrad/{key}") for key in NUMBERS)
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, str]) -> Snapshot:
+        """
+        Raises:
+            KeyError, ValueError: if the row is damaged.
+        """
+        numbers = {f"fullgrad/{key}": float(row[key]) for key in NUMBERS if row.get(key)}
+        return cls(int(row["epoch"]), int(row["step"]), numbers)
+
+
+@dataclass(frozen=True)
+class LayerTerms:
+    """What the biases of one module, or the input, add to the output.
+
+    Attributes:
+        module: its qualified name; empty for the input.
+        kind: input, explicit or implicit.
+        share: sum over the probe of sign(f) times term, over the sum of |f|; None if that is 0.
+        terms: what they add to each image's output.
+    """
+
+    module: str
+    kind: str
+    share: float | None
+    terms: tuple[float, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return "input" if self.kind == "input" else self.module or "(root)"
+
+    def cells(self) -> tuple[str, str, float | None, str]:
+        """The columns of `layers.csv` from module on; the images' terms in one cell, with spaces between."""
+        return self.module, self.kind, self.share, " ".join(f"{term:.5g}" for term in self.terms)
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, str]) -> LayerTerms:
+        """
+        Raises:
+            KeyError, ValueError: if the row is damaged.
+        """
+        terms = tuple(float(term) for term in row["terms"].split())
+        return cls(row["module"], row["kind"], parse_number(row["share"]), terms)
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """A row of `images.csv`; None where a value is undefined or lost.
+
+    Attributes:
+        image: index in the probe.
+        label: class, or number, that came with the image.
+        explained: class whose score is explained.
+        prediction: class, or number, that the network gives.
+        confidence: probability of the predicted class.
+        output: the number that is explained.
+        input_term: what the input adds to it.
+        bias_term: what the explicit biases add.
+        implicit_term: what the implicit biases add.
+        completeness_error: |output - sum of all terms| / |output|.
+        map_peak: largest magnitude of the saliency map.
+    """
+
+    image: int
+    label: float | None
+    explained: float | None
+    prediction: float | None
+    confidence: float | None
+    output: float | None
+    input_term: float | None
+    bias_term: float | None
+    implicit_term: float | None
+    completeness_error: float | None
+    map_peak: float | None
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, str]) -> ImageRow:
+        """
+        Raises:
+            KeyError, ValueError: if the row is damaged.
+        """
+        return cls(int(row["image"]), *(parse_number(row[name]) for name in COLUMNS[IMAGES][2:]))
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the network says of every image.
+
+    Attributes:
+        explained: the class whose score is explained, [N]; None if there was no choice.
+        predicted: the class it would choose or the number it gives, [N]; None if that cannot be told.
+        confidence: the probability of the predicted class, [N]; None if that cannot be told.
+    """
+
+    explained: Tensor | None = None
+    predicted: Tensor | None = None
+    confidence: Float[Tensor, " n"] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """All that one snapshot holds of N images, on the CPU.
+
+    Attributes:
+        maps: saliency maps, [N, 1, *S].
+        answers: what the network says.
+        terms: output, input_term, bias_term, implicit_term and completeness_error, each [N].
+        layers: the input, then modules in the order in which they are registered.
+        classes: number of classes that the network tells apart; None if it tells none.
+        missing_ops: operations whose bias is missing from the sum.
+    """
+
+    maps: Float[Tensor, "n 1 *s"]
+    answers: Answers
+    terms: dict[str, Float[Tensor, " n"]]
+    layers: list[LayerTerms]
+    classes: int | None = None
+    missing_ops: tuple[str, ...] = ()
+
+    def image_cells(self, labels: Tensor | None) -> list[tuple[Any, ...]]:
+        """A row of `images.csv` for each image, from label to completeness_error; None in undefined cells."""
+        answers, count = self.answers, len(self.maps)
+        values = [labels, answers.explained, answers.predicted, answers.confidence, *self.terms.values()]
+        columns = [[None] * count if value is None or value.ndim != 1 else value.tolist() for value in values]
+        return list(zip(*columns, strict=True))
+
+
+@dataclass(frozen=True)
+class ClassNames:
+    """What the answers of a network are called.
+
+    Attributes:
+        names: of the classes, None if they have none.
+        are_classes: whether integers are classes, and not numbers.
+    """
+
+    names: Sequence[str] | None = None
+    are_classes: bool = True
+
+    def name_of(self, answer: float | None) -> str:
+        """The name of a class, also given as 1.0 for class 1. Other numbers stay numbers, also -100, which is no class."""
+        if answer is None:
+            return ""
+        if isinstance(answer, float) and not (self.are_classes and answer.is_integer()):
+            return f"{answer:.4g}"
+        answer = int(answer)
+        if not self.are_classes or answer < 0 or (self.names and answer >= len(self.names)):
+            return str(answer)
+        return self.names[answer] if self.names else f"class {answer}"
+
+    def answer(self, predicted: float | None, confidence: float | None) -> str:
+        """What the network predicts for an image, with its confidence."""
+        return self.name_of(predicted) if confidence is None else f"{self.name_of(predicted)} {confidence:.0%}"
+
+    def caption(self, label: float | None, explained: float | None, predicted: float | None, confidence: float | None) -> str:
+        """What is explained, and below it what the network predicts."""
+        title = self.name_of(label if explained is None else explained)
+        if title and not self.are_classes and explained is None:
+            title = f"label {title}"
+        if None not in (label, explained) and label != explained:
+            title = f"{title} (label {self.name_of(label)})"
+        prediction = "" if predicted is None else f"→ {self.answer(predicted, confidence)}"
+        return "\n".join(line for line in (title, prediction) if line)
+
+
+def shares_by_layer(layers: Mapping[int, Sequence[LayerTerms]]) -> tuple[list[str], npt.NDArray[np.float64]]:
+    """Adds the explicit and implicit shares of each module.
+
+    Args:
+        layers: by snapshot.
+
+    Returns:
+        The names of the layers, the input first, and their shares of the output, [layers, snapshots]; NaN where there is none.
+    """
+    keys = list(dict.fromkeys(_layer_key(layer) for of_snapshot in layers.values() for layer in of_snapshot))
+    shares = np.full((len(keys), len(layers)), np.nan)
+    places = {key: place for place, key in enumerate(keys)}
+    for column, of_snapshot in enumerate(layers.values()):
+        for layer in of_snapshot:
+            if layer.share is not None:
+                place = places[_layer_key(layer)], column
+                shares[place] = np.nansum([shares[place], layer.share])
+    return [name for _, name in keys], shares
+
+
+def _layer_key(layer: LayerTerms) -> tuple[bool, str]:
+    """A module may be called "input", too."""
+    return layer.kind == "input", layer.name
