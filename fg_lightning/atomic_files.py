@@ -50,7 +50,7 @@ def replace_file(path: Path) -> Iterator[BinaryIO]:
                 file.flush()
                 os.fsync(file.fileno())
                 if fcntl is not None:
-                    os.replace(beside, path)  # while it is locked, so that nobody sweeps it up
+                    os.replace(beside, path)  # while it is locked, so that no process sweeps it up
             if fcntl is None:
                 os.replace(beside, path)  # Windows moves no open file
         except BaseException:

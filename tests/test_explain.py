@@ -166,7 +166,7 @@ def test_a_method_that_cannot_explain_the_network_is_named_and_left_out(
     run(str(photos), "--model", "networks_of_a_user.perceptron", "--methods", "gradcam,lines,gradient", "--batch_size", "1")
     printed = " ".join(capsys.readouterr().out.split())
     assert printed.count("left out: gradcam: gradcam found no layer") == 1
-    assert printed.count("left out: lines: maps of shape (1, 1, 1, 32) do not go with images") == 1
+    assert printed.count("left out: lines: maps of shape (1, 1, 1, 32) do not fit images") == 1
     assert len(list(Path("fg_explain/overlays").iterdir())) == 2
     with pytest.raises(SystemExit, match="no method is left"):
         run(str(photos), "--model", "networks_of_a_user.perceptron", "--methods", "gradcam")

@@ -69,7 +69,7 @@ def _is_planar(shape: tuple[int, ...], images: Tensor) -> bool:
 
 
 def _last_planar(shapes: dict[str, tuple[int, ...]], scores: Scores, images: Tensor) -> str:
-    """The last layer whose output is a plane of more than one place; but no adaptive pooling, which may make many of one.
+    """The last layer whose output is a plane of more than one place, except adaptive pooling, which may make many of one.
 
     Raises:
         ValueError: if there is none, or if what follows works on tokens or with its channels last.
@@ -89,14 +89,14 @@ def _last_planar(shapes: dict[str, tuple[int, ...]], scores: Scores, images: Ten
         )
     if behind is not None:
         raise ValueError(
-            f"gradcam found no layer of its own: the last planes [N, C, *S] are the output of {found!r}, but what follows works on "
+            f"gradcam cannot choose a layer: the last planes [N, C, *S] are the output of {found!r}, but what follows works on "
             f"{list(shapes[behind])} (in {behind!r}). Name the layer, as in layer={found!r}, or leave gradcam out"
         )
     return found
 
 
 def _unfit(layer: str, shapes: dict[str, tuple[int, ...]], images: Tensor, modules: dict[str, nn.Module]) -> str:
-    """Why a layer that was named cannot be taken."""
+    """Why a layer cannot be used."""
     planar = [name for name, shape in shapes.items() if _is_planar(shape, images)]
     fitting = f"layers that fit are {', '.join(planar[-8:]) or 'none'}"
     if layer not in modules:

@@ -39,7 +39,7 @@ def integrated_gradients(
     """|x - x0| times the mean gradient on the way from the baseline x0 to the image, Sundararajan et al. 2017.
 
     Args:
-        baseline: x0, in the images' units: a number or a tensor that goes with the images.
+        baseline: x0, in the images' units: a number, or a tensor that broadcasts to the images.
         num_steps: how many gradients the integral takes, by the Gauss-Legendre rule.
         internal_batch_size: the most images that go through the model at once; at least the batch itself.
     """

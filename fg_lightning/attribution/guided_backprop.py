@@ -31,10 +31,10 @@ def guided_backprop(scores: Scores, images: Float[Tensor, "n c *s"]) -> Float[Te
 
 
 class _GuidedScores(nn.Module):
-    """The scores, computed so that every ReLU goes through one module, which is all that Captum finds and hooks.
+    """The scores, computed so that every ReLU goes through one module. Captum hooks that module.
 
     Attributes:
-        met: how many ReLUs did.
+        met: how many ReLUs went through it.
     """
 
     def __init__(self, scores: Scores) -> None:
@@ -49,7 +49,7 @@ class _GuidedScores(nn.Module):
 
     def _rectify(self, x: Tensor) -> Tensor:
         self.met += 1
-        # Captum's hook sees the whole gradient of the tensor it is given; of a view, that is this ReLU's share of it.
+        # Captum's hook gets the whole gradient of its tensor. For a view, that is the share of this ReLU.
         return self.relu(x.view_as(x))
 
 

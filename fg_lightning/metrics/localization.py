@@ -107,7 +107,7 @@ def _check_mask(mask: Tensor, maps: Tensor) -> None:
         got = f"a tensor of {mask.dtype}" if isinstance(mask, Tensor) else type(mask).__name__
         raise TypeError(f"mask must be a boolean tensor, True where the object is, not {got}; compare it first, e.g. mask > 0")
     if mask.shape != maps.shape:
-        raise ValueError(f"mask has shape {tuple(mask.shape)}, but maps of shape {tuple(maps.shape)} take one of theirs")
+        raise ValueError(f"mask has shape {tuple(mask.shape)}, but must have the shape of the maps, {tuple(maps.shape)}")
     empty = (~mask.flatten(1).any(1)).nonzero().flatten().tolist()
     if empty:
         raise ValueError(

@@ -16,8 +16,9 @@ from torchmetrics.utilities.plot import plot_curve
 
 from fg_lightning.fullgrad.forward_backward import as_tuple, check_model
 from fg_lightning.fullgrad.operation import map_tensors
-from fg_lightning.fullgrad.preserve_model import as_the_model_takes, copied, undisturbed, unwrapped
+from fg_lightning.fullgrad.preserve_model import as_model_input, copy_argument, preserve_model
 from fg_lightning.fullgrad.target import Selection, Target, main_output
+from fg_lightning.fullgrad.torch_internals import unwrap_model
 from fg_lightning.metrics.sample_mean_metric import keep_apart
 from fg_lightning.removal import Fill, Order, find_fill, ranks, removal_mask
 from fg_lightning.removal.pixel_ranking import check_images, check_maps, check_order
@@ -99,13 +100,13 @@ def pixel_perturbation(
     check_maps(maps, images)
     replace, places = find_fill(fill), ranks(maps.to(images.device), seed)
     change_between = _CHANGES[change or USUAL[order]]
-    with undisturbed(model, images.device, autocast=True), torch.no_grad():
-        network = unwrapped(model)
-        images = as_the_model_takes(images, network)
+    with preserve_model(model, images.device, autocast=True), torch.no_grad():
+        network = unwrap_model(model)
+        images = as_model_input(images, network)
 
         def score(batch: Tensor, target: Target) -> tuple[Tensor, Target]:
             # The forward may overwrite its inputs, so it gets copies.
-            scores = network(batch.clone(), *map_tensors(copied, as_tuple(additional_forward_args)))
+            scores = network(batch.clone(), *map_tensors(copy_argument, as_tuple(additional_forward_args)))
             selection = Selection(target, len(batch))
             return selection(_probability(scores) if output == "probability" else scores), selection.target
 

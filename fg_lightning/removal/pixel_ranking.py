@@ -1,4 +1,4 @@
-"""Which pixels go: the order that a saliency map puts them in."""
+"""Which pixels are removed: the order that a saliency map puts them in."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ ORDERS = ("morf", "lerf")
 
 
 def ranks(maps: Float[Tensor, "n 1 *s"], seed: Seed = 0) -> Int[Tensor, "n *s"]:
-    """The place of every pixel in the order in which they go under "morf": 0 goes first, under "lerf" last.
+    """The rank of every pixel. "morf" removes rank 0 first, "lerf" removes it last.
 
-    Pixels of equal saliency are ranked at random, the same each time and whatever else is in the batch.
+    Pixels of equal saliency are ranked at random, but the same each time and in every batch.
 
     Args:
         maps: saliency maps [N, 1, *S].
@@ -121,7 +121,7 @@ def check_order(order: str) -> None:
         ValueError: if there is no such order.
     """
     if order not in ORDERS:
-        raise ValueError(f"order must be 'morf' (most relevant pixels go first) or 'lerf' (least relevant first), not {order!r}")
+        raise ValueError(f"order must be 'morf' (most relevant pixels first) or 'lerf' (least relevant first), not {order!r}")
 
 
 def check_maps(maps: Tensor, images: Tensor | None = None) -> None:
@@ -132,7 +132,7 @@ def check_maps(maps: Tensor, images: Tensor | None = None) -> None:
 
     Raises:
         TypeError: if the maps are no floating-point tensor.
-        ValueError: if they are not [N, 1, *S], do not go with the images, or hold NaN.
+        ValueError: if they are not [N, 1, *S], do not fit the images, or hold NaN.
     """
     if not isinstance(maps, Tensor) or not maps.is_floating_point():
         got = f"a tensor of {maps.dtype}" if isinstance(maps, Tensor) else type(maps).__name__
@@ -144,7 +144,7 @@ def check_maps(maps: Tensor, images: Tensor | None = None) -> None:
         )
     if images is not None and (len(maps) != len(images) or maps.shape[2:] != images.shape[2:]):
         raise ValueError(
-            f"maps of shape {tuple(maps.shape)} do not go with images of shape {tuple(images.shape)}: "
+            f"maps of shape {tuple(maps.shape)} do not fit images of shape {tuple(images.shape)}: "
             f"expected {(len(images), 1, *images.shape[2:])}; torch.nn.functional.interpolate brings maps to the images' size"
         )
     unknown = maps.isnan().flatten(1).sum(1)

@@ -101,8 +101,8 @@ def overlay(
         saliency: [1, H, W] or [H, W], see `heat_levels`.
         strength: opacity of the colours where saliency is highest; it falls to half of that where it is lowest.
         normalization: of the image, see `to_rgb`.
-        is_signed: whether to use the colours of maps with negative values, as beside a map that has some. None for whether this
-            map has any.
+        is_signed: whether to use the colours of maps with negative values, for a map beside one that has some. None: if this map
+            has some.
 
     Returns:
         [H', W', 3] in 0..255, H' and W' whole multiples of H and W.

@@ -303,7 +303,7 @@ class Infinite(nn.Module):
 
 BAD_BATCHES = {
     "smaller maps": (lambda x, m: (network(), x, m[..., :4]), ValueError, r"expected \(4, 1, 8, 8\)"),
-    "fewer maps": (lambda x, m: (network(), x, m[:3]), ValueError, r"\(3, 1, 8, 8\) do not go with images of shape \(4, 2, 8, 8\)"),
+    "fewer maps": (lambda x, m: (network(), x, m[:3]), ValueError, r"\(3, 1, 8, 8\) do not fit images of shape \(4, 2, 8, 8\)"),
     "a map for each channel": (lambda x, m: (network(), x, m.expand(-1, 2, -1, -1)), ValueError, r"maps must be \[N, 1, \*S\]"),
     "nan": (lambda x, m: (network(), x, m.where(m < 0.9, torch.nan)), ValueError, "of 256 saliency values are NaN"),
     "none": (lambda x, m: (network(), x[:0], m[:0]), ValueError, "at least one image, but the batch is empty"),
