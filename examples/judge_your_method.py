@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fg_lightning.attribution import METHODS
-from fg_lightning.attribution.method import Scores, channel_sum, method_from
+from fg_lightning.attribution import METHODS, Scores, channel_sum, method_from
 from fg_lightning.demo import DigitClassifier, DigitsDataModule
 from fg_lightning.roar import ROARExperiment
 
