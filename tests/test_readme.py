@@ -24,7 +24,7 @@ from fg_lightning import FullGradMonitor, ROARDataModule
 from fg_lightning.attribution import METHODS
 from fg_lightning.cli.main import COMMANDS, main
 from fg_lightning.demo import DigitClassifier, DigitsDataModule
-from fg_lightning.fullgrad.operations.table import MOVERS, RULES
+from fg_lightning.fullgrad.operations import OPERATIONS
 from fg_lightning.loggers import PICTURE_LOGGERS
 from fg_lightning.roar import ROARExperiment, SaliencyStore
 from tests import ROOT
@@ -34,7 +34,7 @@ from tests.helpers.doc_snippets import PAGES, Command, blocks, commands
 @pytest.fixture(autouse=True)
 def _tables() -> Iterator[None]:
     """What a page adds to the tables of the package is gone after it."""
-    with patch.dict(RULES), patch.dict(MOVERS), patch.dict(METHODS), patch.dict(PICTURE_LOGGERS):
+    with patch.dict(OPERATIONS), patch.dict(METHODS), patch.dict(PICTURE_LOGGERS):
         yield
 
 

@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 
 from fg_lightning.checkpoints import one_line, read_checkpoint
 from fg_lightning.errors import CannotRun
-from fg_lightning.fullgrad.preserve_model import as_the_model_takes, undisturbed
+from fg_lightning.fullgrad.preserve_model import as_model_input, preserve_model
 from fg_lightning.fullgrad.target import main_output
 from fg_lightning.visualization import Normalization
 
@@ -225,8 +225,8 @@ def predict(network: Network, images: Tensor, target: int | None) -> Prediction:
         CannotRun: if the network does not take these images, or what it gives are no scores of classes, or not finite.
     """
     try:
-        with undisturbed(network.model, images.device), torch.no_grad():
-            scores = main_output(network.model(as_the_model_takes(images, network.model).clone()))
+        with preserve_model(network.model, images.device), torch.no_grad():
+            scores = main_output(network.model(as_model_input(images, network.model).clone()))
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         raise CannotRun(
             f"the network fails on images of shape {list(images.shape)}: {error}\n"

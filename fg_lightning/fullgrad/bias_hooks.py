@@ -11,10 +11,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fg_lightning.fullgrad.hidden_writes import storage_of
-from fg_lightning.fullgrad.layout import SAMPLE, Dim, Factor, Layout
-from fg_lightning.fullgrad.linearization import Bias, Kind, Pointwise, Summed
+from fg_lightning.fullgrad.layout import SAMPLE, Dim, Factor, Layout, TensorLayouts
+from fg_lightning.fullgrad.linearization import Bias, Deferred, Kind, Pointwise, Summed
 from fg_lightning.fullgrad.operation import Operation
+from fg_lightning.fullgrad.torch_internals import base_of, is_view, storage_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,27 +46,16 @@ class TermVisitor(Protocol):
     """Receives every term of a run and keeps what it needs of it: its sums, a map, an average."""
 
     def visit(self, term: Term, bias: Tensor | Pointwise, gradient: Tensor) -> None:
-        """Receive a bias term during the backward pass, last operation first.
-
-        Args:
-            term: what the bias belongs to.
-            bias: broadcastable to the gradient.
-            gradient: the output's gradient at the operation, in the layout of the term.
-        """
+        """Receive a bias in the backward pass, last operation first. It broadcasts to the gradient at the operation's output."""
 
     def visit_input(self, images: Tensor, gradient: Tensor) -> None:
-        """Receive the term of the input, after all others.
-
-        Args:
-            images: as the model takes them, [N, C, *S].
-            gradient: the output's gradient at the images, [N, C, *S].
-        """
+        """Receive the input, after all biases: the images as the model takes them and the gradient at them, [N, C, *S] each."""
 
 
-class _Deferred:
+class _WaitingBias:
     """A bias that is computed when its gradient comes, or earlier if one of its inputs is about to be overwritten."""
 
-    def __init__(self, value: Tensor | Pointwise | Callable[[], Tensor]) -> None:
+    def __init__(self, value: Tensor | Pointwise | Deferred) -> None:
         self._value = value
 
     def secure(self) -> None:
@@ -88,24 +77,26 @@ class BiasHooks:
     Args:
         visitors: receive the terms, each term in this order.
         num_images: number of samples.
+        layouts: of the tensors that are hooked.
 
     Attributes:
         terms: all bias terms, in forward order.
     """
 
-    def __init__(self, visitors: Sequence[TermVisitor], num_images: int) -> None:
+    def __init__(self, visitors: Sequence[TermVisitor], num_images: int, layouts: TensorLayouts) -> None:
         self.terms: list[Term] = []
         self._visitors = visitors
         self._num_images = num_images
+        self._layouts = layouts
         self._suspects: list[str] = []
         self._reached: set[str] = set()
         self._is_on = False
-        self._readers: dict[int, list[_Deferred]] = defaultdict(list)
+        self._readers: dict[int, list[_WaitingBias]] = defaultdict(list)
 
     def secure(self, overwritten: Tensor) -> None:
         """Compute all biases that depend on a tensor which is about to be overwritten."""
-        for deferred in self._readers.pop(storage_of(overwritten), ()):
-            deferred.secure()
+        for waiting in self._readers.pop(storage_of(overwritten), ()):
+            waiting.secure()
 
     @property
     def missing_ops(self) -> list[str]:
@@ -137,21 +128,21 @@ class BiasHooks:
     def wait(self, op: Operation, bias: Bias, module: str) -> None:
         """Hook the output, so that the visitors receive the bias when the gradient comes."""
         output = op.outputs[bias.output]
-        layout = layout_of(output)
+        layout = self._layouts.find(output)
         if layout is None:
             return  # the samples are mixed already: this run counts for nothing
         if isinstance(bias.value, Summed):
             self._wait_for_sum(op, bias.kind, output, bias.value, module)
             return
-        deferred = _Deferred(bias.value)
-        for read in (bias.value,) if isinstance(bias.value, Tensor) else op.held:
-            self._readers[storage_of(read)].append(deferred)
+        waiting = _WaitingBias(bias.value)
+        for read in (bias.value,) if isinstance(bias.value, Tensor) else bias.value.operands:
+            self._readers[storage_of(read)].append(waiting)
         term = self._term(module, op, bias.kind, layout)
-        self._hook(op, output, lambda gradient: self._visit(term, deferred.take(), gradient))
+        self._hook(op, output, lambda gradient: self._visit(term, waiting.take(), gradient))
 
     def _wait_for_sum(self, op: Operation, kind: Kind, output: Tensor, bias: Summed, module: str) -> None:
         """Hook an output whose bias is known only by what it contributes to each sample."""
-        layouts = [layout_of(t) for t in (output, *op.dependent)]
+        layouts = [self._layouts.find(t) for t in (output, *op.dependent)]
         term = self._term(module, op, kind, Layout((Dim((Factor(SAMPLE, self._num_images),)),)))
 
         def receive(gradient: Tensor) -> None:
@@ -174,7 +165,7 @@ class BiasHooks:
     def _hook(self, op: Operation, output: Tensor, receive: Callable[[Tensor], None]) -> None:
         read: Callable[[Tensor], Tensor] | None = None
         # A view of a tensor that is not used otherwise is hooked at that tensor: if overwritten, it gets a history of its own.
-        if output._is_view() and (op.in_place or not hasattr(output._base, "_fg_layout")):
+        if is_view(output) and (op.in_place or base_of(output) not in self._layouts):
             output, read = _base_of(output)
 
         def hook(gradient: Tensor | None) -> None:
@@ -200,10 +191,7 @@ class BiasHooks:
         """
         self._visitors = ()
         self._readers.clear()
-
-
-def layout_of(tensor: Tensor) -> Layout | None:
-    return getattr(tensor, "_fg_layout", None)
+        self._layouts.clear()
 
 
 def _base_of(view: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
@@ -211,7 +199,7 @@ def _base_of(view: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
 
     Later operations may use the view or the base. Only the gradient of the base has both uses.
     """
-    base = view._base
+    base = base_of(view)
     assert base is not None
     shape, strides, offset = view.shape, view.stride(), view.storage_offset() - base.storage_offset()
     base_shape, base_strides = base.shape, base.stride()

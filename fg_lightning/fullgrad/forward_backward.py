@@ -15,22 +15,17 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fg_lightning.fullgrad.bias_hooks import Term, TermVisitor
-from fg_lightning.fullgrad.operation import is_free, map_tensors
-from fg_lightning.fullgrad.preserve_model import as_the_model_takes, copied, undisturbed, unwrapped
+from fg_lightning.fullgrad.operation import map_tensors
+from fg_lightning.fullgrad.preserve_model import as_model_input, copy_argument, preserve_model
 from fg_lightning.fullgrad.readings import Reading, find_reading
 from fg_lightning.fullgrad.tape import Tape
 from fg_lightning.fullgrad.target import Selection, Target, target_rows
+from fg_lightning.fullgrad.torch_internals import unwrap_model
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Images and what belongs to them.
-
-    Attributes:
-        images: [N, C, *S].
-        target: what is explained, see `Target`.
-        arguments: what the model's forward takes after the images.
-    """
+    """Images [N, C, *S], what is explained of them (see `Target`), and what the model's forward takes after them."""
 
     images: Tensor
     target: Target = None
@@ -117,17 +112,11 @@ class Run:
 
 
 class SamplesMixed(RuntimeError):
-    """The samples of the batch could not be told apart behind some operation.
-
-    Attributes:
-        operation: that operation and its module.
-        output: the explained output of the whole batch, [N].
-    """
+    """The samples of a batch could not be told apart behind an operation; `output` is the explained output of the batch, [N]."""
 
     def __init__(self, operation: str, output: Tensor) -> None:
         super().__init__(operation)
-        self.operation = operation
-        self.output = output
+        self.operation, self.output = operation, output
 
 
 def run_forward_backward(
@@ -150,22 +139,22 @@ def run_forward_backward(
         ValueError: if the target does not fit, or the explained output is not finite or does not depend on the images.
     """
     selection = Selection(batch.target, len(batch))
-    with undisturbed(model, batch.images.device, autocast=autocast):
-        model = unwrapped(model)
-        leaf = as_the_model_takes(batch.images, model).requires_grad_()
+    with preserve_model(model, batch.images.device, autocast=autocast):
+        model = unwrap_model(model)
+        leaf = as_model_input(batch.images, model).requires_grad_()
         names = {id(module): name for name, module in model.named_modules()}
         tape = Tape(x := leaf.clone(), visitors, names, find_reading(reading))
         with closing(tape.bias_hooks):
-            inputs = (x, *map_tensors(copied, batch.arguments))
-            with tape.following_modules(), tape.meeting_what_torch_hides(), tape:
+            inputs = (x, *map_tensors(copy_argument, batch.arguments))
+            with tape.meet_operations():
                 output = _select_output(model, inputs, selection)
-            if not output.requires_grad or is_free(output):
+            if not output.requires_grad or tape.is_free(output):
                 raise ValueError(
                     "the model's output does not depend on the images, so there is nothing to decompose; "
                     "does its forward detach them, use torch.inference_mode(), or return a class index? A quantised model has no "
                     "gradients; pass the one that it was converted from."
                 )
-            if mixed_by := tape.mixed_on_the_way_to(output):
+            if mixed_by := tape.find_mixing_operation(output):
                 raise SamplesMixed(mixed_by, output.detach())
             with tape.bias_hooks.on():
                 (gradient,) = torch.autograd.grad(output.sum(), leaf, materialize_grads=True)

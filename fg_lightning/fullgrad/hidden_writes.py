@@ -12,7 +12,8 @@ from weakref import ref
 import torch
 from torch import Tensor
 
-from fg_lightning.fullgrad.operation import Call, tensors_in, works_in_place
+from fg_lightning.fullgrad.operation import Operation, tensors_in, works_in_place
+from fg_lightning.fullgrad.torch_internals import base_of, storage_of
 
 _HAND_OUT = frozenset({"detach", "data"})
 """What gives a second tensor on the same memory."""
@@ -26,16 +27,7 @@ Miss = Callable[[str, Tensor], None]
 """Called with (what was written in which way, the tensor that was written to)."""
 
 
-def storage_of(tensor: Tensor) -> int:
-    """The memory of a tensor, as a number. No mode meets the question, since it would take it for one of the model's."""
-    with torch._C.DisableTorchFunction():
-        try:
-            return tensor.untyped_storage().data_ptr()
-        except RuntimeError:  # a sparse tensor has several
-            return id(tensor)
-
-
-class Aliases:
+class HiddenWrites:
     """The tensors whose memory a model has got hold of outside of autograd.
 
     Args:
@@ -47,46 +39,46 @@ class Aliases:
         self._known: defaultdict[int, list[ref[Tensor]]] = defaultdict(list)
         self._shown: dict[int, tuple[Tensor, Tensor]] = {}  # a tensor, and what was in it
 
-    def note(self, call: Call) -> None:
+    def note(self, op: Operation) -> None:
         """Take note of a call that gives away the memory of a tensor that depends on the input."""
-        if call.name in _HAND_OUT and call.dependent:
-            tensor = call.dependent[0]
-            for owner in (tensor, tensor._base):
+        if op.name in _HAND_OUT and op.dependent:
+            tensor = op.dependent[0]
+            for owner in (tensor, base_of(tensor)):
                 if owner is not None:
                     self._known[storage_of(tensor)].append(ref(owner))
-        elif call.name in _SHOW_TO_OTHERS and call.args and self._known:
-            for owner in self._owners(call.args[0])[:1]:
+        elif op.name in _SHOW_TO_OTHERS and op.args and self._known:
+            for owner in self._owners(op.args[0])[:1]:
                 self._shown[storage_of(owner)] = owner, owner.detach().clone()
 
-    def about_to_write(self, call: Call) -> list[tuple[Tensor, Tensor]]:
+    def save_targets(self, op: Operation) -> list[tuple[Tensor, Tensor]]:
         """What a call is about to write to behind autograd's back, and what is in it."""
         if not self._known:
             return []
-        targets = tensors_in(call.args[:1]) if works_in_place(call.function) else []
-        targets += tensors_in(call.kwargs.get("out"))
+        targets = tensors_in(op.args[:1]) if works_in_place(op.function) else []
+        targets += tensors_in(op.kwargs.get("out"))
         if self._shown:
-            self.look_again()
-        return [(t, t.detach().clone()) for t in targets if not call.depends(t) and self._owners(t)]
+            self.check_memory()
+        return [(t, t.detach().clone()) for t in targets if not op.depends(t) and self._owners(t)]
 
-    def has_written(self, call: Call, targets: list[tuple[Tensor, Tensor]]) -> None:
+    def report_changes(self, op: Operation, targets: list[tuple[Tensor, Tensor]]) -> None:
         """Name what was changed."""
         for target, before in targets:
             if not torch.equal(target.detach(), before):
                 for owner in self._owners(target):
-                    self._miss(f"{call.name} past autograd, through .data or detach(),", owner)
+                    self._miss(f"{op.name} past autograd, through .data or detach(),", owner)
 
-    def swapped(self, tensor: Tensor) -> None:
+    def report_assignment(self, tensor: Tensor) -> None:
         """Name a tensor that was given other memory."""
         self._miss("an assignment past autograd, to .data,", tensor)
 
-    def look_again(self) -> None:
+    def check_memory(self) -> None:
         """Name what something other than torch has changed since it was shown the memory."""
         for storage, (owner, before) in list(self._shown.items()):
             if not torch.equal(owner.detach(), before):
                 self._miss("a write past autograd, through NumPy or a pointer,", owner)
                 self._shown.pop(storage)
 
-    def has_changed(self, tensor: Tensor) -> None:
+    def update_memory(self, tensor: Tensor) -> None:
         """An operation that autograd knows has changed a tensor."""
         if (shown := self._shown.get(storage_of(tensor))) is not None:
             shown[1].copy_(shown[0].detach())

@@ -1,13 +1,11 @@
-"""A spatial axis of the input as a tensor inside the network has it: at some resolution, rolled, padded or cut.
-
-Where the samples and the image plane lie in a tensor.
+"""Where the samples and the image plane lie in a tensor.
 
 A dimension of a tensor inside a network is seldom just "the batch" or "the rows": attention swaps and folds them, windows cut the
 rows in two, tokens merge rows and columns behind a class token. A `Layout` writes every dimension as a product of factors, each a
 piece of one axis of the input, and follows them through the operations that move, merge and split dimensions. Where an operation
 is not known to keep samples apart there is no layout, and the caller treats the samples one at a time.
 
-How operations move the axes is the table in movement/.
+The layout rules in operations/ say how an operation moves the axes.
 """
 
 from __future__ import annotations
@@ -16,10 +14,16 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
+from typing import Generic, TypeVar
+from weakref import ref
 
 import torch.nn.functional as F
 from torch import Tensor
+
+from fg_lightning.fullgrad.torch_internals import storage_of
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,7 @@ class Axis:
     def is_cut(self) -> bool:
         return self.lead < 0 or self.tail < 0
 
-    def resampled(self, length: int) -> Axis:
+    def resample(self, length: int) -> Axis:
         """The axis at another resolution, margins and shift to whole positions of it.
 
         What windows without padding leave over at the borders they take off a pad first, as if they had padded themselves.
@@ -65,11 +69,11 @@ class Axis:
         of_the_image = max(1, round((self.length - self.lead - self.tail) * scale))
         return Axis(self.number, length, round(self.shift * scale), lead, length - lead - of_the_image, self.flipped)
 
-    def turned(self) -> Axis:
+    def flip(self) -> Axis:
         """The axis the other way round."""
         return replace(self, shift=-self.shift % self.length, lead=self.tail, tail=self.lead, flipped=not self.flipped)
 
-    def on_the_image(self, tensor: Tensor, dim: int) -> Tensor:
+    def place_on_image(self, tensor: Tensor, dim: int) -> Tensor:
         """A tensor with this axis at `dim` as the image has it: without what was padded, and zero where something was cut off."""
         if self.shift:
             tensor = tensor.roll(-self.shift, dim)
@@ -127,7 +131,7 @@ class Dim:
     @property
     def places(self) -> list[tuple[Axis, Factor]]:
         """The pieces of spatial axes in it, those among tokens too."""
-        return [(f.axis, f) for factor in self.factors for f in _placed(factor) if isinstance(f.axis, Axis)]
+        return [(f.axis, f) for factor in self.factors for f in _places_of(factor) if isinstance(f.axis, Axis)]
 
     @property
     def samples(self) -> tuple[tuple[int, int, int], ...]:
@@ -146,7 +150,7 @@ def plain(size: int) -> Dim:
     return Dim((Factor(None, size),))
 
 
-def spanning(axis: Axis) -> Dim:
+def whole_dim(axis: Axis) -> Dim:
     """A dimension that is a whole spatial axis."""
     return Dim((Factor(axis, axis.length),))
 
@@ -160,7 +164,7 @@ class Layout:
     @classmethod
     def of_images(cls, images: Tensor) -> Layout:
         """[N, C, *S]"""
-        spatial = (spanning(Axis(number, size)) for number, size in enumerate(images.shape[2:], start=1))
+        spatial = (whole_dim(Axis(number, size)) for number, size in enumerate(images.shape[2:], start=1))
         return cls((Dim((Factor(SAMPLE, images.shape[0]),)), plain(images.shape[1]), *spatial))
 
     @classmethod
@@ -199,15 +203,15 @@ class Layout:
         for dim in self.dims:
             for axis, piece in dim.places:
                 pieces[axis.number].append(piece)
-        return {number: _tiled(of_axis) for number, of_axis in pieces.items()}
+        return {number: _tile(of_axis) for number, of_axis in pieces.items()}
 
-    def coarsened(self, i: int) -> Dim:
+    def coarsen(self, i: int) -> Dim:
         """Dimension `i`; if it is what is left of an axis whose finer positions became channels, all of that axis, coarser."""
         dim = self.dims[i]
         if len(dim.factors) != 1 or dim.whole or not isinstance(axis := dim.factors[0].axis, Axis):
             return dim
         left = self._axes[axis.number]
-        return spanning(left) if left and left.length == dim.size else dim
+        return whole_dim(left) if left and left.length == dim.size else dim
 
     def per_sample(self, tensor: Tensor, n: int) -> Tensor:
         """Sums a tensor of this layout over everything but the samples: [N]."""
@@ -249,7 +253,7 @@ class Layout:
         for i, factor in enumerate(factors):
             if isinstance(factor.axis, Tokens):
                 tensor = tensor.narrow(i, factor.axis.lead, factor.size - factor.axis.lead - factor.axis.tail)
-        factors = [place for f in factors for place in _placed(f)]
+        factors = [place for f in factors for place in _places_of(f)]
         tensor = tensor.reshape([f.size for f in factors])
         found = [axis for number in range(1, axes + 1) if (axis := self._axes[number])]
         belongs_to = [f.axis.number if isinstance(f.axis, Axis) else f.axis for f in factors]
@@ -258,15 +262,15 @@ class Layout:
             order += sorted((i for i, own in enumerate(belongs_to) if own == axis), key=lambda i: -factors[i].step)
         plane = tensor.permute(order).reshape(n, -1, *(axis.length for axis in found))
         for axis in found:
-            plane = axis.on_the_image(plane, axis.number + 1)
+            plane = axis.place_on_image(plane, axis.number + 1)
         return plane
 
 
-def _placed(factor: Factor) -> tuple[Factor, ...]:
+def _places_of(factor: Factor) -> tuple[Factor, ...]:
     return factor.axis.places if isinstance(factor.axis, Tokens) else (factor,)
 
 
-def _tiled(pieces: list[Factor]) -> Axis | None:
+def _tile(pieces: list[Factor]) -> Axis | None:
     """The axis that pieces make up, at the resolution of the finest; None if they leave gaps or belong to several."""
     axis = pieces[0].axis
     assert isinstance(axis, Axis)
@@ -275,4 +279,65 @@ def _tiled(pieces: list[Factor]) -> Axis | None:
         if piece.axis != axis or (piece.size > 1 and piece.step != covered):
             return None
         covered *= piece.size
-    return axis.resampled(axis.length // finest) if covered == axis.length else None
+    return axis.resample(axis.length // finest) if covered == axis.length else None
+
+
+class TensorTable(Generic[T]):
+    """Values by tensor. A tensor is found by its identity, and the table does not keep it alive."""
+
+    def __init__(self) -> None:
+        self._entries: dict[int, tuple[T, ref[Tensor]]] = {}
+
+    def __setitem__(self, tensor: Tensor, value: T) -> None:
+        key = id(tensor)
+        self._entries[key] = value, ref(tensor, partial(self._entries.pop, key))  # which runs before the id is used again
+
+    def __contains__(self, tensor: Tensor | None) -> bool:
+        return id(tensor) in self._entries
+
+    def discard(self, tensor: Tensor) -> None:
+        self._entries.pop(id(tensor), None)
+
+
+class TensorLayouts(TensorTable["Layout | str"]):
+    """The layouts of the tensors of a forward pass; instead of one, the operation behind which samples could not be told apart.
+
+    Args:
+        num_images: number of samples.
+    """
+
+    def __init__(self, num_images: int) -> None:
+        super().__init__()
+        self.num_images = num_images
+        self._mixed: dict[int, Tensor] = {}  # by its memory, a tensor in which samples were mixed; it keeps the memory in use
+
+    def mark(self, tensor: Tensor, layout: Layout | None, mixed_by: str = "") -> None:
+        """Enter a tensor that depends on the input.
+
+        Args:
+            tensor: any.
+            layout: None if its samples cannot be told apart.
+            mixed_by: the operation and module behind which they could not.
+        """
+        self[tensor] = layout or (Layout.unknown(tensor.shape) if self.num_images == 1 else mixed_by)
+
+    def mark_memory_mixed(self, tensor: Tensor) -> None:
+        """Enter a tensor that was overwritten so that its samples cannot be told apart, in it and in all that shares its memory."""
+        self._mixed[storage_of(tensor)] = tensor
+
+    def find(self, tensor: Tensor) -> Layout | None:
+        """The layout of a tensor; None if it was not entered or its samples cannot be told apart."""
+        if self._mixed and (written := self._mixed.get(storage_of(tensor))) is not None:
+            self[tensor] = self.mixed_by(written)
+            return None
+        entry = self._entries.get(id(tensor))
+        return entry[0] if entry and isinstance(entry[0], Layout) else None
+
+    def mixed_by(self, tensor: Tensor) -> str:
+        """The operation behind which the samples of a tensor could not be told apart; empty if they can be."""
+        entry = self._entries.get(id(tensor))
+        return entry[0] if entry and isinstance(entry[0], str) else ""
+
+    def clear(self) -> None:
+        self._entries.clear()
+        self._mixed.clear()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fg_lightning.fullgrad.operation import Call, map_tensors, tensors_in
+from fg_lightning.fullgrad.operation import Operation, map_tensors, tensors_in
 
 Kind = Literal["explicit", "implicit"]
 
@@ -23,6 +23,21 @@ class Pointwise(NamedTuple):
     Attributes:
         function: elementwise.
         operands: broadcastable to the operation's output.
+    """
+
+    function: Callable[..., Tensor]
+    operands: tuple[Tensor, ...]
+
+    def __call__(self) -> Tensor:
+        return self.function(*self.operands)
+
+
+class Deferred(NamedTuple):
+    """A bias that is computed as a whole when its gradient comes.
+
+    Attributes:
+        function: of the operands.
+        operands: what it reads; if one of them is about to be overwritten, the bias is computed before.
     """
 
     function: Callable[..., Tensor]
@@ -62,27 +77,35 @@ class Summed(NamedTuple):
 
 
 class Bias(NamedTuple):
-    """A bias of one output of an operation, broadcastable to it; computed when its gradient comes where that saves memory."""
+    """A bias of one output of an operation, broadcastable to it; computed when its gradient comes if that saves memory.
+
+    Attributes:
+        kind: "explicit" if it is of weights and constants, "implicit" if it is of a non-linearity.
+        value: the bias, or how to compute it.
+        output: number of the output.
+        is_fallback: whether `linearize` made it.
+    """
 
     kind: Kind
-    value: Tensor | Pointwise | Summed | Callable[[], Tensor]
+    value: Tensor | Pointwise | Deferred | Summed
     output: int = 0
+    is_fallback: bool = False
 
 
 class NotDifferentiable(RuntimeError):
     """An operation that cannot be run once more, so that its bias is unknown."""
 
 
-Rule = Callable[[Call], list[Bias]]
+BiasRule = Callable[[Operation], list[Bias]]
 
 
-def reads_overwritten(when: Callable[[Call], bool] = lambda call: True) -> Callable[[Rule], Rule]:
+def reads_overwritten(when: Callable[[Operation], bool] = lambda op: True) -> Callable[[BiasRule], BiasRule]:
     """Mark a rule that looks, in the calls that `when` picks, at the operand that an in-place operation overwrites.
 
     A copy of it is kept for such calls alone: `x += y` and `x *= 2` need none.
     """
 
-    def marked(rule: Rule) -> Rule:
+    def marked(rule: BiasRule) -> BiasRule:
         rule.reads_overwritten = when  # type: ignore[attr-defined]
         return rule
 
@@ -90,7 +113,7 @@ def reads_overwritten(when: Callable[[Call], bool] = lambda call: True) -> Calla
 
 
 @reads_overwritten()
-def linearise(call: Call) -> list[Bias]:
+def linearize(op: Operation) -> list[Bias]:
     """y - J z by a Jacobian-vector product: right for any differentiable operation, at the price of running it again.
 
     Where neither forward mode nor two reverse passes can differentiate the operation, its own backward pass says what the bias
@@ -99,55 +122,54 @@ def linearise(call: Call) -> list[Bias]:
     Raises:
         NotDifferentiable: where the operation cannot be run once more.
     """
-    call.linearised = True
     # What the author of a custom function wrote for forward mode need not agree with the backward pass that is decomposed.
-    modes = (_double_reverse_mode,) if call.is_custom else (_forward_mode, _double_reverse_mode)
+    modes = (_double_reverse_mode,) if op.is_custom else (_forward_mode, _double_reverse_mode)
     for mode in modes:
         with suppress(Exception):  # there is no formula for this mode, or what somebody wrote cannot be differentiated so
-            return [Bias("implicit", value, i) for i, value in enumerate(mode(call))]
+            return [Bias("implicit", value, i, is_fallback=True) for i, value in enumerate(mode(op))]
     try:
-        return [Bias("implicit", value, i) for i, value in enumerate(_reverse_mode(call))]
+        return [Bias("implicit", value, i, is_fallback=True) for i, value in enumerate(_reverse_mode(op))]
     except Exception as error:
         raise NotDifferentiable(str(error)) from error
 
 
-def where_constant(rule: Rule, *operands: tuple[int, str]) -> Rule:
-    """The rule where the named operands (weights, statistics) are constants, `linearise` elsewhere."""
+def if_constant(rule: BiasRule, *operands: tuple[int, str]) -> BiasRule:
+    """The rule where the named operands (weights, statistics) are constants, `linearize` elsewhere."""
 
-    def guarded(call: Call) -> list[Bias]:
-        return linearise(call) if any(call.depends(call.argument(*operand)) for operand in operands) else rule(call)
+    def guarded(op: Operation) -> list[Bias]:
+        return linearize(op) if any(op.depends(op.argument(*operand)) for operand in operands) else rule(op)
 
     return guarded
 
 
-def _dependent_outputs(call: Call, result: Any) -> list[Tensor]:
+def _dependent_outputs(op: Operation, result: Any) -> list[Tensor]:
     """Those in the result of a repeated call that correspond to the call's own outputs."""
     tensors = tensors_in(result)
-    return [tensors[i] for i in call.places]
+    return [tensors[i] for i in op.positions]
 
 
-def _run_on_leaves(call: Call) -> tuple[list[Tensor], list[Tensor]]:
+def _run_on_leaves(op: Operation) -> tuple[list[Tensor], list[Tensor]]:
     """The operation once more, with its dependent operands as leaves of a graph: (operands, outputs)."""
     operands: list[Tensor] = []
 
     def leaf(t: Tensor) -> Tensor:
-        value = call.value(t)
-        if not call.depends(t):
+        value = op.value(t)
+        if not op.depends(t):
             return value
         operands.append(value.clone().requires_grad_())
         # A custom function may work in place as well, and no leaf may be overwritten.
-        return operands[-1].clone() if call.in_place or call.is_custom else operands[-1]
+        return operands[-1].clone() if op.in_place or op.is_custom else operands[-1]
 
     with torch.enable_grad():
-        return operands, _dependent_outputs(call, call.repeat(*map_tensors(leaf, (call.args, call.kwargs))))
+        return operands, _dependent_outputs(op, op.repeat(*map_tensors(leaf, (op.args, op.kwargs))))
 
 
-def _reverse_mode(call: Call) -> list[Summed]:
-    operands, outputs = _run_on_leaves(call)
+def _reverse_mode(op: Operation) -> list[Summed]:
+    operands, outputs = _run_on_leaves(op)
     return [Summed(output, operands) for output in outputs]
 
 
-def _forward_mode(call: Call) -> list[Tensor]:
+def _forward_mode(op: Operation) -> list[Tensor]:
     """y - J z by a tangent z that is carried along.
 
     Raises:
@@ -157,26 +179,26 @@ def _forward_mode(call: Call) -> list[Tensor]:
         warnings.simplefilter("ignore", FutureWarning)  # torch's own, of the scripting behind its forward-mode formulas
 
         def dual(t: Tensor) -> Tensor:
-            value = call.value(t)
-            if not call.depends(t):
+            value = op.value(t)
+            if not op.depends(t):
                 return value
-            return forward_ad.make_dual(value.clone() if call.in_place else value, value.clone())
+            return forward_ad.make_dual(value.clone() if op.in_place else value, value.clone())
 
-        result = call.repeat(*map_tensors(dual, (call.args, call.kwargs)))
-        tangents = [forward_ad.unpack_dual(t).tangent for t in _dependent_outputs(call, result)]
+        result = op.repeat(*map_tensors(dual, (op.args, op.kwargs)))
+        tangents = [forward_ad.unpack_dual(t).tangent for t in _dependent_outputs(op, result)]
         if any(t is None for t in tangents):
             raise NotImplementedError("the operation does not carry tangents along")
-        return [y.detach() - t for y, t in zip(call.outputs, tangents, strict=True)]
+        return [y.detach() - t for y, t in zip(op.outputs, tangents, strict=True)]
 
 
-def _double_reverse_mode(call: Call) -> list[Tensor]:
+def _double_reverse_mode(op: Operation) -> list[Tensor]:
     """y - J z, with J z as the derivative of v -> J^T v, which is linear in v, along z.
 
     Raises:
         NotImplementedError: where that is not so, since the operation's backward pass was not written to be differentiated.
     """
     with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
-        operands, outputs = _run_on_leaves(call)
+        operands, outputs = _run_on_leaves(op)
         probes = [_anything_like(y).requires_grad_() for y in outputs]
         pulled = torch.autograd.grad(outputs, operands, probes, create_graph=True, allow_unused=True)
         linked = [(p, z.detach()) for p, z in zip(pulled, operands, strict=True) if p is not None and p.requires_grad]
@@ -189,7 +211,7 @@ def _double_reverse_mode(call: Call) -> list[Tensor]:
     # Of several sizes, since a backward pass may clip its gradient, or drop a small one.
     if not all(_is_adjoint(p, operands, v, tangents) for p, v in zip([pulled, *pulled_again], [probes, *others], strict=True)):
         raise NotImplementedError("the operation's backward pass is not differentiable, or not linear")
-    return [y.detach() if t is None else y.detach() - t for t, y in zip(tangents, call.outputs, strict=True)]
+    return [y.detach() if t is None else y.detach() - t for t, y in zip(tangents, op.outputs, strict=True)]
 
 
 Tensors = Sequence[Union[Tensor, None]]

@@ -1,10 +1,11 @@
-"""One call of a torch operation, as the tape meets it: its name, its operands, and which of them depend on the input."""
+"""One operation in a forward pass: its name, its operands, which of them depend on the input, and its outputs."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -50,17 +51,6 @@ def works_in_place(function: Callable[..., Any]) -> bool:
     return name in _IN_PLACE_DUNDERS or (name.endswith("_") and not name.endswith("__"))
 
 
-@cache
-def _keeps_its_operand(function: Callable[..., Any]) -> bool:
-    """Whether autograd copies the operand of an in-place function (SiLU does), so that there is no need to do it again."""
-    operand = torch.full((1,), 0.5).requires_grad_()
-    try:
-        saved = getattr(function(operand.clone()).grad_fn, "_saved_self", None)
-    except (TypeError, RuntimeError):  # it takes more than its operand
-        return False
-    return isinstance(saved, Tensor) and torch.equal(saved, operand)
-
-
 def tensors_in(tree: Any) -> list[Tensor]:
     """Every tensor in nested tuples, lists and dictionaries, in order."""
     if isinstance(tree, Tensor):
@@ -100,7 +90,7 @@ RandomState = tuple[Tensor, list[tuple[int, Tensor]]]
 def _repeat(
     function: Callable[..., Any], in_place: bool, state: RandomState | None, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """An operation once more, on other operands; an in-place one overwrites `args[0]`."""
+    """Run an operation again, on other operands; an in-place one overwrites `args[0]`."""
     with ExitStack() as stack:
         if state is not None:
             cpu, devices = state
@@ -122,10 +112,10 @@ _OPERANDS = {
     "baddbmm": ("input", "batch1", "batch2"),
     "where": ("condition", "input", "other"),
 }
-"""What torch calls the operands of an operation, where it is not input and other."""
+"""Torch's names for the operands of an operation, if they are not input and other."""
 
 
-def _operands_by_position(operation: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _place_operands(operation: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """`torch.mul(input=x, other=y)` as `torch.mul(x, y)`, so that rules find operands in one place."""
     for position, name in enumerate(_OPERANDS.get(operation, ("input", "other"))):
         if name in kwargs and len(args) == position:
@@ -133,52 +123,91 @@ def _operands_by_position(operation: str, args: tuple[Any, ...], kwargs: dict[st
     return args, kwargs
 
 
-def is_free(tensor: Tensor) -> bool:
-    """Whether a tensor that requires gradients does not depend on the input: a leaf, or made of leaves."""
-    return tensor.is_leaf or hasattr(tensor, "_fg_free")
+def is_leaf(tensor: Tensor) -> bool:
+    return tensor.is_leaf
 
 
-class Call:
-    """An operation with its operands.
+@dataclass(frozen=True, slots=True, eq=False)
+class Operation:
+    """An operation with its operands and, after it was run, its outputs.
 
-    A tensor that depends on the input is told by `requires_grad`, since the model runs on detached parameters. Leaves, and what a
-    forward makes of them alone, require gradients as well, so that it may ask for them; they are free of the input.
-    Rules read operands through this class, so that the tape knows which values they hold on to. `repeat(args, kwargs)` runs the
-    operation once more, on other operands, drawing the random numbers it drew if `keep_random_state` was called before.
+    A tensor that depends on the input requires gradients, since the model runs on detached parameters. Leaves require gradients as
+    well, so that a forward may ask for them, but they do not depend on the input.
 
     Attributes:
-        outputs: the outputs that depend on the input, once the operation was run.
-        places: which of all the tensors in its result they are.
-        held: detached values that rules hold on to.
-        wrote_into_constant: whether it works in place on a view of what did not depend on the input before.
-        linearised: whether its bias came from the general fallback.
-        is_custom: whether it is an autograd function somebody wrote, whose own backward says what its Jacobian is.
+        function: the function of torch that was called.
+        name: its name in the table of operations.
+        args: its arguments; operands given by name are moved here.
+        kwargs: its other keyword arguments.
+        dependent: the operands that depend on the input.
+        in_place: whether it overwrites its first operand.
+        is_custom: whether it is an autograd function of the user, whose own backward defines its Jacobian.
+        outputs: the outputs that depend on the input; empty before it was run.
+        positions: which of all the tensors in its result they are.
+        overwritten: values of the operand that it overwrote, if its rule reads them.
+        random_state: the state of the random generators before it was run, if its rule runs it again.
     """
 
-    def __init__(
-        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None = None
-    ) -> None:
-        self.function = function
-        self.name = operation_name(function) if name is None else name
+    function: Callable[..., Any]
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    dependent: list[Tensor]
+    in_place: bool
+    is_custom: bool
+    _dependent_ids: frozenset[int]  # after an in-place operation requires_grad tells what the operand has become, not what it was
+    outputs: Sequence[Tensor] = ()
+    positions: Sequence[int] = ()
+    overwritten: Tensor | None = None
+    random_state: RandomState | None = None
+
+    @classmethod
+    def meet(
+        cls,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        is_free: Callable[[Tensor], bool] = is_leaf,
+        name: str | None = None,
+        is_custom: bool = False,
+    ) -> Operation:
+        """An operation that is about to be run.
+
+        Args:
+            function: what is called.
+            args: its arguments.
+            kwargs: its keyword arguments.
+            is_free: whether a tensor that requires gradients does not depend on the input.
+            name: of an operation that the function itself does not name, which never works in place.
+            is_custom: whether it is an autograd function of the user.
+        """
+        in_place = name is None and bool(args) and isinstance(args[0], Tensor) and works_in_place(function)
+        name = operation_name(function) if name is None else name
         if kwargs:
-            args, kwargs = _operands_by_position(self.name, args, kwargs)
-        self.args = args
-        self.kwargs = kwargs
-        self.dependent = [t for t in tensors_in((args, kwargs) if kwargs else args) if t.requires_grad and not is_free(t)]
-        self.in_place = name is None and bool(args) and isinstance(args[0], Tensor) and works_in_place(function)
-        base = args[0]._base if self.in_place else None
-        self.wrote_into_constant = base is not None and not base.requires_grad
-        # What is computed later must not hold on to the call, whose outputs would hold it: hence a function of its own.
-        self.repeat = partial(_repeat, function, self.in_place, None)
-        self.outputs: list[Tensor] = []
-        self.places: list[int] = []
-        self.held: list[Tensor] = []
-        self.linearised = False
-        self.is_custom = False
-        # After an in-place operation requires_grad says what the operand has become, not what it was.
-        self._dependent_ids = {id(t) for t in self.dependent}
-        self._overwritten: Tensor | None = None
-        self._found_in_history = False
+            args, kwargs = _place_operands(name, args, kwargs)
+        dependent = [t for t in tensors_in((args, kwargs) if kwargs else args) if t.requires_grad and not is_free(t)]
+        ids = frozenset(map(id, dependent))
+        return cls(function, name, args, kwargs, dependent, in_place, is_custom, ids)
+
+    def with_outputs(
+        self,
+        tensors: Sequence[Tensor],
+        is_free: Callable[[Tensor], bool] = is_leaf,
+        overwritten: Tensor | None = None,
+        random_state: RandomState | None = None,
+    ) -> Operation:
+        """The operation after it was run.
+
+        Args:
+            tensors: all the tensors in its result, or the one that it overwrote.
+            is_free: whether a tensor that requires gradients does not depend on the input.
+            overwritten: see the attributes.
+            random_state: see the attributes.
+        """
+        positions = [i for i, t in enumerate(tensors) if t.requires_grad and not is_free(t)]
+        outputs = [tensors[i] for i in positions]
+        return replace(self, outputs=outputs, positions=positions, overwritten=overwritten, random_state=random_state)
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         """An argument by its position or its name."""
@@ -190,40 +219,23 @@ class Call:
             return id(operand) in self._dependent_ids
         return any(id(t) in self._dependent_ids for t in tensors_in(operand))
 
-    def keep_random_state(self) -> None:
-        """Let `repeat` draw the numbers that the operation is about to draw."""
-        devices = [t.device.index for t in self.dependent[:1] if t.device.type == "cuda"]
-        state = torch.get_rng_state(), [(device, torch.cuda.get_rng_state(device)) for device in devices]
-        self.repeat = partial(_repeat, self.function, self.in_place, state)
-
-    def keep_overwritten(self) -> None:
-        """See to it that `value` still finds the operand that an in-place operation is about to overwrite."""
-        self._found_in_history = not self.args[0]._is_view() and _keeps_its_operand(self.function)
-        if not self._found_in_history:
-            self._overwritten = self.args[0].detach().clone()
-
     def value(self, tensor: Tensor) -> Tensor:
         """The values of an operand as the operation read them, cut off from the graph."""
-        if self._overwritten is not None and tensor is self.args[0]:
-            return self._overwritten
-        return self._hold(tensor)
+        if self.overwritten is not None and tensor is self.args[0]:
+            return self.overwritten
+        return tensor.detach()
 
     def result(self, index: int = 0) -> Tensor:
         """The values of an output, cut off from the graph."""
-        return self._hold(self.outputs[index])
+        return self.outputs[index].detach()
 
-    def _hold(self, tensor: Tensor) -> Tensor:
-        detached = tensor.detach()
-        self.held.append(detached)
-        return detached
+    @property
+    def repeat(self) -> Callable[[tuple[Any, ...], dict[str, Any]], Any]:
+        """A function of (args, kwargs) that runs the operation again, on other operands and the same random numbers.
 
-    def has_run(self, outputs: Iterable[Tensor]) -> None:
-        """Take note of the outputs: all the tensors in the operation's result, or the one that it overwrote."""
-        outputs = list(outputs)
-        if self._found_in_history:
-            self._overwritten = outputs[0].grad_fn._saved_self  # type: ignore[union-attr]
-        self.places = [i for i, t in enumerate(outputs) if t.requires_grad and not is_free(t)]
-        self.outputs = [outputs[i] for i in self.places]
+        It does not hold the outputs, so that a bias which is computed later may hold it.
+        """
+        return partial(_repeat, self.function, self.in_place, self.random_state)
 
     def at_values(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Arguments and keyword arguments with every tensor as `value` gives it."""
@@ -232,7 +244,13 @@ class Call:
     def at_zero(self) -> Any:
         """The operation's result with zeros in place of its dependent operands."""
 
-        def zeroed(t: Tensor) -> Tensor:
+        def zero(t: Tensor) -> Tensor:
             return torch.zeros_like(t) if self.depends(t) else self.value(t)
 
-        return self.repeat(*map_tensors(zeroed, (self.args, self.kwargs)))
+        return self.repeat(*map_tensors(zero, (self.args, self.kwargs)))
+
+
+def random_state(op: Operation) -> RandomState:
+    """The state of the generators that an operation is about to draw from."""
+    devices = [t.device.index for t in op.dependent[:1] if t.device.type == "cuda"]
+    return torch.get_rng_state(), [(device, torch.cuda.get_rng_state(device)) for device in devices]

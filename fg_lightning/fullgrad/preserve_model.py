@@ -1,25 +1,47 @@
-"""What surrounds each run of a model: evaluation mode, constants for its tensors, and everything put back afterwards."""
+"""What surrounds each run of a model: evaluation mode, constants for its tensors, and everything put back afterwards.
+
+No library's restore is trusted: the dictionaries and lists that hold a model's tensors are copied first and refilled at the end.
+"""
 
 from __future__ import annotations
 
+import argparse
+import operator
 import random
-import sys
 import warnings
-from collections.abc import Iterable, Iterator
+import weakref
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from threading import RLock
-from unittest.mock import patch
+from dataclasses import is_dataclass
+from functools import cache, partial
+from threading import RLock, get_ident
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
 
-from fg_lightning.fullgrad.constant_parameters import HALF, lifted, on_constants
+from fg_lightning.fullgrad.operation import operation_name, tensors_in, works_in_place
+from fg_lightning.fullgrad.torch_internals import (
+    FAULTY,
+    avoid_faults,
+    buffers_of,
+    has_compiled,
+    parameters_of,
+    without_parametrization_cache,
+    writes_by_schema,
+)
+
+HALF = (torch.float16, torch.bfloat16)
 
 
 @contextmanager
-def undisturbed(model: nn.Module, device: torch.device, *, autocast: bool = False) -> Iterator[None]:
+def preserve_model(model: nn.Module, device: torch.device, *, autocast: bool = False) -> Iterator[None]:
     """Runs a model in evaluation mode, eagerly, on constants and with gradients; it and the random state are put back.
 
     So are they when it raises. Random state, flags and what of torch is patched belong to all threads, so that a second one waits.
@@ -35,9 +57,9 @@ def undisturbed(model: nn.Module, device: torch.device, *, autocast: bool = Fals
         enter(torch.inference_mode(False))
         enter(torch.enable_grad())
         enter(_random_state({device, *(tensor.device for tensor in model.parameters())}))
-        enter(on_constants(model))
+        enter(_constants_for(model))
         enter(_evaluation(model))
-        enter(patch.object(parametrize, "_cache_enabled", 0))  # weights that are constants here must not be found there again
+        enter(without_parametrization_cache())
         enter(_eager())
         if not autocast:
             enter(torch.autocast(device.type, enabled=False))
@@ -47,29 +69,18 @@ def undisturbed(model: nn.Module, device: torch.device, *, autocast: bool = Fals
 _ONE_THREAD = RLock()
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The network in what runs it on several devices, compiles it, or, as Fabric does, converts its inputs."""
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        return unwrapped(model.module)
-    for name in ("_orig_mod", "_forward_module"):  # of torch.compile, of Fabric.setup
-        inner = getattr(model, name, None)
-        if isinstance(inner, nn.Module):
-            return unwrapped(inner)
-    return model
-
-
-def as_the_model_takes(images: Tensor, model: nn.Module) -> Tensor:
+def as_model_input(images: Tensor, model: nn.Module) -> Tensor:
     """The images as a plain tensor in the precision of a model's parameters, or float32 for half precision.
 
     A class of their own, such as MONAI's MetaTensor, would be that of all that is computed, and slices it as it sees fit.
     """
     precision = next((p.dtype for p in model.parameters() if p.is_floating_point()), images.dtype)
-    return lifted(images.as_subclass(Tensor)).to(torch.float32 if precision in HALF else precision)
+    return lift(images.as_subclass(Tensor)).to(torch.float32 if precision in HALF else precision)
 
 
-def copied(argument: Tensor) -> Tensor:
+def copy_argument(argument: Tensor) -> Tensor:
     """An additional argument as a model may have it: lifted as its parameters are, and its own to overwrite."""
-    return lifted(argument).clone()
+    return lift(argument).clone()
 
 
 @contextmanager
@@ -101,10 +112,258 @@ def _evaluation(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _eager() -> Iterator[None]:
     """Compiled modules and functions run as they are written; nothing to do where torch has compiled nothing."""
-    if "torch._dynamo" not in sys.modules:
+    if not has_compiled():
         yield
         return
     with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
         # torch advises on modules compiled by their call that are hooked, which is what decomposing them takes.
         warnings.filterwarnings("ignore", message="Using `torch.compile\\(module\\)` when there are global hooks")
         yield
+
+
+@contextmanager
+def _constants_for(model: nn.Module) -> Iterator[None]:
+    """Run a model, and modules that it calls without having them registered, on constants; put all their tensors back.
+
+    What a model keeps in attributes, containers, objects of its own code and random generators is put back as well. Parameters
+    share their memory with the constants; what an operation is about to overwrite there is saved first. Half precision is float32.
+
+    Args:
+        model: any module; a module or tensor in it may have several names.
+    """
+    constants, thread = _Constants(), get_ident()
+
+    def replace(module: nn.Module, args: Any) -> None:
+        if get_ident() == thread:  # global hooks are met by all threads
+            constants.replace(module)
+
+    handle = register_module_forward_pre_hook(replace)
+    try:
+        constants.replace(model)
+        with constants:
+            yield
+    finally:
+        handle.remove()
+        constants.put_back()
+
+
+def lift(tensor: Tensor) -> Tensor:
+    """A tensor cut off from any graph, half precision lifted to float32, usable by autograd; a copy only where it has to be."""
+    tensor = tensor.detach()
+    if tensor.dtype in HALF:
+        return tensor.float()
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+class _Constants(TorchFunctionMode):
+    """Constants in the place of tensors; a mode, so that it meets each operation before it writes to them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._contents: list[tuple[Any, Any]] = []
+        self._states: list[Callable[[], Any]] = []
+        self._seen: dict[int, Any] = {}  # the objects themselves, since the id of one that is gone may be given to another
+        self._constants: dict[int, Tensor] = {}
+        self._sharing: defaultdict[int | None, list[Tensor]] = defaultdict(list)
+        self._saved: list[tuple[Tensor, Tensor]] = []
+        self._packages: set[str] = set()
+
+    def replace(self, module: nn.Module) -> None:
+        """Put constants into a module and what it holds, unless they are there."""
+        if id(module) in self._seen:
+            return
+        new = [part for part in module.modules() if id(part) not in self._seen and not isinstance(part, torch.jit.ScriptModule)]
+        self._packages |= {type(part).__module__.partition(".")[0] for part in new} - _FRAMEWORKS
+        for part in new:
+            self._seen[id(part)] = part
+            for buffer in buffers_of(part).values():
+                if buffer is not None:
+                    self._constant(buffer, is_buffer=True)
+        for part in new:
+            for container in (parameters_of(part), buffers_of(part), vars(part)):
+                self._keep(container)
+                self._replace_in(container)
+
+    def put_back(self) -> None:
+        """Let everything hold again what it held, and be in the state that it was in."""
+        for container, items in self._contents:
+            _refill(container, items)
+        for tensor, values in self._saved:
+            tensor.data.copy_(values)  # unnoticed by whoever has saved the tensor for a backward pass
+        for put_back in self._states:
+            put_back()
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not kwargs and not _needs_care(function):  # most of what is asked of a tensor, such as its shape
+            return function(*args)
+        kwargs = kwargs or {}
+        if _may_write(function) or "out" in kwargs or "inplace" in kwargs:
+            self._save(_targets(function, args, kwargs))
+        result = function(*args, **kwargs)
+        avoid_faults(function, result)
+        return result
+
+    def _save(self, overwritten: list[Tensor]) -> None:
+        """Save the values of those tensors of the model that lie where an operation is about to write."""
+        for tensor in overwritten:
+            for original in self._sharing.pop(_memory(tensor), ()):
+                self._saved.append((original, original.detach().clone()))
+
+    def _keep(self, container: Any) -> None:
+        self._seen[id(container)] = container
+        self._contents.append((container, container.copy()))
+
+    def _replace_in(self, container: Any) -> None:
+        for key, value in list(container.items() if isinstance(container, dict) else enumerate(container)):
+            if type(value) not in _ATOMS and (replaced := self._replacement(value)) is not value:
+                container[key] = replaced
+
+    def _replacement(self, value: Any) -> Any:
+        """A tensor's constant; anything else itself, or a tuple like it, with what is in it replaced."""
+        if isinstance(value, Tensor):
+            return self._constant(value)
+        if id(value) in self._seen:
+            return value
+        kind = type(value)
+        if isinstance(value, nn.Module):
+            self.replace(value)
+        elif kind in _CONTAINERS:
+            self._keep(value)
+            if value and kind is not set and len(value) <= _MANY:
+                self._replace_in(value)
+        elif kind is tuple or (isinstance(value, tuple) and hasattr(value, "_fields")):
+            items = [self._replacement(item) for item in value]
+            if not all(map(operator.is_, items, value)):
+                return kind(*items) if hasattr(value, "_fields") else tuple(items)
+        elif kind in _STATES:
+            self._seen[id(value)] = value
+            self._states.append(_STATES[kind](value))
+        elif self._is_of_the_models_code(value):
+            self._seen[id(value)] = value
+            self._keep(vars(value))
+            self._replace_in(vars(value))
+        return value
+
+    def _is_of_the_models_code(self, value: Any) -> bool:
+        """Whether an object's attributes are the model's own; those of a trainer or a logger are not."""
+        kind = type(value)
+        if not isinstance(getattr(value, "__dict__", None), dict):
+            return False
+        package = kind.__module__.partition(".")[0]
+        return kind in _NAMESPACES or package in self._packages or (is_dataclass(kind) and package not in _FRAMEWORKS)
+
+    def _constant(self, tensor: Tensor, *, is_buffer: bool = False) -> Tensor:
+        """The constant of a tensor, the same wherever that is held."""
+        if id(tensor) in self._constants:
+            return self._constants[id(tensor)]
+        # A model writes to its buffers, and not all operations that do can be told.
+        constant = lift(tensor).clone() if is_buffer and not is_lazy(tensor) else _constant_of(tensor)
+        if (memory := _memory(tensor)) is not None and memory == _memory(constant):
+            self._sharing[memory].append(tensor)
+        self._seen[id(tensor)] = tensor
+        self._constants[id(tensor)] = self._constants[id(constant)] = constant
+        if constant is not tensor:
+            vars(constant).update({name: self._replacement(value) for name, value in vars(tensor).items()})
+        return constant
+
+
+def _constant_of(tensor: Tensor) -> Tensor:
+    """The values of a tensor as a constant of its kind, on the same memory where it can be, with a count of versions of its own."""
+    if is_lazy(tensor):
+        return tensor
+    if type(tensor) not in (Tensor, nn.Parameter):  # its class says how it is computed with
+        return lift(tensor.data) if tensor.requires_grad else tensor
+    values = lift(tensor.data)
+    return nn.Parameter(values, requires_grad=False) if isinstance(tensor, nn.Parameter) else values
+
+
+def _refill(container: Any, items: Any) -> None:
+    """Let a container hold these items again, in this order; it stays the object that it is."""
+    if isinstance(container, dict):
+        container.update(items)
+        for added in [key for key in container if key not in items] if len(container) != len(items) else ():
+            del container[added]
+        if not all(map(operator.is_, container, items)):
+            container.clear()
+            container.update(items)
+    elif len(container) != len(items) or not all(map(operator.is_, container, items)):
+        container.clear()
+        (container.update if isinstance(container, set) else container.extend)(items)
+
+
+def _memory(tensor: Tensor) -> int | None:
+    """Where the values of a tensor lie; None if it has no memory of its own, as sparse and fake ones have not."""
+    try:
+        return tensor.untyped_storage().data_ptr() or None
+    except (RuntimeError, NotImplementedError):
+        return None
+
+
+@cache
+def _needs_care(function: Callable[..., Any]) -> bool:
+    """Whether a call without keywords may write to an operand, or has a backward pass with a fault."""
+    return _may_write(function) or operation_name(function) in FAULTY
+
+
+@cache
+def _may_write(function: Callable[..., Any]) -> bool:
+    return works_in_place(function) or operation_name(function) in _WRITERS or writes_by_schema(function)
+
+
+def _targets(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The tensors that an operation may write to."""
+    name = operation_name(function)
+    if name in _UPDATING:
+        return [t for t in tensors_in((args, kwargs)) if not isinstance(t, nn.Parameter)]
+    if name in _RENORMALISING and (args[3] if len(args) > 3 else kwargs.get("max_norm")) is None:
+        return []
+    if name in _WRITERS or writes_by_schema(function):
+        return tensors_in((args, kwargs))
+    return tensors_in((args[:1], kwargs.get("input"), kwargs.get("out")))
+
+
+def _state_of_generator(generator: torch.Generator) -> Callable[[], Any]:
+    return partial(generator.set_state, generator.get_state())
+
+
+def _state_of_numpys(generator: np.random.Generator) -> Callable[[], Any]:
+    return partial(setattr, generator.bit_generator, "state", generator.bit_generator.state)
+
+
+_STATES: dict[type, Callable[[Any], Callable[[], Any]]] = {
+    torch.Generator: _state_of_generator,
+    np.random.Generator: _state_of_numpys,
+    np.random.RandomState: lambda generator: partial(generator.set_state, generator.get_state()),
+    random.Random: lambda generator: partial(generator.setstate, generator.getstate()),
+}
+"""By the class of a source of random numbers: given one, what puts it back into its present state."""
+
+_ATOMS = {bool, int, float, complex, str, bytes, type(None), weakref.ProxyType, weakref.CallableProxyType}
+"""Classes of which most attributes are and in which nothing is held; a proxy of what is gone must not even be asked."""
+
+_CONTAINERS = {dict, OrderedDict, defaultdict, list, set, deque}
+_NAMESPACES = (SimpleNamespace, argparse.Namespace)
+_FRAMEWORKS = {
+    "torch",
+    "torchvision",
+    "torchmetrics",
+    "lightning",
+    "pytorch_lightning",
+    "lightning_fabric",
+    "fg_lightning",
+    "builtins",
+}
+_MANY = 1000
+"""A container of more items than this is put back as well, but what is in them is not: it is data, not a part of the model."""
+
+_UPDATING = {"batch_norm", "instance_norm", "native_batch_norm", "batch_norm_impl_index"}
+"""Operations that update statistics."""
+
+_RENORMALISING = {"embedding", "embedding_bag"}
+"""Operations that change their weight, if they are given `max_norm`."""
+
+_HANDING_OUT = {"numpy", "array", "dlpack", "data_ptr", "untyped_storage", "storage", "typed_storage"}
+"""What hands out memory that torch does not watch."""
+
+_WRITERS = _UPDATING | _RENORMALISING | _HANDING_OUT
+"""What may write to a tensor though its name does not tell so."""

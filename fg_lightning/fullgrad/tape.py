@@ -1,13 +1,14 @@
-"""Meets every operation of a forward pass, follows the samples and places into its output, and lets its biases wait there.
+"""Meets every operation of a forward pass, follows samples and places into its outputs, and hooks its biases there.
 
-The model runs on detached parameters (see record.py), so that `requires_grad` says exactly what depends on the input. A
-`TorchFunctionMode` sees every call, whether it comes from a module, from torch.nn.functional or from an operator.
+The model runs on detached parameters, so that `requires_grad` tells what depends on the input. A `TorchFunctionMode` sees every
+call, from a module, from torch.nn.functional or from an operator.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from threading import get_ident
 from types import FunctionType
@@ -16,65 +17,99 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.overrides import TorchFunctionMode, _get_current_function_mode
+from torch.overrides import TorchFunctionMode
 
-from fg_lightning.fullgrad.bias_hooks import BiasHooks, Visitor, layout_of, name_operation
-from fg_lightning.fullgrad.hidden_writes import Aliases, storage_of
-from fg_lightning.fullgrad.layout import Layout
+from fg_lightning.fullgrad.bias_hooks import BiasHooks, TermVisitor, name_operation
+from fg_lightning.fullgrad.hidden_writes import HiddenWrites
+from fg_lightning.fullgrad.layout import Layout, TensorLayouts, TensorTable
 from fg_lightning.fullgrad.linearization import linearize
-from fg_lightning.fullgrad.operation import Operation, map_tensors, operation_name, tensors_in, works_in_place
-from fg_lightning.fullgrad.operations.table import RULES, base_layout, follow
-from fg_lightning.fullgrad.torch_internals import Hidden, opened, run_custom_function, shown
+from fg_lightning.fullgrad.operation import Operation, map_tensors, operation_name, random_state, tensors_in, works_in_place
+from fg_lightning.fullgrad.operations import OPERATIONS, UNKNOWN, Rules
+from fg_lightning.fullgrad.operations.layout_rule import output_layout
+from fg_lightning.fullgrad.operations.slicing_and_joining import base_layout
+from fg_lightning.fullgrad.torch_internals import (
+    SET_GRAD_ENABLED,
+    base_of,
+    drop_gradient_hooks,
+    is_current_mode,
+    is_view,
+    open_function,
+    run_custom_function,
+    saved_operand,
+    saves_operand,
+    show_hidden_functions,
+    without_function_modes,
+)
 
 
 class Tape(TorchFunctionMode):
     """Meets every torch call inside it and hooks the outputs that have a bias.
 
+    Args:
+        images: what the model is run on, [N, C, *S].
+        visitors: receive the terms.
+        modules: qualified names by the id of a module.
+        readings: what is run instead of an operation, by its name.
+
     Attributes:
+        layouts: how samples and places lie in every tensor that depends on the images.
         bias_hooks: where the biases wait for their gradients.
         fallback_ops: operations whose bias came from the general fallback.
     """
 
     def __init__(
-        self, images: Tensor, visitor: Visitor, modules: dict[int, str], readings: Mapping[str, Callable[..., Any]] | None = None
+        self,
+        images: Tensor,
+        visitors: Sequence[TermVisitor],
+        modules: dict[int, str],
+        readings: Mapping[str, Callable[..., Any]] | None = None,
     ) -> None:
         super().__init__()
-        self.n = images.shape[0]
+        self.layouts = TensorLayouts(images.shape[0])
+        self.bias_hooks = BiasHooks(visitors, images.shape[0], self.layouts)
         self.fallback_ops: list[str] = []
-        self.bias_hooks = BiasHooks(visitor, self.n)
-        self._aliases = Aliases(lambda text, tensor: self.bias_hooks.miss(self._placed(text), tensor))
-        self._wants_gradients = True  # unless the forward says otherwise
+        self._hidden_writes = HiddenWrites(lambda text, tensor: self.bias_hooks.report_missing(self._locate(text), tensor))
+        self._wants_gradients = True  # unless the forward turns them off
         self._readings = readings or {}
         self._names = modules
         self._running: list[str] = [""]
         self._thread = get_ident()  # hooks and patches are met by all threads
-        self._opening: set[FunctionType] = set()
-        self._mixed: dict[int, Tensor] = {}  # overwritten so that the samples in it cannot be told apart, by its storage
-        self._mark(images, Layout.of_images(images))
+        self._open_functions: set[FunctionType] = set()
+        self._free: TensorTable[bool] = TensorTable()
+        self._hidden: dict[int, _HiddenFunction] = {}  # by the id of an output, which it holds
+        self.layouts.mark(images, Layout.of_images(images))
 
     @property
     def missing_ops(self) -> list[str]:
         """Operations on the way to the output whose bias could not be computed; known after the backward pass."""
         return self.bias_hooks.missing_ops
 
-    def mixed_on_the_way_to(self, output: Tensor) -> str | None:
+    def find_mixing_operation(self, output: Tensor) -> str | None:
         """The first operation behind which the samples of an output [N] could not be told apart, None if they always could.
 
-        What else the model computes may mix them.
+        Operations that are not on the way to the output may mix samples.
         """
-        self._aliases.look_again()
-        if self.n == 1:
+        self._hidden_writes.check_memory()
+        if self.layouts.num_images == 1:
             return None
-        layout = self._layout_of(output)
+        layout = self.layouts.find(output)
         if layout is None:
-            return _mixed_by(output) or self._placed("an operation")
-        return None if layout.is_in_order else self._placed("an operation that changes the order of the samples")
+            return self.layouts.mixed_by(output) or self._locate("an operation")
+        return None if layout.is_in_order else self._locate("an operation that changes the order of the samples")
 
-    # --- which module is running
+    def is_free(self, tensor: Tensor) -> bool:
+        """Whether a tensor that requires gradients does not depend on the input: a leaf, or made of leaves."""
+        return tensor.is_leaf or tensor in self._free
 
     @contextmanager
-    def following_modules(self) -> Iterator[None]:
-        """Know by hooks on all modules which of the model's is running; none of them is on the model."""
+    def meet_operations(self) -> Iterator[None]:
+        """Meet the operations of this thread, including custom autograd functions, vmap, torch.func.grad and checkpoints."""
+        with self._follow_modules(), show_hidden_functions(self._is_own_thread, self._meet, self._wrap_forward), self:
+            yield
+
+    @contextmanager
+    def _follow_modules(self) -> Iterator[None]:
+        """Know which module is running, by hooks on all modules; none of them is on the model."""
 
         def enter(module: nn.Module, args: Any) -> None:
             if self._is_own_thread():
@@ -95,28 +130,30 @@ class Tape(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if function is torch._C._set_grad_enabled:
+        if function is SET_GRAD_ENABLED:
             (self._wants_gradients,) = args
             return None  # a backbone frozen by torch.no_grad() counts like any other
         if operation_name(function) in _QUESTIONS:
             return function(*args, **kwargs)
-        op = Operation(function, args, kwargs)
-        written = self._aliases.about_to_write(op)
+        op = Operation.meet(function, args, kwargs, is_free=self.is_free)
+        targets = self._hidden_writes.save_targets(op)
         if op.in_place:
             self.bias_hooks.secure(op.args[0])
         result = self._run(op) if op.dependent else self._run_on_constants(op)
-        self._aliases.note(op)
-        if written:
-            self._aliases.has_written(op, written)
+        self._hidden_writes.note(op)
+        if targets:
+            self._hidden_writes.report_changes(op, targets)
         return result
 
     def _run_on_constants(self, op: Operation) -> Any:
-        """Run what does not depend on the input, or what the forward does to a leaf that autograd is not to know of."""
-        if not self._wants_gradients and _overwrites_a_free_leaf(op):
+        """Run an operation that does not depend on the input, or that changes a leaf without autograd's knowledge."""
+        if not self._wants_gradients and _overwrites_free_leaf(op):
             with torch.no_grad():
                 return op.function(*op.args, **op.kwargs)
         result = op.function(*op.args, **op.kwargs)
-        _notice_free(result)
+        for tensor in tensors_in(result):
+            if tensor.requires_grad and not tensor.is_leaf and tensor not in self.layouts and id(tensor) not in self._hidden:
+                self._free[tensor] = True
         return result
 
     def _run(self, op: Operation) -> Any:
@@ -124,24 +161,12 @@ class Tape(TorchFunctionMode):
         if op.name == "data" and function.__name__ == "__set__":
             result = function(*op.args, **op.kwargs)
             if op.depends(op.args[0]):
-                self._aliases.swapped(op.args[0])
+                self._hidden_writes.report_assignment(op.args[0])
             return result
-        if not self._wants_gradients and _overwrites_a_free_leaf(op):
+        if not self._wants_gradients and _overwrites_free_leaf(op):
             return self._run_on_constants(op)
-        if isinstance(function, FunctionType) and function not in self._opening:
-            self._opening.add(function)
-            if op.name == "register_hook" and len(op.args) == 2:
-                op.args = (
-                    op.args[0],
-                    self.bias_hooks.watch_gradient_hook(op.args[1], self._placed("a gradient hook (register_hook)")),
-                )
-            if op.name in ("grad", "backward") and len(op.args) <= _BEFORE_RETAIN_GRAPH[op.name]:
-                op.kwargs = op.kwargs | {"retain_graph": True}  # what the forward is done with, the backward pass goes through
-            try:
-                with self:
-                    return opened(function)(*op.args, **op.kwargs)
-            finally:
-                self._opening.discard(function)
+        if isinstance(function, FunctionType) and function not in self._open_functions:
+            return self._run_opened(op, function)
         if op.name in self._readings:
             with self:
                 result = self._readings[op.name](*op.args, **op.kwargs)
@@ -149,141 +174,171 @@ class Tape(TorchFunctionMode):
                     return op.args[0].copy_(result) if op.in_place else result
         return self._record(op)
 
-    def meeting_what_torch_hides(self) -> AbstractContextManager[None]:
-        """Meet custom autograd functions, vmap and torch.func.grad as operations of their own, and what is in checkpoints."""
-        return shown(self._is_own_thread, self._meet, self._forward_of)
+    def _run_opened(self, op: Operation, function: FunctionType) -> Any:
+        """Run a function of torch that is written in Python, and meet the calls in it."""
+        args, kwargs = op.args, op.kwargs
+        if op.name == "register_hook" and len(args) == 2:
+            hook = self.bias_hooks.watch_gradient_hook(args[1], self._locate("a gradient hook (register_hook)"))
+            args = args[0], hook
+        if op.name in ("grad", "backward") and len(args) <= _BEFORE_RETAIN_GRAPH[op.name]:
+            kwargs = kwargs | {"retain_graph": True}  # the backward pass of the explanation needs the graph as well
+        self._open_functions.add(function)
+        try:
+            with self:
+                return open_function(function)(*args, **kwargs)
+        finally:
+            self._open_functions.discard(function)
 
     def _is_own_thread(self) -> bool:
         return get_ident() == self._thread
 
-    def _is_watching(self) -> bool:
-        """Whether calls here and now are met: not in another thread, nor inside an operation that is met as a whole."""
-        return _get_current_function_mode() is self
-
-    def _forward_of(self, cls: Any, forward: Callable[..., Any]) -> Callable[..., Any]:
-        return partial(self._run_custom_function, cls, forward) if self._is_watching() else forward
-
-    def _run_custom_function(self, cls: Any, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return run_custom_function(cls, forward, args, kwargs, self._running[-1], self._uncover)
-
-    def _uncover(self, hidden: Hidden) -> None:
-        """Record a custom function, now that its outputs know where they come from."""
-        op = Operation(hidden.function.apply, hidden.inputs, {}, hidden.function.__name__)
-        op.is_custom = True
-        self._running.append(hidden.module)
-        for output in hidden.outputs:
-            del output._fg_hidden  # type: ignore[attr-defined]
-            if hasattr(output, "_fg_layout"):  # an input, overwritten: the hooks of what it was stay with that one's history
-                output._backward_hooks = None
-        for operand in op.dependent:
-            self._recognise(operand, op)
-        self._add(op, hidden.outputs)
-        self._running.pop()
-
     def _meet(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Any:
-        if not self._is_watching():
+        if not is_current_mode(self):  # in another thread, or inside an operation that is met as a whole
             return function(*args, **kwargs)
-        with torch._C.DisableTorchFunction():
-            op = Operation(function, args, kwargs, name)
+        with without_function_modes():
+            op = Operation.meet(function, args, kwargs, is_free=self.is_free, name=name)
             return self._record(op) if op.dependent else function(*op.args, **op.kwargs)
 
     def _record(self, op: Operation) -> Any:
         """Run an operation and hook its outputs."""
-        rule = RULES.get(op.name, linearize)
-        if op.in_place and getattr(rule, "reads_overwritten", _never)(op):
-            op.keep_overwritten()
-        if rule is linearize or op.name in _RANDOM:
-            op.keep_random_state()
+        rules = OPERATIONS.get(op.name, UNKNOWN)
+        reads_overwritten = op.in_place and getattr(rules.bias, "reads_overwritten", _never)(op)
+        overwritten = self._copy_overwritten(op) if reads_overwritten else None
+        base = base_of(op.args[0]) if op.in_place else None
+        was_constant = base is not None and not base.requires_grad
+        state = random_state(op) if rules.bias is linearize or op.name in _RANDOM else None
         for operand in op.dependent:
-            self._recognise(operand, op)
+            self._ensure_known(operand, op)
         result = op.function(*op.args, **op.kwargs)
-        if rule is linearize and not op.in_place and len(tensors_in(result)) > 1:
-            result = map_tensors(_apart, result)
-        self._add(op, [op.args[0]] if op.in_place else tensors_in(result))
+        if rules.bias is linearize and not op.in_place and len(tensors_in(result)) > 1:
+            result = map_tensors(self._separate, result)
+        if reads_overwritten and overwritten is None:
+            overwritten = saved_operand(op.args[0])
+        outputs = [op.args[0]] if op.in_place else tensors_in(result)
+        if op.in_place:
+            self._free.discard(op.args[0])  # something that depends on the input was written to it
+        self._follow(op.with_outputs(outputs, self.is_free, overwritten, state), rules, was_constant)
         return result
 
-    def _recognise(self, operand: Tensor, op: Operation) -> None:
-        if hasattr(operand, "_fg_hidden"):
-            self._uncover(operand._fg_hidden)
-        elif not hasattr(operand, "_fg_layout"):
-            made_by = "a view" if operand.grad_fn is None else operand.grad_fn.name()
-            hidden = self._placed(f"{made_by}, which torch did not show, before {op.name}")
-            self._mark(operand, None, hidden)
-            self.bias_hooks.miss(hidden, operand)
+    def _copy_overwritten(self, op: Operation) -> Tensor | None:
+        """The operand that an in-place operation is about to overwrite; None if autograd saves it."""
+        is_saved = not is_view(op.args[0]) and saves_operand(op.function)
+        return None if is_saved else op.args[0].detach().clone()
 
-    def _add(self, op: Operation, outputs: Iterable[Tensor]) -> None:
-        """Follow the samples and places into the outputs of a call that was run, and hook those that have a bias."""
+    def _separate(self, output: Tensor) -> Tensor:
+        """One of several outputs as a tensor of its own, since another may be made of it, as an LSTM cell's h is of its c."""
+        is_view_of_another = is_view(output) and base_of(output) in self.layouts
+        return output.clone() if output.requires_grad and not is_view_of_another else output
+
+    def _ensure_known(self, operand: Tensor, op: Operation) -> None:
+        """Record the custom function that an operand comes from; name an operation that torch did not show."""
+        if id(operand) in self._hidden:
+            self._uncover(operand)
+        elif operand not in self.layouts:
+            made_by = "a view" if operand.grad_fn is None else operand.grad_fn.name()
+            missing = self._locate(f"{made_by}, which torch did not show, before {op.name}")
+            self.layouts.mark(operand, None, missing)
+            self.bias_hooks.report_missing(missing, operand)
+
+    def _follow(self, op: Operation, rules: Rules, was_constant: bool = False) -> None:
+        """Follow the samples and places into the outputs of an operation that was run, and hook those that have a bias.
+
+        Args:
+            op: the operation.
+            rules: its own.
+            was_constant: whether it wrote to a view of a tensor that did not depend on the input before.
+        """
+        layouts = self.layouts
         if op.in_place:
-            op.args[0].__dict__.pop("_fg_free", None)  # something that depends on the input was written to it
-        op.has_run(outputs)
-        if op.in_place:
-            self._aliases.has_changed(op.args[0])
-        mixed_by = next((_mixed_by(t) for t in op.dependent if self._layout_of(t) is None), "") or self._placed(op.name)
+            self._hidden_writes.update_memory(op.args[0])
+        mixed_by = next((layouts.mixed_by(t) for t in op.dependent if layouts.find(t) is None), "") or self._locate(op.name)
         for index, output in enumerate(op.outputs):
-            layout = follow(op, self._layout_of, index, self.n)
-            self._mark(output, layout, mixed_by)
+            layout = output_layout(op, rules.layout, layouts.find, index, layouts.num_images)
+            layouts.mark(output, layout, mixed_by)
             if op.in_place:
-                self._mark_base(output, layout, mixed_by, op.wrote_into_constant)
-        if all(layout_of(output) is None for output in op.outputs):
+                self._mark_base(output, layout, mixed_by, was_constant)
+        if all(layouts.find(output) is None for output in op.outputs):
             return  # nothing of it can count
         try:
-            biases = RULES.get(op.name, linearize)(op)
-        except Exception:  # whatever a rule or a second run of the operation stumbles over: the operation is named
+            biases = rules.bias(op)
+        except Exception:  # an error in a rule or in a second run of the operation: the operation is named
             for output in op.outputs:
-                self.bias_hooks.miss(self._placed(op.name), output)
+                self.bias_hooks.report_missing(self._locate(op.name), output)
             return
-        if op.linearised:
-            self.fallback_ops.append(self._placed(op.name))
+        if any(bias.is_fallback for bias in biases):
+            self.fallback_ops.append(self._locate(op.name))
         for bias in biases:
             self.bias_hooks.wait(op, bias, self._running[-1])
 
-    def _layout_of(self, tensor: Tensor) -> Layout | None:
-        if self._mixed and storage_of(tensor) in self._mixed:
-            tensor._fg_mixed_by = _mixed_by(self._mixed[storage_of(tensor)])  # type: ignore[attr-defined]
-            return None
-        return layout_of(tensor)
-
-    def _mark(self, tensor: Tensor, layout: Layout | None, mixed_by: str = "") -> None:
-        if layout is None and self.n == 1:
-            layout = Layout.unknown(tensor.shape)
-        tensor._fg_layout = layout  # type: ignore[attr-defined]
-        if layout is None:
-            tensor._fg_mixed_by = mixed_by  # type: ignore[attr-defined]
-
     def _mark_base(self, written: Tensor, layout: Layout | None, mixed_by: str, was_constant: bool) -> None:
-        """What holds of a tensor that was written through a view, and of all that shares its memory."""
-        base = written._base
-        if layout is None and self.n > 1:
-            self._mixed[storage_of(written)] = written  # which keeps the memory from being used for anything else
-        if base is not None and was_constant and not hasattr(base, "_fg_layout"):
-            self._mark(base, layout and base_layout(written, layout, base, self.n), mixed_by)
-            if layout_of(base) is None:
-                self._mixed[storage_of(base)] = base
+        """Mark what was written to through a view, and all that shares its memory."""
+        base = base_of(written)
+        if layout is None and self.layouts.num_images > 1:
+            self.layouts.mark_memory_mixed(written)
+        if base is not None and was_constant and base not in self.layouts:
+            layout = layout and base_layout(written, layout, base, self.layouts.num_images)
+            self.layouts.mark(base, layout, mixed_by)
+            if self.layouts.find(base) is None:
+                self.layouts.mark_memory_mixed(base)
 
-    def _placed(self, operation: str) -> str:
+    def _locate(self, operation: str) -> str:
         return name_operation(operation, self._running[-1])
 
+    # --- custom autograd functions
 
-def _apart(output: Tensor) -> Tensor:
-    """One of several outputs as a tensor of its own, since another may be made of it, as an LSTM cell's h is of its c."""
-    is_view_of_another = output._is_view() and hasattr(output._base, "_fg_layout")
-    return output.clone() if output.requires_grad and not is_view_of_another else output
+    def _wrap_forward(self, cls: Any, forward: Callable[..., Any]) -> Callable[..., Any]:
+        return partial(self._run_custom_function, cls, forward) if is_current_mode(self) else forward
+
+    def _run_custom_function(self, cls: Any, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run the forward of a custom function. Its outputs get their history after it, so that their biases must wait."""
+        with without_function_modes():
+            for operand in tensors_in(args):
+                self._uncover(operand)  # before this function may overwrite it
+        result, inputs = run_custom_function(cls, forward, args, kwargs, self._copy)
+        hidden = _HiddenFunction(cls, inputs, tensors_in(result), self._running[-1])
+        self._hidden |= {id(output): hidden for output in hidden.outputs}
+        return result
+
+    def _copy(self, tensor: Tensor) -> Tensor:
+        """An operand of a custom function as it was before the function worked in place."""
+        if tensor not in self.layouts:
+            return tensor
+        with torch.enable_grad():
+            copied = tensor.clone()
+        self.layouts.mark(copied, self.layouts.find(tensor), self.layouts.mixed_by(tensor))
+        return copied
+
+    def _uncover(self, output: Tensor) -> None:
+        """Record the custom function that an output comes from, if it waits: its outputs now know where they come from."""
+        hidden = self._hidden.get(id(output))
+        if hidden is None:
+            return
+        cls = hidden.function
+        op = Operation.meet(cls.apply, hidden.inputs, {}, is_free=self.is_free, name=cls.__name__, is_custom=True)
+        self._running.append(hidden.module)
+        for tensor in hidden.outputs:
+            self._hidden.pop(id(tensor), None)
+            if tensor in self.layouts:  # an input, overwritten: the hooks on what it was stay with the history of that
+                drop_gradient_hooks(tensor)
+        for operand in op.dependent:
+            self._ensure_known(operand, op)
+        self._follow(op.with_outputs(hidden.outputs, self.is_free), OPERATIONS.get(op.name, UNKNOWN))
+        self._running.pop()
 
 
-def _notice_free(result: Any) -> None:
-    """Mark what a forward made of leaves, which requires gradients and does not depend on the input."""
-    for tensor in tensors_in(result):
-        if tensor.requires_grad and not tensor.is_leaf and not hasattr(tensor, "_fg_layout") and not hasattr(tensor, "_fg_hidden"):
-            tensor._fg_free = True  # type: ignore[attr-defined]
+@dataclass(frozen=True, slots=True, eq=False)
+class _HiddenFunction:
+    """A custom autograd function that was run in a module, to be recorded once something uses its outputs."""
+
+    function: Any
+    inputs: tuple[Any, ...]
+    outputs: list[Tensor]
+    module: str
 
 
-def _overwrites_a_free_leaf(op: Operation) -> bool:
-    """Whether a call does what autograd allows under no_grad only, such as a step of an optimiser inside the forward."""
+def _overwrites_free_leaf(op: Operation) -> bool:
+    """Whether a call does what autograd allows under no_grad only, such as a step of an optimizer inside the forward."""
     return works_in_place(op.function) and any(t.is_leaf and t.requires_grad for t in tensors_in(op.args[:1]))
-
-
-def _mixed_by(tensor: Tensor) -> str:
-    return getattr(tensor, "_fg_mixed_by", "")
 
 
 def _never(op: Operation) -> bool:
@@ -291,7 +346,7 @@ def _never(op: Operation) -> bool:
 
 
 _RANDOM = frozenset({"alpha_dropout", "feature_alpha_dropout", "scaled_dot_product_attention"})
-"""Operations whose rule may have to run them again, on the same random numbers."""
+"""Operations whose rule may run them again, on the same random numbers."""
 
 _BEFORE_RETAIN_GRAPH = {"grad": 3, "backward": 2}
 """How many arguments of torch.autograd.grad and Tensor.backward stand before retain_graph."""

@@ -1,19 +1,19 @@
-"""Faults of torch's backward passes that depend on how a gradient lies in memory, and how they are avoided.
+"""Every private name of torch that is read or patched, each with its reason. Seen in torch 2.6 to 2.14.
 
-Batch norm on a CPU (as of torch 2.14) reads its operand and its gradient in one order. Where they lie in different orders, and a
-dimension of size 1 hides it (one image, or tokens as [N, C, L, 1]), the result is wrong by as much as its own size. That holds for
-training and evaluation, float32 and float64, and for instance norm. A contiguous gradient does not help if the operand is not.
-A gradient that overlaps itself breaks `slice_scatter` and `select_scatter`, which write to it, and `gelu` refuses it.
-All of them are right for a gradient that lies as the operation's output does.
+Torch also has faults, in backward passes that depend on how a gradient lies in memory; `avoid_faults` works around them.
 
-What torch hides from a function mode, and how it is shown: its functions in Python, checkpoints, vmap, custom functions.
+Batch norm on a CPU reads its operand and its gradient in one order. If they lie in different orders, and a dimension of size 1
+hides it (one image, or tokens as [N, C, L, 1]), the result is wrong by as much as its own size. That holds for training and
+evaluation, float32 and float64, and for instance norm. A contiguous gradient does not help if the operand is not contiguous.
+A gradient that overlaps itself breaks `slice_scatter` and `select_scatter`, which write to it, and `gelu` refuses it. All of them
+are right for a gradient that lies as the operation's output does.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cache, partial
 from types import FunctionType
 from typing import Any
@@ -22,14 +22,119 @@ from unittest.mock import patch
 import torch
 import torch._functorch.apis as functorch_apis
 import torch._functorch.eager_transforms as eager_transforms
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import FunctionMeta
-from torch.overrides import _pop_mode_temporarily
+from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode, _get_current_function_mode, _pop_mode_temporarily
 from torch.utils import checkpoint as checkpoints
 from torch.utils.checkpoint import CheckpointFunction
 
 from fg_lightning.fullgrad.operation import map_tensors, operation_name, tensors_in
+
+# --- function modes
+
+SET_GRAD_ENABLED = torch._C._set_grad_enabled
+"""What torch.no_grad, torch.enable_grad and torch.set_grad_enabled call, and a function mode meets."""
+
+
+def without_function_modes() -> AbstractContextManager[None]:
+    """Calls in this context are met by no function mode. Torch has no public name for it that covers modes."""
+    return torch._C.DisableTorchFunction()
+
+
+def is_current_mode(mode: TorchFunctionMode) -> bool:
+    """Whether a mode meets the calls here and now; it does not in another thread, nor while one of its calls is run."""
+    return _get_current_function_mode() is mode
+
+
+# --- tensors
+
+
+def base_of(tensor: Tensor) -> Tensor | None:
+    """The tensor that another is a view of. A write through one changes both, and gradients of both uses meet in the base's."""
+    return tensor._base
+
+
+def is_view(tensor: Tensor) -> bool:
+    """Whether autograd knows a tensor as a view."""
+    return tensor._is_view()
+
+
+def storage_of(tensor: Tensor) -> int:
+    """The memory of a tensor, as a number. No mode meets the question, since it would take it for one of the model's."""
+    with without_function_modes():
+        try:
+            return tensor.untyped_storage().data_ptr()
+        except RuntimeError:  # a sparse tensor has several
+            return id(tensor)
+
+
+def drop_gradient_hooks(tensor: Tensor) -> None:
+    """Let a tensor that got a new history have no hooks; those that it had stay with the old one."""
+    tensor._backward_hooks = None
+
+
+@cache
+def saves_operand(function: Callable[..., Any]) -> bool:
+    """Whether autograd copies the operand of an in-place function (SiLU does), so that there is no need to do it again."""
+    operand = torch.full((1,), 0.5).requires_grad_()
+    try:
+        saved = getattr(function(operand.clone()).grad_fn, "_saved_self", None)
+    except (TypeError, RuntimeError):  # it takes more than its operand
+        return False
+    return isinstance(saved, Tensor) and torch.equal(saved, operand)
+
+
+def saved_operand(output: Tensor) -> Tensor:
+    """What autograd saved of the operand that an in-place function overwrote."""
+    return output.grad_fn._saved_self  # type: ignore[union-attr]
+
+
+# --- modules
+
+MODULE_TABLES = ("_parameters", "_buffers", "_modules")
+"""The dictionaries in which a module holds what is registered. Its own access to them may be overridden or hide an item."""
+
+
+def parameters_of(module: nn.Module) -> dict[str, Any]:
+    return module._parameters
+
+
+def buffers_of(module: nn.Module) -> dict[str, Any]:
+    return module._buffers
+
+
+def unwrap_model(model: nn.Module) -> nn.Module:
+    """The network in what runs it on several devices, compiles it, or, as Fabric does, converts its inputs."""
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return unwrap_model(model.module)
+    for name in ("_orig_mod", "_forward_module"):  # of torch.compile, of Fabric.setup
+        inner = getattr(model, name, None)
+        if isinstance(inner, nn.Module):
+            return unwrap_model(inner)
+    return model
+
+
+def without_parametrization_cache() -> AbstractContextManager[Any]:
+    """Weights that a parametrization makes of constants must not be found in the cache of `parametrize.cached` afterwards."""
+    return patch.object(parametrize, "_cache_enabled", 0)
+
+
+def has_compiled() -> bool:
+    """Whether torch may have compiled something; importing its compiler in order to ask takes seconds."""
+    return "torch._dynamo" in sys.modules
+
+
+@cache
+def writes_by_schema(function: Callable[..., Any]) -> bool:
+    """Whether it is one of torch.ops, or a list's version of an in-place operation, that writes to an operand."""
+    overloads = [getattr(function, name) for name in function.overloads()] if hasattr(function, "overloads") else [function]
+    is_mutable = any(getattr(getattr(overload, "_schema", None), "is_mutable", False) for overload in overloads)
+    return is_mutable or getattr(function, "__name__", "").startswith("_foreach")
+
+
+# --- faults
 
 FAULTY = frozenset(
     "batch_norm instance_norm native_batch_norm batch_norm_impl_index native_batch_norm_legit native_batch_norm_legit_no_training "
@@ -39,37 +144,29 @@ FAULTY = frozenset(
 
 
 def avoid_faults(function: Callable[..., Any], result: Any) -> None:
-    """See to it that an operation that was run gets its gradients as its backward pass can take them."""
+    """Give an operation that was run its gradients in a memory layout that its backward pass handles."""
     if operation_name(function) not in FAULTY:
         return
     for output in tensors_in(result):
         if output.requires_grad and not torch._C._functorch.is_functorch_wrapped_tensor(output):
-            output.register_hook(partial(_laid_out, output.shape, output.stride()))
+            output.register_hook(partial(_lay_out, output.shape, output.stride()))
 
 
-def _laid_out(shape: torch.Size, strides: tuple[int, ...], gradient: Tensor | None) -> Tensor | None:
-    """A gradient with these strides; itself if it has them, or if none comes, as behind what cannot be differentiated."""
+def _lay_out(shape: torch.Size, strides: tuple[int, ...], gradient: Tensor | None) -> Tensor | None:
+    """A gradient with these strides; itself if it has them, or None if there is none, as behind an output without derivative."""
     if gradient is None or gradient.stride() == strides:
         return gradient
     return torch.empty_strided(shape, strides, dtype=gradient.dtype, device=gradient.device).copy_(gradient)
 
 
+# --- what torch hides from a function mode: functions in Python, checkpoints, vmap, custom functions
+
 Meet = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any], str], Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Hidden:
-    """A custom autograd function that was run, to be recorded once something uses its outputs."""
-
-    function: Any
-    inputs: tuple[Any, ...]
-    outputs: list[Tensor]
-    module: str
-
-
 @cache
-def opened(function: FunctionType) -> FunctionType:
-    """A function of torch written in Python with its check for overrides taken out, so that the calls inside it are met instead."""
+def open_function(function: FunctionType) -> FunctionType:
+    """A function of torch in Python without its check for overrides, so that a mode meets the calls inside it instead."""
 
     def no_override(*_: Any) -> bool:
         return False
@@ -84,15 +181,15 @@ def opened(function: FunctionType) -> FunctionType:
 
 
 @contextmanager
-def shown(is_own_thread: Callable[[], bool], meet: Meet, forward_of: Callable[[Any, Any], Any]) -> Iterator[None]:
-    """Shows custom autograd functions, vmap and torch.func.grad, which no function mode sees, as operations of their own.
+def show_hidden_functions(is_own_thread: Callable[[], bool], meet: Meet, wrap_forward: Callable[[Any, Any], Any]) -> Iterator[None]:
+    """Show custom autograd functions, vmap and torch.func.grad, which no function mode meets.
 
-    A checkpointed part is run as if it were not: what it would save is what the tape keeps. Other threads get torch as it is.
+    A checkpointed part is run without its checkpoint: the tape keeps what it would save. Other threads use torch unchanged.
 
     Args:
         is_own_thread: whether the thread that asks is the one that is shown them.
-        meet: what is called instead of vmap and grad, with (function, arguments, keyword arguments, name).
-        forward_of: given a custom function and its forward, what is called instead of that.
+        meet: is called instead of vmap and grad, with (function, arguments, keyword arguments, name).
+        wrap_forward: given a custom function and its forward, returns what is called instead.
     """
 
     def transform(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -101,8 +198,8 @@ def shown(is_own_thread: Callable[[], bool], meet: Meet, forward_of: Callable[[A
 
     def attribute(cls: Any, name: str) -> Any:
         value = type.__getattribute__(cls, name)
-        # Autograd looks up the forward of a function whenever it applies it, however `apply` was come by.
-        return forward_of(cls, value) if name == "forward" else value
+        # Autograd looks up the forward of a function each time it applies it, wherever `apply` comes from.
+        return wrap_forward(cls, value) if name == "forward" else value
 
     with ExitStack() as stack:
         stack.enter_context(without_checkpoints(is_own_thread))
@@ -114,7 +211,7 @@ def shown(is_own_thread: Callable[[], bool], meet: Meet, forward_of: Callable[[A
 
 @contextmanager
 def without_checkpoints(is_own_thread: Callable[[], bool]) -> Iterator[None]:
-    """Runs a checkpointed part as if it were not; other threads get torch as it is.
+    """Run a checkpointed part without its checkpoint; other threads use torch unchanged.
 
     Args:
         is_own_thread: whether the thread that asks is the one that runs without.
@@ -135,54 +232,34 @@ def without_checkpoints(is_own_thread: Callable[[], bool]) -> Iterator[None]:
         yield
 
 
+def _nothing_around() -> Generator[None]:
+    """A checkpoint that neither drops nor recomputes anything around its function."""
+    yield
+
+
 def run_custom_function(
-    cls: Any,
-    forward: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    module: str,
-    uncover: Callable[[Hidden], None],
-) -> Any:
-    """The forward of an autograd function; its outputs get their history after it, so that their biases must wait.
+    cls: Any, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], copy: Callable[[Tensor], Tensor]
+) -> tuple[Any, tuple[Any, ...]]:
+    """Run the forward of an autograd function without the current function mode; the mode below it meets the calls.
 
     Args:
         cls: the function.
         forward: its own.
         args: of the forward.
         kwargs: of the forward.
-        module: in which it runs.
-        uncover: records another custom function whose outputs are used here.
+        copy: an operand as it is before the function may overwrite it.
+
+    Returns:
+        The result, and the inputs as they were.
     """
     inputs = args if cls.setup_context is not Function.setup_context else args[1:]
-    with torch._C.DisableTorchFunction():
-        for operand in tensors_in(inputs):
-            if hasattr(operand, "_fg_hidden"):
-                uncover(operand._fg_hidden)  # before this function may overwrite it
-        given = {id(t): (t._version, _copied(t)) for t in tensors_in(inputs)}
-    with _pop_mode_temporarily():  # the tape's; the mode below it sees what is written to the model's parameters
+    with without_function_modes():
+        given = {id(t): (t._version, copy(t)) for t in tensors_in(inputs)}
+    with _pop_mode_temporarily():
         result = forward(*args, **kwargs)
-    with torch._C.DisableTorchFunction():
+    with without_function_modes():
         marked = {id(t) for t in getattr(args[0], "dirty_tensors", None) or ()}
         dirty = marked | {id(t) for t in tensors_in(inputs) if t._version != given[id(t)][0]}
         # An input that is returned as it is (a gradient hook, a straight-through estimator) must be told from itself.
         result = map_tensors(lambda t: t.view_as(t) if id(t) in given and id(t) not in dirty else t, result)
-    inputs = map_tensors(lambda t: given[id(t)][1] if id(t) in dirty else t, inputs)
-    hidden = Hidden(cls, inputs, tensors_in(result), module)
-    for output in hidden.outputs:
-        output._fg_hidden = hidden  # type: ignore[attr-defined]
-    return result
-
-
-def _copied(tensor: Tensor) -> Tensor:
-    """What a custom function is given, as it was before the function worked in place."""
-    if not hasattr(tensor, "_fg_layout"):
-        return tensor
-    with torch.enable_grad():
-        copied = tensor.clone()
-    copied._fg_layout = tensor._fg_layout  # type: ignore[attr-defined]
-    return copied
-
-
-def _nothing_around() -> Generator[None]:
-    """A checkpoint that neither drops nor recomputes anything around its function."""
-    yield
+    return result, map_tensors(lambda t: given[id(t)][1] if id(t) in dirty else t, inputs)

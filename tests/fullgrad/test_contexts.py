@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fg_lightning import FullGrad, SimpleFullGrad, full_gradients
-from fg_lightning.fullgrad.operation import Operation
+from fg_lightning.fullgrad.tape import Tape
 
 
 def plain_net() -> nn.Module:
@@ -113,8 +113,8 @@ def test_a_model_moves_between_calls_without_a_trace(method: type[FullGrad]) -> 
 
 def test_in_place_operations_keep_copies_only_where_a_rule_reads_what_they_overwrite(monkeypatch: pytest.MonkeyPatch) -> None:
     copied: list[str] = []
-    keep = Operation.keep_overwritten
-    monkeypatch.setattr(Operation, "keep_overwritten", lambda op: (copied.append(op.name), keep(op))[1])
+    copy = Tape._copy_overwritten
+    monkeypatch.setattr(Tape, "_copy_overwritten", lambda tape, op: (copied.append(op.name), copy(tape, op))[1])
 
     class InPlace(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

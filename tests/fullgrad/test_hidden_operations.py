@@ -112,7 +112,14 @@ def test_autograd_functions_are_left_as_they_were():
     model, images = around(swish)
     full_gradients(model, images)
     assert vars(torch.autograd.function.FunctionMeta).get("__getattribute__") is attribute
-    assert not hasattr(Swish.apply(images), "_fg_hidden")
+
+
+def test_tensors_that_a_model_keeps_carry_no_trace():
+    kept = []
+    model, images = around(lambda x: (kept.append(swish(x) + x[:, :1]), kept[-1])[1])
+    full_gradients(model, images)
+    assert kept
+    assert not any(map(vars, kept))
 
 
 def test_samples_that_are_routed_differently_keep_all_their_terms():

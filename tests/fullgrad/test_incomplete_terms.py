@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fg_lightning import FullGrad, SimpleFullGrad, SmoothFullGrad, full_gradients
+from fg_lightning.fullgrad.operations import OPERATIONS
 from tests.helpers.network_around import EXACT, Between, images
 
 
@@ -19,24 +20,20 @@ def by_data(u: Tensor) -> None:
 
 
 def test_a_rule_that_fails_is_named_as_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fg_lightning.fullgrad.operations.table import RULES
-
     def fails(call: Any) -> Any:
         raise TypeError("arguments of a kind that nobody thought of")
 
-    monkeypatch.setitem(RULES, "tanh", fails)
+    monkeypatch.setitem(OPERATIONS, "tanh", OPERATIONS["tanh"]._replace(bias=fails))
     terms = full_gradients(Between(torch.tanh), images(), 1)
     assert terms.missing_ops == ("tanh in the model itself",)
     assert terms.unbatched_by is None
 
 
 def test_a_layout_rule_that_fails_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fg_lightning.fullgrad.operations.table import MOVERS
-
     def fails(*args: Any) -> Any:
         raise IndexError("a dimension that is not there")
 
-    monkeypatch.setitem(MOVERS, "tanh", fails)
+    monkeypatch.setitem(OPERATIONS, "tanh", OPERATIONS["tanh"]._replace(layout=fails))
     terms = full_gradients(Between(torch.tanh), images(), 1)
     assert terms.unbatched_by is None
     assert terms.completeness_error.max() < EXACT

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fg_lightning import FullGrad, full_gradients
-from fg_lightning.fullgrad.operations.table import MOVERS, RULES
+from fg_lightning.fullgrad.linearization import linearize
+from fg_lightning.fullgrad.operations import _ROWS, OPERATIONS
 from tests.helpers.moving_networks import SEQUENCES, C, H, N, Network, W, const, images, network
 
 # torch itself says so when forward-mode differentiation is first used.
@@ -210,8 +211,25 @@ TAKES_SAMPLES_APART = {
 }
 
 
-def test_every_operation_with_a_bias_rule_has_a_layout_rule() -> None:
-    assert set(RULES) - set(MOVERS) == set(TAKES_SAMPLES_APART)
+LINEARIZED = set(
+    """
+    acosh addcdiv addcmul alpha_dropout atan2 bilinear binary_cross_entropy binary_cross_entropy_with_logits cdist cdist_forward
+    cholesky cholesky_solve copysign cosine_similarity cumprod det erfinv euclidean_dist feature_alpha_dropout float_power glu gru
+    gru_cell heaviside huber_loss hypot i0 i0e i1 i1e inverse l1_loss ldexp lerp linalg_cholesky linalg_cholesky_ex linalg_det
+    linalg_eig linalg_eigh linalg_eigvals linalg_eigvalsh linalg_inv linalg_inv_ex linalg_lstsq linalg_lu linalg_matrix_exp
+    linalg_matrix_power linalg_pinv linalg_qr linalg_slogdet linalg_solve linalg_solve_ex linalg_solve_triangular linalg_svd
+    linalg_svdvals logaddexp logaddexp2 logcumsumexp logdet logsumexp lstm lstm_cell matrix_exp matrix_power mse_loss nanmean
+    nanmedian nanquantile nextafter pairwise_distance pinverse polar prod qr quantile rnn_relu rnn_relu_cell rnn_tanh rnn_tanh_cell
+    signbit slogdet smooth_l1_loss softmin special_erfcx special_log_ndtr special_ndtr std_mean svd var_mean
+    """.split()
+)
+
+
+def test_the_table_has_each_operation_once_and_these_gaps() -> None:
+    names = [name for *_, names in _ROWS for name in names.split()]
+    assert len(names) == len(set(names))
+    assert {name for name, rules in OPERATIONS.items() if rules.layout is None} == set(TAKES_SAMPLES_APART)
+    assert {name for name, rules in OPERATIONS.items() if rules.bias is linearize} == LINEARIZED
 
 
 MIXING: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {

@@ -52,11 +52,9 @@ def call_of(name: str) -> tuple[Operation, list[Tensor]]:
         return [built(item) for item in tree] if isinstance(tree, list) else tree
 
     leaves: list[Tensor] = []
-    op = Operation(function, tuple(built(arg) for arg in args), kwargs)
-    if op.in_place:
-        op.keep_overwritten()
-    result = function(*op.args, **op.kwargs)
-    op.has_run(tensors_in(result))
+    op = Operation.meet(function, tuple(built(arg) for arg in args), kwargs)
+    overwritten = op.args[0].detach().clone() if op.in_place else None
+    op = op.with_outputs(tensors_in(function(*op.args, **op.kwargs)), overwritten=overwritten)
     expected = []
     for y in op.outputs:
         rows = [torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True) for value in y.flatten()]
@@ -108,8 +106,7 @@ class Cube(torch.autograd.Function):
 
 def test_fallback_takes_the_one_reverse_pass_where_there_is_no_second() -> None:
     x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True).clone()
-    op = Operation(Cube.apply, (x,), {})
-    op.has_run([Cube.apply(x)])
+    op = Operation.meet(Cube.apply, (x,), {}).with_outputs([Cube.apply(x)])
     (bias,) = linearize(op)
     assert isinstance(bias.value, Summed)
     of_output, of_operand = bias.value.contributions(torch.ones(2, 3, dtype=torch.float64))
@@ -127,7 +124,6 @@ def test_fallback_says_when_an_operation_cannot_be_run_again() -> None:
             return Cube.forward(ctx, x)
 
     x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True).clone()
-    op = Operation(Once.apply, (x,), {})
-    op.has_run([Once.apply(x)])
+    op = Operation.meet(Once.apply, (x,), {}).with_outputs([Once.apply(x)])
     with pytest.raises(NotDifferentiable, match="once only"):
         linearize(op)

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fg_lightning.fullgrad.bias_hooks import layout_of
 from fg_lightning.fullgrad.layout import Layout
 from fg_lightning.fullgrad.tape import Tape
 from tests.helpers.moving_networks import C, H, W, const, padded_rolled_windows, patched, tokens, windows, windows_reversed
@@ -165,7 +164,7 @@ def layout_behind(function: Callable[[Tensor], Tensor], images: Tensor) -> Layou
     leaf = images.clone().requires_grad_()
     with Tape(x := leaf.clone(), (), {}) as tape:
         y = function(x) + 1.0
-    assert layout_of(y) is not None
+    assert tape.layouts.find(y) is not None
     layout = tape.bias_hooks.terms[-1].layout
     assert layout.shape == tuple(y.shape)
     return layout

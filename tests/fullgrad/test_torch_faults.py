@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from fg_lightning import FullGrad, full_gradients
 from fg_lightning.attribution import METHODS
-from fg_lightning.fullgrad import torch_internals as torch_faults
+from fg_lightning.fullgrad import torch_internals
 from fg_lightning.fullgrad.operation import tensors_in
-from fg_lightning.fullgrad.preserve_model import undisturbed
+from fg_lightning.fullgrad.preserve_model import preserve_model
 from tests.helpers.operations import CASES
 from tests.helpers.operations.definition import Case
 from tests.helpers.operations.one_image import NORMS, ONE_IMAGE
@@ -105,20 +105,20 @@ def faults_of(case: Case, dtype: torch.dtype) -> list[str]:
 def test_gradients_do_not_depend_on_how_they_lie(name: str, dtype: torch.dtype) -> None:
     if name == "huber" and dtype is torch.float32:
         pytest.skip("torch's backward pass does not take a constant in float64")
-    with undisturbed(nn.Identity(), torch.device("cpu")), warnings.catch_warnings():
+    with preserve_model(nn.Identity(), torch.device("cpu")), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch and torchvision on what they will change
         assert faults_of((CASES | ONE_IMAGE)[name], dtype) == []
 
 
 @pytest.mark.parametrize("name", [f"{name} of {shape}" for name in NORMS for shape in [(1, 8, 4, 8), (2, 8, 4, 1)]])
 def test_gradients_of_norms_do_not_depend_on_how_they_lie(name: str) -> None:
-    with undisturbed(nn.Identity(), torch.device("cpu")):
+    with preserve_model(nn.Identity(), torch.device("cpu")):
         assert faults_of(ONE_IMAGE[name], torch.float64) == []
 
 
 @pytest.mark.parametrize("name", ["slice_scatter", "select_scatter", "gelu"])
 def test_gradients_that_overlap_are_taken(name: str) -> None:
-    with undisturbed(nn.Identity(), torch.device("cpu")):
+    with preserve_model(nn.Identity(), torch.device("cpu")):
         assert faults_of(CASES[name], torch.float32) == []
 
 
@@ -244,14 +244,14 @@ def test_a_gradient_that_overlaps_itself_is_taken_by_a_gelu() -> None:
 
 def test_gradients_that_lie_right_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[bool] = []
-    lay_out = torch_faults._laid_out
+    lay_out = torch_internals._lay_out
 
     def watched(shape: torch.Size, strides: tuple[int, ...], gradient: Tensor) -> Tensor:
         laid = lay_out(shape, strides, gradient)
         kept.append(laid is gradient)
         return laid
 
-    monkeypatch.setattr(torch_faults, "_laid_out", watched)
+    monkeypatch.setattr(torch_internals, "_lay_out", watched)
     layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.GELU(), nn.Flatten(), nn.Linear(16, 2)
     network = nn.Sequential(*layers).eval()
     full_gradients(network, torch.rand(1, 3, 6, 6), 0)

@@ -7,37 +7,37 @@ import math
 import torch
 from torch import Tensor
 
-from fg_lightning.fullgrad.linearization import Bias, linearise
-from fg_lightning.fullgrad.operation import Call
+from fg_lightning.fullgrad.linearization import Bias, Deferred, linearize
+from fg_lightning.fullgrad.operation import Operation
 
 
-def softmax(call: Call) -> list[Bias]:
+def softmax(op: Operation) -> list[Bias]:
     """J z = y (z - <y, z>), so b = y (1 - z + <y, z>); what a mask of -inf took out has y = 0 and no bias."""
-    z, y, dim = call.value(call.args[0]), call.result(), call.argument(1, "dim")
+    dim = op.argument(1, "dim")
 
-    def implicit() -> Tensor:
+    def implicit(z: Tensor, y: Tensor) -> Tensor:
         yz = torch.where(y > 0, y * z, 0.0)
         return y - yz + y * yz.sum(dim, keepdim=True)
 
-    return [Bias("implicit", implicit)]
+    return [Bias("implicit", Deferred(implicit, (op.value(op.args[0]), op.result())))]
 
 
-def log_softmax(call: Call) -> list[Bias]:
+def log_softmax(op: Operation) -> list[Bias]:
     """J z = z - <p, z>, so b = y - z + <p, z> with p = exp(y)."""
-    z, y, dim = call.value(call.args[0]), call.result(), call.argument(1, "dim")
+    dim = op.argument(1, "dim")
 
-    def implicit() -> Tensor:
+    def implicit(z: Tensor, y: Tensor) -> Tensor:
         masked = z == -math.inf
         finite = z.masked_fill(masked, 0)
         return (y.masked_fill(masked, 0) - finite) + (y.exp() * finite).sum(dim, keepdim=True)
 
-    return [Bias("implicit", implicit)]
+    return [Bias("implicit", Deferred(implicit, (op.value(op.args[0]), op.result())))]
 
 
-def attention(call: Call) -> list[Bias]:
+def attention(op: Operation) -> list[Bias]:
     """torch.nn.functional's: masks, dropout, causal, scale, groups of queries."""
-    mask, causal = call.argument(3, "attn_mask"), call.argument(5, "is_causal", False)
-    return _attention(call, mask, causal, call.argument(4, "dropout_p", 0.0), call.kwargs.get("enable_gqa", False))
+    mask, causal = op.argument(3, "attn_mask"), op.argument(5, "is_causal", False)
+    return _attention(op, mask, causal, op.argument(4, "dropout_p", 0.0), op.kwargs.get("enable_gqa", False))
 
 
 _MASK_DROPOUT_CAUSAL = {
@@ -50,30 +50,29 @@ _MASK_DROPOUT_CAUSAL = {
 """Where the kernels of attention, torch.ops.aten, take their mask, dropout and causality."""
 
 
-def native_attention(call: Call) -> list[Bias]:
+def native_attention(op: Operation) -> list[Bias]:
     """The kernels' own, of which the first output is attention's."""
-    mask, dropout, causal = _MASK_DROPOUT_CAUSAL[call.name]
-    mask = call.kwargs.get("attn_mask") if mask is None else call.argument(mask, "attn_mask", call.kwargs.get("attn_bias"))
-    mask = mask if mask is None else mask.to(call.args[0].dtype)  # they add a mask of truth values like any other
-    return _attention(call, mask, call.argument(causal, "is_causal", False), call.argument(dropout, "dropout_p", 0.0), False)
+    mask, dropout, causal = _MASK_DROPOUT_CAUSAL[op.name]
+    mask = op.kwargs.get("attn_mask") if mask is None else op.argument(mask, "attn_mask", op.kwargs.get("attn_bias"))
+    mask = mask if mask is None else mask.to(op.args[0].dtype)  # they add a mask of truth values like any other
+    return _attention(op, mask, op.argument(causal, "is_causal", False), op.argument(dropout, "dropout_p", 0.0), False)
 
 
-def _attention(call: Call, mask: Tensor | None, causal: bool, dropout: float, grouped: bool) -> list[Bias]:
+def _attention(op: Operation, mask: Tensor | None, causal: bool, dropout: float, grouped: bool) -> list[Bias]:
     """y = A v with A = softmax(S + mask), S = scale q k^T, as one operation.
 
     S is of degree d, the number of q and k that depend on the input, so J z = [v depends] y + d ((A * S) v - r y),
     with r the row sums of A * S.
     """
-    q, k, v = (call.argument(i, name) for i, name in enumerate(("query", "key", "value")))
-    if call.depends(mask) or dropout:
-        return linearise(call)
-    degree, linear_in_v = call.depends(q) + call.depends(k), call.depends(v)
-    scale = call.kwargs.get("scale")
+    q, k, v = (op.argument(i, name) for i, name in enumerate(("query", "key", "value")))
+    if op.depends(mask) or dropout:
+        return linearize(op)
+    degree, linear_in_v = op.depends(q) + op.depends(k), op.depends(v)
+    scale = op.kwargs.get("scale")
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    q, k, v, y = call.value(q), call.value(k), call.value(v), call.result()
     shared_by = q.shape[-3] // k.shape[-3] if grouped else 1
 
-    def implicit() -> Tensor:
+    def implicit(q: Tensor, k: Tensor, v: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
         keys, values = (t if shared_by == 1 else t.repeat_interleave(shared_by, -3) for t in (k, v))
         scores = scale * q @ keys.mT
         masked = scores
@@ -87,4 +86,5 @@ def _attention(call: Call, mask: Tensor | None, causal: bool, dropout: float, gr
         weighted = weights * scores
         return (1 - linear_in_v) * y - degree * (weighted @ values - weighted.sum(-1, keepdim=True) * y)
 
-    return [Bias("implicit", implicit)]
+    operands = (op.value(q), op.value(k), op.value(v), op.result())
+    return [Bias("implicit", Deferred(implicit, operands if mask is None else (*operands, mask)))]

@@ -10,27 +10,27 @@ from typing import Any
 from torch import Tensor
 
 from fg_lightning.fullgrad.layout import SAMPLE, Dim, Factor, Layout, plain
-from fg_lightning.fullgrad.operation import Call
-from fg_lightning.fullgrad.operations.layout_rule import LayoutOf, Mover, align, extend, first_layout, resize, with_item
+from fg_lightning.fullgrad.operation import Operation
+from fg_lightning.fullgrad.operations.layout_rule import LayoutOf, LayoutRule, align, extend, first_layout, resize, with_item
 
 
-def broadcast(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+def broadcast_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     """Entry by entry, operands aligned at their last dimensions; each dimension from the first operand that knows about it."""
-    return align([layout_of(t) for t in call.dependent], output.shape)
+    return align([layout_of(t) for t in op.dependent], output.shape)
 
 
-def over_windows(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+def window_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     """Convolution, pooling, interpolation: [N, C, *S] -> [N, C', *S'], mixing neighbours; a convolution mixes channels."""
-    layout = layout_of(call.args[0]) if call.depends(call.args[0]) else None
+    layout = layout_of(op.args[0]) if op.depends(op.args[0]) else None
     if layout is None:
         return None
-    others = [layout_of(t) for t in call.dependent if t is not call.args[0]]
-    is_convolution, is_sampler = call.name.startswith("conv"), call.name.startswith("grid_sampler")
+    others = [layout_of(t) for t in op.dependent if t is not op.args[0]]
+    is_convolution, is_sampler = op.name.startswith("conv"), op.name.startswith("grid_sampler")
     if is_convolution and (others or layout.dims[1].has(SAMPLE)):
-        return _group_by_group(call, layout, [other for other in others if other], output)
+        return _group_by_group(op, layout, [other for other in others if other], output)
     if any(other is None or other.dims[0].samples != layout.dims[0].samples for other in others):
         return None
-    axes = re.search(r"(pool|upsample_[a-z_]+)(\d)d", call.name)
+    axes = re.search(r"(pool|upsample_[a-z_]+)(\d)d", op.name)
     if any(dim.has(SAMPLE) for dim in layout.dims[-int(axes[2]) if axes else 1 :]):
         return None
     moved = resize(layout, output.shape)
@@ -38,10 +38,10 @@ def over_windows(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | No
     return replace(moved, dims=(moved.dims[0], plain(output.shape[1]), *moved.dims[2:])) if moved and mixes_channels else moved
 
 
-def _group_by_group(call: Call, layout: Layout, weights: list[Layout], output: Tensor) -> Layout | None:
+def _group_by_group(op: Operation, layout: Layout, weights: list[Layout], output: Tensor) -> Layout | None:
     """A convolution with its samples in the groups, each perhaps with its own weights: [1, N * C, *S] -> [1, N * C', *S']."""
     moved = resize(layout, (*layout.shape[:2], *output.shape[2:]))
-    groups, channels = call.argument(8 if call.name == "convolution" else 6, "groups", 1), output.shape[1]
+    groups, channels = op.argument(8 if op.name == "convolution" else 6, "groups", 1), output.shape[1]
     if moved and layout.samples == 1:
         return replace(moved, dims=(moved.dims[0], plain(channels), *moved.dims[2:]))
     samples, *rest = layout.dims[1].factors
@@ -55,50 +55,50 @@ def _group_by_group(call: Call, layout: Layout, weights: list[Layout], output: T
     return moved and replace(moved, dims=(moved.dims[0], own, *moved.dims[2:]))
 
 
-def per_sample_and_channel(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+def norm_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     """Normalisation of [N, C, *S] within each sample or channel, or by constants."""
-    layout = first_layout(call, layout_of)
-    if len(call.dependent) > 1:
+    layout = first_layout(op, layout_of)
+    if len(op.dependent) > 1:
         return None
-    first = 1 if call.name in ("group_norm", "native_group_norm") else 2
+    first = 1 if op.name in ("group_norm", "native_group_norm") else 2
     mixed = layout.dims[first:]
-    if call.name in ("batch_norm", "native_batch_norm_legit_no_training"):
-        own_statistics = call.name == "batch_norm" and call.argument(5, "training")
+    if op.name in ("batch_norm", "native_batch_norm_legit_no_training"):
+        own_statistics = op.name == "batch_norm" and op.argument(5, "training")
         mixed = (layout.dims[0], *mixed) if own_statistics else ()
-    if output is not call.outputs[0]:
+    if output is not op.outputs[0]:
         return None
     return None if any(dim.has(SAMPLE) for dim in mixed) else layout
 
 
-def over_last(count: Callable[[Call], int]) -> Mover:
+def last_dims_layout(count: Callable[[Operation], int]) -> LayoutRule:
     """Operations that mix the last `count` dimensions and no others."""
 
-    def mover(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-        layout, k = first_layout(call, layout_of), count(call)
+    def rule(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+        layout, k = first_layout(op, layout_of), count(op)
         if any(dim.has(SAMPLE) for dim in layout.dims[len(layout.dims) - k :]):
             return None
         return resize(layout, output.shape)
 
-    return mover
+    return rule
 
 
-def padded(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+def pad_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     """pad: the image's places keep apart from those that are put around them."""
-    layout, pads = first_layout(call, layout_of), call.argument(1, "pad")
+    layout, pads = first_layout(op, layout_of), op.argument(1, "pad")
     dims = list(layout.dims)
     for d, before, after in zip(range(len(dims) - 1, -1, -1), pads[::2], pads[1::2], strict=False):
         if before or after:
-            dims[d] = extend(layout.coarsened(d), before, after)
+            dims[d] = extend(layout.coarsen(d), before, after)
     return Layout(tuple(dims))
 
 
-def along_dims(position: int, name: str = "dim", *, default: Any = None, keeps_order: bool = True) -> Mover:
+def along_dims_layout(position: int, name: str = "dim", *, default: Any = None, keeps_order: bool = True) -> LayoutRule:
     """Operations along one dimension or several: softmax, cumsum; where they change the order of its entries it lies nowhere."""
 
-    def mover(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-        layout = first_layout(call, layout_of)
-        given = call.args[position:] if name == "dims" and len(call.args) > position + 1 else call.argument(position, name, default)
-        if given is None and call.name.startswith("fft_") and (sizes := call.argument(1, "s")) is not None:
+    def rule(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+        layout = first_layout(op, layout_of)
+        given = op.args[position:] if name == "dims" and len(op.args) > position + 1 else op.argument(position, name, default)
+        if given is None and op.name.startswith("fft_") and (sizes := op.argument(1, "s")) is not None:
             given = tuple(range(-len(sizes), 0))
         along = _dimensions(given, len(layout.dims))
         moved = resize(layout, output.shape)
@@ -108,19 +108,19 @@ def along_dims(position: int, name: str = "dim", *, default: Any = None, keeps_o
             return moved
         return Layout(tuple(plain(dim.size) if i in along else dim for i, dim in enumerate(moved.dims)))
 
-    return mover
+    return rule
 
 
-def reduction(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+def reduction_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     """Sums, means, extrema and norms over some dimensions; what is kept at size 1 still spans its axis."""
-    layout = first_layout(call, layout_of)
-    position = 2 if "norm" in call.name or call.name in _SECOND else 1
-    along = call.argument(position, "dim", call.kwargs.get("axis"))
+    layout = first_layout(op, layout_of)
+    position = 2 if "norm" in op.name or op.name in _SECOND else 1
+    along = op.argument(position, "dim", op.kwargs.get("axis"))
     if isinstance(along, Tensor):  # max(x, y), which is entry by entry
-        return broadcast(call, layout_of, output)
+        return broadcast_layout(op, layout_of, output)
     reduced = set(_dimensions(along, len(layout.dims)))
     kept = tuple(dim for i, dim in enumerate(layout.dims) if i not in reduced)
-    if "quantile" in call.name and isinstance(q := call.argument(1, "q"), Tensor) and q.ndim:
+    if "quantile" in op.name and isinstance(q := op.argument(1, "q"), Tensor) and q.ndim:
         several = plain(len(q)), *layout.dims
         return resize(Layout(several), output.shape) if output.ndim == len(several) else Layout((several[0], *kept))
     return resize(layout, output.shape) if output.ndim == len(layout.dims) else Layout(kept)
@@ -136,62 +136,62 @@ def _dimensions(along: Any, ndim: int) -> list[int]:
     return [d % ndim for d in ((along,) if isinstance(along, int) else along)]
 
 
-def recurrent(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+def recurrent_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     """LSTM, GRU and RNN over [N, L, C] or [L, N, C]: the sequence, then hidden states [layers, N, C']."""
-    layout = layout_of(call.args[0])
-    packed = isinstance(call.args[2], Tensor)
-    if packed or layout is None or len(layout.dims) != 3 or any(call.depends(arg) for arg in call.args[1:]):
+    layout = layout_of(op.args[0])
+    packed = isinstance(op.args[2], Tensor)
+    if packed or layout is None or len(layout.dims) != 3 or any(op.depends(arg) for arg in op.args[1:]):
         return None
-    if output is call.outputs[0]:
+    if output is op.outputs[0]:
         return Layout((*layout.dims[:2], plain(output.shape[-1])))
-    samples = layout.dims[0 if call.args[-1] else 1]
+    samples = layout.dims[0 if op.args[-1] else 1]
     return Layout((plain(output.shape[0]), samples, plain(output.shape[-1])))
 
 
-def repeated(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+def repeat_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     """repeat, tile: every copy lies where the original does, such as all places when a grey image is given three channels."""
-    dims = first_layout(call, layout_of).dims
+    dims = first_layout(op, layout_of).dims
     new = output.ndim - len(dims)
-    return Layout(tuple(_copied(dims[i - new] if i >= new else plain(1), size) for i, size in enumerate(output.shape)))
+    return Layout(tuple(_repeat_dim(dims[i - new] if i >= new else plain(1), size) for i, size in enumerate(output.shape)))
 
 
-def _copied(dim: Dim, size: int) -> Dim:
+def _repeat_dim(dim: Dim, size: int) -> Dim:
     if dim.size in (size, 0):
         return dim if dim.size == size else plain(size)
     return plain(size) if dim.is_plain() else Dim((Factor(None, size // dim.size), *dim.factors))
 
 
-def interleaved(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+def repeat_interleave_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     """repeat_interleave: of a spatial axis each place so many times, which is the axis at a finer resolution."""
-    layout, times, along = first_layout(call, layout_of), call.argument(1, "repeats"), call.argument(2, "dim")
+    layout, times, along = first_layout(op, layout_of), op.argument(1, "repeats"), op.argument(2, "dim")
     if not isinstance(times, int) or (along is None and len(layout.dims) != 1):
-        return along_dims(2)(call, layout_of, output)
+        return along_dims_layout(2)(op, layout_of, output)
     along = (along or 0) % len(layout.dims)
     if not layout.dims[along].has(SAMPLE):
         return resize(layout, output.shape)
     return Layout(with_item(layout.dims, along, Dim((*layout.dims[along].factors, Factor(None, times)))))
 
 
-def each_apart(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+def broadcast_tensors_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     """broadcast_tensors, atleast_1d, atleast_2d, atleast_3d: as many outputs as operands, each with dimensions of size 1 more."""
-    number = next(i for i, own in enumerate(call.outputs) if own is output)
-    layout = layout_of(call.dependent[number])
+    number = next(i for i, own in enumerate(op.outputs) if own is output)
+    layout = layout_of(op.dependent[number])
     if layout is None or len(layout.dims) == output.ndim:
         return layout and align([layout], output.shape)
-    if call.name == "broadcast_tensors":
+    if op.name == "broadcast_tensors":
         return align([layout], output.shape)
-    behind = call.name == "atleast_3d"
+    behind = op.name == "atleast_3d"
     before = output.ndim - len(layout.dims) - behind
     return Layout((*[plain(1)] * before, *layout.dims, *[plain(1)] * behind))
 
 
-def sampling_grid(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+def affine_grid_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     """affine_grid_generator: a matrix for each sample, [N, 2, 3] -> [N, H, W, 2], or [N, 3, 4] -> [N, D, H, W, 3]."""
-    samples, *rest = first_layout(call, layout_of).dims
+    samples, *rest = first_layout(op, layout_of).dims
     return None if any(dim.has(SAMPLE) for dim in rest) else Layout((samples, *map(plain, output.shape[1:])))
 
 
-def paired(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+def complex_view_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     """view_as_real: a last dimension more, of real and imaginary part; view_as_complex: it goes."""
-    dims = first_layout(call, layout_of).dims
-    return Layout((*dims, plain(2)) if call.name == "view_as_real" else dims[:-1])
+    dims = first_layout(op, layout_of).dims
+    return Layout((*dims, plain(2)) if op.name == "view_as_real" else dims[:-1])

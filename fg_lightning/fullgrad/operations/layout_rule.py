@@ -13,19 +13,34 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from fg_lightning.fullgrad.layout import SAMPLE, Dim, Factor, Layout, Tokens, plain, spanning
-from fg_lightning.fullgrad.operation import Call
+from fg_lightning.fullgrad.layout import SAMPLE, Dim, Factor, Layout, Tokens, plain, whole_dim
+from fg_lightning.fullgrad.operation import Operation
 
 T = TypeVar("T")
 LayoutOf = Callable[[Any], "Layout | None"]
-Mover = Callable[[Call, LayoutOf, Tensor], "Layout | None"]
+LayoutRule = Callable[[Operation, LayoutOf, Tensor], "Layout | None"]
 """(call, the layout of an operand, one output) -> the output's layout, or None where it cannot be known or samples mix."""
 
 
-def first_layout(call: Call, layout_of: LayoutOf) -> Layout:
+def output_layout(op: Operation, rule: LayoutRule | None, layout_of: LayoutOf, index: int, n: int) -> Layout | None:
+    """The layout of an operation's output number `index`, by its rule; None if its `n` samples cannot be told apart."""
+    output, first = op.outputs[index], op.dependent[0] if op.dependent else None
+    if first is None or any(layout_of(t) is None for t in op.dependent):
+        return None
+    try:
+        layout = rule(op, layout_of, output) if rule else infer_layout(op, layout_of, output, n)
+    except Exception:  # arguments of a kind that the rule does not know
+        layout = infer_layout(op, layout_of, output, n)
+    if layout is layout_of(first) and first.shape == output.shape:
+        return layout
+    is_sound = layout is not None and layout.shape == tuple(output.shape) and layout.samples == n
+    return layout if is_sound else None
+
+
+def first_layout(op: Operation, layout_of: LayoutOf) -> Layout:
     """The layout of the first operand that depends on the input."""
-    layout = layout_of(call.dependent[0])
-    assert layout is not None  # `follow` has seen to it
+    layout = layout_of(op.dependent[0])
+    assert layout is not None  # `output_layout` has seen to it
     return layout
 
 
@@ -54,24 +69,24 @@ def resize(layout: Layout, shape: Sequence[int]) -> Layout | None:
     if layout.shape == tuple(shape):
         return layout
     dims = zip(layout.dims, shape, strict=True)
-    return Layout(tuple(dim if dim.size == size else resample(layout.coarsened(i), size) for i, (dim, size) in enumerate(dims)))
+    return Layout(tuple(dim if dim.size == size else resample(layout.coarsen(i), size) for i, (dim, size) in enumerate(dims)))
 
 
 def resample(dim: Dim, size: int) -> Dim:
     """A whole spatial axis at another resolution; anything else loses its places."""
     axis = dim.whole
-    return plain(size) if axis is None or axis.shift else spanning(axis.resampled(size))
+    return plain(size) if axis is None or axis.shift else whole_dim(axis.resample(size))
 
 
 def extend(dim: Dim, before: int, after: int) -> Dim:
     """A whole spatial axis or tokens with entries more at the ends, or fewer if they are negative; else it loses its places."""
     axis, size = dim.whole, dim.size + before + after
     if axis is not None and not axis.shift:
-        return spanning(replace(axis, length=size, lead=axis.lead + before, tail=axis.tail + after))
-    return surrounded(before, dim, after) or plain(size)
+        return whole_dim(replace(axis, length=size, lead=axis.lead + before, tail=axis.tail + after))
+    return surround(before, dim, after) or plain(size)
 
 
-def surrounded(before: int, dim: Dim, after: int) -> Dim | None:
+def surround(before: int, dim: Dim, after: int) -> Dim | None:
     """Tokens: places with some more entries before and behind them, or fewer; None where that would take places away."""
     lead, places, tail = before, dim.factors, after
     if len(dim.factors) == 1 and isinstance(tokens := dim.factors[0].axis, Tokens):
@@ -86,27 +101,27 @@ def with_item(items: tuple[T, ...], i: int, item: T) -> tuple[T, ...]:
     return (*items[:i], item, *items[i + 1 :])
 
 
-def watched(call: Call, layout_of: LayoutOf, output: Tensor, n: int) -> Layout | None:
+def infer_layout(op: Operation, layout_of: LayoutOf, output: Tensor, n: int) -> Layout | None:
     """The layout of an output from a few backward passes of its operation; None where these say that samples mix, or nothing.
 
     An operation whose Jacobian is diagonal leaves everything where it is. Of any other the samples are looked for where they were.
     """
-    if call.in_place:
+    if op.in_place:
         return None
     try:
-        if _is_elementwise(call, output):
-            return align([layout_of(t) for t in call.dependent], output.shape)
-        return _sample_by_sample(call, layout_of, output, n) if n > 1 else None
+        if _is_elementwise(op, output):
+            return align([layout_of(t) for t in op.dependent], output.shape)
+        return _sample_by_sample(op, layout_of, output, n) if n > 1 else None
     except Exception:  # whatever a backward pass stumbles over that somebody wrote
         return None
 
 
-def _is_elementwise(call: Call, output: Tensor) -> bool:
+def _is_elementwise(op: Operation, output: Tensor) -> bool:
     """Whether J^T v = (J^T 1) v for every operand, which only a diagonal Jacobian does."""
-    if any(t.shape != output.shape or t.is_complex() for t in call.dependent) or output.is_complex():
+    if any(t.shape != output.shape or t.is_complex() for t in op.dependent) or output.is_complex():
         return False
     probe = _rough_like(output)
-    slopes, products = _pulled(call, output, torch.ones_like(output)), _pulled(call, output, probe)
+    slopes, products = _pull_back(op, output, torch.ones_like(output)), _pull_back(op, output, probe)
     precision = math.sqrt(torch.finfo(output.dtype).eps)
     return all(
         bool(slope.isfinite().all()) and bool((product - slope * probe).abs().max() <= precision * slope.abs().max())
@@ -114,12 +129,12 @@ def _is_elementwise(call: Call, output: Tensor) -> bool:
     )
 
 
-def _sample_by_sample(call: Call, layout_of: LayoutOf, output: Tensor, n: int) -> Layout | None:
+def _sample_by_sample(op: Operation, layout_of: LayoutOf, output: Tensor, n: int) -> Layout | None:
     """Samples in the dimension where the first operand has them, if none has a gradient from another's output.
 
     Any two samples differ in a bit of their numbers: the outputs of those with the bit go together, then those of the others.
     """
-    layouts = [layout_of(t) for t in call.dependent]
+    layouts = [layout_of(t) for t in op.dependent]
     samples = Dim((Factor(SAMPLE, n),))
     place = next((i for i, dim in enumerate(layouts[0].dims) if dim == samples), None) if layouts[0] else None
     if place is None or place >= output.ndim or output.shape[place] != n:
@@ -129,17 +144,17 @@ def _sample_by_sample(call: Call, layout_of: LayoutOf, output: Tensor, n: int) -
         for value in (0, 1):
             chosen = (numbers >> bit) % 2 == value
             mask = chosen.reshape(-1, *(1,) * (output.ndim - 1 - place))
-            for layout, pulled in zip(layouts, _pulled(call, output, probe * mask), strict=True):
-                assert layout is not None  # `follow` has seen to it
-                reached = layout.per_sample(pulled.abs(), n)
+            for layout, reaching in zip(layouts, _pull_back(op, output, probe * mask), strict=True):
+                assert layout is not None  # `output_layout` has seen to it
+                reached = layout.per_sample(reaching.abs(), n)
                 if not bool(reached.isfinite().all()) or bool(reached[~chosen].any()):
                     return None
     return Layout(tuple(samples if i == place else plain(size) for i, size in enumerate(output.shape)))
 
 
-def _pulled(call: Call, output: Tensor, gradient: Tensor) -> list[Tensor]:
-    pulled = torch.autograd.grad(output, call.dependent, gradient, retain_graph=True, materialize_grads=True)
-    return [t.detach() for t in pulled]
+def _pull_back(op: Operation, output: Tensor, gradient: Tensor) -> list[Tensor]:
+    reaching = torch.autograd.grad(output, op.dependent, gradient, retain_graph=True, materialize_grads=True)
+    return [t.detach() for t in reaching]
 
 
 def _rough_like(tensor: Tensor) -> Tensor:

@@ -6,59 +6,59 @@ Products of matrices and rows, attention and einsum: an entry lies where its row
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fg_lightning.fullgrad.layout import SAMPLE, Dim, Layout, plain
-from fg_lightning.fullgrad.linearization import Bias, Pointwise, Rule, reads_overwritten
-from fg_lightning.fullgrad.operation import Call
+from fg_lightning.fullgrad.linearization import Bias, BiasRule, Deferred, Pointwise, reads_overwritten
+from fg_lightning.fullgrad.operation import Operation
 from fg_lightning.fullgrad.operations.layout_rule import LayoutOf, align, first_layout
 
 
-def bilinear_plus(*, addend: tuple[int, str] | None, factors: tuple[tuple[int, str], tuple[int, str]]) -> Rule:
+def bilinear_plus(*, addend: tuple[int, str] | None, factors: tuple[tuple[int, str], tuple[int, str]]) -> BiasRule:
     """factor_1 * factor_2 + addend, with `*` any bilinear product: convolution, linear, matrix products."""
 
-    def degree_of(call: Call) -> int:
-        return sum(call.depends(call.argument(*factor)) for factor in factors)
+    def degree_of(op: Operation) -> int:
+        return sum(op.depends(op.argument(*factor)) for factor in factors)
 
-    def addend_read(call: Call) -> Tensor | None:
+    def addend_read(op: Operation) -> Tensor | None:
         """Not where beta is 0, since torch then reads not even a NaN, nor where the sum is linear in all that depends."""
-        added = None if addend is None or call.kwargs.get("beta", 1) == 0 else call.argument(*addend)
-        return None if call.depends(added) and degree_of(call) == 1 else added
+        added = None if addend is None or op.kwargs.get("beta", 1) == 0 else op.argument(*addend)
+        return None if op.depends(added) and degree_of(op) == 1 else added
 
-    @reads_overwritten(lambda call: addend_read(call) is not None)
-    def rule(call: Call) -> list[Bias]:
-        degree, added = degree_of(call), addend_read(call)
-        shift = None if added is None else _as_added(call, call.value(added))
+    @reads_overwritten(lambda op: addend_read(op) is not None)
+    def rule(op: Operation) -> list[Bias]:
+        degree, added = degree_of(op), addend_read(op)
+        shift = None if added is None else _scale_addend(op, op.value(added))
         biases = []
-        if shift is not None and not call.depends(added):
+        if shift is not None and not op.depends(added):
             biases.append(Bias("explicit", shift))
         if degree != 1:
-            y = call.result()
-            product = y if shift is None else y - shift
-            biases.append(Bias("implicit" if degree else "explicit", lambda: (1 - degree) * product))
+            product = op.result() if shift is None else op.result() - shift
+            biases.append(Bias("implicit" if degree else "explicit", Deferred(partial(torch.mul, other=1 - degree), (product,))))
         return biases
 
     return rule
 
 
-def _as_added(call: Call, addend: Tensor) -> Tensor:
+def _scale_addend(op: Operation, addend: Tensor) -> Tensor:
     """The addend as the operation adds it: along the channels for a convolution, times beta for a matrix product."""
-    if call.name.startswith("conv"):
-        return addend.reshape(-1, *(1,) * (call.argument(1, "weight").ndim - 2))  # the image may have no batch dimension
-    beta = call.kwargs.get("beta", 1)
+    if op.name.startswith("conv"):
+        return addend.reshape(-1, *(1,) * (op.argument(1, "weight").ndim - 2))  # the image may have no batch dimension
+    beta = op.kwargs.get("beta", 1)
     return addend if beta == 1 else beta * addend
 
 
-@reads_overwritten(lambda call: all(call.depends(factor) for factor in call.args[:2]))
-def multiply(call: Call) -> list[Bias]:
+@reads_overwritten(lambda op: all(op.depends(factor) for factor in op.args[:2]))
+def multiply(op: Operation) -> list[Bias]:
     """x * y with both dependent has b = -x y; made again from the factors, which the backward pass keeps anyway."""
-    a, b = call.args[:2]
-    if not (call.depends(a) and call.depends(b)):
+    a, b = op.args[:2]
+    if not (op.depends(a) and op.depends(b)):
         return []
-    a, b = call.value(a), call.value(b)
+    a, b = op.value(a), op.value(b)
     return [Bias("implicit", Pointwise(_minus_product, (a, b)))]
 
 
@@ -66,22 +66,22 @@ def _minus_product(a: Tensor, b: Tensor) -> Tensor:
     return torch.mul(a, b).neg_()
 
 
-def linear(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    layout = first_layout(call, layout_of)
-    if len(call.dependent) > 1 or layout.dims[-1].has(SAMPLE):
+def linear_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+    layout = first_layout(op, layout_of)
+    if len(op.dependent) > 1 or layout.dims[-1].has(SAMPLE):
         return None
     return Layout((*layout.dims[:-1], plain(output.shape[-1])))
 
 
-def matrix_product(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+def matmul_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     """[..., M, K] x [..., K, P] -> [..., M, P], perhaps added to something; of a vector there is no M, or no P."""
-    first = 1 if call.name in ("addmm", "baddbmm", "addmv") else 0
-    a, b = call.argument(first, "input"), call.argument(first + 1, "other")
-    left, right = layout_of(a) if call.depends(a) else None, layout_of(b) if call.depends(b) else None
+    first = 1 if op.name in ("addmm", "baddbmm", "addmv") else 0
+    a, b = op.argument(first, "input"), op.argument(first + 1, "other")
+    left, right = layout_of(a) if op.depends(a) else None, layout_of(b) if op.depends(b) else None
     if (left and left.dims[-1].has(SAMPLE)) or (right and right.dims[-2 if b.ndim > 1 else -1].has(SAMPLE)):
         return None
     product = _matrices(left, right, output, a.ndim > 1, b.ndim > 1)
-    added = layout_of(call.args[0]) if first and call.depends(call.args[0]) else None
+    added = layout_of(op.args[0]) if first and op.depends(op.args[0]) else None
     return align([product, added], output.shape) if product and added else product or added
 
 
@@ -100,14 +100,14 @@ def _matrices(left: Layout | None, right: Layout | None, output: Tensor, has_row
     return Layout((*layout.dims[: len(layout.dims) - kept], *rows, *columns))
 
 
-def of_all_pairs(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+def outer_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     """outer, inner, tensordot: what is not summed over, of the first operand and then of the second."""
-    first, second = call.argument(0, "input"), call.argument(1, "vec2" if call.name == "outer" else "other")
-    summed = {"outer": ((), ()), "inner": ((-1,), (-1,))}.get(call.name) or call.args[2:4]
+    first, second = op.argument(0, "input"), op.argument(1, "vec2" if op.name == "outer" else "other")
+    summed = {"outer": ((), ()), "inner": ((-1,), (-1,))}.get(op.name) or op.args[2:4]
     dims: list[Dim] = []
     for operand, gone in zip((first, second), summed, strict=True):
-        layout = layout_of(operand) if call.depends(operand) else Layout(tuple(map(plain, operand.shape)))
-        assert layout is not None  # `follow` has seen to it
+        layout = layout_of(operand) if op.depends(operand) else Layout(tuple(map(plain, operand.shape)))
+        assert layout is not None  # `output_layout` has seen to it
         gone = {d % operand.ndim for d in gone}
         if any(layout.dims[d].has(SAMPLE) for d in gone):
             return None
@@ -117,34 +117,34 @@ def of_all_pairs(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | No
     return Layout(tuple(dims))
 
 
-def scaled_dot_product(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+def attention_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     """The output lies where the queries lie."""
-    layouts = [layout_of(t) for t in call.args[:3] if call.depends(t)]
+    layouts = [layout_of(t) for t in op.args[:3] if op.depends(t)]
     if any(layout is None or any(dim.has(SAMPLE) for dim in layout.dims[-2:]) for layout in layouts):
         return None
     return align([replace(x, dims=(*x.dims[:-1], plain(output.shape[-1]))) for x in layouts if x], output.shape)
 
 
-def cell(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+def cell_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     """Cells of LSTM, GRU and RNN, and F.bilinear: [..., C] and [..., D] -> [..., E], row by row."""
-    layouts = [layout for t in call.dependent if (layout := layout_of(t))]
+    layouts = [layout for t in op.dependent if (layout := layout_of(t))]
     if any(layout.dims[-1].has(SAMPLE) for layout in layouts):
         return None
     return align([replace(layout, dims=(*layout.dims[:-1], plain(output.shape[-1]))) for layout in layouts], output.shape)
 
 
-def cosine_similarity(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+def cosine_similarity_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     """Along one dimension, which goes, of two tensors broadcast to one another."""
-    shape = torch.broadcast_shapes(call.argument(0, "x1").shape, call.argument(1, "x2").shape)
-    layout, along = align([layout_of(t) for t in call.dependent], shape), call.argument(2, "dim", 1) % len(shape)
+    shape = torch.broadcast_shapes(op.argument(0, "x1").shape, op.argument(1, "x2").shape)
+    layout, along = align([layout_of(t) for t in op.dependent], shape), op.argument(2, "dim", 1) % len(shape)
     if layout is None or layout.dims[along].has(SAMPLE):
         return None
     return Layout((*layout.dims[:along], *layout.dims[along + 1 :]))
 
 
-def distances(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+def cdist_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     """cdist: [..., P, M] and [..., R, M] -> [..., P, R]; a distance lies where the first of its two rows lies."""
-    layouts = [layout_of(t) if call.depends(t) else None for t in (call.argument(0, "x1"), call.argument(1, "x2"))]
+    layouts = [layout_of(t) if op.depends(t) else None for t in (op.argument(0, "x1"), op.argument(1, "x2"))]
     if any(layout is None or layout.dims[-1].has(SAMPLE) for layout in layouts if layout):
         return None
     batched = [replace(side, dims=(*side.dims[:-2], plain(1), plain(1))) for side in layouts if side]
@@ -156,18 +156,18 @@ def distances(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     return rest and Layout((*rest.dims[:-2], rows, columns))
 
 
-def pairwise_distance(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+def pairwise_distance_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     """Along the last dimension, which goes or stays with size 1, of two tensors broadcast to one another."""
-    shape = torch.broadcast_shapes(call.argument(0, "x1").shape, call.argument(1, "x2").shape)
-    layout = align([layout_of(t) for t in call.dependent], shape)
+    shape = torch.broadcast_shapes(op.argument(0, "x1").shape, op.argument(1, "x2").shape)
+    layout = align([layout_of(t) for t in op.dependent], shape)
     if layout is None or layout.dims[-1].has(SAMPLE):
         return None
     return Layout((*layout.dims[:-1], plain(1)) if output.ndim == len(shape) else layout.dims[:-1])
 
 
-def of_matrices(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+def matrix_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     """Linear algebra, matrix by matrix: [..., M, K] -> [..., *whatever comes of a matrix]."""
-    layouts = [layout_of(t) for t in call.dependent]
+    layouts = [layout_of(t) for t in op.dependent]
     if any(layout is None or len(layout.dims) < 2 or any(dim.has(SAMPLE) for dim in layout.dims[-2:]) for layout in layouts):
         return None
     batch = max(len(layout.dims) for layout in layouts if layout) - 2
@@ -175,9 +175,9 @@ def of_matrices(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | Non
     return rest and Layout((*rest.dims, *map(plain, output.shape[batch:])))
 
 
-def einsum(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+def einsum_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     """Each letter of the result from the first operand that has it; a letter summed over must not carry samples."""
-    equation, operands = call.args[0], call.args[1] if isinstance(call.args[1], (tuple, list)) else call.args[1:]
+    equation, operands = op.args[0], op.args[1] if isinstance(op.args[1], (tuple, list)) else op.args[1:]
     if not isinstance(equation, str):
         return None
     inputs, arrow, result = equation.replace(" ", "").partition("->")
@@ -191,7 +191,7 @@ def einsum(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     result = result.replace("...", dots)
     dims: dict[str, Dim] = {}
     for letters, operand in zip(terms, operands, strict=True):
-        layout = layout_of(operand) if call.depends(operand) else None
+        layout = layout_of(operand) if op.depends(operand) else None
         for letter, dim in zip(letters, layout.dims if layout else (), strict=False):
             if dim.has(SAMPLE) and (letter not in result or dims.get(letter, dim).samples != dim.samples):
                 return None

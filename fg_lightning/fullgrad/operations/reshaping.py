@@ -13,18 +13,18 @@ from typing import Any
 
 from torch import Tensor
 
-from fg_lightning.fullgrad.layout import SAMPLE, Dim, Factor, Layout, Tokens, plain, spanning
-from fg_lightning.fullgrad.operation import Call
+from fg_lightning.fullgrad.layout import SAMPLE, Dim, Factor, Layout, Tokens, plain, whole_dim
+from fg_lightning.fullgrad.operation import Operation
 from fg_lightning.fullgrad.operations.layout_rule import LayoutOf, first_layout, resample
 
 
-def regrouped(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+def reshape_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     """view, reshape, flatten, unflatten: the factors stay in order and are dealt out to the new dimensions."""
-    queue = _merged([f for dim in first_layout(call, layout_of).dims for f in dim.factors])
+    queue = _merge_runs([f for dim in first_layout(op, layout_of).dims for f in dim.factors])
     dims: list[Dim] = []
     for i, size in enumerate(output.shape):
         before = list(queue)
-        dim = _dealt(queue, size)
+        dim = _take_factors(queue, size)
         if dim is None:
             if any(f.axis == SAMPLE and f.size > 1 for f in before):
                 return None
@@ -33,7 +33,7 @@ def regrouped(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     return Layout(tuple(dims))  # factors of size 1 may be left over: [N, C, 1, 1] -> [N, C] has no plane any more
 
 
-def _merged(factors: list[Factor]) -> list[Factor]:
+def _merge_runs(factors: list[Factor]) -> list[Factor]:
     """Neighbours that are one run of an axis as one factor, such as a window's place and the places in it."""
     merged: list[Factor] = []
     for factor in factors:
@@ -48,7 +48,7 @@ def _merged(factors: list[Factor]) -> list[Factor]:
     return merged
 
 
-def _dealt(queue: list[Factor], size: int) -> Dim | None:
+def _take_factors(queue: list[Factor], size: int) -> Dim | None:
     """Takes factors that make up `size` from the front of the queue, splitting the last one where it has to."""
     taken: list[Factor] = []
     need = size
@@ -70,12 +70,12 @@ def _dealt(queue: list[Factor], size: int) -> Dim | None:
     return Dim(tuple(taken) or (Factor(None, 1),)) if need == 1 else plain(0) if size == 0 else None
 
 
-def in_windows(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+def unfold_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     """Tensor.unfold: [..., L, ...] -> [..., windows, ..., size]; what overlaps lies where its window does."""
-    layout = first_layout(call, layout_of)
-    d, size, step = (call.argument(i, name) for i, name in enumerate(("dimension", "size", "step"), start=1))
+    layout = first_layout(op, layout_of)
+    d, size, step = (op.argument(i, name) for i, name in enumerate(("dimension", "size", "step"), start=1))
     d %= len(layout.dims)
-    windows, dim = output.shape[d], layout.coarsened(d)
+    windows, dim = output.shape[d], layout.coarsen(d)
     if (axis := dim.whole) and size == step and windows * size == axis.length:
         outer, inner = Dim((Factor(axis, windows, size),)), Dim((Factor(axis, size),))
     else:
@@ -83,20 +83,20 @@ def in_windows(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None
     return Layout((*layout.dims[:d], outer, *layout.dims[d + 1 :], inner))
 
 
-def patches(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+def im2col_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     """im2col, which is F.unfold: [N, C, H, W] -> [N, C * size of a patch, patches]; an entry lies where its patch does."""
-    layout = first_layout(call, layout_of)
-    if len(layout.dims) != 4 or len(call.args) != 5 or any(dim.has(SAMPLE) for dim in layout.dims[1:]):
+    layout = first_layout(op, layout_of)
+    if len(layout.dims) != 4 or len(op.args) != 5 or any(dim.has(SAMPLE) for dim in layout.dims[1:]):
         return None
-    geometry = zip(layout.shape[2:], *call.args[1:5], strict=True)
+    geometry = zip(layout.shape[2:], *op.args[1:5], strict=True)
     counts = [(length + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1 for length, kernel, dilation, pad, stride in geometry]
-    rows, columns = (resample(layout.coarsened(i), count) for i, count in enumerate(counts, start=2))
+    rows, columns = (resample(layout.coarsen(i), count) for i, count in enumerate(counts, start=2))
     return Layout((layout.dims[0], plain(output.shape[1]), Dim((*rows.factors, *columns.factors))))
 
 
-def of_patches(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+def col2im_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     """col2im, which is F.fold: [N, C * size of a patch, patches] -> [N, C, H, W]"""
-    layout = first_layout(call, layout_of)
+    layout = first_layout(op, layout_of)
     if len(layout.dims) != 3 or any(dim.has(SAMPLE) for dim in layout.dims[1:]):
         return None
     axes = [Dim((factor,)) for factor in layout.dims[2].factors]
@@ -105,68 +105,68 @@ def of_patches(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None
     return Layout((layout.dims[0], plain(output.shape[1]), *places))
 
 
-def flipped(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+def flip_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     """flip, fliplr, flipud: a whole spatial axis remembers that it was turned, anything else loses its places."""
-    layout = first_layout(call, layout_of)
-    given = call.args[1:] if len(call.args) > 2 else call.argument(1, "dims", ())
-    return _turned(layout, {"fliplr": (1,), "flipud": (0,)}.get(call.name, given))
+    layout = first_layout(op, layout_of)
+    given = op.args[1:] if len(op.args) > 2 else op.argument(1, "dims", ())
+    return _flip_dims(layout, {"fliplr": (1,), "flipud": (0,)}.get(op.name, given))
 
 
-def rotated(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+def rot90_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     """rot90: a flip of one dimension or both, then for an odd number of turns a transposition."""
-    layout, turns = first_layout(call, layout_of), call.argument(1, "k", 1) % 4
-    first, second = call.argument(2, "dims", (0, 1))
-    turned = _turned(layout, {0: (), 1: (second,), 2: (first, second), 3: (first,)}[turns])
-    if turned is None or turns % 2 == 0:
-        return turned
-    dims = list(turned.dims)
+    layout, turns = first_layout(op, layout_of), op.argument(1, "k", 1) % 4
+    first, second = op.argument(2, "dims", (0, 1))
+    flip = _flip_dims(layout, {0: (), 1: (second,), 2: (first, second), 3: (first,)}[turns])
+    if flip is None or turns % 2 == 0:
+        return flip
+    dims = list(flip.dims)
     dims[first], dims[second] = dims[second], dims[first]
     return Layout(tuple(dims))
 
 
-def rolled(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+def roll_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     """roll: a whole spatial axis remembers how far, anything else loses its places."""
-    shifts, along = call.argument(1, "shifts"), call.argument(2, "dims")
-    layout = first_layout(call, layout_of)
+    shifts, along = op.argument(1, "shifts"), op.argument(2, "dims")
+    layout = first_layout(op, layout_of)
     if along is None or along in ((), []):
-        return _scrambled(layout)
-    return _shifted(layout, _listed(shifts), _listed(along))
+        return _roll_flat(layout)
+    return _shift_dims(layout, _as_list(shifts), _as_list(along))
 
 
-def centred(call: Call, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+def fftshift_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     """fftshift, ifftshift: a roll by half the length."""
-    layout = first_layout(call, layout_of)
-    given = call.argument(1, "dim")
-    along = range(len(layout.dims)) if given is None else _listed(given)
-    up = call.name == "fft_ifftshift"  # which goes half the length back, rounded down
-    return _shifted(layout, [(layout.shape[d] + up) // 2 for d in along], along)
+    layout = first_layout(op, layout_of)
+    given = op.argument(1, "dim")
+    along = range(len(layout.dims)) if given is None else _as_list(given)
+    up = op.name == "fft_ifftshift"  # which goes half the length back, rounded down
+    return _shift_dims(layout, [(layout.shape[d] + up) // 2 for d in along], along)
 
 
-def _listed(given: Any) -> list[int]:
+def _as_list(given: Any) -> list[int]:
     return list(given) if isinstance(given, (tuple, list)) else [given]
 
 
-def _turned(layout: Layout, along: Any) -> Layout | None:
+def _flip_dims(layout: Layout, along: Any) -> Layout | None:
     dims = list(layout.dims)
-    for d in _listed(along):
+    for d in _as_list(along):
         if dims[d].has(SAMPLE):
             return None
-        axis = layout.coarsened(d).whole
-        dims[d] = spanning(axis.turned()) if axis else plain(dims[d].size)
+        axis = layout.coarsen(d).whole
+        dims[d] = whole_dim(axis.flip()) if axis else plain(dims[d].size)
     return Layout(tuple(dims))
 
 
-def _shifted(layout: Layout, shifts: Iterable[int], along: Iterable[int]) -> Layout | None:
+def _shift_dims(layout: Layout, shifts: Iterable[int], along: Iterable[int]) -> Layout | None:
     dims = list(layout.dims)
     for shift, d in zip(shifts, along, strict=True):
         if dims[d].has(SAMPLE):
             return None
-        axis = layout.coarsened(d).whole
-        dims[d] = spanning(replace(axis, shift=(axis.shift + shift) % axis.length)) if axis else plain(dims[d].size)
+        axis = layout.coarsen(d).whole
+        dims[d] = whole_dim(replace(axis, shift=(axis.shift + shift) % axis.length)) if axis else plain(dims[d].size)
     return Layout(tuple(dims))
 
 
-def _scrambled(layout: Layout) -> Layout | None:
+def _roll_flat(layout: Layout) -> Layout | None:
     """What was rolled as one row of numbers."""
     is_row = len(layout.dims) == 1 and not layout.dims[0].has(SAMPLE)
     return Layout((plain(layout.shape[0]),)) if is_row else None

@@ -1,0 +1,231 @@
+"""Bias rules that hold for many operations: affine, homogeneous of some degree, elementwise.
+
+Of h affine, the bias is h at zero. Of h homogeneous of degree d, J z = d y, so that b = (1 - d) y. Of an elementwise h,
+b = y - h'(z) z, in closed form or by one elementwise derivative.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from fg_lightning.fullgrad.linearization import Bias, BiasRule, Deferred, Pointwise, linearize, reads_overwritten
+from fg_lightning.fullgrad.operation import Operation, tensors_in
+
+
+@reads_overwritten(lambda op: _overwrites_a_constant(op) or _combines(op))
+def affine(op: Operation) -> list[Bias]:
+    """Affine in its dependent operands together: b is the operation at zero."""
+    if _combines(op):
+        return linearize(op)
+    constants = [t for t in tensors_in((op.args, op.kwargs)) if not op.depends(t)]
+    if not constants and op.name in _BESIDE:
+        return []
+    return [Bias("explicit", _finite(op.at_zero()))]
+
+
+_BESIDE = ("cat", "stack", "hstack", "vstack", "dstack", "column_stack", "row_stack", "complex")
+
+
+def _combines(op: Operation) -> bool:
+    """scatter(..., reduce="multiply") is not affine."""
+    return op.kwargs.get("reduce") is not None
+
+
+def _overwrites_a_constant(op: Operation) -> bool:
+    return not op.depends(op.args[0])
+
+
+def _finite(constant: Tensor) -> Tensor:
+    """An infinite constant masks something out: its gradient is exactly zero, and so is its term."""
+    return constant.nan_to_num(nan=math.nan, posinf=0.0, neginf=0.0)
+
+
+def sum_of(first_sign: int, second_sign: int, *, alpha_on: int) -> BiasRule:
+    """A constant added to, or subtracted from, what depends on the input; `alpha` scales the operand at `alpha_on`."""
+
+    def rule(op: Operation) -> list[Bias]:
+        operands = op.args[0], op.argument(1, "other")
+        constants = [i for i in (0, 1) if not op.depends(operands[i])]
+        if not constants:
+            return []
+        (i,) = constants
+        scale = (first_sign, second_sign)[i] * (op.kwargs.get("alpha", 1) if i == alpha_on else 1)
+        y = op.outputs[0]
+        operand = operands[i]
+        constant = op.value(operand).to(y.dtype) if isinstance(operand, Tensor) else torch.tensor(operand, dtype=y.dtype)
+        return [Bias("explicit", _finite(scale * constant.to(y.device)))]
+
+    return reads_overwritten(_overwrites_a_constant)(rule)
+
+
+def pad(op: Operation) -> list[Bias]:
+    """Padding is linear unless it fills in a constant other than zero."""
+    if op.name == "pad" and op.argument(2, "mode", "constant") != "constant":
+        return []
+    fill = op.argument(2, "value", 0) if op.name == "constant_pad_nd" else op.argument(3, "value", 0)
+    return affine(op) if fill else []
+
+
+def no_bias(op: Operation) -> list[Bias]:
+    """Linear, or homogeneous of degree 1: J z = y."""
+    return []
+
+
+def homogeneous(degree: Callable[[Operation], float | Tensor | None]) -> BiasRule:
+    """Homogeneous of some degree d in its dependent operands together, b = (1 - d) y; None where it is not homogeneous."""
+
+    def rule(op: Operation) -> list[Bias]:
+        d = degree(op)
+        if d is None:
+            return linearize(op)
+        if isinstance(d, (int, float)) and d == 1:
+            return []
+        return _multiples_of_the_outputs(op, 1 - d)
+
+    return reads_overwritten(lambda op: degree(op) is None)(rule)
+
+
+def of_degree(d: float) -> BiasRule:
+    """Homogeneous of a fixed degree, so that only the output is read."""
+
+    def rule(op: Operation) -> list[Bias]:
+        return _multiples_of_the_outputs(op, 1 - d)
+
+    return rule
+
+
+def _multiples_of_the_outputs(op: Operation, multiple: float | Tensor) -> list[Bias]:
+    if isinstance(multiple, Tensor):
+        values = [Pointwise(torch.mul, (op.result(i), multiple)) for i in range(len(op.outputs))]
+    else:
+        values = [Pointwise(partial(torch.mul, other=multiple), (op.result(i),)) for i in range(len(op.outputs))]
+    return [Bias("implicit", value, i) for i, value in enumerate(values)]
+
+
+def quotient_degree(op: Operation) -> float | None:
+    if op.argument(2, "rounding_mode") is not None:
+        return None
+    return float(op.depends(op.args[0])) - float(op.depends(op.argument(1, "other")))
+
+
+def power_degree(op: Operation) -> float | Tensor | None:
+    base, exponent = op.args[0], op.argument(1, "exponent")
+    return None if op.depends(exponent) or not op.depends(base) else exponent
+
+
+def extremum_degree(op: Operation) -> float | None:
+    """Maximum and minimum are homogeneous unless one of two operands is a constant."""
+    other = op.argument(1, "other")
+    return None if isinstance(other, Tensor) and not (op.depends(op.args[0]) and op.depends(other)) else 1
+
+
+def norm_degree(op: Operation) -> float:
+    """The norm of order 0 counts, every other one measures."""
+    return 0 if op.argument(1, "ord", 2) == 0 else 1
+
+
+def prelu_degree(op: Operation) -> float | None:
+    return None if op.depends(op.argument(1, "weight")) else 1
+
+
+def count_dependent(op: Operation) -> float:
+    """The degree of a product of several operands, such as einsum's."""
+    return float(len(op.dependent))
+
+
+def pointwise(bias: Callable[[Tensor], Tensor]) -> BiasRule:
+    """A non-linearity given by its implicit bias as a function of its operand."""
+
+    def rule(op: Operation) -> list[Bias]:
+        return [Bias("implicit", Pointwise(bias, (op.value(op.args[0]),)))]
+
+    return reads_overwritten()(rule)
+
+
+def pointwise_with_output(bias: Callable[[Tensor, Tensor], Tensor]) -> BiasRule:
+    """A non-linearity given by its implicit bias as a function of its operand and its output."""
+
+    def rule(op: Operation) -> list[Bias]:
+        return [Bias("implicit", Pointwise(bias, (op.value(op.args[0]), op.result())))]
+
+    return reads_overwritten()(rule)
+
+
+@reads_overwritten()
+def elementwise(op: Operation) -> list[Bias]:
+    """Any elementwise function of one dependent operand: one elementwise derivative, b = y - h'(z) z."""
+    if len(op.dependent) != 1 or not op.depends(op.args[0]) or op.args[0].is_complex():
+        return linearize(op)
+    (z, *rest), kwargs = op.at_values()
+    repeat, in_place = op.repeat, op.in_place
+
+    def implicit(z: Tensor, *_: Tensor) -> Tensor:
+        with torch.enable_grad():
+            operand = (z.clone() if in_place else z.detach()).requires_grad_()
+            y = repeat((operand.clone() if in_place else operand, *rest), kwargs)
+            (slope_times_z,) = torch.autograd.grad(y, operand, z.detach())
+        return y.detach() - slope_times_z
+
+    others = tensors_in((rest, kwargs))
+    return [Bias("implicit", Deferred(implicit, (z, *others)) if others else Pointwise(implicit, (z,)))]
+
+
+def from_history(op: Operation) -> list[Bias]:
+    """Elementwise, by the derivative in the graph, for an operation that changes its buffers and must not run again."""
+    y, z = op.outputs[0], op.args[0]
+    if len(op.dependent) != 1:
+        return linearize(op)
+    (slope_times_z,) = torch.autograd.grad(y, z, op.value(z), retain_graph=True)
+    return [Bias("implicit", y.detach() - slope_times_z)]
+
+
+def relu6(op: Operation) -> list[Bias]:
+    return [Bias("implicit", Pointwise(partial(_saturation, low=0.0, high=6.0), (op.result(),)))]
+
+
+def hardtanh(op: Operation) -> list[Bias]:
+    low, high = op.argument(1, "min_val", -1.0), op.argument(2, "max_val", 1.0)
+    return [Bias("implicit", Pointwise(partial(_saturation, low=low, high=high), (op.result(),)))]
+
+
+def _saturation(y: Tensor, low: float, high: float) -> Tensor:
+    """The implicit bias of clamping to [low, high]: the output where it is a bound, nothing between."""
+    between = torch.ops.aten.hardtanh_backward  # (g, z, low, high): g where z lies between, 0 elsewhere
+    if low == 0:
+        just_below = high * (1 - torch.finfo(y.dtype).eps / 2)  # the next number of y's precision
+        return between(torch.tensor(float(high), dtype=y.dtype), y, just_below, math.inf)
+    return y - between(y, y, low, high)
+
+
+def sigmoid_bias(z: Tensor, y: Tensor) -> Tensor:
+    return y - y * (1 - y) * z
+
+
+def tanh_bias(z: Tensor, y: Tensor) -> Tensor:
+    return y - (1 - y * y) * z
+
+
+def silu_bias(z: Tensor, y: Tensor) -> Tensor:
+    """With the gate s = sigmoid(z), y = s z and b = -s (1 - s) z^2."""
+    return (y - z).mul_(y)
+
+
+def gelu(op: Operation) -> list[Bias]:
+    if op.argument(1, "approximate", "none") != "none":
+        return elementwise(op)
+    return [Bias("implicit", Pointwise(_gelu_bias, (op.value(op.args[0]),)))]
+
+
+def _gelu_bias(z: Tensor) -> Tensor:
+    """-z^2 times the density of the normal distribution."""
+    square = z * z
+    return torch.mul(square, -0.5).exp_().mul_(square).mul_(-1 / math.sqrt(2 * math.pi))
+
+
+def hardswish_bias(z: Tensor) -> Tensor:
+    return torch.where(z.abs() < 3, z * z / -6, torch.zeros((), dtype=z.dtype, device=z.device))
