@@ -15,7 +15,7 @@ from tests import ROOT
 PACKAGES = [path.parent.relative_to(ROOT) for path in sorted((ROOT / "fg_lightning").rglob("__init__.py"))]
 PUBLIC = [*(".".join(path.parts) for path in PACKAGES), "fg_lightning.loggers"]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
+SCRIPTS = sorted((*(ROOT / "examples").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")))
 PRESETS = sorted((ROOT / "callbacks").glob("*.yaml"))
 BLOCK = re.compile(r"^( *)```python\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 

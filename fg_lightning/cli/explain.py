@@ -47,7 +47,7 @@ def explain(
             least relevant first (a small change is good), or morf, the most relevant first (a large one is).
         fractions: of the pixels that are replaced, each 0 to 1.
         fill: what replaces them, in the network's own units: a number, or one for every channel, [-2.1,-2.0,-1.8]; or
-            black, image_mean or noisy_linear.
+            image_mean or noisy_linear.
         batch_size: how many images are explained at once.
         device: cpu, cuda, or any other of torch's; auto takes a GPU where there is one.
 

@@ -279,6 +279,7 @@ BAD_SETTINGS = {
     "an order": ({"fractions": [0.5], "order": "least"}, "order must be 'morf' .* not 'least'"),
     "a change": ({"fractions": [0.5], "change": "ratio"}, "change must be one of relative, drop, or None .* not 'ratio'"),
     "an output": ({"fractions": [0.5], "output": "softmax"}, "output must be 'logit' or 'probability', not 'softmax'"),
+    "no data set": ({"fractions": [0.5], "fill": "dataset_mean"}, "'dataset_mean' needs a data set, .* give its numbers instead"),
     "a fill": ({"fractions": [0.5], "fill": "blur"}, "fill must be one of black, image_mean, noisy_linear"),
 }
 
