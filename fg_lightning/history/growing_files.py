@@ -87,7 +87,7 @@ class GrowingTable:
         return rows
 
     def salvage(self) -> tuple[dict[tuple[int, ...], dict[str, str]], bool]:
-        """The rows that can be read, whatever happened to the others or to the heading.
+        """The rows that can be read, even if others or the heading are damaged.
 
         Returns:
             Rows by their keys, in order; of two with the same keys the first. And whether the file holds nothing else.

@@ -164,7 +164,7 @@ class History:
     def begin(
         self, about: dict[str, Any], images: Tensor, labels: Tensor | None, pictures: Sequence[npt.NDArray[np.uint8]]
     ) -> None:
-        """Creates the folder and says in it what is explained. If that fails, the next snapshot does it.
+        """Creates the folder and describes in it what is explained. If that fails, the next snapshot does it.
 
         Args:
             about: becomes `probe.json`.
@@ -236,7 +236,7 @@ class History:
     # --- repair
 
     def _repair(self, folder: Path, shape: Sequence[int]) -> None:
-        """Makes the folder hold the snapshots of the history and nothing else, whatever is there.
+        """Makes the folder hold the snapshots of the history and nothing else.
 
         Args:
             folder: of this run.

@@ -63,10 +63,7 @@ class Snapshot:
 
     @classmethod
     def from_row(cls, row: Mapping[str, str]) -> Snapshot:
-        """
-        Raises:
-            KeyError, ValueError: if the row is damaged.
-        """
+        """Raises KeyError or ValueError if the row is damaged."""
         numbers = {f"fullgrad/{key}": float(row[key]) for key in NUMBERS if row.get(key)}
         return cls(int(row["epoch"]), int(row["step"]), numbers)
 
@@ -97,10 +94,7 @@ class LayerTerms:
 
     @classmethod
     def from_row(cls, row: Mapping[str, str]) -> LayerTerms:
-        """
-        Raises:
-            KeyError, ValueError: if the row is damaged.
-        """
+        """Raises KeyError or ValueError if the row is damaged."""
         terms = tuple(float(term) for term in row["terms"].split())
         return cls(row["module"], row["kind"], parse_number(row["share"]), terms)
 
@@ -113,13 +107,8 @@ class ImageRow:
         image: index in the probe.
         label: class, or number, that came with the image.
         explained: class whose score is explained.
-        prediction: class, or number, that the network gives.
-        confidence: probability of the predicted class.
-        output: the number that is explained.
-        input_term: what the input adds to it.
-        bias_term: what the explicit biases add.
-        implicit_term: what the implicit biases add.
-        completeness_error: |output - sum of all terms| / |output|.
+        prediction: class, or number, that the network gives; `confidence` is its probability.
+        output: the number that is explained; the terms are what the input and the biases add to it.
         map_peak: largest magnitude of the saliency map.
     """
 
@@ -137,16 +126,13 @@ class ImageRow:
 
     @classmethod
     def from_row(cls, row: Mapping[str, str]) -> ImageRow:
-        """
-        Raises:
-            KeyError, ValueError: if the row is damaged.
-        """
+        """Raises KeyError or ValueError if the row is damaged."""
         return cls(int(row["image"]), *(parse_number(row[name]) for name in COLUMNS[IMAGES][2:]))
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What the network says of every image.
+    """What the network answers for every image.
 
     Attributes:
         explained: the class whose score is explained, [N]; None if there was no choice.
@@ -165,7 +151,7 @@ class Explanation:
 
     Attributes:
         maps: saliency maps, [N, 1, *S].
-        answers: what the network says.
+        answers: of the network.
         terms: output, input_term, bias_term, implicit_term and completeness_error, each [N].
         layers: the input, then modules in the order in which they are registered.
         classes: number of classes that the network tells apart; None if it tells none.

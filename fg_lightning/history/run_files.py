@@ -32,13 +32,13 @@ AGREEMENT = 1e-3
 """By how much the concentration of kept maps may differ from a snapshot's own, since they are kept as float16."""
 
 NUMERIC_TASKS = ("Task", "Entry", "Chosen")
-"""Tasks of which an integer is a number and no class, as `probe.json` names them."""
+"""Tasks in whose answers an integer is a number and not a class, as `probe.json` names them."""
 
 
 class RunFiles:
-    """Where the files of a run lie, and what stands in them.
+    """The files of a run and their content.
 
-    With `notes`, a method leaves out whatever is damaged or missing, and appends a sentence about it. Without, it raises.
+    With `notes`, a method leaves out what is damaged or missing, and appends a sentence about it. Without, it raises.
 
     Args:
         folder: of the run.
@@ -79,11 +79,11 @@ class RunFiles:
         return self.tables[LAYERS].read(lambda row: (int(row["snapshot"]), LayerTerms.from_row(row)), notes)
 
     def repair(self, snapshots: Sequence[Snapshot], lost: Set[int], shape: Sequence[int]) -> None:
-        """Makes the files hold these snapshots and nothing else, whatever is there. Maps that are lost become NaN.
+        """Makes the files hold these snapshots and nothing else. Lost maps become NaN.
 
         Args:
             snapshots: in order.
-            lost: indices of those whose maps and rows are not the ones that lie here.
+            lost: indices of those whose maps and rows are missing here, or belong to another run.
             shape: of a snapshot's maps, [N, 1, *S].
         """
         blank, num_snapshots = np.full(shape, np.nan, np.float16), len(snapshots)
@@ -108,7 +108,7 @@ class RunFiles:
 
 @contextmanager
 def locate_damage(folder: Path) -> Iterator[None]:
-    """Turns whatever damaged files raise into a ValueError that names the folder."""
+    """Turns the errors of damaged files into a ValueError that names the folder."""
     try:
         yield
     except (KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:

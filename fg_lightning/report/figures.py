@@ -14,7 +14,7 @@ import numpy.typing as npt
 import plotly.graph_objects as go  # type: ignore[import-untyped]
 
 from fg_lightning.attribution import CONTROLS
-from fg_lightning.roar.results import XLABEL, Results, mean_and_interval
+from fg_lightning.roar.results import X_LABELS, ROARResults, mean_and_interval
 
 Numbers = Sequence[float | None]
 
@@ -176,9 +176,9 @@ def _shorten(name: str, max_length: int = 26) -> str:
     return html.escape(name if len(name) <= max_length else f"…{name[1 - max_length :]}")
 
 
-def accuracy_figure(results: Results) -> Figure:
+def accuracy_figure(results: ROARResults) -> Figure:
     """Mean accuracy over the seeds with its 95 % band, by method. Controls are dashed and grey, blurred versions dotted."""
-    figure = go.Figure(layout=plot_layout(XLABEL.get(results.mode, "fraction of pixels")))
+    figure = go.Figure(layout=plot_layout(X_LABELS.get(results.mode, "fraction of pixels")))
     scores = [score.method for score in results.scores()]
     in_order = [*scores, *(method for method in results.methods if method not in scores)]
     colours, greys, symbols = cycle(COLOURS), cycle(["#777777", "#aaaaaa"]), cycle(SYMBOLS)

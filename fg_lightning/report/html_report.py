@@ -36,7 +36,7 @@ def write_report(
     Args:
         folder: of the run, or above its only `fullgrad/`; or of the experiment.
         output: the file. Default: `report.html` in the folder of the run or experiment.
-        track: shows progress: passes the given items on one by one, with a text that says what happens to them.
+        track: shows progress. It gets a description and items, and passes the items on one by one.
 
     Returns:
         The file's absolute path.
@@ -95,7 +95,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def render(page: Page) -> str:
-    """The HTML of a page. Whatever comes from the user is escaped: words by Jinja, data by its `tojson`."""
+    """The HTML of a page. Everything from the user is escaped: words by Jinja, data by its `tojson`."""
     environment = Environment(
         loader=PackageLoader("fg_lightning.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )

@@ -19,9 +19,18 @@ from fg_lightning.history.run_files import load_picture, read_json
 from fg_lightning.removal import removal_mask
 from fg_lightning.report.figures import Page, accuracy_figure
 from fg_lightning.report.sprites import encode_picture, encode_webp, num_columns, tile, to_base64
-from fg_lightning.roar.cell_training import Cell, Result, read_result
-from fg_lightning.roar.experiment_folder import NAME
-from fg_lightning.roar.results import COLUMNS, ORDER, SAYS, TITLE, Results, mean_and_interval
+from fg_lightning.roar.experiment_folder import EXPERIMENT_FILE
+from fg_lightning.roar.results import (
+    DIRECTIONS,
+    ORDER_NAMES,
+    TABLE_COLUMNS,
+    TITLES,
+    Cell,
+    CellResult,
+    ROARResults,
+    mean_and_interval,
+    read_result,
+)
 from fg_lightning.roar.store import SaliencyStore
 from fg_lightning.visualization.film_strips import spread_indices
 
@@ -66,7 +75,7 @@ class ExperimentFiles:
 
     folder: Path
     about: dict[str, Any]
-    results: Results
+    results: ROARResults
     masks: list[MaskLevels]
     indices: list[int]
     pictures: list[Image.Image | None]
@@ -84,15 +93,15 @@ def read_experiment(folder: Path) -> ExperimentFiles:
         CannotRun: if no training has been recorded.
     """
     notes: list[str] = []
-    about = read_json(folder / NAME, "the settings of the experiment are unknown.", notes)
+    about = read_json(folder / EXPERIMENT_FILE, "the settings of the experiment are unknown.", notes)
     cells = _read_cells(folder, notes) or _read_table(folder / TABLE, about, notes)
     if not cells:
         raise CannotRun(
             f"{folder} is the folder of a ROAR experiment, but no training has been recorded in it yet"
             + (f" ({' '.join(notes)})" if notes else "")
         )
-    results = Results(cells, str(about.get("mode", "roar")), str(about.get("order", "morf")))
-    _note_missing(results, notes)
+    results = ROARResults(cells, str(about.get("mode", "roar")), str(about.get("order", "morf")))
+    _note_failures(results, notes)
     fractions = [fraction for fraction in results.fractions if 0 < fraction < 1]
     stores = _open_stores(folder / "stores", results, notes)
     examples = sorted((folder / EXAMPLES).glob("*.png"))[:MAX_IMAGES]
@@ -105,7 +114,7 @@ def read_experiment(folder: Path) -> ExperimentFiles:
     return ExperimentFiles(folder, about, results, masks, indices, pictures, notes)
 
 
-def _read_cells(folder: Path, notes: list[str]) -> list[Result]:
+def _read_cells(folder: Path, notes: list[str]) -> list[CellResult]:
     results, num_damaged = [], 0
     for path in sorted((folder / "cells").glob("*.json")):
         method, _, rest = path.stem.rpartition("-")[0].rpartition("-")
@@ -124,19 +133,19 @@ def _read_cells(folder: Path, notes: list[str]) -> list[Result]:
 
 def is_experiment(folder: Path) -> bool:
     """Whether a folder holds an experiment, or its table alone."""
-    return (folder / NAME).is_file() or (folder / "cells").is_dir() or _is_table(folder / TABLE)
+    return (folder / EXPERIMENT_FILE).is_file() or (folder / "cells").is_dir() or _is_table(folder / TABLE)
 
 
 def _is_table(path: Path) -> bool:
     if not path.is_file():
         return False
     with path.open(errors="replace") as file:
-        return file.readline().rstrip("\n") == ",".join(COLUMNS)
+        return file.readline().rstrip("\n") == ",".join(TABLE_COLUMNS)
 
 
-def _read_table(path: Path, about: dict[str, Any], notes: list[str]) -> list[Result]:
+def _read_table(path: Path, about: dict[str, Any], notes: list[str]) -> list[CellResult]:
     """Results from the table, if the folder does not hold the cells."""
-    results = list[Result]()
+    results = list[CellResult]()
     try:
         text = path.read_text(errors="replace")
         rows = list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
@@ -155,25 +164,25 @@ def _read_table(path: Path, about: dict[str, Any], notes: list[str]) -> list[Res
     return results
 
 
-def _parse_result(row: dict[str, str]) -> Result:
+def _parse_result(row: dict[str, str]) -> CellResult:
     cell = Cell(row["method"], float(row["fraction"]), int(row["seed"]))
     accuracy = float(row["accuracy"]) if row["accuracy"] else None
     if None in row.values() or (accuracy is None and not row["reason"]) or not math.isfinite(accuracy or 0):
         raise ValueError("a training has an accuracy, or a reason why it failed")
-    return Result(cell, accuracy, {}, float(row["total_variation"]) if row["total_variation"] else None, 0.0, row["reason"])
+    return CellResult(cell, accuracy, {}, float(row["total_variation"]) if row["total_variation"] else None, 0.0, row["reason"])
 
 
-def _note_missing(results: Results, notes: list[str]) -> None:
+def _note_failures(results: ROARResults, notes: list[str]) -> None:
     ends = {fraction for fraction in results.fractions if fraction in (0, 1)}
     expected = len(results.seeds) * (len(ends) + len(results.methods) * (len(results.fractions) - len(ends)))
     if len(results.results) < expected:
         notes.append(f"{len(results.results)} of {expected} trainings have been run: the experiment goes on, or it was stopped.")
-    if results.failed:
-        reasons = sorted({result.reason.splitlines()[0] for result in results.failed})
-        notes.append(f"{len(results.failed)} trainings failed: {'; '.join(reasons[:3])}")
+    if results.failures:
+        reasons = sorted({result.reason.splitlines()[0] for result in results.failures})
+        notes.append(f"{len(results.failures)} trainings failed: {'; '.join(reasons[:3])}")
 
 
-def _open_stores(folder: Path, results: Results, notes: list[str]) -> dict[str, SaliencyStore]:
+def _open_stores(folder: Path, results: ROARResults, notes: list[str]) -> dict[str, SaliencyStore]:
     """The stores that are whole and of one kind of images, by method, the best first."""
     stores: dict[str, SaliencyStore] = {}
     ranked = [score.method for score in results.scores()]
@@ -226,7 +235,7 @@ def experiment_page(folder: Path, track: Callable[[str, Sequence[Any]], Iterable
         "title": folder.name or str(folder),
         "facts": _facts(experiment),
         "notes": experiment.notes,
-        "says": SAYS[results.lower_is_better],
+        "says": DIRECTIONS[results.lower_is_better],
         "methods": _methods(results),
         "fractions": results.fractions,
         "cells": results.results,
@@ -256,10 +265,10 @@ def _facts(experiment: ExperimentFiles) -> list[str]:
     results, about = experiment.results, experiment.about
     seeds = len(results.seeds)
     facts = [
-        TITLE.get(results.mode, results.mode),
-        ORDER.get(results.order, results.order),
+        TITLES.get(results.mode, results.mode),
+        ORDER_NAMES.get(results.order, results.order),
         f"{len(results.methods)} methods, {len(results.fractions)} fractions, {seeds} seed{'' if seeds == 1 else 's'}",
-        *(f"{name} {_last_name(about[name])}" for name in ("model", "data", "imputation") if about.get(name)),
+        *(f"{name} {_last_name(about[name])}" for name in ("model", "data", "fill") if about.get(name)),
         f"max_epochs {about['max_epochs']}" if "max_epochs" in about else "",
     ]
     return [fact for fact in facts if fact]
@@ -271,8 +280,8 @@ def _last_name(described: Any) -> str:
     return str(called).rpartition(".")[2] if isinstance(called, str) and not called.replace(".", "").isdigit() else str(called)
 
 
-def _methods(results: Results) -> list[dict[str, Any]]:
-    """A row for every method, the best first: its score where it has one, and its mean accuracies."""
+def _methods(results: ROARResults) -> list[dict[str, Any]]:
+    """A row for every method, the best first: its score, if it has one, and its mean accuracies."""
     scores = {score.method: score for score in results.scores()}
     rows = []
     for method in [*scores, *(method for method in results.methods if method not in scores)]:
@@ -282,13 +291,13 @@ def _methods(results: Results) -> list[dict[str, Any]]:
         rows.append(
             {
                 "method": method,
-                "scores": [] if score is None else [_known(v) for v in (score.area, score.interval, score.p, score.p_holm)],
+                "scores": [] if score is None else [_nan_to_none(v) for v in (score.area, score.interval, score.p, score.p_holm)],
                 "variation": float(np.mean(variations)) if variations else None,
-                "accuracies": [_known(float(value)) for value in mean],
+                "accuracies": [_nan_to_none(float(value)) for value in mean],
             }
         )
     return rows
 
 
-def _known(value: float) -> float | None:
+def _nan_to_none(value: float) -> float | None:
     return None if np.isnan(value) else value

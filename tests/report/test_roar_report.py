@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fg_lightning.removal import removal_mask
 from fg_lightning.errors import CannotRun
+from fg_lightning.removal import removal_mask
 from fg_lightning.report import write_report
-from fg_lightning.roar.cell_training import Cell, Result, read_result, write_result
-from fg_lightning.roar.results import Results
+from fg_lightning.roar.results import Cell, CellResult, ROARResults, read_result, write_result
 from tests.helpers.written_runs import Page, decoded, experiment
 
 
@@ -60,7 +59,7 @@ def test_images_stand_behind_their_masks_where_the_folder_holds_them(tmp_path):
 
 def test_the_table_holds_the_scores_and_accuracies(written):
     folder, _, page = written
-    results = Results([read_result(folder, Cell("all", 0.0, seed)) for seed in (0, 1)], "roar", "morf")
+    results = ROARResults([read_result(folder, Cell("all", 0.0, seed)) for seed in (0, 1)], "roar", "morf")
     assert results.accuracies("random")[0].tolist()[0] == 0.9
     values = [attributes["data-value"] for tag, attributes in page.elements if tag == "td" and "data-value" in attributes]
     rows = [values[i * 9 : i * 9 + 9] for i in range(2)]
@@ -94,7 +93,7 @@ def test_an_unfinished_experiment_shows_what_there_is(tmp_path):
     experiment(tmp_path)
     (tmp_path / "cells" / "fullgrad-0.5-1.json").unlink()
     (tmp_path / "cells" / "fullgrad-0.25-1.json").write_text("{")
-    write_result(tmp_path, Result(Cell("random", 0.5, 1), reason="Diverged: the loss is <nan>\nlong trace"))
+    write_result(tmp_path, CellResult(Cell("random", 0.5, 1), reason="Diverged: the loss is <nan>\nlong trace"))
     (tmp_path / "stores" / "random" / "test.ranks").write_bytes(b"12")
     page = Page(write_report(tmp_path))
     assert "1 files in cells/ are damaged" in page.words
