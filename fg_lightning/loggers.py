@@ -1,4 +1,4 @@
-"""One way to log numbers and pictures together, whatever Lightning logger is there."""
+"""Logs numbers and pictures together, with any Lightning logger or a Weights & Biases run."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fg_lightning.visualization.grid import contact_sheet
-from fg_lightning.visualization.overlay import RGB, with_colour_bar
+from fg_lightning.visualization.image_grids import contact_sheet
+from fg_lightning.visualization.saliency_overlay import RGB, add_colour_bar
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures of one moment under one key, ready to be shown.
+    """The pictures of one moment.
 
     Attributes:
-        key: of the pictures.
-        title: what moment it is.
+        key: under which the overlays are logged.
+        title: the moment, in words.
         overlays: [H, W, 3] in 0..255, of one size.
-        captions: one for each, of any number of lines.
+        captions: one for each overlay, of any number of lines.
         table_key: of a table with a row for each overlay.
-        table: its further columns by name, each with a value for each overlay; [H, W, 3] arrays are pictures.
+        table: its other columns by name, each with a value for each overlay; [H, W, 3] arrays are pictures.
         is_signed: whether the maps have negative values.
-        of_run: further pictures, of the whole run up to now, by key; the path of a GIF is an animation.
+        of_run: pictures of the whole run up to now, by key; the path of a GIF is an animation.
     """
 
     key: str
@@ -47,7 +47,7 @@ class Pictures:
 
 
 class Log:
-    """Takes numbers, to any logger; a subclass takes pictures, too.
+    """Logs numbers with any logger. Subclasses log pictures, too.
 
     Args:
         logger: a Lightning logger.
@@ -59,15 +59,15 @@ class Log:
         self.logger = logger
 
     def log(self, numbers: Mapping[str, float], pictures: Pictures | None, step: int) -> None:
-        """Logs what belongs to one step."""
+        """Logs the numbers and pictures of one step."""
         self.logger.log_metrics(dict(numbers), step=step)
 
     def conclude(self, pictures: Mapping[str, Image.Image | Path], step: int) -> None:
-        """Logs pictures and animations of the whole run, by key, apart from any step's numbers."""
+        """Logs pictures and animations of the whole run, by key, without numbers."""
 
 
 class WandbLog(Log):
-    """Weights & Biases: all of a step in one call, overlays with captions and rows for a table that grows."""
+    """Weights & Biases: everything of a step in one call, with captions, and a table that grows."""
 
     takes_pictures = True
 
@@ -79,27 +79,27 @@ class WandbLog(Log):
         if pictures is None:
             return super().log(numbers, pictures, step)
         overlays = [
-            _wandb_image(with_colour_bar(overlay, is_signed=pictures.is_signed), f"{pictures.title}: {caption}".replace("\n", " "))
+            _wandb_image(add_colour_bar(overlay, is_signed=pictures.is_signed), f"{pictures.title}: {caption}".replace("\n", " "))
             for overlay, caption in zip(pictures.overlays, pictures.captions, strict=True)
         ]
-        table = self._with_rows(pictures.table, overlays)
+        table = self._add_rows(pictures.table, overlays)
         of_run = {key: _wandb_media(picture) for key, picture in pictures.of_run.items()}
         self.logger.log_metrics({**numbers, pictures.key: overlays, pictures.table_key: table, **of_run}, step=step)
-        table.data[:] = [()] * len(table.data)  # logged: the table would hold on to every picture of the run
+        table.data[:] = [()] * len(table.data)  # they are logged, and the table would keep every picture of the run
 
     def conclude(self, pictures: Mapping[str, Image.Image | Path], step: int) -> None:
         self.logger.experiment.summary.update({key: _wandb_media(picture) for key, picture in pictures.items()})
 
-    def _with_rows(self, columns: Mapping[str, Sequence[Any]], overlays: Sequence[Any]) -> Any:
-        """The table with a row for each overlay. Before wandb 0.20 tables could not grow: then there is one for each step."""
+    def _add_rows(self, columns: Mapping[str, Sequence[Any]], overlays: Sequence[Any]) -> Any:
+        """The table with a new row for each overlay. Before wandb 0.20 tables could not grow; then each step has a table."""
         import wandb
 
         growing: dict[str, Any] = {"log_mode": "INCREMENTAL"} if "log_mode" in inspect.signature(wandb.Table).parameters else {}
         if self._table is None or not growing:
             self._table = wandb.Table(["overlay", *columns], **growing)
-        for i, shown in enumerate(overlays):
+        for i, overlay in enumerate(overlays):
             values = [column[i] for column in columns.values()]
-            self._table.add_data(shown, *(_wandb_image(value) if isinstance(value, np.ndarray) else value for value in values))
+            self._table.add_data(overlay, *(_wandb_image(value) if isinstance(value, np.ndarray) else value for value in values))
         return self._table
 
 
@@ -116,16 +116,16 @@ def _wandb_media(picture: Image.Image | Path) -> Any:
     return wandb.Video(str(picture), format="gif") if isinstance(picture, Path) else wandb.Image(picture)
 
 
-SHOWN: dict[str, Callable[[Any, str, Image.Image, int], Any]] = {
+PICTURE_LOGGERS: dict[str, Callable[[Any, str, Image.Image, int], Any]] = {
     "TensorBoardLogger": lambda logger, key, p, step: logger.experiment.add_image(key, np.asarray(p), step, dataformats="HWC"),
     "MLFlowLogger": lambda logger, key, p, step: logger.experiment.log_image(logger.run_id, p, key=key, step=step),
     "CometLogger": lambda logger, key, p, step: logger.experiment.log_image(p, name=key, step=step),
 }
-"""How the loggers that take a picture under a key at a step are given it, by the names of their classes."""
+"""Functions that log a picture under a key at a step, by the names of the loggers' classes."""
 
 
 class SheetLog(Log):
-    """A logger whose pictures have no captions: gets all overlays of a step as one picture."""
+    """A logger of pictures without captions: it gets all overlays of a step as one picture."""
 
     takes_pictures = True
 
@@ -144,11 +144,26 @@ class SheetLog(Log):
                 self._show(self.logger, key, picture, step)
 
 
-def log_of(logger: Any) -> Log:
-    """How to log to a Lightning logger. Its kind is told by name: Lightning's loggers exist under two package names."""
+class _RunLogger:
+    """A run of Weights & Biases as Lightning's logger of it, which names the step in the same way."""
+
+    def __init__(self, run: Any) -> None:
+        self.experiment = run
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
+        self.experiment.log({**metrics, "trainer/global_step": step})
+
+
+def log_for(logger: Any) -> Log:
+    """How to log with a Lightning logger or a run of Weights & Biases.
+
+    The names of the logger's classes decide, because Lightning's loggers exist in several packages.
+    """
     for kind in type(logger).__mro__:
         if kind.__name__ == "WandbLogger":
             return WandbLog(logger)
-        if kind.__name__ in SHOWN:
-            return SheetLog(logger, SHOWN[kind.__name__])
+        if kind.__name__ == "Run" and kind.__module__.startswith("wandb."):
+            return WandbLog(_RunLogger(logger))
+        if kind.__name__ in PICTURE_LOGGERS:
+            return SheetLog(logger, PICTURE_LOGGERS[kind.__name__])
     return Log(logger)

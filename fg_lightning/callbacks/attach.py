@@ -1,4 +1,4 @@
-"""Attaches a monitor to a script that knows nothing of it: FG_LIGHTNING=1 python train.py
+"""Attaches a monitor to an unmodified script: FG_LIGHTNING=1 python train.py
 
 Lightning calls `monitors` for every Trainer, through the entry point group `lightning.pytorch.callbacks_factory`.
 """
@@ -17,17 +17,17 @@ OFF = ("", "0", "false", "off", "no")
 ON = ("1", "true", "on", "yes")
 
 _attached: WeakSet[FullGradMonitor] = WeakSet()
-"""What was attached so far: a Trainer adds it to the list of callbacks that it is given, where the next Trainer finds it."""
+"""The monitors attached so far. A Trainer adds its monitor to the script's list of callbacks, where the next Trainer finds it."""
 
 
 def monitors() -> list[FullGradMonitor]:
-    """A monitor, where the environment variable FG_LIGHTNING asks for one.
+    """A monitor if the environment variable FG_LIGHTNING asks for one, else none.
 
-    FG_LIGHTNING=1 takes every default; FG_LIGHTNING="every_n_epochs=5, num_samples=16, psi=signed" says otherwise, in the words of
-    `FullGradMonitor`'s arguments (but for those that no text can say: `probe` and `forward`).
+    FG_LIGHTNING=1 uses the defaults. FG_LIGHTNING="every_n_epochs=5, num_samples=16, psi=signed" sets arguments of
+    `FullGradMonitor`, except `probe` and `forward`, which cannot be given as text.
 
     Raises:
-        ValueError: if an option is none or makes no sense.
+        ValueError: if an option does not exist or makes no sense.
     """
     asked = os.environ.get(VARIABLE, "").strip()
     if asked.lower() in OFF:
@@ -35,22 +35,22 @@ def monitors() -> list[FullGradMonitor]:
     from fg_lightning.callbacks.fullgrad_monitor import FullGradMonitor
 
     try:
-        monitor = FullGradMonitor(**({} if asked.lower() in ON else _options(asked)))
+        monitor = FullGradMonitor(**({} if asked.lower() in ON else _parse_options(asked)))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{VARIABLE}={asked!r} cannot be read: {error}") from None
     monitor.attached_by = VARIABLE
     for earlier in _attached:
         earlier.is_superseded = True
-    count_as_attached(monitor)
+    register(monitor)
     return [monitor]
 
 
-def count_as_attached(monitor: FullGradMonitor) -> None:
-    """Of the monitors that count, the next one that is attached takes the place."""
+def register(monitor: FullGradMonitor) -> None:
+    """Notes an attached monitor; the next one that is attached supersedes it."""
     _attached.add(monitor)
 
 
-def _options(text: str) -> dict[str, Any]:
+def _parse_options(text: str) -> dict[str, Any]:
     """ "every_n_epochs=5, psi=signed" as keyword arguments; a bare word is a string, or true, false, none."""
     import ast
     import inspect
@@ -71,27 +71,27 @@ def _options(text: str) -> dict[str, Any]:
             raise ValueError(f"there is no option {keyword.arg}, only {', '.join(known)}")
         if keyword.arg in options:
             raise ValueError(f"{keyword.arg} is given twice")
-        value = _value(keyword.value)
-        options[keyword.arg] = _switch(value) if isinstance(defaults[keyword.arg].default, bool) else value
+        value = _parse_value(keyword.value)
+        options[keyword.arg] = _parse_switch(value) if isinstance(defaults[keyword.arg].default, bool) else value
     return options
 
 
-def _switch(value: Any) -> Any:
-    """What a word says that switches something on or off; anything else stays as it is."""
+def _parse_switch(value: Any) -> Any:
+    """A word for on or off as a bool; anything else stays as it is."""
     word = str(value).lower()
     return word in ON if word in ON + OFF else value
 
 
-def _value(node: Any) -> Any:
-    """What an option's text stands for; see `_options`."""
+def _parse_value(node: Any) -> Any:
+    """The value of an option; see `_parse_options`."""
     import ast
 
     words = {"true": True, "false": False, "none": None}
     if isinstance(node, ast.Name):
         return words.get(node.id.lower(), node.id)
     if isinstance(node, (ast.List, ast.Tuple)):
-        return [_value(item) for item in node.elts]
+        return [_parse_value(item) for item in node.elts]
     try:
         return ast.literal_eval(node)
     except ValueError:
-        raise ValueError(f"{ast.unparse(node)} is no number, word or list of them") from None
+        raise ValueError(f"{ast.unparse(node)} is not a number, a word or a list of them") from None

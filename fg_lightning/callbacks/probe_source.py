@@ -1,4 +1,4 @@
-"""Where the probe comes from: the loaders of a fit, read without their noticing."""
+"""Where the probe comes from: the loaders of a fit, read without side effects on them."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from fg_lightning.recording.probe import NoProbe, Probe, lacks_images
 
 
 def validation_loader(trainer: Trainer) -> Any:
-    """The first validation loader of a fit; None if there is none, or none that can be had before Lightning has loaded it.
+    """The first validation loader of a fit; None if there is none, or Lightning has not loaded it yet and it cannot be asked for.
 
-    Lightning has, when training starts, unless it neither checks validation nor validates in the first epoch. One process alone
-    may then ask for a loader, several may not: whoever wrote it may have them meet in it.
+    When training starts Lightning has loaded it, unless it skips both the sanity check and the first epoch's validation. A single
+    process may then ask for the loader. Several may not, because the user's code may synchronize them in it.
     """
     if not trainer.enable_validation:
         return None
     loaders = trainer.val_dataloaders
     if loaders is None and trainer.world_size == 1:
-        owner = _owner("val_dataloader", getattr(trainer, "datamodule", None), trainer.lightning_module)
+        owner = _hook_owner("val_dataloader", getattr(trainer, "datamodule", None), trainer.lightning_module)
         if owner is not None:
             loaders = owner.val_dataloader()
-        else:  # they were handed to fit: nobody's code runs when they are loaded now
+        else:  # they were passed to fit: none of the user's code runs when they are loaded now
             trainer.fit_loop.epoch_loop.val_loop.setup_data()
             loaders = trainer.val_dataloaders
     return _first(loaders)
@@ -40,28 +40,28 @@ def training_loader(trainer: Trainer) -> Any:
 
 
 def reads_by_index(loader: Any) -> bool:
-    """Whether samples can be fetched from the loader's data set without reading from the loader itself."""
+    """Whether samples can be read from the loader's data set without reading from the loader itself."""
     if not isinstance(loader, DataLoader) or loader.batch_sampler is None:  # without one, the data set gives whole batches
         return False
     return isinstance(loader.dataset, Sized) and not isinstance(loader.dataset, IterableDataset)
 
 
-def probe_of_loader(
-    loader: DataLoader[Any], size: int, trainer: Trainer, module: LightningModule, *, with_batch: bool = False
+def load_probe(
+    loader: DataLoader[Any], num_samples: int, trainer: Trainer, module: LightningModule, *, with_batch: bool = False
 ) -> Probe:
-    """A probe from the data set of a loader that `reads_by_index`, so that neither its sampler nor its workers notice.
+    """A probe from the data set of a loader that `reads_by_index`. The loader's sampler and workers are not used.
 
-    Samples evenly spread over the data set, or over the part of it that the loader's sampler is bound to, are collated as the
-    loader would, then moved and transformed as a validation batch. Where the loader has workers, one more reads them, so that this
-    process opens no file that the next workers would share.
+    The samples are evenly spread over the data set, or over the part of it that the loader's sampler reads. They are collated as
+    the loader does it, then moved and transformed as a validation batch. If the loader has workers, a separate worker reads the
+    samples, so that this process opens no file that the next workers would share.
 
     Raises:
         NoProbe: if the data set is empty or its batches hold no images.
     """
     indices = _indices(loader)
     if not indices:
-        raise NoProbe("the data set to look at is empty; pass images yourself: FullGradMonitor(probe=(images, labels))")
-    count = min(size, len(indices))
+        raise NoProbe("the data set is empty; pass images yourself: FullGradMonitor(probe=(images, labels))")
+    count = min(num_samples, len(indices))
     chosen = [indices[i * (len(indices) - 1) // max(count - 1, 1)] for i in range(count)]
     workers = {"num_workers": 1, "multiprocessing_context": loader.multiprocessing_context} if loader.num_workers else {}
     reader = DataLoader(
@@ -74,34 +74,34 @@ def probe_of_loader(
     )
     batch = next(iter(reader))
     if lacks_images(batch):
-        return Probe.of_batch(batch, size)  # says so, and the user's hooks do not run for nothing
-    with _validating(trainer):
+        return Probe.from_batch(batch, num_samples)  # raises, before the user's hooks run in vain
+    with _validation_stage(trainer):
         batch = trainer.precision_plugin.convert_input(batch)
-        hooks = _owner("on_before_batch_transfer", getattr(trainer, "datamodule", None), module) or module
-        batch = hooks.on_before_batch_transfer(batch, 0)  # by place, as Lightning does: the user may call it anything
+        hooks = _hook_owner("on_before_batch_transfer", getattr(trainer, "datamodule", None), module) or module
+        batch = hooks.on_before_batch_transfer(batch, 0)  # by position, as Lightning does: the parameter may have any name
         batch = trainer.strategy.batch_to_device(batch, module.device, dataloader_idx=0)
-    return replace(Probe.of_batch(batch, size, with_batch=with_batch), at_once=loader.batch_size)
+    return replace(Probe.from_batch(batch, num_samples, with_batch=with_batch), batch_size=loader.batch_size)
 
 
-def _owner(hook: str, *candidates: Any) -> Any:
-    """The first of the user's objects that has a data hook of its own."""
+def _hook_owner(hook: str, *candidates: Any) -> Any:
+    """The first object whose data hook the user overrode."""
     return next((c for c in candidates if c is not None and not _is_lightnings(getattr(c, hook))), None)
 
 
 def _is_lightnings(hook: Any) -> bool:
-    """Whether it is the method that Lightning gives to every module; a partial, a mock and the like have no such name."""
+    """Whether a hook is Lightning's own method; a partial or a mock has no such name."""
     return str(getattr(hook, "__qualname__", "")).startswith("DataHooks.")
 
 
 def _indices(loader: DataLoader[Any]) -> Any:
-    """What a loader reads of its data set: all, or what a sampler over a part of it is bound to."""
+    """The indices that a loader reads of its data set: all, or those of a sampler over a part of it."""
     indices = getattr(loader.sampler, "indices", None)
     return range(len(loader.dataset)) if indices is None else [int(i) for i in indices]  # type: ignore[arg-type]
 
 
 @contextmanager
-def _validating(trainer: Trainer) -> Iterator[None]:
-    """Batch transforms that ask which stage it is apply what they apply to validation data."""
+def _validation_stage(trainer: Trainer) -> Iterator[None]:
+    """Batch transforms that depend on the stage treat the probe as validation data."""
     stage = trainer.state.stage
     trainer.state.stage = RunningStage.VALIDATING
     try:

@@ -1,1 +1,6 @@
-"""Takes snapshots of a probe while a network trains, and writes them: knows no Lightning."""
+"""Records how saliency changes while a network trains, in any PyTorch loop; nothing here knows Lightning."""
+
+from fg_lightning.recording.probe import NoProbe, Probe
+from fg_lightning.recording.recorder import FullGradRecorder
+
+__all__ = ["FullGradRecorder", "NoProbe", "Probe"]

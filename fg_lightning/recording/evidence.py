@@ -1,6 +1,7 @@
-"""The names that a user's functions use: which losses a training step calls, which transforms a hook applies.
+"""Evidence about the meaning of an output: the losses and metrics that a model uses, and the numbers of classes that it names.
 
-What a module and its data tell about the meaning of an output: losses, metrics, and how many classes they know.
+Models declare none of this in a common place, and their steps cannot be run for it. So the names in the code of their steps are
+read, from the bytecode because source may be missing, and the attributes of their modules.
 """
 
 from __future__ import annotations
@@ -18,42 +19,42 @@ from typing import Any
 from torch import Tensor, nn
 
 FRAMEWORKS = ("torch", "lightning", "pytorch_lightning", "lightning_fabric", "torchmetrics", "torchvision")
-"""Packages whose functions are known by their names: what they call in turn is not looked up."""
+"""Packages whose functions are known by their names: the functions that these call are not read."""
 
 NOT_FOLLOWED = ("forward", "log", "log_dict", "print")
-"""Methods that a step calls, but that decide nothing about its loss."""
+"""Methods that a step calls and that say nothing about its loss."""
 
 MOST_FUNCTIONS = 200
 
 LOSS = re.compile("loss|criterion|entropy|similarity|distance", re.IGNORECASE)
-"""What classes of losses are called."""
+"""Names of the classes of losses."""
 
 
-def attribute(found: Any, name: str) -> Any:
-    """An attribute that is there, or None: an object may make up others when it is asked, and a property may fail.
+def read_attribute(holder: Any, name: str) -> Any:
+    """An attribute that exists, or None: an object may invent others in `__getattr__`, and a property may fail.
 
     Buffers, parameters and children of a module are attributes, too.
     """
-    if not isinstance(getattr_static(found, name, None), property):
-        return _static(found, name)
+    if not isinstance(getattr_static(holder, name, None), property):
+        return _static_attribute(holder, name)
     try:
-        return getattr(found, name)
+        return getattr(holder, name)
     except Exception:
         return None
 
 
-def names_in(owner: Any, methods: Iterable[str], is_known: Callable[[str], bool] = lambda name: False) -> set[str]:
-    """The names that some methods of an object use, and the functions, methods and losses that they call in turn.
+def collect_names(owner: Any, methods: Iterable[str], is_known: Callable[[str], bool] = lambda name: False) -> set[str]:
+    """The names that methods of an object use, and the functions, methods and losses that they call in turn.
 
-    The name of a function or of a class stands beside the name of the attribute that holds it: `self.criterion` is also
-    `CrossEntropyLoss`. Names are read from the code; nothing is called.
+    An attribute adds the name of the function or class that it holds: `self.criterion` is also `CrossEntropyLoss`. Names are read
+    from the code; nothing is called.
 
     Args:
-        owner: of the methods.
-        methods: where to begin.
-        is_known: whether the name of a loss tells all, so that its code is not read.
+        owner: the object.
+        methods: names of its methods.
+        is_known: whether the name of a loss suffices, so that its code is not read.
     """
-    waiting = [(owner, function) for name in methods if (function := _function(_static(owner, name))) is not None]
+    waiting = [(owner, function) for name in methods if (function := _python_function(_static_attribute(owner, name))) is not None]
     seen: set[CodeType] = set()
     names: set[str] = set()
     while waiting and len(seen) < MOST_FUNCTIONS:
@@ -64,9 +65,9 @@ def names_in(owner: Any, methods: Iterable[str], is_known: Callable[[str], bool]
         used = set(_names_of_code(function.__code__))
         names |= used
         for name in used.difference(NOT_FOLLOWED):
-            for value in (_static(holder, name), function.__globals__.get(name)):
+            for value in (_static_attribute(holder, name), function.__globals__.get(name)):
                 names |= _own_names(value)
-                called = _function(_static(value, "forward") if is_loss(value) else value)
+                called = _python_function(_static_attribute(value, "forward") if is_loss(value) else value)
                 is_told = is_loss(value) and is_known(type(value).__name__)
                 if called is not None and not is_told and not _is_of_a_framework(called):
                     waiting.append((value if is_loss(value) else holder, called))
@@ -74,23 +75,23 @@ def names_in(owner: Any, methods: Iterable[str], is_known: Callable[[str], bool]
 
 
 def is_loss(value: Any) -> bool:
-    """Whether it is a module that is called like a loss."""
+    """Whether a value is a module with the name of a loss."""
     return isinstance(value, nn.Module) and LOSS.search(type(value).__name__) is not None
 
 
-def _static(found: Any, name: str) -> Any:
-    """An attribute that is there without asking the object for it; None for a property."""
-    value = getattr_static(found, name, None)
+def _static_attribute(holder: Any, name: str) -> Any:
+    """An attribute that exists without any code of the object being run; None for a property."""
+    value = getattr_static(holder, name, None)
     if isinstance(value, property):
         return None
-    if value is None and isinstance(found, nn.Module):
-        tables = (vars(found).get(table) for table in ("_modules", "_buffers", "_parameters"))
+    if value is None and isinstance(holder, nn.Module):
+        tables = (vars(holder).get(table) for table in ("_modules", "_buffers", "_parameters"))
         return next((table[name] for table in tables if table and name in table), None)
     return value
 
 
 def _names_of_code(code: CodeType) -> Iterator[str]:
-    """The names in a function and in those within it, and "matmul" for the operator @."""
+    """The names in a function and in the functions within it, and "matmul" for the operator @."""
     yield from code.co_names
     if any(step.opname == "BINARY_MATRIX_MULTIPLY" or step.argrepr == "@" for step in dis.get_instructions(code)):
         yield "matmul"
@@ -99,7 +100,7 @@ def _names_of_code(code: CodeType) -> Iterator[str]:
             yield from _names_of_code(constant)
 
 
-def _function(value: Any) -> FunctionType | None:
+def _python_function(value: Any) -> FunctionType | None:
     """The Python function behind a method, a partial or a decorator; None if there is none."""
     while isinstance(value, partial):
         value = value.func
@@ -112,7 +113,7 @@ def _function(value: Any) -> FunctionType | None:
 
 
 def _own_names(value: Any) -> set[str]:
-    """What a function, class or loss is called; nothing for other objects."""
+    """The name of a function, class or loss; nothing for other objects."""
     while isinstance(value, partial):
         value = value.func
     if is_loss(value):
@@ -130,7 +131,7 @@ COUNTS = (
     *("num_classes", "n_classes", "nb_classes", "num_class", "n_class", "nclasses", "number_of_classes", "out_classes"),
     *("num_labels", "n_labels", "classes", "class_names", "label_names", "labels"),
 )
-"""What modules call the number of their classes, or the list of them."""
+"""Attributes that hold the number of classes, or the list of them."""
 
 KINDS: dict[str, re.Pattern[str]] = {
     "embeddings": re.compile(
@@ -156,8 +157,8 @@ KINDS: dict[str, re.Pattern[str]] = {
         re.IGNORECASE,
     ),
 }
-"""What the names of losses say the output is for: vectors that are compared, logits of yes or no, their probabilities, classes,
-numbers."""
+"""The kind of output that a loss is for, by the loss's name: vectors that are compared, logits of yes or no, their probabilities,
+classes, numbers."""
 
 STEPS = ("training_step", "validation_step")
 
@@ -166,11 +167,11 @@ STEPS = ("training_step", "validation_step")
 class Evidence:
     """
     Attributes:
-        kinds: of `KINDS`, those that the losses and metrics speak of; also "binary" and "labels", of metrics alone.
-        counts: how many classes the module, its metrics or the user speak of.
-        heads: likewise the networks in the module, whose own number may be out of use.
-        of_data: likewise the data set, of which a network may tell more classes apart.
-        layers: of linear layers what goes in and what comes out.
+        kinds: those of `KINDS` that losses and metrics are for; also "binary" and "labels", of metrics alone.
+        counts: numbers of classes that the module, its metrics or the user name.
+        heads: numbers of classes that the networks in the module name; a network's own number may be out of use.
+        of_data: numbers of classes that the data set names; a network may distinguish more.
+        layers: (in_features, out_features) of the linear layers.
         ends_in_sigmoid: whether the network may give probabilities.
     """
 
@@ -182,81 +183,82 @@ class Evidence:
     ends_in_sigmoid: bool = False
 
     def knows(self, count: int) -> bool:
-        """Whether something speaks of so many classes."""
+        """Whether anything names this number of classes."""
         return count in self.counts or count in self.heads or count in self.of_data
 
-    def has_head_behind(self, count: int, seen: int) -> bool:
-        """Whether a layer takes so many numbers and gives fewer, but enough for the classes that were seen."""
-        return any(taken == count and seen <= given < count for taken, given in self.layers)
+    def has_head_behind(self, count: int, num_seen: int) -> bool:
+        """Whether a linear layer takes `count` numbers and gives fewer, but at least `num_seen`."""
+        return any(inputs == count and num_seen <= outputs < count for inputs, outputs in self.layers)
 
     def is_for(self, *kinds: str) -> bool:
-        """Whether a loss or metric speaks of one of the kinds."""
+        """Whether a loss or metric is for one of the kinds."""
         return not self.kinds.isdisjoint(kinds)
 
     @classmethod
-    def of(cls, module: nn.Module, data_counts: Iterable[int] = (), given: Iterable[int] = ()) -> Evidence:
-        """From a module, which is only read, and the numbers of classes that its data and the user speak of."""
-        names = names_in(module, STEPS, lambda name: bool(_kinds_of(name)))
-        kinds = {kind for name in names for kind in _kinds_of(name)}
-        kinds |= {"embeddings" for base in type(module).__mro__ if "embeddings" in _kinds_of(base.__name__)}
-        counts, heads = {*given, *_counts_of(module), *_counts_of(attribute(module, "_hparams"))}, set()
+    def from_model(cls, module: nn.Module, data_counts: Iterable[int] = (), user_counts: Iterable[int] = ()) -> Evidence:
+        """Reads a module, without calling it, and adds the numbers of classes that its data and the user name."""
+        names = collect_names(module, STEPS, lambda name: bool(_loss_kinds(name)))
+        kinds = {kind for name in names for kind in _loss_kinds(name)}
+        kinds |= {"embeddings" for base in type(module).__mro__ if "embeddings" in _loss_kinds(base.__name__)}
+        counts, heads = {*user_counts, *_class_counts(module), *_class_counts(read_attribute(module, "_hparams"))}, set()
         layers = {(m.in_features, m.out_features) for m in module.modules() if isinstance(m, nn.Linear)}
-        for child in _told_apart(module):
+        for child in _modules_to_read(module):
             if type(child).__module__.startswith("torchmetrics"):
-                kinds |= _kinds_of_metric(child)
-                counts |= set(_counts_of(child))
+                kinds |= _metric_kinds(child)
+                counts |= set(_class_counts(child))
             elif is_loss(child):
-                kinds |= set(_kinds_of(type(child).__name__))
-                counts |= _weighted_classes(child)
+                kinds |= set(_loss_kinds(type(child).__name__))
+                counts |= _weight_counts(child)
             elif child is not module:
-                config = attribute(child, "config")
-                heads |= {*_counts_of(child), *_counts_of(config)}
-                kinds |= set(_kinds_of_head(type(child).__name__, config))
-        ends_in_sigmoid = "sigmoid" in names_in(module, ("forward",)) or any(isinstance(m, nn.Sigmoid) for m in module.modules())
+                config = read_attribute(child, "config")
+                heads |= {*_class_counts(child), *_class_counts(config)}
+                kinds |= set(_head_kinds(type(child).__name__, config))
+        has_sigmoid = any(isinstance(child, nn.Sigmoid) for child in module.modules())
+        ends_in_sigmoid = has_sigmoid or "sigmoid" in collect_names(module, ("forward",))
         numbers = frozenset(counts), frozenset(heads), frozenset(data_counts)
         return cls(frozenset(kinds), *numbers, frozenset(layers), ends_in_sigmoid)
 
 
-def _told_apart(module: nn.Module) -> Iterator[nn.Module]:
-    """The modules in a module, without what losses are made of whose names tell all."""
-    known = {child for child in module.modules() if is_loss(child) and _kinds_of(type(child).__name__)}
+def _modules_to_read(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules in a module, without the parts of losses whose names suffice."""
+    known = {child for child in module.modules() if is_loss(child) and _loss_kinds(type(child).__name__)}
     inside = {child for loss in known for child in loss.modules() if child is not loss}
     return (child for child in module.modules() if child not in inside)
 
 
-def _kinds_of(name: str) -> list[str]:
+def _loss_kinds(name: str) -> list[str]:
     return [kind for kind, pattern in KINDS.items() if pattern.search(name)]
 
 
-def _kinds_of_head(name: str, config: Any) -> list[str]:
-    """What a network of Hugging Face's is for, by its class and its configuration."""
+def _head_kinds(name: str, config: Any) -> list[str]:
+    """The kind of output of a Hugging Face network, by its class and its configuration."""
     problem = {"regression": "numbers", "multi_label_classification": "logits", "single_label_classification": "classes"}
     kind = problem.get(getattr(config, "problem_type", None) or "")
     if kind is not None:
         return [kind]
-    return _kinds_of(name) if "For" in name else []
+    return _loss_kinds(name) if "For" in name else []
 
 
-def _weighted_classes(loss: nn.Module) -> set[int]:
-    """The number of classes that a loss has weights for."""
-    weight = attribute(loss, "weight")
+def _weight_counts(loss: nn.Module) -> set[int]:
+    """The number of classes for which a loss has weights."""
+    weight = read_attribute(loss, "weight")
     is_of_classes = isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss)) and isinstance(weight, Tensor)
     return {len(weight)} if is_of_classes else set()
 
 
-def _kinds_of_metric(metric: nn.Module) -> set[str]:
+def _metric_kinds(metric: nn.Module) -> set[str]:
     name = type(metric).__name__
     prefixes = {"Multiclass": "classes", "Multilabel": "labels", "Binary": "binary"}
     kinds = {kind for prefix, kind in prefixes.items() if name.startswith(prefix)}
     return kinds | {"numbers"} if type(metric).__module__.startswith("torchmetrics.regression") else kinds
 
 
-def _counts_of(holder: Any) -> Iterator[int]:
-    """The numbers of classes that stand in the attributes of an object, or the items of a mapping."""
+def _class_counts(holder: Any) -> Iterator[int]:
+    """The numbers of classes in the attributes of an object, or the items of a mapping."""
     if holder is None:
         return
     for name in COUNTS:
-        value = holder.get(name) if isinstance(holder, Mapping) else attribute(holder, name)
+        value = holder.get(name) if isinstance(holder, Mapping) else read_attribute(holder, name)
         if isinstance(value, int) and not isinstance(value, bool) and value > 1:
             yield value
         elif isinstance(value, Sequence) and not isinstance(value, str) and value and all(isinstance(v, str) for v in value):

@@ -1,19 +1,15 @@
-"""What a network says of an image, in words.
-
-What an output means: classes, several labels, a logit, regions or a number. Evidence decides; without any it is a number.
-"""
+"""What an output means: classes, several labels, a logit, regions or a number. Evidence decides; without any it is a number."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fg_lightning.fullgrad.target import TargetError
+from fg_lightning.fullgrad import TargetError
 from fg_lightning.recording.evidence import Evidence
 from fg_lightning.recording.task import (
     Binary,
@@ -27,66 +23,28 @@ from fg_lightning.recording.task import (
     is_zero_or_one,
 )
 
-
-@dataclass(frozen=True)
-class ClassNames:
-    """
-    Attributes:
-        names: of the classes, None where they have none.
-        are_classes: whether integers are classes, and not numbers like any other.
-    """
-
-    names: Sequence[str] | None = None
-    are_classes: bool = True
-
-    def named(self, answer: float | None) -> str:
-        """A class by its name, as 1.0 for class 1, too; another number as it is, also one that is no class, such as -100."""
-        if answer is None:
-            return ""
-        if isinstance(answer, float) and not (self.are_classes and answer.is_integer()):
-            return f"{answer:.4g}"
-        answer = int(answer)
-        if not self.are_classes or answer < 0 or (self.names and answer >= len(self.names)):
-            return str(answer)
-        return self.names[answer] if self.names else f"class {answer}"
-
-    def answer(self, predicted: float | None, confidence: float | None) -> str:
-        """What the network says of an image, and how surely."""
-        return self.named(predicted) if confidence is None else f"{self.named(predicted)} {confidence:.0%}"
-
-    def caption(self, label: float | None, explained: float | None, predicted: float | None, confidence: float | None) -> str:
-        """What is explained, and below it what the network says of the image."""
-        of = self.named(label if explained is None else explained)
-        if of and not self.are_classes and explained is None:
-            of = f"label {of}"
-        if None not in (label, explained) and label != explained:
-            of = f"{of} (label {self.named(label)})"
-        says = "" if predicted is None else f"→ {self.answer(predicted, confidence)}"
-        return "\n".join(line for line in (of, says) if line)
-
-
 LIKELY = 1e-2
-"""How probable the highest label must be, if labels are drawn from as many classes as the output has entries."""
+"""Smallest probability of the highest label, if labels were drawn from as many classes as the output has entries."""
 
 ENOUGH = 16
-"""So many scores of every image in 0..1 are no accident."""
+"""This many scores of every image in 0..1 are not an accident."""
 
 IGNORED = 255
-"""By convention no class, as are numbers below 0."""
+"""By convention not a class, like numbers below 0."""
 
 YES_OR_NO = ("labels", "logits", "probabilities")
-"""Kinds of losses and metrics for outputs whose every entry is a class of its own."""
+"""Kinds of losses and metrics for outputs in which each entry is decided by itself."""
 
 SHAPES = {"classes": "[N, K]", "labels": "[N, K]", "logit": "[N] or [N, 1]", "regions": "[N, K, *S]", "number": "[N, ...]"}
-"""Of the outputs that the user may call so."""
+"""Shapes of the outputs to which the user may give a task."""
 
 
 class Meaning(NamedTuple):
     """
     Attributes:
         task: what is explained.
-        labels: which of the candidates go with it; None if none.
-        assumed: a sentence about what the evidence does not decide; None if it decides.
+        labels: index of the candidates that go with it; None if none.
+        assumed: a sentence about what the evidence leaves open; None if it decides.
     """
 
     task: Task
@@ -94,7 +52,7 @@ class Meaning(NamedTuple):
     assumed: str | None = None
 
 
-def task_of(
+def infer_task(
     scores: Tensor,
     images: Tensor,
     candidates: Sequence[Tensor],
@@ -102,55 +60,55 @@ def task_of(
     *,
     of_all: Sequence[Tensor] | None = None,
 ) -> Meaning:
-    """What an output means, as its shape, what may be its labels, and the evidence tell.
+    """Infers what an output means from its shape, the possible labels and the evidence.
 
     Args:
         scores: the model's output, [N] or [N, ...].
-        images: [N, C, *S], what it was given.
-        candidates: tensors of N rows, the likeliest first.
+        images: the model's input, [N, C, *S].
+        candidates: possible labels, tensors of N rows, the likeliest first.
         evidence: of the module and its data.
-        of_all: the candidates for all images, where these are some of them.
+        of_all: the candidates for all images, if these are a part of them.
     """
     evidence = evidence or Evidence()
-    labels = Labels(scores, images, candidates, of_all or candidates)
+    labels = LabelCandidates(scores, images, candidates, of_all or candidates)
     if math.prod(scores.shape[1:]) == 1:
-        return _of_one_number(scores, labels, evidence)
-    return _of_a_vector(scores, labels, evidence) if scores.ndim == 2 else _of_a_plane(scores, labels, evidence)
+        return _infer_from_number(scores, labels, evidence)
+    return _infer_from_vector(scores, labels, evidence) if scores.ndim == 2 else _infer_from_plane(scores, labels, evidence)
 
 
-def task_as_told(
+def task_by_name(
     name: str, scores: Tensor, images: Tensor, candidates: Sequence[Tensor], evidence: Evidence | None = None
 ) -> Meaning:
     """The task that the user chose, with the labels that fit it.
 
     Raises:
-        TargetError: if the output has no shape for it.
+        TargetError: if the output does not have the shape of the task.
     """
-    labels, evidence = Labels(scores, images, candidates, candidates), evidence or Evidence()
+    labels, evidence = LabelCandidates(scores, images, candidates, candidates), evidence or Evidence()
     is_one, is_vector = math.prod(scores.shape[1:]) == 1, scores.ndim == 2
     has_shape = {"classes": is_vector and not is_one, "labels": is_vector, "logit": is_one, "regions": scores.ndim > 2}
     if not has_shape.get(name, True):
         raise TargetError(f'task="{name}" needs an output {SHAPES[name]}, but the output has shape {list(scores.shape)}')
     are_probabilities = _are_probabilities(scores, evidence)
     if name == "classes":
-        return Meaning(Classes(), _first_of(labels.classes(), labels.matrix()))
+        return Meaning(Classes(), _first(labels.classes(), labels.matrix()))
     if name == "labels":
         task = SeveralProbabilities() if are_probabilities else SeveralClasses()
-        return Meaning(task, _first_of(labels.matrix(), labels.classes()))
+        return Meaning(task, _first(labels.matrix(), labels.classes()))
     if name == "logit":
         return Meaning(Probability() if are_probabilities else Binary(), labels.single())
     if name == "regions":
-        return Meaning(Regions(), _first_of(labels.maps(), labels.classes()))
+        return Meaning(Regions(), _first(labels.maps(), labels.classes()))
     return Meaning(Task(), 0 if candidates else None)
 
 
-class Labels:
-    """What may be the labels of an output.
+class LabelCandidates:
+    """The tensors that may be the labels of an output.
 
-    Every method gives the place of the likeliest candidate of one shape, None if none has it.
+    Each method returns the index of the likeliest candidate of one shape, None if none has it.
 
     Args:
-        scores, images, candidates, of_all: see `task_of`.
+        scores, images, candidates, of_all: see `infer_task`.
     """
 
     def __init__(self, scores: Tensor, images: Tensor, candidates: Sequence[Tensor], of_all: Sequence[Tensor]) -> None:
@@ -164,7 +122,7 @@ class Labels:
         return self._first(lambda t: t.shape == (len(self.scores),))
 
     def classes(self) -> int | None:
-        """One integer each, those before others that fit classes of the output: all, or else some of them."""
+        """One integer each. Candidates whose labels all fit classes of the output go first, then those of which some do."""
         n = len(self.scores)
         integers = [i for i, t in enumerate(self.candidates) if t.shape == (n,) and not t.is_floating_point()]
         fitting = [i for i in integers if bool(fits_classes(self.candidates[i], self.scores).any())]
@@ -172,7 +130,7 @@ class Labels:
         return next(iter([*entirely, *fitting, *integers]), None)
 
     def matrix(self) -> int | None:
-        """Of the output's shape."""
+        """The output's shape."""
         return self._first(lambda t: t.shape == self.scores.shape)
 
     def maps(self) -> int | None:
@@ -189,14 +147,14 @@ class Labels:
         return self._first(fits)
 
     def spatial(self) -> int | None:
-        """Anything that is more than a vector for each image."""
+        """More than a vector for each image."""
         return self._first(lambda t: t.ndim > 2)
 
     def _first(self, fits: Callable[[Tensor], bool]) -> int | None:
         return next((i for i, labels in enumerate(self.candidates) if fits(labels)), None)
 
 
-def _of_one_number(scores: Tensor, labels: Labels, evidence: Evidence) -> Meaning:
+def _infer_from_number(scores: Tensor, labels: LabelCandidates, evidence: Evidence) -> Meaning:
     """[N] or [N, 1]."""
     which = labels.single()
     if which is None or not is_zero_or_one(labels.of_all[which]) or _are_of_more_classes(labels.of_all[which], evidence):
@@ -212,34 +170,34 @@ def _of_one_number(scores: Tensor, labels: Labels, evidence: Evidence) -> Meanin
         task = Binary()
     else:
         task, is_sure = Task(), False
-    return Meaning(task, which) if is_sure else _assumed(task, which, scores)
+    return Meaning(task, which) if is_sure else _guess(task, which, scores)
 
 
 def _are_of_more_classes(labels: Tensor, evidence: Evidence) -> bool:
-    """Whether integers that are 0 or 1 in the images looked at are others elsewhere in the data; truth values are uint8 here."""
-    is_of_classes = not labels.is_floating_point() and labels.dtype is not torch.uint8
-    return is_of_classes and bool(evidence.of_data) and min(evidence.of_data) > 2
+    """Whether integers that are 0 or 1 in the probe have other values elsewhere in the data. Booleans are uint8 here."""
+    is_classes_task = not labels.is_floating_point() and labels.dtype is not torch.uint8
+    return is_classes_task and bool(evidence.of_data) and min(evidence.of_data) > 2
 
 
-def _of_a_vector(scores: Tensor, labels: Labels, evidence: Evidence) -> Meaning:
+def _infer_from_vector(scores: Tensor, labels: LabelCandidates, evidence: Evidence) -> Meaning:
     """[N, K]."""
     matrix, classes = labels.matrix(), labels.classes()
     if matrix is not None and (classes is None or not bool(fits_classes(labels.of_all[classes], scores).any())):
-        return _of_a_matrix(scores, labels, matrix, evidence)
+        return _infer_from_matrix(scores, labels, matrix, evidence)
     if classes is not None:
-        return _if_classes(_of_classes(scores, evidence), scores, labels, classes, evidence)
+        return _classes_or_number(_classes_task(scores, evidence), scores, labels, classes, evidence)
     numbers = labels.single()
-    return _without_labels(Classes(), scores, evidence) if numbers is None else Meaning(Task(), numbers)
+    return _infer_without_labels(Classes(), scores, evidence) if numbers is None else Meaning(Task(), numbers)
 
 
-def _of_classes(scores: Tensor, evidence: Evidence) -> Task:
-    """The task of scores with one label for each image, which a loss of yes or no may train each by itself."""
+def _classes_task(scores: Tensor, evidence: Evidence) -> Task:
+    """The task of scores with one label for each image; a loss of yes or no may train each score by itself."""
     if not evidence.is_for("logits", "probabilities") or evidence.is_for("classes"):
         return Classes()
     return SeveralProbabilities() if _are_probabilities(scores, evidence) else SeveralClasses()
 
 
-def _of_a_matrix(scores: Tensor, labels: Labels, which: int, evidence: Evidence) -> Meaning:
+def _infer_from_matrix(scores: Tensor, labels: LabelCandidates, which: int, evidence: Evidence) -> Meaning:
     """[N, K] with labels of the same shape."""
     rows = labels.of_all[which].float()
     is_regression = evidence.is_for("numbers", "embeddings") and not evidence.is_for("classes", *YES_OR_NO)
@@ -250,34 +208,36 @@ def _of_a_matrix(scores: Tensor, labels: Labels, which: int, evidence: Evidence)
         return Meaning(Classes(), which)
     if is_binary or is_yes_or_no:
         return Meaning(SeveralProbabilities() if _are_probabilities(scores, evidence) else SeveralClasses(), which)
-    return _assumed(Task(), which, scores)
+    return _guess(Task(), which, scores)
 
 
-def _of_a_plane(scores: Tensor, labels: Labels, evidence: Evidence) -> Meaning:
+def _infer_from_plane(scores: Tensor, labels: LabelCandidates, evidence: Evidence) -> Meaning:
     """[N, K, *S], an image or tokens."""
     maps, others = labels.maps(), labels.spatial()
     if scores.ndim != labels.images.ndim or (maps is None and (scores.shape == labels.images.shape or others is not None)):
         return Meaning(Task(), others)
     if maps is None:
-        return _without_labels(Regions(), scores, evidence)
+        return _infer_without_labels(Regions(), scores, evidence)
     if evidence.is_for("numbers") and not evidence.is_for("classes", "binary", *YES_OR_NO):
         return Meaning(Task(), maps)
     found = labels.of_all[maps]
     is_one_hot = found.ndim == scores.ndim and found.shape[1] == scores.shape[1]
     return (
-        Meaning(Regions(), maps) if is_one_hot or scores.shape[1] == 1 else _if_classes(Regions(), scores, labels, maps, evidence)
+        Meaning(Regions(), maps)
+        if is_one_hot or scores.shape[1] == 1
+        else _classes_or_number(Regions(), scores, labels, maps, evidence)
     )
 
 
-def _without_labels(task: Task, scores: Tensor, evidence: Evidence) -> Meaning:
-    """A task of classes if something knows as many classes as the output has entries, else a number."""
+def _infer_without_labels(task: Task, scores: Tensor, evidence: Evidence) -> Meaning:
+    """A task of classes if the evidence names as many classes as the output has entries, else a number."""
     if evidence.is_for("numbers", "embeddings") and not evidence.is_for("classes", *YES_OR_NO):
         return Meaning(Task(), None)
-    return Meaning(task, None) if evidence.knows(scores.shape[1]) else _assumed(Task(), None, scores)
+    return Meaning(task, None) if evidence.knows(scores.shape[1]) else _guess(Task(), None, scores)
 
 
-def _if_classes(task: Task, scores: Tensor, labels: Labels, which: int, evidence: Evidence) -> Meaning:
-    """A task of classes if the output's entries are the classes that some labels speak of, else a number."""
+def _classes_or_number(task: Task, scores: Tensor, labels: LabelCandidates, which: int, evidence: Evidence) -> Meaning:
+    """A task of classes if the output's entries are the classes of the labels, else a number."""
     found = labels.of_all[which]
     count = scores.shape[1]
     if found.ndim == 1 and found.unique().tolist() == list(range(1, count + 1)):
@@ -285,14 +245,14 @@ def _if_classes(task: Task, scores: Tensor, labels: Labels, which: int, evidence
         return Meaning(task, None, f"{note}, so the labels are left out, and the class that is predicted first is explained")
     fitting = found[fits_classes(found, scores)]
     if found.ndim == 1 and bool((found == count).any()) and evidence.knows(count + 1):  # thresholds between ordered classes
-        return _assumed(Task(), which, scores)
+        return _guess(Task(), which, scores)
     are_classes, is_sure = _are_classes(count, fitting if found.ndim == 1 else fitting.unique(), evidence)
     task = task if are_classes else Task()
-    return Meaning(task, which) if is_sure else _assumed(task, which, scores)
+    return Meaning(task, which) if is_sure else _guess(task, which, scores)
 
 
 def _are_classes(count: int, labels: Tensor, evidence: Evidence) -> tuple[bool, bool]:
-    """Whether so many entries are the classes that labels, all below their number, speak of; and whether that is sure."""
+    """Whether `count` entries are the classes of labels that are all below `count`; and whether that is sure."""
     is_for_classes = evidence.is_for("classes", *YES_OR_NO)
     if evidence.is_for("numbers", "embeddings") and not is_for_classes:
         return False, not evidence.knows(count)
@@ -319,14 +279,14 @@ def _are_in_range(scores: Tensor) -> bool:
 
 
 def _are_probabilities(scores: Tensor, evidence: Evidence) -> bool:
-    """Whether scores of yes or no are in 0..1 and something tells that they are no logits."""
+    """Whether scores of yes or no are in 0..1, and evidence says that they are not logits."""
     if not _are_in_range(scores) or evidence.is_for("logits"):
         return False
     is_no_accident = math.prod(scores.shape[1:]) >= ENOUGH
     return evidence.is_for("probabilities") or evidence.ends_in_sigmoid or is_no_accident
 
 
-def _assumed(task: Task, which: int | None, scores: Tensor) -> Meaning:
+def _guess(task: Task, which: int | None, scores: Tensor) -> Meaning:
     """A guess, with the sentence about it."""
     is_one = math.prod(scores.shape[1:]) == 1
     names = ("number", "logit") if is_one else ("number", "classes", "labels") if scores.ndim == 2 else ("number", "regions")
@@ -336,9 +296,9 @@ def _assumed(task: Task, which: int | None, scores: Tensor) -> Meaning:
         task,
         which,
         f"labels, losses and metrics do not tell what the output [{shape}] is. It is assumed to be {task.words}. "
-        f'Pass FullGradMonitor(task="{task.name}") if that is right, else task={others}',
+        f'Pass task="{task.name}" if that is right, else task={others}',
     )
 
 
-def _first_of(*found: int | None) -> int | None:
+def _first(*found: int | None) -> int | None:
     return next((which for which in found if which is not None), None)

@@ -1,7 +1,4 @@
-"""Batches that hold a list of images instead of one tensor, as detectors take them.
-
-The probe: the held-out images that the monitor looks at, the same ones all through training.
-"""
+"""The probe: the held-out images that are explained all through training, as a batch or the user gives them."""
 
 from __future__ import annotations
 
@@ -9,17 +6,16 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
-from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
-HOW_TO_WATCH_A_DETECTOR = (
-    "pass images of one size, how the module is called and what is explained: FullGradMonitor(probe=images, "
-    "forward=lambda module, batch: module(list(batch)), target=function from the output to a tensor [N]); "
+HOW_TO_EXPLAIN_A_DETECTOR = (
+    "pass images of one size, how the module is called and what is explained: probe=images, "
+    "forward=lambda module, batch: module(list(batch)), target=function from the output to a tensor [N]; "
     "see examples/watch_a_detector.py"
 )
 
@@ -27,14 +23,14 @@ CHANNELS = (1, 3, 4)
 """Of an image: a tensor of three dimensions that begins with another number is a batch of signals."""
 
 SMALLEST = 16
-"""Pixels of an image that nothing else tells from a batch of signals."""
+"""Number of pixels on a side from which a tensor counts as an image, if nothing else tells it from a batch of signals."""
 
 LISTS = ("NestedTensor", "ImageList")
 """Classes that hold images of different sizes, padded: DETR's, torchvision's and detectron2's."""
 
 
-def list_of_images(batch: Any) -> str | None:
-    """What is found, in words, if a batch is or holds a list of images; None if it does not.
+def describe_image_list(batch: Any) -> str | None:
+    """Describes the list of images that a batch is or holds, as detectors take it; None if there is none.
 
     Args:
         batch: what a loader gives.
@@ -74,7 +70,7 @@ def _is_list(items: Sequence[Any], together: Sequence[Any]) -> bool:
 
 
 def _image_of(item: Any) -> Tensor | None:
-    """An image [C, H, W], alone or with its target; None if it is none."""
+    """The image [C, H, W] of an item that is one, alone or with its target; None for other items."""
     if isinstance(item, (tuple, list)):
         item = item[0] if len(item) == 2 and not isinstance(item[0], (tuple, list)) else None
     is_image = isinstance(item, Tensor) and not item.is_nested and item.ndim == 3 and item.shape[0] in CHANNELS
@@ -83,10 +79,10 @@ def _image_of(item: Any) -> Tensor | None:
 
 def are_detections(output: Any) -> bool:
     """Whether an output is a list of mappings, one for each image, as detectors give it."""
-    return isinstance(output, (list, tuple)) and bool(output) and all(isinstance(found, Mapping) for found in output)
+    return isinstance(output, (list, tuple)) and bool(output) and all(isinstance(item, Mapping) for item in output)
 
 
-def parts_of(output: Any) -> dict[str, Tensor]:
+def tensor_parts(output: Any) -> dict[str, Tensor]:
     """The tensors of an output of several parts, by name or place, without those of no dimension; empty for a tensor."""
     if isinstance(output, Mapping):
         parts = dict(output)
@@ -97,9 +93,9 @@ def parts_of(output: Any) -> dict[str, Tensor]:
     return {str(name): value for name, value in parts.items() if isinstance(value, Tensor) and value.ndim > 0}
 
 
-def other_parts(output: Any) -> str | None:
-    """What else an output holds of which one tensor is explained, in words; None if nothing, or if a name makes that one clear."""
-    parts = parts_of(output)
+def describe_parts(output: Any) -> str | None:
+    """A note about an output of several tensors, of which the first is explained; None if there is one, or a name decides."""
+    parts = tensor_parts(output)
     if len(parts) < 2 or not parts.keys().isdisjoint(("logits", "out")):
         return None
     names = ", ".join(parts)
@@ -107,7 +103,19 @@ def other_parts(output: Any) -> str | None:
 
 
 class NoProbe(ValueError):
-    """There are no images to look at; the message says why and what to do."""
+    """There are no images to explain; the message says why and what to do."""
+
+
+@runtime_checkable
+class Movable(Protocol):
+    """Anything that its method `to` moves to a device, such as a tensor."""
+
+    def to(self, device: torch.device | str) -> Any: ...
+
+
+def _move(data: Any, device: torch.device | str) -> Any:
+    moved = data.to(device)
+    return data if moved is None else moved  # a `to` that works in place
 
 
 @dataclass(frozen=True)
@@ -116,11 +124,12 @@ class Probe:
 
     Attributes:
         images: [N, C, *S], as the model takes them.
-        labels: a class or a number for each, [N], several of them, [N, K], or a label map, [N, *S]; None where there are none.
-        others: further tensors of the batch that may be the labels; which one is, the model's output will tell.
-        batch: the batch that the images are part of, where a `forward` takes it.
-        place: which of its tensors the images are.
-        at_once: how many images to look at in one pass, None for all.
+        labels: a class or a number for each, [N], several of them, [N, K], or a label map, [N, *S]; None if there are none.
+        others: further tensors of the batch that may be the labels. The model's output decides which one is.
+        batch: the batch that the images are part of, if a `forward` takes it.
+        place: index of the images among the tensors of the batch.
+        batch_size: how many images to explain in one pass; None for all.
+        is_given: whether the user chose the images.
     """
 
     images: Float[Tensor, "n c *s"]
@@ -128,15 +137,17 @@ class Probe:
     others: tuple[Tensor, ...] = ()
     batch: Any = None
     place: int = 0
-    at_once: int | None = None
+    batch_size: int | None = None
+    is_given: bool = False
 
     def __len__(self) -> int:
         return len(self.images)
 
     def to(self, device: torch.device | str) -> Probe:
-        """The same probe elsewhere."""
-        moved = move_data_to_device([self.images, self.labels, self.others, self.batch], torch.device(device))
-        return Probe(*moved, place=self.place, at_once=self.at_once)
+        """The same probe on another device."""
+        names = ("images", "labels", "others", "batch")
+        moved = {name: apply_to_collection(getattr(self, name), Movable, lambda data: _move(data, device)) for name in names}
+        return replace(self, **moved)
 
     @property
     def candidates(self) -> tuple[Tensor, ...]:
@@ -144,8 +155,8 @@ class Probe:
         return () if self.labels is None else (self.labels, *self.others)
 
     def parts(self) -> list[Probe]:
-        """The probe in parts of at most `at_once` images, without their batch."""
-        step = self.at_once or len(self)
+        """The probe in parts of at most `batch_size` images, without their batch."""
+        step = self.batch_size or len(self)
         rows = [slice(start, start + step) for start in range(0, len(self), step)]
         return [
             Probe(self.images[row], None if self.labels is None else self.labels[row], tuple(other[row] for other in self.others))
@@ -153,7 +164,7 @@ class Probe:
         ]
 
     def fingerprint(self) -> str:
-        """The same for the same images and labels, and for no others."""
+        """A digest of the images and labels."""
         digest = hashlib.sha256()
         for tensor in (self.images, self.labels):
             if tensor is not None:
@@ -162,44 +173,44 @@ class Probe:
         return digest.hexdigest()
 
     @classmethod
-    def of_batch(cls, batch: Any, size: int, *, with_batch: bool = False) -> Probe:
-        """The first `size` images of a batch, which may be a tensor, tuple, list, mapping or dataclass, nested or not.
+    def from_batch(cls, batch: Any, num_samples: int, *, with_batch: bool = False) -> Probe:
+        """The first `num_samples` images of a batch, which may be a tensor, tuple, list, mapping or dataclass, nested or not.
 
-        The images are its first floating-point tensor of 3 to 5 dimensions. The labels are a tensor with as many rows, integers
-        [N] before anything else. Where fields have names, one that is called so goes first.
+        The images are its first floating-point tensor of 3 to 5 dimensions. The labels are a tensor with as many rows; integers
+        [N] go first. If fields have names, those in `IMAGE_NAMES` and `LABEL_NAMES` go before any other.
 
         Args:
             batch: what a loader gives.
-            size: how many images to take at most.
+            num_samples: how many images to take at most.
             with_batch: keep the rest of the batch, too, cut to as many rows.
 
         Raises:
-            NoProbe: if there is no image in it.
+            NoProbe: if the batch holds no image.
         """
-        listed = list_of_images(batch)
+        listed = describe_image_list(batch)
         if listed is not None:
             raise NoProbe(
-                f"the batch holds {listed}, as detectors take them, and no tensor [N, C, H, W]; {HOW_TO_WATCH_A_DETECTOR}"
+                f"the batch holds {listed}, as detectors take them, and no tensor [N, C, H, W]; {HOW_TO_EXPLAIN_A_DETECTOR}"
             )
         leaves = list(_leaves(batch))
-        images = next(iter(_ranked(leaves, IMAGE_NAMES, lambda t: t.is_floating_point() and 3 <= t.ndim <= 5)), None)
+        images = next(iter(_rank(leaves, IMAGE_NAMES, lambda t: t.is_floating_point() and 3 <= t.ndim <= 5)), None)
         if images is None or not len(images):
             found = ", ".join(f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}" for _, t in leaves) or "no tensor"
             raise NoProbe(
                 f"found no images in a batch of type {type(batch).__name__} ({found}); images are floating-point tensors "
-                "[N, C, H, W], as the module's forward takes them. Pass them yourself: FullGradMonitor(probe=(images, labels))"
+                "[N, C, H, W], as the module's forward takes them. Pass them yourself: probe=(images, labels)"
             )
         n = len(images)
 
         def cut(tensor: Tensor) -> Tensor:
-            return (tensor[:size] if tensor.ndim and len(tensor) == n else tensor).detach().clone()
+            return (tensor[:num_samples] if tensor.ndim and len(tensor) == n else tensor).detach().clone()
 
         def plain(tensor: Tensor) -> Tensor:
-            """Without what a subclass makes of slices and sums, such as MONAI's MetaTensor."""
+            """Without a subclass that changes slices and sums, such as MONAI's MetaTensor."""
             return cut(tensor).as_subclass(Tensor)
 
         rest = [(name, tensor) for name, tensor in leaves if tensor is not images]
-        fitting = [_countable(plain(tensor)) for tensor in _ranked(rest, LABEL_NAMES, lambda t: _has_rows(t, n))]
+        fitting = [_as_numbers(plain(tensor)) for tensor in _rank(rest, LABEL_NAMES, lambda t: _has_rows(t, n))]
         labels = [tensor.flatten() if tensor.shape[1:] == (1,) else tensor for tensor in fitting]
         probe = cls(plain(images), labels[0] if labels else None, tuple(labels[1:]))
         if not with_batch:
@@ -210,31 +221,31 @@ class Probe:
         return replace(probe, batch=apply_to_collection(batch, Tensor, cut), place=place)
 
     @classmethod
-    def given(cls, probe: Tensor | Sequence[Tensor]) -> Probe:
-        """What a person passed: images, or (images, labels).
+    def from_user(cls, probe: Tensor | Sequence[Tensor]) -> Probe:
+        """The images, or (images, labels), that the user passed.
 
         Raises:
-            NoProbe: if it is anything else.
+            NoProbe: if the argument is anything else.
         """
-        listed = list_of_images(probe)
+        listed = describe_image_list(probe)
         if listed is not None:
-            raise NoProbe(f"probe is {listed}; {HOW_TO_WATCH_A_DETECTOR}")
+            raise NoProbe(f"probe is {listed}; {HOW_TO_EXPLAIN_A_DETECTOR}")
         images, labels = (probe, None) if isinstance(probe, Tensor) else probe if len(probe) == 2 else (None, None)
         if not isinstance(images, Tensor) or not images.is_floating_point() or not 3 <= images.ndim <= 5 or not len(images):
             raise NoProbe("probe must be images, a floating-point tensor [N, C, *S] with at least one of them, or (images, labels)")
         if labels is not None and not (isinstance(labels, Tensor) and labels.ndim and len(labels) == len(images)):
             raise NoProbe(f"the probe's labels must be a tensor with a row for each of {len(images)} images")
-        images, labels = images.detach().clone(), None if labels is None else _countable(labels.detach().clone())
-        return cls(images, labels, batch=images if labels is None else (images, labels))
+        images, labels = images.detach().clone(), None if labels is None else _as_numbers(labels.detach().clone())
+        return cls(images, labels, batch=images if labels is None else (images, labels), is_given=True)
 
 
 IMAGE_NAMES = ("image", "images", "img", "pixel_values", "input", "inputs", "x")
 LABEL_NAMES = ("label", "labels", "target", "targets", "class", "mask", "masks", "y")
-"""What the fields of a batch that has names are called, before any other field that fits."""
+"""Field names that go before any other field that fits."""
 
 
 def lacks_images(batch: Any) -> bool:
-    """Whether no transform of a batch can make images of it: it has tensors, and none has as many dimensions."""
+    """Whether no transform can turn a batch into images: it has tensors, and all of them have less than 3 dimensions."""
     leaves = list(_leaves(batch))
     return bool(leaves) and all(tensor.ndim < 3 for _, tensor in leaves)
 
@@ -258,14 +269,14 @@ def _leaves(batch: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from _leaves(getattr(batch, field.name), field.name)
 
 
-def _ranked(leaves: list[tuple[str, Tensor]], names: Sequence[str], fits: Callable[[Tensor], bool]) -> list[Tensor]:
-    """The tensors that fit: those with one of the names first, and of these and the others plain classes [N] first."""
+def _rank(leaves: list[tuple[str, Tensor]], names: Sequence[str], fits: Callable[[Tensor], bool]) -> list[Tensor]:
+    """The tensors that fit: those with one of the names first; within both groups, classes [N] first."""
     fitting = [(name.lower() in names, tensor) for name, tensor in leaves if fits(tensor)]
     return [tensor for _, tensor in sorted(fitting, key=lambda leaf: (not leaf[0], not _is_classes(leaf[1])))]
 
 
-def _countable(labels: Tensor) -> Tensor:
-    """False and True as 0 and 1."""
+def _as_numbers(labels: Tensor) -> Tensor:
+    """Booleans as 0 and 1."""
     return labels.to(torch.uint8) if labels.dtype is torch.bool else labels
 
 

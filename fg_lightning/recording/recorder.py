@@ -1,372 +1,375 @@
-"""What goes wrong in a look is said once, and training goes on.
-
-One fit, watched: what the monitor does once it has images to look at.
-"""
+"""FullGradRecorder: explains the same images again and again while a network trains, in any training loop."""
 
 from __future__ import annotations
 
 import math
-import os
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Union, cast
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.seed import isolate_rng
+import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fg_lightning.atomic_files import replacing
-from fg_lightning.callbacks.module_call import Forward
+from fg_lightning.atomic_files import replace_file
+from fg_lightning.fullgrad import TargetError
 from fg_lightning.fullgrad.postprocess import Psi, find_psi
-from fg_lightning.fullgrad.target import TargetError
-from fg_lightning.history.history import History
-from fg_lightning.history.run_folder import run_folder, unused
-from fg_lightning.loggers import log_of
+from fg_lightning.history import Explanation, History, Snapshot
+from fg_lightning.history.records import ClassNames
+from fg_lightning.history.run_files import unused_folder
+from fg_lightning.loggers import log_for
+from fg_lightning.recording.dataset_metadata import DatasetMetadata
 from fg_lightning.recording.evidence import Evidence
-from fg_lightning.recording.normalization import Facts
-from fg_lightning.recording.output_meaning import ClassNames
-from fg_lightning.recording.probe import Probe
-from fg_lightning.recording.resume import ProbeChanged, Resumed, kept
-from fg_lightning.recording.snapshot import Findings, Look, Looker, numbers_of
-from fg_lightning.recording.snapshot_images import Artist, bias_terms, planar
-from fg_lightning.recording.task import MonitorTarget, check_task
-from fg_lightning.visualization.film_strip import save_animation
-from fg_lightning.visualization.grid import pixels
-from fg_lightning.visualization.overlay import Normalization, displayed
+from fg_lightning.recording.explainer import Explainer, Forward, snapshot_numbers
+from fg_lightning.recording.messages import Messages
+from fg_lightning.recording.probe import NoProbe, Probe
+from fg_lightning.recording.resume import ProbeChanged, ResumedRun, pack_state
+from fg_lightning.recording.snapshot_images import Renderer, plot_bias_terms
+from fg_lightning.recording.task import ProbeTarget, check_task
+from fg_lightning.visualization.film_strips import save_animation
+from fg_lightning.visualization.image_grids import pil_to_rgb
+from fg_lightning.visualization.saliency_overlay import Normalization, planar, to_rgb
+
+WRAPPERS = ("_FabricModule", "DistributedDataParallel", "DataParallel")
+"""Classes that hold the network in `module`. Its own names are recorded, and its forward waits for no other process."""
 
 
-class Faults:
-    """
-    Args:
-        strict: raise instead.
-    """
-
-    def __init__(self, strict: bool) -> None:
-        self.strict = strict
-        self._said: set[tuple[str, str, int]] = set()
-
-    @contextmanager
-    def kept_from_training(self) -> Iterator[None]:
-        """Training goes on as if nothing had happened: the same random state behind, and no exception but under `strict`."""
-        with isolate_rng():
-            try:
-                yield
-            except Exception as error:
-                self.complain(error)
-
-    def complain(self, error: Exception, consequence: str = "training goes on") -> None:
-        """Raises under `strict`, else warns, once for each kind of fault and place where it was raised.
-
-        A full disk, and whatever else the operating system reports, is one kind wherever it is met.
-        """
-        if self.strict:
-            raise error
-        place = error.__traceback__
-        while place is not None and place.tb_next is not None:
-            place = place.tb_next
-        where = ("", 0) if place is None else (place.tb_frame.f_code.co_filename, place.tb_lineno)
-        if isinstance(error, OSError) and error.errno is not None:
-            where = (os.strerror(error.errno), 0)
-        fault = (type(error).__name__, *where)
-        if fault not in self._said:
-            self._said.add(fault)
-            explained = f"{type(error).__name__}: {error}"
-            warnings.warn(f"FullGradMonitor: {explained} ({consequence}; FullGradMonitor(strict=True) raises)", stacklevel=2)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Settings:
-    """How to look; see `FullGradMonitor`."""
+    """How a probe is explained and shown; see `FullGradRecorder`.
+
+    Raises:
+        TypeError, ValueError: if an argument makes no sense.
+    """
 
     psi: Union[str, Psi] = "absolute"
-    target: MonitorTarget = None
+    target: ProbeTarget = None
     task: str | None = None
     forward: Forward | None = None
-    normalization: Normalization | None = None
+    normalization: Normalization | Sequence[Sequence[float]] | None = None
     class_names: Sequence[str] | None = None
     animation: bool = False
-    report: bool = False
 
-    @classmethod
-    def checked(
-        cls, psi: Any, target: Any, forward: Any, normalization: Any, class_names: Any, *, task: Any = None, **drawn: bool
-    ) -> Settings:
-        """From what a person passed.
-
-        Raises:
-            TypeError: if something is of no kind that makes sense.
-            ValueError: if it makes no sense otherwise.
-        """
-        find_psi(psi)
+    def __post_init__(self) -> None:
+        find_psi(self.psi)
+        target, names, normalization = self.target, self.class_names, self.normalization
         is_class = isinstance(target, int) and not isinstance(target, bool)
         if not (target is None or callable(target) or is_class or isinstance(target, (list, tuple, Tensor))):
             raise TypeError(f"target must be a class, a list of them or a function of the output, not {target!r}")
-        check_task(task, target)
-        if forward is not None and not callable(forward):
-            raise TypeError(f"forward must be a function of the module and a batch, not {forward!r}")
-        if class_names is not None and (isinstance(class_names, str) or not all(isinstance(name, str) for name in class_names)):
-            raise TypeError(f"class_names must be a list of names, not {class_names!r}")
+        check_task(self.task, target)
+        if self.forward is not None and not callable(self.forward):
+            raise TypeError(f"forward must be a function of the module and a batch, not {self.forward!r}")
+        if names is not None and (isinstance(names, str) or not all(isinstance(name, str) for name in names)):
+            raise TypeError(f"class_names must be a list of names, not {names!r}")
         if normalization is not None and not isinstance(normalization, Normalization):
             try:
                 mean, std = (tuple(float(number) for number in numbers) for numbers in normalization)
             except (TypeError, ValueError):
                 raise ValueError(f"normalization must be (mean, std), numbers for the channels, not {normalization!r}") from None
-            normalization = Normalization(mean, std)
-        for name, value in drawn.items():
-            if not isinstance(value, bool):
-                raise TypeError(f"{name} must be True or False, not {value!r}")
-        return cls(psi, target, task, forward, normalization, class_names, **drawn)
+            object.__setattr__(self, "normalization", Normalization(mean, std))
+        if not isinstance(self.animation, bool):
+            raise TypeError(f"animation must be True or False, not {self.animation!r}")
 
-    def decisive(self) -> dict[str, str]:
-        """What must be the same for maps to be comparable, in words."""
+    def identity(self) -> dict[str, str]:
+        """The settings that must be the same for maps to be comparable, in words."""
         chosen = {"psi": self.psi, "target": self.target, "task": self.task}
         return {name: str(getattr(value, "__name__", value)) for name, value in chosen.items()}
 
 
-class Watch:
-    """Looks at a network, and sees to it that what is found is kept and shown.
+class FullGradRecorder:
+    """Takes snapshots of a network while it trains, in any PyTorch loop.
+
+    Each snapshot explains the same images: it computes their FullGrad maps and checks that they are complete, writes maps and
+    numbers to a folder, and logs them. `docs/monitor.md` lists the numbers and the files. Training is not affected: the network,
+    its gradients, the images and the random state come back as they were. An error in a snapshot is a warning. With several
+    processes, call it in one of them.
 
     Args:
-        looker: what looks.
-        history: what was found before.
-        fingerprint: of the images as they came.
-        settings: how to look.
-        facts: how to show the images.
-        loggers: the trainer's.
-        faults: what to do about them.
+        folder: of the run. If it exists already, the first free one of `..._1`, `..._2`, ... is used, unless `load_state_dict`
+            continues the run in it. None: nothing is written.
+        probe: images [N, C, *S] as the network takes them, or (images, labels). None: the images of `load_state_dict`.
+        psi, target, forward, normalization, class_names, task, animation: see `FullGradMonitor`.
+        loggers: Lightning's or Fabric's loggers, or runs of Weights & Biases.
+        data: loaders or data sets, whose transforms and labels tell the normalization and the classes.
+        strict: raise errors instead of warning.
+        messages: says what happens, if another object speaks for the recorder; replaces `strict`.
 
     Attributes:
-        numbers: of the network as it was when it was last looked at or measured, by key.
+        history: the snapshots that were taken.
+        numbers: of the network as it was when it was explained last, by key.
+
+    Raises:
+        TypeError, ValueError: if an argument makes no sense.
+
+    Examples:
+        >>> import torch
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> with FullGradRecorder(None, torch.rand(4, 1, 8, 8), task="classes") as recorder:
+        ...     for epoch in range(2):
+        ...         _ = recorder.snapshot(model, step=10 * epoch, epoch=epoch)
+        >>> [snapshot.title for snapshot in recorder.history.snapshots]
+        ['untrained', 'epoch 1']
     """
 
     def __init__(
         self,
-        looker: Looker,
-        history: History,
-        fingerprint: str,
-        settings: Settings,
-        facts: Facts,
-        loggers: Sequence[Any],
-        faults: Faults,
-    ) -> None:
-        self.looker = looker
-        self.history = history
-        self._fingerprint = fingerprint
-        self._settings = settings
-        self._facts = facts
-        self._logs = [log_of(logger) for logger in loggers]
-        self._faults = faults
-        self.numbers: dict[str, float] = {}
-        self._artist: Artist | None = None
-        self._drawn_looks = 0
-
-    @classmethod
-    def begin(
-        cls,
-        trainer: Trainer,
-        fresh: Probe | None,
-        settings: Settings,
-        facts: Facts,
-        faults: Faults,
-        resumed: Resumed | None = None,
+        folder: str | Path | None,
+        probe: Union[Tensor, Sequence[Tensor], Probe, None] = None,
         *,
-        is_given: bool = False,
-    ) -> Watch | None:
-        """Begins to watch a fit, or goes on where a checkpoint stopped.
+        psi: Union[str, Psi] = "absolute",
+        target: ProbeTarget = None,
+        task: str | None = None,
+        forward: Forward | None = None,
+        normalization: Normalization | Sequence[Sequence[float]] | None = None,
+        class_names: Sequence[str] | None = None,
+        animation: bool = False,
+        loggers: Sequence[Any] = (),
+        data: Sequence[Any] = (),
+        strict: bool = False,
+        messages: Messages | None = None,
+    ) -> None:
+        self._settings = Settings(psi, target, task, forward, normalization, class_names, animation)
+        self._messages = messages or Messages(type(self).__name__, strict)
+        self._folder = None if folder is None else Path(folder)
+        self._fresh = probe if probe is None else (probe if isinstance(probe, Probe) else Probe.from_user(probe)).to("cpu")
+        self._logs = [log_for(logger) for logger in loggers]
+        self._data = data
+        self._metadata = DatasetMetadata()
+        self._renderer: Renderer | None = None
+        self._num_drawn = 0
+        self._explainer: Explainer | None = None
+        self._fingerprint = ""
+        self.numbers: dict[str, float] = {}
+        self.history = History(None if self._folder is None else unused_folder(self._folder))
+        if self._fresh is not None:
+            self._explainer, self._fingerprint = self._build_explainer(self._fresh), self._fresh.fingerprint()
 
-        Args:
-            trainer: in a fit.
-            fresh: the images that this run has; None where they are still to come by.
-            settings: how to look.
-            facts: how to show the images.
-            faults: what to do about them.
-            resumed: what the checkpoint brought.
-            is_given: whether the user chose the images.
+    def __enter__(self) -> FullGradRecorder:
+        return self
 
-        Returns:
-            None if there are no images yet.
-        """
-        folder = None if getattr(trainer, "fast_dev_run", False) else run_folder(trainer)
-
-        def evidence(module: nn.Module) -> Evidence:
-            given = () if settings.class_names is None else (len(settings.class_names),)
-            return Evidence.of(module, facts.class_counts(), given)
-
-        look_on = None
-        if resumed is not None:
-            if resumed.damage is not None:
-                faults.complain(resumed.damage, "the numbers of the checkpoint go on, with the maps that are left")
-            look_on, changed = resumed.probe_for(fresh, settings.decisive(), needs_fresh=is_given or settings.forward is not None)
-            if changed is not None:
-                consequence = "a new history begins" if look_on is None else "the images of the checkpoint are looked at on"
-                faults.complain(ProbeChanged(f"since the checkpoint was written, {changed}"), consequence)
-        if resumed is not None and look_on is not None:
-            history = resumed.history(None if folder is None else resumed.folder_in(folder, trainer.logger is not None))
-            looker = Looker(look_on, settings.psi, settings.target, settings.forward, resumed.task, settings.task, evidence)
-            looker.labels = resumed.shown
-            fingerprint = resumed.fingerprint
-        elif fresh is not None:
-            history = History(None if folder is None else unused(folder))
-            looker = Looker(fresh, settings.psi, settings.target, settings.forward, None, settings.task, evidence)
-            fingerprint = fresh.fingerprint()
-        else:
-            return None
-        return cls(looker, history, fingerprint, settings, facts, trainer.loggers, faults)
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        with nullcontext() if kind is None else Messages(self._messages.speaker).errors_as_warnings():  # of two errors the first
+            self.conclude()
 
     @property
-    def last_look(self) -> Look | None:
-        """The look before the next one, whichever process took it."""
-        return next(reversed(self.history.looks), None)
+    def probe(self) -> Probe | None:
+        """The images, with the labels that are explained once there is a snapshot; None until they are known."""
+        return None if self._explainer is None else self._explainer.probe
 
-    def state(self) -> dict[str, Any]:
-        """For a checkpoint; see `kept`. Nothing before the first look."""
-        looker = self.looker
-        if not self.history.looks or looker.task is None:
-            return {}
-        return kept(self.history, looker.probe, looker.task, self._fingerprint, self._settings.decisive(), looker.labels)
+    # --- recording
 
-    def measure(self, module: LightningModule) -> Findings:
-        """Explains the probe with the network as it is, and sets `numbers`."""
-        findings = self.looker.look(module, module.device)
-        history = self.history
-        first = next(iter(history.looks), None)
-        untrained = history.first_maps if first is not None and first.epoch == first.step == 0 else None
-        self.numbers = numbers_of(findings, history.last_maps, untrained)
-        return findings
-
-    def look(self, module: LightningModule, epoch: int, step: int, *, is_last: bool = False) -> None:
-        """Looks at the network now, keeps what it finds, and logs it: each, whatever becomes of the others.
-
-        The last look of a run is logged together with what is drawn of the whole run.
+    def snapshot(self, model: nn.Module, *, step: int, epoch: int, is_last: bool = False) -> Snapshot | None:
+        """Explains the network as it is, writes the result and logs it. If one of them fails, the others are still done.
 
         Args:
-            module: the network.
-            epoch: how many epochs it has been trained for.
-            step: at which Lightning logs what belongs to its weights.
-            is_last: whether the run ends with it, as far as is known.
+            model: the network, also as Fabric or DDP wraps it.
+            step: at which its numbers are logged.
+            epoch: number of epochs that it was trained for; 0 is the untrained network.
+            is_last: whether no snapshot follows, as far as is known; then the pictures of the whole run are logged with it.
+
+        Returns:
+            The numbers; None if the network could not be explained.
+        """
+        snapshot = None
+        with self._messages.errors_as_warnings():
+            model = unwrap(model)
+            explanation = self._explain(model)
+            if self._renderer is None:
+                self._renderer = self._begin(model, explanation)
+            snapshot = Snapshot(epoch, step, self.numbers)
+            self._keep(snapshot, explanation, self._renderer, is_last=is_last)
+        return snapshot
+
+    def measure(self, model: nn.Module) -> dict[str, float]:
+        """The numbers of the network as it is, without a snapshot; empty if it could not be explained."""
+        with self._messages.errors_as_warnings():
+            self._explain(unwrap(model))
+        return self.numbers
+
+    def conclude(self) -> Path | None:
+        """Draws the whole run, up to its last snapshot; repeated calls draw only what is new.
+
+        Returns:
+            The path of the film strip; None if there is nothing to draw, no folder, or an error.
+        """
+        history = self.history
+        if not history.snapshots or history.folder is None or self._renderer is None:
+            return None
+        with self._messages.errors_as_warnings():
+            if self._num_drawn != len(history.snapshots):
+                pictures = self._draw_run(self._renderer)
+                for log in self._logs:
+                    with self._messages.errors_as_warnings():
+                        log.conclude(pictures, history.snapshots[-1].step)
+            lost = f"; {history.num_unwritten} more could not be written" if history.num_unwritten else ""
+            self._messages.inform(f"{len(history.snapshots)} snapshots, see {history.strip_path}{lost}")
+            return history.strip_path
+        return None
+
+    # --- checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint: tensors and plain values, without the maps. Empty before the first snapshot."""
+        explainer = self._explainer
+        if not self.history.snapshots or explainer is None or explainer.task is None:
+            return {}
+        identity = self._settings.identity()
+        return pack_state(self.history, explainer.probe, explainer.task, self._fingerprint, identity, explainer.labels)
+
+    def load_state_dict(self, state_dict: dict[str, Any], *, is_same_run: bool = True) -> None:
+        """Continues the run that a checkpoint belongs to, before the first snapshot.
+
+        If the probe, or a setting that changes the maps, is another than in that run, a warning says so and a new history begins.
+
+        Args:
+            state_dict: of a recorder.
+            is_same_run: whether to continue in the earlier folder if it lies beside this one's; else it is copied.
+        """
+        if not state_dict:
+            return
+        resumed, fresh = ResumedRun.from_state(state_dict), self._fresh
+        if resumed.damage is not None:
+            self._messages.warn(resumed.damage, "the numbers of the checkpoint go on, with the maps that are left")
+        needs_fresh = self._settings.forward is not None or (fresh is not None and fresh.is_given)
+        probe, changed = resumed.choose_probe(fresh, self._settings.identity(), needs_fresh=needs_fresh)
+        if changed is not None:
+            consequence = "a new history begins" if probe is None else "the images of the checkpoint are still explained"
+            self._messages.warn(ProbeChanged(f"since the checkpoint was written, {changed}"), consequence)
+        if probe is not None:
+            self.history = resumed.history(self._folder, is_same_run=is_same_run)
+            self._explainer, self._fingerprint = self._build_explainer(probe, resumed), resumed.fingerprint
+
+    # --- how
+
+    def _build_explainer(self, probe: Probe, resumed: ResumedRun | None = None) -> Explainer:
+        chosen, names = self._settings, self._settings.class_names
+
+        def read_evidence(model: nn.Module) -> Evidence:
+            return Evidence.from_model(model, self._metadata.class_counts(), () if names is None else (len(names),))
+
+        task = None if resumed is None else resumed.task
+        explainer = Explainer(probe, chosen.psi, chosen.target, chosen.forward, chosen.task, task, read_evidence)
+        if resumed is not None:
+            explainer.labels = resumed.shown_labels
+        return explainer
+
+    def _explain(self, model: nn.Module) -> Explanation:
+        """Explains the probe and sets `numbers`, which are empty if that fails.
+
+        Raises:
+            NoProbe: if there are no images.
         """
         self.numbers = {}
-        findings = self.measure(module)
-        if self._artist is None:
-            self._artist = self._begin(module, findings)
-        history = self.history
-        look = Look(epoch, step, self.numbers)
-        pictures = self._artist.pictures(look, findings)
-        with self._faults.kept_from_training():
-            history.add(look, findings, self.looker.labels)
+        if self._explainer is None:
+            raise NoProbe("there are no images to explain; pass them: probe=(images, labels)")
+        if self._renderer is None:
+            self._metadata = DatasetMetadata.from_model(model, *self._data)
+        explanation, history = self._explainer.explain(model, device_of(model)), self.history
+        first = next(iter(history.snapshots), None)
+        untrained = history.first_maps if first is not None and first.epoch == first.step == 0 else None
+        self.numbers = snapshot_numbers(explanation, history.last_maps, untrained)
+        return explanation
+
+    def _keep(self, snapshot: Snapshot, explanation: Explanation, renderer: Renderer, *, is_last: bool) -> None:
+        """Writes and logs a snapshot."""
+        assert self._explainer is not None
+        pictures = renderer.pictures(snapshot, explanation)
+        with self._messages.errors_as_warnings():
+            self.history.add(snapshot, explanation, self._explainer.labels)
             if not any(log.takes_pictures for log in self._logs):
-                history.add_sheet(look, pixels(pictures.sheet))
+                self.history.add_sheet(snapshot, pil_to_rgb(pictures.sheet))
         if is_last:
-            with self._faults.kept_from_training():
-                pictures = replace(pictures, of_run=self._drawn())
+            with self._messages.errors_as_warnings():
+                pictures = replace(pictures, of_run=self._draw_run(renderer))
+        numbers = {"epoch": max(snapshot.epoch - 1, 0), **snapshot.numbers}  # loggers count epochs from 0
         for log in self._logs:
-            with self._faults.kept_from_training():
-                log.log({"epoch": max(epoch - 1, 0), **look.numbers}, pictures, look.step)  # Lightning counts epochs from 0
+            with self._messages.errors_as_warnings():
+                log.log(numbers, pictures, snapshot.step)
 
-    def conclude(self) -> None:
-        """Sees to it that the whole run is drawn, up to its last look."""
-        if not self.history.looks or self.history.folder is None or self._artist is None:
-            return
-        if self._drawn_looks != len(self.history.looks):
-            drawn = self._drawn()
-            for log in self._logs:
-                with self._faults.kept_from_training():
-                    log.conclude(drawn, self.history.looks[-1].step)
-        lost = f"; {self.history.num_unwritten} more could not be written" if self.history.num_unwritten else ""
-        rank_zero_info(f"FullGradMonitor: {len(self.history.looks)} looks, see {self.history.strip_path}{lost}")
-        if self._settings.report:
-            from fg_lightning.report import write_report
-
-            with self._faults.kept_from_training():
-                rank_zero_info(f"FullGradMonitor: report, see {write_report(self.history.folder)}")
-
-    def _drawn(self) -> dict[str, Image.Image | Path]:
-        """The film strip, and bias terms by depth, the animation if asked; nothing of a run without a folder."""
+    def _draw_run(self, renderer: Renderer) -> dict[str, Image.Image | Path]:
+        """The film strip, the bias terms by depth, and the animation if the user wants it; nothing of a run without a folder."""
         history = self.history
-        if history.folder is None or self._artist is None or not history.looks:
+        if history.folder is None or not history.snapshots:
             return {}
-        drawn = {"film_strip": self._artist.film_strip(history), "bias_terms": bias_terms(history)}
+        drawn = {"film_strip": renderer.film_strip(history), "bias_terms": plot_bias_terms(history)}
         for name, picture in drawn.items():
-            with replacing(history.folder / f"{name}.png") as file:
+            with replace_file(history.folder / f"{name}.png") as file:
                 picture.save(file, "PNG")
         logged: dict[str, Image.Image | Path] = {f"fullgrad/{name}": picture for name, picture in drawn.items()}
         if self._settings.animation:
             path = history.folder / "animation.gif"
-            save_animation(self._artist.animation(history), path)
+            save_animation(renderer.animation(history), path)
             logged["fullgrad/animation"] = path
-        self._drawn_looks = len(history.looks)
+        self._num_drawn = len(history.snapshots)
         return logged
 
-    def _begin(self, module: LightningModule, findings: Findings) -> Artist:
-        """What it takes the first look to know: how to draw, and what to say of it."""
-        if self.looker.misfit is not None:
-            self._faults.complain(TargetError(self.looker.misfit), "so the predicted classes of the first look are explained")
-        if self.looker.assumed is not None:
-            rank_zero_info(f"FullGradMonitor: {self.looker.assumed}")
-        images, normalization = self.looker.probe.images, self._settings.normalization
-        with self._faults.kept_from_training():
-            normalization = normalization or self._facts.normalization(images)
-        pictures = [displayed(image, normalization) for image in planar(images)]
-        artist = Artist(images, pictures, self.looker.labels, normalization, self._classes(findings))
-        with self._faults.kept_from_training():
-            self.history.begin(self._about(module, artist), self.looker.probe, artist.pictures_of_images)
-            self._say_where_pictures_go()
-        return artist
+    def _begin(self, model: nn.Module, explanation: Explanation) -> Renderer:
+        """After the first explanation: decides how to draw, writes the start of the history, and informs the user."""
+        explainer = self._explainer
+        assert explainer is not None
+        if explainer.misfit is not None:
+            self._messages.warn(TargetError(explainer.misfit), "so the predicted classes of the first snapshot are explained")
+        if explainer.assumed is not None:
+            self._messages.inform(explainer.assumed)
+        probe, normalization = explainer.probe, self._settings.normalization
+        with self._messages.errors_as_warnings():
+            normalization = normalization or self._metadata.normalization(probe.images)
+        assert normalization is None or isinstance(normalization, Normalization)
+        pictures = [to_rgb(image, normalization) for image in planar(probe.images)]
+        renderer = Renderer(probe.images, pictures, explainer.labels, normalization, self._class_names(explanation.classes))
+        with self._messages.errors_as_warnings():
+            self.history.begin(self._about(model, type(explainer.task).__name__, renderer), probe.images, probe.labels, pictures)
+            blind = ", ".join(type(log.logger).__name__ for log in self._logs if not log.takes_pictures)
+            if blind and self.history.folder is not None:
+                sees_none = not any(log.takes_pictures for log in self._logs)
+                where = f"; the overlays go to {self.history.folder / 'saliency'}" if sees_none else ""
+                self._messages.inform(f"{blind} takes no images and gets the numbers alone{where}")
+        return renderer
 
-    def _classes(self, findings: Findings) -> ClassNames:
-        """What the classes are called that the network tells apart, whose names must be as many."""
-        names, count = self._settings.class_names, findings.classes
+    def _class_names(self, count: int | None) -> ClassNames:
+        """The names of the classes that the network distinguishes, if there are as many."""
+        names = self._settings.class_names
         if count is None:
             names = names if callable(self._settings.target) else None
             return ClassNames(names, are_classes=names is not None)
         if names is not None and len(names) != count:
             problem = f"class_names has {len(names)} names, but the output has {count} classes"
-            self._faults.complain(ValueError(problem), "so classes are shown by their numbers")
+            self._messages.warn(ValueError(problem), "so classes are shown by their numbers")
             names = None
         elif names is None:
-            with self._faults.kept_from_training():
-                names = self._facts.class_names(count)
+            with self._messages.errors_as_warnings():
+                names = self._metadata.class_names(count)
         return ClassNames(names)
 
-    def _about(self, module: LightningModule, artist: Artist) -> dict[str, Any]:
-        """What stands in `probe.json`."""
+    def _about(self, model: nn.Module, task: str, renderer: Renderer) -> dict[str, Any]:
+        """The content of `probe.json`."""
+        labels = None if renderer.labels is None or renderer.labels.ndim != 1 else renderer.labels.tolist()
         return {
             "fingerprint": self._fingerprint,
-            "module": type(module).__qualname__,
-            **self._settings.decisive(),
-            "task": type(self.looker.task).__name__,
-            "images": list(artist.images.shape),
-            "labels": None if artist.labels is None or artist.labels.ndim != 1 else _plain(artist.labels),
-            "class_names": None if artist.classes.names is None else list(artist.classes.names),
-            "normalization": None if artist.normalization is None else asdict(artist.normalization),
+            "module": type(model).__qualname__,
+            **self._settings.identity(),
+            "task": task,
+            "images": list(renderer.images.shape),
+            "labels": labels and [label if math.isfinite(label) else None for label in labels],  # JSON has no NaN
+            "class_names": None if renderer.classes.names is None else list(renderer.classes.names),
+            "normalization": renderer.normalization and asdict(renderer.normalization),
         }
 
-    def _say_where_pictures_go(self) -> None:
-        blind = ", ".join(type(log.logger).__name__ for log in self._logs if not log.takes_pictures)
-        if blind and self.history.folder is not None:
-            none_sees = not any(log.takes_pictures for log in self._logs)
-            where = f"; the overlays go to {self.history.folder / 'saliency'}" if none_sees else ""
-            rank_zero_info(f"FullGradMonitor: {blind} takes no images and gets the numbers alone{where}")
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The network within the wrappers of Fabric and of data-parallel training."""
+    while type(model).__name__ in WRAPPERS:
+        model = cast(nn.Module, model.module)
+    return model
 
 
-def _plain(labels: Tensor) -> list[float | None]:
-    """Labels [N] as JSON has them, which knows no NaN and no infinity."""
-    return [label if math.isfinite(label) else None for label in labels.tolist()]
-
-
-def step_of(trainer: Trainer, module: LightningModule, epoch: int) -> int:
-    """The step at which Lightning logs what belongs to the weights as they are.
-
-    After `epoch` epochs it is the last step, with which Lightning logs the epoch's own metrics; in the first epoch the next one.
-    Steps are batches, or those of them after which the optimizer steps where gradients are accumulated.
-    """
-    stepped: int = trainer.fit_loop.epoch_loop._batches_that_stepped
-    stepped += bool(trainer.validating)  # Lightning counts a batch when its validation is over
-    if module.automatic_optimization:
-        stepped = max(stepped, trainer.global_step)  # a checkpoint that was saved in validation has counted one less
-    return max(stepped - 1, 0) if epoch else stepped
+def device_of(model: nn.Module) -> torch.device:
+    """The device that a model states, as Lightning's do, or else that of its first parameter."""
+    device = getattr(model, "device", None)
+    first = next((tensor for tensor in (*model.parameters(), *model.buffers())), None)
+    if isinstance(device, torch.device):
+        return device
+    return torch.device("cpu") if first is None else first.device

@@ -1,4 +1,4 @@
-"""What a checkpoint keeps of a monitor, and how a later process goes on from it."""
+"""What a checkpoint keeps of a recorder, and how a later process continues from it."""
 
 from __future__ import annotations
 
@@ -10,89 +10,88 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fg_lightning.history.history import History
-from fg_lightning.history.other_run import OtherRun, examine
-from fg_lightning.history.run_folder import unused
+from fg_lightning.history.history import History, OtherRun, find_lost_snapshots
+from fg_lightning.history.records import Snapshot
+from fg_lightning.history.run_files import unused_folder
 from fg_lightning.recording.probe import Probe
-from fg_lightning.recording.snapshot import Look
 from fg_lightning.recording.task import TASKS, Task
 
 MOST_BYTES = 2**20
-"""Images and labels go into a checkpoint if they take no more; they also lie in the run's folder."""
+"""Largest size of the images and labels in a checkpoint. They also lie in the run's folder."""
 
 
-def kept(
-    history: History, probe: Probe, task: Task, fingerprint: str, settings: dict[str, str], shown: Tensor | None = None
+def pack_state(
+    history: History, probe: Probe, task: Task, fingerprint: str, settings: dict[str, str], shown_labels: Tensor | None = None
 ) -> dict[str, Any]:
-    """The state of a monitor, of tensors and plain values.
+    """The state of a recorder as tensors and plain values.
 
-    The folder, the numbers of every look, the probe's fingerprint, what is explained of it, the labels that are shown beside
-    it, and the images themselves where they are small. Maps are not in it: they lie in the folder.
+    It has the folder, the numbers of all snapshots, the probe's fingerprint, the labels that are explained, the labels that are
+    shown, and the images if they are small. The maps stay in the folder.
     """
     labels = None if probe.labels is None else _narrow(probe.labels)
     size = sum(t.numel() * t.element_size() for t in (probe.images, labels) if t is not None)
     return {
-        "folder": None if history.lies_in is None else str(history.lies_in.resolve()),
-        "looks": [{"epoch": look.epoch, "step": look.step, **look.numbers} for look in history.looks],
+        "folder": None if history.source is None else str(history.source.resolve()),
+        "snapshots": [{"epoch": s.epoch, "step": s.step, **s.numbers} for s in history.snapshots],
         "fingerprint": fingerprint,
         "settings": settings,
         "task": type(task).__name__,
         "images": probe.images if size <= MOST_BYTES else None,
         "labels": labels if size <= MOST_BYTES else None,
-        "shown": shown if shown is None or shown.ndim == 1 else None,
+        "shown_labels": shown_labels if shown_labels is None or shown_labels.ndim == 1 else None,
     }
 
 
 class Damage(ValueError):
-    """The findings of an earlier run are not as it left them; the message says which and where."""
+    """The files of an earlier run are not as it left them; the message says which and where."""
 
 
 class ProbeChanged(ValueError):
-    """What a run looks at is not what the run looked at whose checkpoint it goes on from; the message says in what."""
+    """A resumed run would explain something else than the run before; the message says what changed."""
 
 
-@dataclass(frozen=True)
-class Resumed:
+@dataclass(frozen=True, eq=False)
+class ResumedRun:
     """What an earlier process left for this one.
 
     Attributes:
-        looks: the numbers of its looks up to the checkpoint.
-        folder: where its findings lie; None where they are gone or cannot be read.
-        lost: the looks whose findings do not lie there.
-        probe: what it looked at, with the labels that it explained; None where that is gone.
-        task: as it understood the network; None where the user's function says what is explained.
+        snapshots: the numbers of its snapshots up to the checkpoint.
+        folder: where they lie; None if it is gone or cannot be read.
+        lost: indices of the snapshots that do not lie there.
+        probe: its images, with the labels that are explained; None if they are gone.
+        task: how it understood the network; None if the user's function says what is explained.
         fingerprint: of its probe as it came.
-        settings: what must be the same for maps to be comparable.
-        shown: its labels as they are shown beside what it explained; None where none are.
-        damage: what is wrong with the findings, None if nothing is.
-        unreadable: why nothing is known; empty if it is.
+        settings: the settings that must be the same for maps to be comparable.
+        shown_labels: the labels that are shown beside the explained ones; None if there are none.
+        damage: what is wrong with the files; None if nothing is.
+        unreadable: why the state cannot be read; empty if it can.
     """
 
-    looks: Sequence[Look]
+    snapshots: Sequence[Snapshot]
     folder: Path | None
     lost: Set[int]
     probe: Probe | None
     task: Task | None
     fingerprint: str
     settings: dict[str, str]
-    shown: Tensor | None = None
+    shown_labels: Tensor | None = None
     damage: Exception | None = None
     unreadable: str = ""
 
     @classmethod
-    def of(cls, state: dict[str, Any]) -> Resumed:
-        """From what `kept` gave, in this version or another."""
+    def from_state(cls, state: dict[str, Any]) -> ResumedRun:
+        """Reads the result of `pack_state`, of this version or another."""
         try:
-            return cls._of(state)
+            return cls._from_state(state)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             reason = f"its state of the monitor became unreadable ({type(error).__name__}: {error})"
             return cls((), None, frozenset(), None, None, "", {}, unreadable=reason)
 
     @classmethod
-    def _of(cls, state: dict[str, Any]) -> Resumed:
-        looks = [
-            Look(row["epoch"], row["step"], {key: value for key, value in row.items() if key not in ("epoch", "step")})
-            for row in state["looks"]
+    def _from_state(cls, state: dict[str, Any]) -> ResumedRun:
+        snapshots = [
+            Snapshot(row["epoch"], row["step"], {key: value for key, value in row.items() if key not in ("epoch", "step")})
+            for row in state["snapshots"]
         ]
         folder = None if state["folder"] is None else Path(state["folder"])
         lost: Set[int] = frozenset()
@@ -103,30 +102,30 @@ class Resumed:
             probe = Probe(state["images"], labels if labels is None or labels.is_floating_point() else labels.long())
         if folder is not None and folder.is_dir():
             try:
-                lost, damages = examine(folder, looks, state["fingerprint"])
+                lost, damages = find_lost_snapshots(folder, snapshots, state["fingerprint"])
             except OtherRun:
                 folder = None
             except (OSError, ValueError) as error:
                 folder, damages = None, [str(error)]
             try:
                 if folder is not None and probe is None:
-                    probe = History(folder).probe()
+                    probe = Probe(*History(folder).probe())
             except (OSError, ValueError) as error:
                 damages.append(str(error))
         else:
             folder = None
         task = TASKS[state["task"]]() if state["task"] in TASKS else None
         damage = Damage("; ".join(damages)) if damages else None
-        shown = state.get("shown", state["labels"])  # which earlier versions did not keep
-        return cls(looks, folder, lost, probe, task, state["fingerprint"], state["settings"], shown, damage)
+        return cls(snapshots, folder, lost, probe, task, state["fingerprint"], state["settings"], state["shown_labels"], damage)
 
-    def probe_for(self, fresh: Probe | None, settings: dict[str, str], *, needs_fresh: bool) -> tuple[Probe | None, str | None]:
-        """What to look at on, None to begin anew, and what is not as it was.
+    def choose_probe(self, fresh: Probe | None, settings: dict[str, str], *, needs_fresh: bool) -> tuple[Probe | None, str | None]:
+        """The probe to continue with, None to begin a new history; and what changed, None if nothing did.
 
         Args:
-            fresh: the images that this run has; None where they are still to come by.
-            settings: how it looks.
-            needs_fresh: whether the kept images will not do, because the user chose others or they are not all a batch holds.
+            fresh: the images that this run has; None if they are not known yet.
+            settings: those of this run.
+            needs_fresh: whether the images of the checkpoint do not suffice, because the user chose others or `forward` takes
+                the whole batch.
         """
         if self.unreadable:
             return None, self.unreadable
@@ -149,18 +148,19 @@ class Resumed:
         others = (fresh.images != self.probe.images.to(fresh.images.dtype)).flatten(1).any(1).nonzero().flatten().tolist()
         return f"images {', '.join(map(str, others))} are others" if others else "the labels are others"
 
-    def folder_in(self, folder: Path, is_same_run: bool) -> Path:
-        """Where to go on: where the findings lie, if that is where this run's go, too, else where none lie."""
-        goes_on = is_same_run and self.folder is not None and self.folder.parent == folder.parent.resolve()
-        return self.folder if goes_on and self.folder is not None else unused(folder)
-
-    def history(self, folder: Path | None) -> History:
+    def history(self, folder: Path | None, *, is_same_run: bool) -> History:
         """The history up to the checkpoint.
 
+        It continues in the earlier folder if this run's would lie beside it. Otherwise it is copied to an unused folder.
+
         Args:
-            folder: where the findings of this run go; the earlier ones are copied there, unless that is where they lie.
+            folder: of this run; None to keep the history in memory.
+            is_same_run: whether the two runs may share a folder.
         """
-        return History(folder, self.looks, self.folder, self.lost)
+        if folder is not None:
+            is_beside = self.folder is not None and self.folder.parent == folder.parent.resolve()
+            folder = self.folder if is_same_run and is_beside else unused_folder(folder)
+        return History(folder, self.snapshots, self.folder, self.lost)
 
 
 def _narrow(labels: Tensor) -> Tensor:

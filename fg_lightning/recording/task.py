@@ -1,9 +1,8 @@
-"""The task: which number of the output is explained for every image, and what the network answers there."""
+"""The task: which number of the output is explained for each image, and what the network answers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Union
 
 import torch
@@ -11,70 +10,56 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from fg_lightning.fullgrad.target import main_output
+from fg_lightning.fullgrad import main_output
+from fg_lightning.history.records import Answers
 
-MonitorTarget = Union[None, int, Sequence[int], Tensor, Callable[[Any], Tensor]]
-"""What the monitor explains: None for the label, a class for all images or one for each, or a function from the output to [N]."""
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What the network says of every image.
-
-    Attributes:
-        explained: the class whose score is explained, [N]; None where there was no choice.
-        predicted: the class it would choose or the number it gives, [N]; None where that cannot be told.
-        confidence: the probability of the predicted class, [N]; None where that cannot be told.
-    """
-
-    explained: Tensor | None = None
-    predicted: Tensor | None = None
-    confidence: Float[Tensor, " n"] | None = None
+ProbeTarget = Union[None, int, Sequence[int], Tensor, Callable[[Any], Tensor]]
+"""What is explained: None for the label, a class for all images or one for each, or a function from the output to [N]."""
 
 
 class Task:
-    """One kind of output; this one is a number for each image, or several whose mean is explained: regression.
+    """One kind of output. This one is a number for each image, or several whose mean is explained: regression.
 
-    Labels are rows that go with the images, whatever they are, None where there are none.
+    Labels are rows that go with the images, of any kind; None if there are none.
 
     Attributes:
         name: under which the user may choose it.
-        words: what it takes the output to be.
-        tells_classes: whether an integer that it gives is a class.
+        words: what the output is, for messages.
+        tells_classes: whether an integer in its answers is a class.
     """
 
     name = "number"
     words = "a number, or several whose mean is explained"
     tells_classes = False
 
-    def fixed(self, output: Any, labels: Tensor | None) -> Tensor | None:
-        """What stays explained, so that maps can be compared over time: the labels, and what is predicted now where none fits.
+    def fix_labels(self, output: Any, labels: Tensor | None) -> Tensor | None:
+        """The labels that stay explained, so that maps can be compared over time; the prediction replaces labels that do not fit.
 
-        What it gave it gives again, whatever the output.
+        Fixed labels come back unchanged, whatever the output.
         """
         return labels
 
-    def explained(self, output: Any, labels: Tensor | None) -> Float[Tensor, " n"]:
-        """The numbers to explain, [N], given the labels that are `fixed`."""
+    def score(self, output: Any, labels: Tensor | None) -> Float[Tensor, " n"]:
+        """The numbers to explain, [N], given fixed labels."""
         return main_output(output).flatten(1).mean(1) if main_output(output).ndim > 1 else main_output(output)
 
     def answers(self, output: Any, labels: Tensor | None) -> Answers:
-        """What the output says, given the labels that are `fixed`."""
-        return Answers(predicted=self.explained(output, labels))
+        """What the output says, given fixed labels."""
+        return Answers(predicted=self.score(output, labels))
 
     def misfit(self, output: Any, labels: Tensor | None) -> str | None:
-        """What is wrong with the labels, None if nothing is."""
+        """What is wrong with the labels; None if nothing is."""
         return None
 
-    def classes(self, output: Any) -> int | None:
-        """How many classes the output tells apart; None if none."""
+    def num_classes(self, output: Any) -> int | None:
+        """How many classes the output distinguishes; None if it has no classes."""
         return None
 
 
 class Entry(Task):
-    """[N, K] of numbers that are no classes: the entry that the user asked for."""
+    """[N, K] of numbers that are not classes: the entry that the user chose."""
 
-    def explained(self, output: Any, labels: Tensor | None) -> Tensor:
+    def score(self, output: Any, labels: Tensor | None) -> Tensor:
         assert labels is not None
         return main_output(output).gather(1, labels.long()[:, None]).squeeze(1)
 
@@ -90,14 +75,14 @@ class Binary(Task):
     tells_classes = True
 
     def answers(self, output: Any, labels: Tensor | None) -> Answers:
-        probability = self.probability(self.explained(output, labels))
+        probability = self.probability(self.score(output, labels))
         return Answers(None, (probability > 0.5).long(), torch.maximum(probability, 1 - probability))
 
-    def classes(self, output: Any) -> int:
+    def num_classes(self, output: Any) -> int:
         return 2
 
     def probability(self, score: Tensor) -> Tensor:
-        """Of class 1, [N]."""
+        """The probability of class 1, [N]."""
         return score.sigmoid()
 
 
@@ -111,13 +96,13 @@ class Probability(Binary):
 
 
 class Classes(Task):
-    """[N, K]: the score of the labelled class, of the first of them where there are several."""
+    """[N, K]: the score of the labelled class, or of the first if there are several."""
 
     name = "classes"
     words = "scores of classes"
     tells_classes = True
 
-    def fixed(self, output: Any, labels: Tensor | None) -> Tensor:
+    def fix_labels(self, output: Any, labels: Tensor | None) -> Tensor:
         scores = main_output(output).detach()
         predicted = scores.argmax(1)
         if labels is None:
@@ -126,8 +111,8 @@ class Classes(Task):
             return torch.where(labels.amax(1) > 0, labels.float().argmax(1), predicted)
         return torch.where(fits_classes(labels, scores), labels.long(), predicted)
 
-    def explained(self, output: Any, labels: Tensor | None) -> Tensor:
-        return main_output(output).gather(1, self.fixed(output, labels)[:, None]).squeeze(1)
+    def score(self, output: Any, labels: Tensor | None) -> Tensor:
+        return main_output(output).gather(1, self.fix_labels(output, labels)[:, None]).squeeze(1)
 
     def answers(self, output: Any, labels: Tensor | None) -> Answers:
         confidence, predicted = self.probabilities(main_output(output)).max(1)
@@ -139,7 +124,7 @@ class Classes(Task):
             return None
         return f"labels {labels.tolist()} are out of range: the output has shape {tuple(scores.shape)}"
 
-    def classes(self, output: Any) -> int:
+    def num_classes(self, output: Any) -> int:
         return main_output(output).shape[1]
 
     def probabilities(self, scores: Tensor) -> Tensor:
@@ -149,7 +134,7 @@ class Classes(Task):
 
 
 class SeveralClasses(Classes):
-    """[N, K] where an image may have several classes."""
+    """[N, K] if an image may have several classes."""
 
     name = "labels"
     words = "scores of classes, of which an image may have several"
@@ -159,7 +144,7 @@ class SeveralClasses(Classes):
 
 
 class SeveralProbabilities(SeveralClasses):
-    """[N, K] where an image may have several classes, as their probabilities."""
+    """[N, K] of probabilities, if an image may have several classes."""
 
     def probabilities(self, scores: Tensor) -> Tensor:
         return scores.clamp(0, 1)
@@ -168,15 +153,15 @@ class SeveralProbabilities(SeveralClasses):
 class Regions(Task):
     """[N, K, *S]: the mean score of a class over its region of the label map.
 
-    The class is the one with the largest region but for class 0, by convention the background, or else that; a single score is
-    that of class 1. An image without the class is explained as a whole.
+    The class is the one with the largest region, except class 0, by convention the background. Without another class it is class 0.
+    A single score is that of class 1. An image without the class is explained as a whole.
     """
 
     name = "regions"
     words = "scores of a class for every place"
     tells_classes = True
 
-    def fixed(self, output: Any, labels: Tensor | None) -> Tensor:
+    def fix_labels(self, output: Any, labels: Tensor | None) -> Tensor:
         scores = main_output(output).detach()
         if labels is None:
             return _predicted_map(scores)
@@ -188,8 +173,8 @@ class Regions(Task):
             return labels.long()
         return F.interpolate(labels[:, None].float(), scores.shape[2:], mode="nearest-exact")[:, 0].long()
 
-    def explained(self, output: Any, labels: Tensor | None) -> Tensor:
-        scores, maps = main_output(output), self.fixed(output, labels)
+    def score(self, output: Any, labels: Tensor | None) -> Tensor:
+        scores, maps = main_output(output), self.fix_labels(output, labels)
         classes = self._largest(maps, scores)
         channel = (classes - 1 if scores.shape[1] == 1 else classes).clamp_min(0)
         chosen = scores.gather(1, channel.reshape(-1, *(1,) * (scores.ndim - 1)).expand(-1, 1, *scores.shape[2:])).flatten(1)
@@ -199,12 +184,12 @@ class Regions(Task):
 
     def answers(self, output: Any, labels: Tensor | None) -> Answers:
         scores = main_output(output)
-        return Answers(self._largest(self.fixed(output, labels), scores), self._largest(_predicted_map(scores), scores))
+        return Answers(self._largest(self.fix_labels(output, labels), scores), self._largest(_predicted_map(scores), scores))
 
     def misfit(self, output: Any, labels: Tensor | None) -> str | None:
         return None if labels is None or labels.ndim > 1 else Classes().misfit(output, labels)
 
-    def classes(self, output: Any) -> int:
+    def num_classes(self, output: Any) -> int:
         return max(main_output(output).shape[1], 2)
 
     def _largest(self, maps: Tensor, scores: Tensor) -> Tensor:
@@ -214,12 +199,12 @@ class Regions(Task):
 
 
 class Chosen(Task):
-    """Whatever a function of the output gives, [N]."""
+    """The result, [N], of a function of the output."""
 
     def __init__(self, function: Callable[[Any], Tensor]) -> None:
         self.function = function
 
-    def explained(self, output: Any, labels: Tensor | None) -> Tensor:
+    def score(self, output: Any, labels: Tensor | None) -> Tensor:
         return self.function(output)
 
     def answers(self, output: Any, labels: Tensor | None) -> Answers:
@@ -229,7 +214,7 @@ class Chosen(Task):
 TASKS: dict[str, type[Task]] = {
     task.__name__: task for task in (Task, Entry, Binary, Probability, Classes, SeveralClasses, SeveralProbabilities, Regions)
 }
-"""By the names under which a checkpoint and `probe.json` know them."""
+"""By their names in checkpoints and `probe.json`."""
 
 CHOICES: dict[str, type[Task]] = {task.name: task for task in (Classes, SeveralClasses, Binary, Regions, Task)}
 """By the names that the user may choose."""
@@ -238,8 +223,8 @@ CHOICES: dict[str, type[Task]] = {task.name: task for task in (Classes, SeveralC
 def check_task(task: Any, target: Any = None) -> None:
     """
     Raises:
-        TypeError: if a task is no name.
-        ValueError: if there is no task of that name, or a function is the target and nothing is left to choose.
+        TypeError: if a task is not a name.
+        ValueError: if there is no task of that name, or the target is a function, which leaves nothing to choose.
     """
     if task is None:
         return
@@ -258,10 +243,10 @@ def fits_classes(labels: Tensor, scores: Tensor) -> Tensor:
 
 
 def is_zero_or_one(labels: Tensor) -> bool:
-    """Whether there is no other label."""
+    """Whether all labels are 0 or 1."""
     return bool(((labels == 0) | (labels == 1)).all())
 
 
 def _predicted_map(scores: Tensor) -> Tensor:
-    """[N, *S] classes of the highest score, or whether the only score speaks for its class."""
+    """[N, *S] classes of the highest score; of a single score, whether it is positive."""
     return (scores[:, 0] > 0).long() if scores.shape[1] == 1 else scores.argmax(1)

@@ -209,7 +209,7 @@ def test_a_script_that_reads_none_of_its_numbers_finds_none(tmp_path):
 def test_words_that_switch_do_what_they_say(monkeypatch, switch, word, value):
     monkeypatch.setenv("FG_LIGHTNING", f"{switch}={word}")
     (monitor,) = monitors()
-    assert (monitor.strict if switch == "strict" else getattr(monitor.settings, switch)) is value
+    assert getattr(monitor.settings if switch == "animation" else monitor, switch) is value
 
 
 @pytest.mark.parametrize(

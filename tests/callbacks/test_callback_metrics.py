@@ -112,12 +112,12 @@ def test_a_look_that_fails_is_no_number_and_no_older_one(tmp_path, monkeypatch):
         def on_train_epoch_end(self, trainer, pl_module):
             seen.append(float(trainer.callback_metrics[KEY]))
 
-    looked = Explainer.look
+    explain = Explainer.explain
 
     def fails(self, module, device):
         if module.trainer.current_epoch == 1 and module.trainer.global_step > 4:
             raise RuntimeError("at the second epoch")
-        return looked(self, module, device)
+        return explain(self, module, device)
 
     monkeypatch.setattr(Explainer, "explain", fails)
     monitor = FullGradMonitor(num_samples=2)

@@ -88,17 +88,17 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from tests.helpers.small_trainings import Classifier, loader
 from fg_lightning import FullGradMonitor
-from fg_lightning.callbacks.look import Explainer
+from fg_lightning.recording.explainer import Explainer
 
 key, folder, fails = "fullgrad/concentration", sys.argv[1], sys.argv[2] == "fails"
-looked = Explainer.look
+explain = Explainer.explain
 
-def look(self, module, device):
+def explain_or_fail(self, module, device):
     if fails and module.trainer.current_epoch == 1:
-        raise RuntimeError("of a look")
-    return looked(self, module, device)
+        raise RuntimeError("in a snapshot")
+    return explain(self, module, device)
 
-Explainer.look = look
+Explainer.explain = explain_or_fail
 best = ModelCheckpoint(folder, monitor=key, save_top_k=-1)
 trainer = pl.Trainer(
     accelerator="cpu", devices=2, max_epochs=2, default_root_dir=folder, logger=False, num_sanity_val_steps=0,

@@ -163,10 +163,10 @@ def test_a_number_of_classes_of_a_network_inside_speaks_for_that_network_only():
 
 def test_a_head_behind_an_output_is_seen():
     found = Evidence.from_model(OfAProperty(net=nn.Linear(2, 64), head=nn.Linear(64, 10)))
-    assert found.has_head_behind(64, seen=3)
-    assert found.has_head_behind(64, seen=10)
-    assert not found.has_head_behind(64, seen=11)
-    assert not found.has_head_behind(10, seen=3)
+    assert found.has_head_behind(64, num_seen=3)
+    assert found.has_head_behind(64, num_seen=10)
+    assert not found.has_head_behind(64, num_seen=11)
+    assert not found.has_head_behind(10, num_seen=3)
 
 
 class SimCLRTask(OfAProperty):

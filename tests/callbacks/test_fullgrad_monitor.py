@@ -103,7 +103,7 @@ def test_a_share_is_of_what_speaks_for_the_output_whatever_its_sign():
     torch.manual_seed(0)
     module, (images, _) = Classifier().eval(), images_and_labels(6)
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
-    found = Explainer(Probe(images, labels)).look(module, torch.device("cpu"))
+    found = Explainer(Probe(images, labels)).explain(module)
     terms = full_gradients(module, images, labels)
     assert (terms.output > 0).any()
     assert (terms.output < 0).any()
@@ -122,7 +122,7 @@ def test_the_first_predictions_are_explained_where_labels_are_no_classes(tmp_pat
     images, labels = images_and_labels(4, seed=9)
     labels[:3] = label
     monitor = FullGradMonitor(probe=(images, labels))
-    with pytest.warns(UserWarning, match="out of range.*predicted classes of the first look") as caught:
+    with pytest.warns(UserWarning, match="out of range.*predicted classes of the first snapshot") as caught:
         fit(tmp_path, monitor)
     assert sum("FullGradMonitor" in str(w.message) for w in caught) == 1
     explained = [[row.explained for row in monitor.history.images(look)] for look in range(3)]

@@ -123,7 +123,7 @@ def test_what_evidence_does_not_decide_is_told(name):
     scores, labels, known, kind, chosen = GUESSED[name]
     found = infer_task(scores, IMAGES, labels, known)
     assert type(found.task) is kind
-    assert f'FullGradMonitor(task="{chosen}") if that is right, else task="' in found.assumed
+    assert f'Pass task="{chosen}" if that is right, else task="' in found.assumed
     assert f"[{', '.join(['N', *map(str, scores.shape[1:])])}]" in found.assumed
 
 

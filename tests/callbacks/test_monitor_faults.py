@@ -17,7 +17,7 @@ from tests.helpers.small_trainings import Classifier, fit, loader
 
 
 def epochs_of(monitor):
-    return [look.epoch for look in monitor.history.looks]
+    return [look.epoch for look in monitor.history.snapshots]
 
 
 # --- what goes wrong is said once, and training goes on

@@ -34,7 +34,7 @@ def test_streamed_validation_data_is_taken_as_it_comes_by(tmp_path, sanity_steps
     monitor = FullGradMonitor(num_samples=4, strict=True)
     fit(tmp_path, monitor, val=DataLoader(stream, 8), num_sanity_val_steps=sanity_steps)
     assert stream.opened == (3 if sanity_steps else 2)  # Lightning's own passes
-    assert [look.epoch for look in monitor.history.looks] == epochs
+    assert [look.epoch for look in monitor.history.snapshots] == epochs
     assert torch.equal(monitor.probe.images, IMAGES[:4])
 
 

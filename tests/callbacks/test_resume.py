@@ -68,7 +68,7 @@ def test_the_earlier_run_keeps_what_it_found(tmp_path):
     fit(tmp_path, monitor, 2, resume=tmp_path / "saved/epoch=0.ckpt")
     assert monitor.history.folder == tmp_path / "fullgrad" / "version_1"
     assert epochs_of(monitor.history) == [0, 1, 2]
-    assert History.read(tmp_path / "fullgrad" / "version_0").snapshots == first.looks
+    assert History.read(tmp_path / "fullgrad" / "version_0").snapshots == first.snapshots
 
 
 def test_a_logger_that_goes_on_in_its_folder_takes_the_history_with_it(tmp_path):
@@ -127,7 +127,7 @@ def test_other_images_are_noticed_and_the_old_ones_looked_at_on(tmp_path):
     images[5] += 1
     changed = DataLoader(TensorDataset(images, labels), 8)
     monitor = FullGradMonitor(num_samples=4)
-    with pytest.warns(UserWarning, match="ProbeChanged: since the checkpoint was written, images 1 are others.*looked at on"):
+    with pytest.warns(UserWarning, match="ProbeChanged: since the checkpoint was written, images 1 are others.*still explained"):
         fit(tmp_path, monitor, 2, resume=tmp_path / "saved/epoch=0.ckpt", val=changed)
     assert torch.equal(monitor.probe.images, images_and_labels(16, seed=2)[0][[0, 5, 10, 15]])
     assert epochs_of(monitor.history) == [0, 1, 2]
@@ -179,9 +179,9 @@ def kept(path):
 def test_a_checkpoint_keeps_little_and_nothing_that_torch_does_not_trust(tmp_path):
     fit(tmp_path, FullGradMonitor(num_samples=4, strict=True), 2)
     first, second = (kept(tmp_path / f"saved/epoch={epoch}.ckpt") for epoch in (0, 1))
-    assert set(first) == {"folder", "looks", "fingerprint", "settings", "task", "images", "labels", "shown"}
-    assert [row["epoch"] for row in second["looks"]] == [0, 1, 2]
-    assert len(second["looks"]) == len(first["looks"]) + 1
+    assert set(first) == {"folder", "snapshots", "fingerprint", "settings", "task", "images", "labels", "shown_labels"}
+    assert [row["epoch"] for row in second["snapshots"]] == [0, 1, 2]
+    assert len(second["snapshots"]) == len(first["snapshots"]) + 1
     assert second["images"].shape == (4, 1, 8, 8)
     assert second["labels"].dtype is torch.uint8
 
@@ -238,7 +238,7 @@ def test_a_damaged_folder_is_said_and_what_is_left_goes_on(tmp_path, name, is_sa
     assert "fullgrad/drift_from_untrained" in read.snapshots[2].numbers
 
 
-@pytest.mark.parametrize("name", ["looks", "folder", "settings", "task", "fingerprint"])
+@pytest.mark.parametrize("name", ["snapshots", "folder", "settings", "task", "fingerprint"])
 def test_a_state_of_another_version_begins_a_new_history(tmp_path, name):
     fit(tmp_path, FullGradMonitor(num_samples=4, strict=True), 1)
     path = tmp_path / "saved/epoch=0.ckpt"
@@ -266,7 +266,7 @@ def test_a_run_that_goes_on_without_a_look_reads_what_there_was(tmp_path):
 def test_damage_raises_under_strict(tmp_path):
     fit(tmp_path, FullGradMonitor(num_samples=4, strict=True), 1)
     (tmp_path / "fullgrad" / "version_0" / "images.csv").unlink()
-    with pytest.raises(ValueError, match=r"is damaged: images.csv lacks rows of looks 0, 1"):
+    with pytest.raises(ValueError, match=r"is damaged: images.csv lacks rows of snapshots 0, 1"):
         fit(tmp_path, FullGradMonitor(num_samples=4, strict=True), 2, resume=tmp_path / "saved/epoch=0.ckpt")
 
 
@@ -274,13 +274,13 @@ def test_a_folder_that_cannot_be_read_now_stays_as_it_is(tmp_path, monkeypatch):
     fit(tmp_path, FullGradMonitor(num_samples=4, strict=True), 1)
     folder = tmp_path / "fullgrad" / "version_0"
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    real = resume_module.examine
+    real = resume_module.find_lost_snapshots
 
     def faulty(*given):
         real(*given)
         raise OSError(errno.EIO, "Input/output error", str(folder / "history.csv"))
 
-    monkeypatch.setattr(resume_module, "examine", faulty)
+    monkeypatch.setattr(resume_module, "find_lost_snapshots", faulty)
     monitor = FullGradMonitor(num_samples=4)
     with pytest.warns(UserWarning, match="Input/output error"):
         fit(tmp_path, monitor, 2, resume=tmp_path / "saved/epoch=0.ckpt")
@@ -338,9 +338,9 @@ def test_a_table_that_ends_before_the_checkpoint_keeps_maps_and_numbers_together
     path = first.folder / "history.csv"
     path.write_bytes(path.read_bytes()[:-5])
     monitor = FullGradMonitor(num_samples=4)
-    with pytest.warns(UserWarning, match="history.csv lacks look 2"):
+    with pytest.warns(UserWarning, match="history.csv lacks snapshot 2"):
         fit(tmp_path, monitor, 3, resume=tmp_path / "saved/epoch=1.ckpt")
-    assert monitor.history.snapshots[:3] == first.looks
+    assert monitor.history.snapshots[:3] == first.snapshots
     for index in range(3):
         assert torch.equal(monitor.history.maps(index), first.maps(index))
 
@@ -357,7 +357,7 @@ def test_a_checkpoint_of_another_branch_takes_what_is_its_own(tmp_path):
     fit(tmp_path, second, 3, resume=tmp_path / "first/epoch=0.ckpt", logger=logger(), gradient_clip_val=1e-3)
     third = FullGradMonitor(num_samples=4, strict=True)
     fit(tmp_path, third, 4, resume=tmp_path / "first/epoch=2.ckpt", logger=logger())
-    states = kept(tmp_path / "first/epoch=2.ckpt")["looks"]
+    states = kept(tmp_path / "first/epoch=2.ckpt")["snapshots"]
     read = History.read(third.history.folder)
     assert [{"epoch": look.epoch, "step": look.step, **look.numbers} for look in read.snapshots[:4]] == states
     assert [bool(read.maps(index).isnan().any()) for index in range(5)] == [False, False, True, True, False]

@@ -134,7 +134,7 @@ def test_what_was_explained_once_is_explained_again(name):
     for of_a_look in (first, second):
         if first.answers.explained is not None:
             assert torch.equal(of_a_look.answers.explained, first.answers.explained)
-    resumed = Explainer(explainer.probe, task=TASKS[kind.__name__]())
+    resumed = Explainer(explainer.probe, resumed_task=TASKS[kind.__name__]())
     again = resumed.explain(other, CPU)
     assert torch.equal(again.terms["output"], second.terms["output"])
     assert torch.equal(again.maps, second.maps)
@@ -261,7 +261,7 @@ def test_the_user_may_tell_the_task(told):
     shape, labels, kind, what = TOLD[told]
     module = Gives(*shape)
     for evidence in (Evidence(), Evidence(frozenset({"numbers"})), Evidence(frozenset({"classes"}), frozenset({4}))):
-        explainer, found = looked(module, labels, told=told, evidence=evidence)
+        explainer, found = looked(module, labels, task=told, evidence=evidence)
         assert type(explainer.task) is kind
         assert explainer.assumed is None
         expected = explained_by_definition(module(IMAGES).detach(), [labels], what)
@@ -270,9 +270,9 @@ def test_the_user_may_tell_the_task(told):
 
 def test_the_user_may_tell_the_task_without_labels():
     module = Gives(4)
-    _, found = looked(module, told="classes")
+    _, found = looked(module, task="classes")
     assert torch.equal(found.answers.explained, module(IMAGES).argmax(1))
-    _, found = looked(Gives(4, 6, 6), told="regions")
+    _, found = looked(Gives(4, 6, 6), task="regions")
     assert found.answers.explained is not None
 
 
@@ -281,7 +281,7 @@ def test_the_user_may_tell_the_task_without_labels():
 )
 def test_a_task_that_the_output_has_no_shape_for_is_refused(told, shape):
     with pytest.raises(TargetError, match=rf'task="{told}" needs an output \[N.*has shape \[3'):
-        looked(Gives(*shape), LABELS, told=told)
+        looked(Gives(*shape), LABELS, task=told)
 
 
 # --- outputs of several parts
@@ -365,7 +365,7 @@ UNFIT = {
 @pytest.mark.parametrize("told", [None, "number"])
 def test_labels_that_fit_nothing_leave_a_number(name, told):
     build, labels = UNFIT[name]
-    explainer, found = looked(Parts(build), *labels, looks=2, told=told)
+    explainer, found = looked(Parts(build), *labels, looks=2, task=told)
     assert type(explainer.task) is Task
     assert found.answers.confidence is None
 

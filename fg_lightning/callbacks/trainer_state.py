@@ -1,0 +1,114 @@
+"""What the monitor reads of Lightning's Trainer, and the numbers that it puts there for callbacks and schedulers.
+
+Each private name of Lightning that the package reads stands here. They were seen in Lightning 2.5 and 2.6:
+
+- `epoch_loop._batches_that_stepped`: the step of Lightning's loggers. `trainer.global_step` counts the steps of all optimizers.
+- `EarlyStopping._check_on_train_epoch_end`, `ModelCheckpoint._should_save_on_train_epoch_end` and `._every_n_train_steps`: when
+  these callbacks read what they monitor. Their arguments do not tell: the defaults depend on the Trainer.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+from fg_lightning.history.records import NUMBERS
+
+PREFIX = "fullgrad/"
+BATCH_END, VALIDATION_END, EPOCH_END = "batch end", "validation end", "epoch end"
+"""The moments at which callbacks and schedulers read `callback_metrics`."""
+
+
+def run_folder(trainer: Trainer) -> Path:
+    """`fullgrad/` beside the run's checkpoints; without a logger `fullgrad/version_0/` in the default root.
+
+    A run whose files lie elsewhere (s3://...) gets a folder in the working directory.
+    """
+    logger, root = trainer.logger, str(trainer.default_root_dir)
+    log_dir = getattr(logger, "log_dir", None)
+    places = [getattr(logger, name, None) for name in ("save_dir", "name", "version")]
+    if isinstance(log_dir, (str, Path)):
+        folder = os.path.join(log_dir, "fullgrad")
+    elif logger is None or not all(place is None or isinstance(place, (str, int, Path)) for place in (log_dir, *places)):
+        folder = os.path.join(root, "fullgrad", "version_0")  # the name of a mock, for example, is not text
+    else:
+        save_dir, name, version = places
+        version = version if isinstance(version, str) else f"version_{version}"
+        folder = os.path.join(save_dir or root, str(name), version, "fullgrad")
+    return Path("fullgrad", "version_0") if "://" in folder else Path(folder)
+
+
+def logging_step(trainer: Trainer, module: LightningModule, epoch: int) -> int:
+    """The step at which Lightning logs what belongs to the current weights.
+
+    After `epoch` epochs it is the last step, with which Lightning logs the epoch's own metrics; in the first epoch the next one.
+    Steps are batches, or with accumulated gradients the batches after which the optimizer steps.
+    """
+    stepped: int = trainer.fit_loop.epoch_loop._batches_that_stepped
+    stepped += bool(trainer.validating)  # Lightning counts a batch when its validation is over
+    if module.automatic_optimization:
+        stepped = max(stepped, trainer.global_step)  # a checkpoint that was saved in validation has counted one less
+    return max(stepped - 1, 0) if epoch else stepped
+
+
+def num_batches(trainer: Trainer) -> int:
+    """Number of batches that the network was trained on."""
+    return trainer.fit_loop.epoch_loop.batch_progress.total.ready
+
+
+def are_numbers_read(trainer: Trainer, moment: str) -> bool:
+    """Whether a callback or a scheduler reads one of the monitor's numbers at a moment. All processes agree."""
+    return any(moment in moments for _, moments in _readers(trainer))
+
+
+def publish_numbers(trainer: Trainer, numbers: Mapping[str, float]) -> None:
+    """Puts the numbers of the current weights into `callback_metrics`, the same in every process.
+
+    A number that is read but undefined becomes NaN, so that a callback does not read an older one.
+
+    Args:
+        trainer: in a fit. If there are several processes, all of them call this.
+        numbers: those of the first process, by key.
+    """
+    if trainer.world_size > 1:
+        numbers = trainer.strategy.broadcast(dict(numbers), src=0)
+    read = {key for key, _ in _readers(trainer)}
+    for name in NUMBERS:
+        key = PREFIX + name
+        if key in numbers or key in read:
+            trainer.callback_metrics[key] = torch.tensor(numbers.get(key, float("nan")))
+        else:
+            trainer.callback_metrics.pop(key, None)
+
+
+def _readers(trainer: Trainer) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The keys of the monitor that are read, and when."""
+    for callback in getattr(trainer, "callbacks", []):
+        if _is_monitors(key := getattr(callback, "monitor", None)):
+            yield key, _reading_moments(callback, trainer)
+        elif PREFIX in str(getattr(callback, "filename", None) or ""):
+            yield "", _reading_moments(callback, trainer)
+    for config in trainer.lr_scheduler_configs:
+        if config.reduce_on_plateau and _is_monitors(config.monitor):
+            yield str(config.monitor), (EPOCH_END if config.interval == "epoch" else VALIDATION_END,)
+
+
+def _is_monitors(key: Any) -> bool:
+    return isinstance(key, str) and key.startswith(PREFIX)
+
+
+def _reading_moments(callback: Any, trainer: Trainer) -> tuple[str, ...]:
+    """When a callback reads what it monitors: Lightning's own by their settings, any other at the end of both loops."""
+    at_epoch_end = getattr(callback, "_check_on_train_epoch_end", None)  # EarlyStopping
+    if hasattr(callback, "_should_save_on_train_epoch_end"):  # ModelCheckpoint
+        at_epoch_end = callback._should_save_on_train_epoch_end(trainer)
+    if at_epoch_end is None:
+        return VALIDATION_END, EPOCH_END
+    every = getattr(callback, "_every_n_train_steps", 0)
+    at_batch_end = (BATCH_END,) if every and trainer.global_step and trainer.global_step % every == 0 else ()
+    return (*at_batch_end, EPOCH_END if at_epoch_end else VALIDATION_END)

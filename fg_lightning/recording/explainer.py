@@ -1,0 +1,325 @@
+"""Explains a network through one probe: calls it, decides once what its output means, and measures maps, answers and terms."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields, replace
+from typing import Any, Union
+from unittest.mock import patch
+
+import torch
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor, nn
+
+from fg_lightning.fullgrad import FullGrad, FullGradients, Psi, TargetError, main_output
+from fg_lightning.history.records import NUMBERS, Answers, Explanation, LayerTerms
+from fg_lightning.metrics.concentration import gini_index
+from fg_lightning.metrics.drift import cosine_drift
+from fg_lightning.recording.evidence import Evidence
+from fg_lightning.recording.output_meaning import YES_OR_NO, Meaning, infer_task, task_by_name
+from fg_lightning.recording.probe import HOW_TO_EXPLAIN_A_DETECTOR, Probe, are_detections, describe_parts, tensor_parts
+from fg_lightning.recording.task import Chosen, Classes, Entry, ProbeTarget, Regions, Task
+
+Forward = Callable[[Any, Any], Any]
+"""(module, batch) -> the module's output: how to call a module whose forward takes more than the images."""
+
+HOW_TO_CALL = "say how it is called: forward=lambda module, batch: module.network(batch[0], batch[1])"
+
+SCORE = re.compile("pred_score|anomaly|distance|error", re.IGNORECASE)
+"""Names of parts of an output that are numbers and not probabilities."""
+
+
+class Explainer:
+    """Explains a network through one probe. What it explained first stays explained.
+
+    Args:
+        probe: the images. After the first explanation its labels are the ones that are explained.
+        psi: FullGrad's post-processing.
+        target: what is explained.
+        forward: how the module is called.
+        task: what the user says that the output means, one of `CHOICES`; None to go by evidence.
+        resumed_task: the task of an earlier run, which fixed the probe's labels.
+        evidence: reads a module and its data, before the first explanation.
+
+    Attributes:
+        labels: the probe's labels as they came; after the first explanation those that belong to the output.
+        misfit: after the first explanation, what is wrong with them; None if nothing is.
+        assumed: after the first explanation, what the evidence left open; None if it decided.
+
+    Raises:
+        ValueError: if there is not a target for each image.
+    """
+
+    def __init__(
+        self,
+        probe: Probe,
+        psi: Union[str, Psi] = "absolute",
+        target: ProbeTarget = None,
+        forward: Forward | None = None,
+        task: str | None = None,
+        resumed_task: Task | None = None,
+        evidence: Callable[[nn.Module], Evidence] = Evidence.from_model,
+    ) -> None:
+        self.labels = probe.labels
+        self.misfit: str | None = None
+        self.assumed: str | None = None
+        self._candidates = probe.candidates
+        if target is not None and not callable(target):
+            probe = replace(probe, labels=_expand_target(target, len(probe)), others=())
+        self.probe = probe
+        self.task = Chosen(target) if callable(target) else resumed_task
+        self._psi = psi
+        self._forward = forward
+        self._target = target
+        self._task_name = task
+        self._evidence = evidence
+        self._is_fixed = self.task is not None
+        self._which = 0
+
+    def explain(self, module: nn.Module, device: torch.device | str = "cpu") -> Explanation:
+        """Computes maps, answers and terms with one forward and one backward pass.
+
+        Raises:
+            TargetError: if the target is not a class of the output.
+            ValueError: if `FullGrad.attribute_with_terms` raises it.
+        """
+        probe = self.probe.to(device)
+        parts = [self._explain_part(module, part) for part in ([probe] if self._forward is not None else probe.parts())]
+        maps, terms, outputs, labels = zip(*parts, strict=True)
+        assert self.task is not None
+        if not self._is_fixed:
+            self.misfit = self.task.misfit(outputs[0], self._select(self.probe.candidates))
+            fixed = None if labels[0] is None else torch.cat(labels).cpu()
+            self.probe, self._is_fixed, self._which = replace(self.probe, labels=fixed, others=()), True, 0
+        answers = [self.task.answers(output, fixed) for output, fixed in zip(outputs, labels, strict=True)]
+        num_classes = self.task.num_classes(outputs[0])
+        joined = FullGradients.concatenate(terms)
+        return _build_explanation(module, torch.cat(maps), joined, _join_answers(answers), num_classes)
+
+    def _explain_part(self, module: nn.Module, probe: Probe) -> tuple[Tensor, FullGradients, Any, Tensor | None]:
+        """Maps, terms, the output and the labels that stay explained, of a part of the probe."""
+        called = CalledModule(module, probe, self._forward)
+        evidence = self._evidence(module) if self.task is None else Evidence()  # while no operation is recorded
+        outputs: list[Any] = []  # the first is of the whole batch, any others of single images
+
+        def score(called_output: tuple[Any, tuple[Tensor, ...]]) -> Tensor:
+            output, candidates = called_output
+            outputs.append(output)
+            if self.task is None:
+                self._decide_task(output, probe, evidence)
+            return self.task.score(output, self._select(candidates))  # type: ignore[union-attr]
+
+        maps, terms = FullGrad(called, psi=self._psi).attribute_with_terms(probe.images, score, called.arguments)
+        assert self.task is not None
+        return maps.detach().float(), terms, outputs[0], self.task.fix_labels(outputs[0], self._select(probe.candidates))
+
+    def _decide_task(self, output: Any, probe: Probe, evidence: Evidence) -> None:
+        """Decides the task, from a part of the probe.
+
+        Raises:
+            TargetError: if the output is that of a detector, or does not have the user's class or shape.
+        """
+        if are_detections(output):
+            raise TargetError(f"the output is a list of mappings, as detectors give it; {HOW_TO_EXPLAIN_A_DETECTOR}")
+        scores = main_output(output)
+        if scores.ndim and len(scores) != len(probe.images):
+            raise TargetError(
+                f"the network gives {len(scores)} rows for {len(probe.images)} images, as an ensemble does; "
+                "pass a function from the output to one number for each image: target=function"
+            )
+        if any(SCORE.search(name) for name, part in tensor_parts(output).items() if part is scores):
+            evidence = replace(evidence, kinds=evidence.kinds.difference(YES_OR_NO, {"binary"}) | {"numbers"})
+        if self._target is not None:
+            self.task = self._task_of_target(scores, probe, evidence)
+            return
+        if _are_features(scores, output, evidence):
+            evidence = replace(evidence, kinds=frozenset({"embeddings"}), heads=frozenset())
+        meaning = self._meaning(scores, probe.images, probe.candidates, evidence)
+        notes = [note for note in (describe_parts(output), meaning.assumed) if note is not None]
+        self.task, self.assumed = meaning.task, "; ".join(notes) or None
+        self._which = len(probe.candidates) if meaning.labels is None else meaning.labels
+        if meaning.labels is not None:
+            self.labels = self._candidates[meaning.labels]
+        elif self.task.tells_classes:
+            self.labels = None  # they are labels of something else
+
+    def _meaning(self, scores: Tensor, images: Tensor, candidates: Sequence[Tensor], evidence: Evidence) -> Meaning:
+        if self._task_name is not None:
+            return task_by_name(self._task_name, scores, images, candidates, evidence)
+        return infer_task(scores, images, candidates, evidence, of_all=self._candidates)
+
+    def _task_of_target(self, scores: Tensor, probe: Probe, evidence: Evidence) -> Task:
+        """The task of a class that the user chose, or of an entry of an output without classes.
+
+        Raises:
+            TargetError: if the output has no such class.
+        """
+        wrong = "the output is one number" if scores.ndim < 2 else None
+        task: Task = Classes() if scores.ndim == 2 else Regions()
+        if wrong is None:
+            rows = tuple(candidate[: len(scores)] for candidate in self._candidates)
+            meaning = self._meaning(scores, probe.images, rows, evidence)
+            if scores.ndim == 2 and not meaning.task.tells_classes and meaning.assumed is None:
+                task = Entry()
+            elif isinstance(meaning.task, type(task)):
+                task = meaning.task
+            wrong = task.misfit(scores, probe.labels)
+        if wrong is not None:
+            raise TargetError(f"target {self._target} is no class: {wrong}")
+        return task
+
+    def _select(self, candidates: Sequence[Tensor]) -> Tensor | None:
+        """The labels among the tensors that may be the labels."""
+        return candidates[self._which] if self._which < len(candidates) else None
+
+
+class CalledModule(nn.Module):
+    """Calls a module on images and the rest of their batch; returns its output and the tensors that may be the labels.
+
+    Those tensors pass through because FullGrad hands over single rows if it must run a network on one image at a time. A module
+    without a forward is replaced by the only network in it.
+
+    Args:
+        module: the user's.
+        probe: the images and their batch.
+        forward: how to call the module on a batch; None to call it on the images alone.
+
+    Raises:
+        ValueError: if the module has no forward and not exactly one network.
+    """
+
+    def __init__(self, module: nn.Module, probe: Probe, forward: Forward | None = None) -> None:
+        super().__init__()
+        self.module = module
+        self._path = "" if forward is not None or _has_forward(module) else _only_network(module)
+        self._probe = probe
+        self._forward = forward
+
+    @property
+    def arguments(self) -> tuple[Tensor, ...]:
+        """What `forward` takes after the images."""
+        if self._forward is None:
+            return self._probe.candidates
+        tensors: list[Tensor] = []
+        apply_to_collection(self._probe.batch, Tensor, tensors.append)
+        return (*self._probe.candidates, *tensors[: self._probe.place], *tensors[self._probe.place + 1 :])
+
+    def forward(self, images: Tensor, *arguments: Tensor) -> tuple[Any, tuple[Tensor, ...]]:
+        split = len(self._probe.candidates)
+        candidates, rest = arguments[:split], arguments[split:]
+        with _mute_log(self.module):
+            output = self._call(images, rest)
+        return output, candidates
+
+    def _call(self, images: Tensor, rest: tuple[Tensor, ...]) -> Any:
+        if self._forward is None:
+            try:
+                return self.module.get_submodule(self._path)(images)
+            except (TypeError, RuntimeError) as error:
+                if type(error) not in (TypeError, RuntimeError):  # such as running out of memory
+                    raise
+                context = f"{error} (raised by the forward of {type(self.module).__name__}, called on images {list(images.shape)})"
+                hint = f"; if it takes something else, {HOW_TO_CALL}" if isinstance(error, TypeError) else ""
+                raise type(error)(context + hint) from error
+        place = self._probe.place
+        tensors = iter([*rest[:place], images, *rest[place:]])
+        return self._forward(self.module, apply_to_collection(self._probe.batch, Tensor, lambda _: next(tensors)))
+
+    @staticmethod
+    def own_name(name: str) -> str:
+        """The name of a module within the user's module."""
+        return name.removeprefix("module").removeprefix(".")
+
+
+@contextmanager
+def _mute_log(module: nn.Module) -> Iterator[None]:
+    """A forward that calls Lightning's `log` would log the probe, and wait for the other processes if it synchronizes them."""
+    with ExitStack() as stack:
+        for name in ("log", "log_dict"):
+            if hasattr(module, name):
+                stack.enter_context(patch.object(module, name, lambda *_, **__: None))
+        yield
+
+
+def _has_forward(module: nn.Module) -> bool:
+    return type(module).forward.__qualname__ != "LightningModule.forward"
+
+
+def _only_network(module: nn.Module) -> str:
+    networks = [name for name, child in module.named_children() if any(True for _ in child.parameters())]
+    if len(networks) != 1:
+        listed = f"the networks in it are {', '.join(networks)}" if networks else "there is no network in it"
+        raise ValueError(f"{type(module).__name__} has no forward, and {listed}; {HOW_TO_CALL}")
+    return networks[0]
+
+
+def _are_features(scores: Tensor, output: Any, evidence: Evidence) -> bool:
+    """Whether another part of the output has as many entries as there are classes, and this one has not."""
+    shapes = [part.shape for part in tensor_parts(output).values() if part is not scores and part.ndim == 2]
+    counts = evidence.counts | evidence.of_data
+    return scores.ndim == 2 and scores.shape[1] not in counts and any(columns in counts for _, columns in shapes)
+
+
+def _expand_target(target: int | Sequence[int] | Tensor, num_images: int) -> Tensor:
+    """A class for each image.
+
+    Raises:
+        ValueError: if there are not as many.
+    """
+    classes = torch.as_tensor(target)
+    if classes.is_floating_point() or classes.shape not in ((), (num_images,)):
+        raise ValueError(f"target must be a class, one for each of {num_images} images or a function of the output, not {target!r}")
+    return classes.expand(num_images).clone()
+
+
+def _join_answers(parts: list[Answers]) -> Answers:
+    columns = {field.name: [getattr(part, field.name) for part in parts] for field in fields(Answers)}
+    return Answers(**{name: None if values[0] is None else torch.cat(values).detach().cpu() for name, values in columns.items()})
+
+
+def _build_explanation(
+    module: nn.Module, maps: Tensor, terms: FullGradients, answers: Answers, num_classes: int | None
+) -> Explanation:
+    kinds = {"explicit": terms.bias_terms, "implicit": terms.implicit_terms}
+    names = [("input", ""), *((kind, name) for kind, of_kind in kinds.items() for name in of_kind)]
+    table = torch.stack([terms.input_term, *(term for of_kind in kinds.values() for term in of_kind.values())]).cpu()
+    output = terms.output.cpu()
+    total = output.abs().sum()
+    shares = ((output.sign() * table).sum(1) / total).tolist() if total > 0 else [None] * len(table)
+    places = {name: place for place, (name, _) in enumerate(module.named_modules())}
+    layers = [
+        LayerTerms(CalledModule.own_name(name), kind, share, tuple(of_each))
+        for (kind, name), share, of_each in zip(names, shares, table.tolist(), strict=True)
+    ]
+    layers.sort(key=lambda layer: (layer.kind != "input", places.get(layer.module, -1), layer.kind))
+    explicit = 1 + len(terms.bias_terms)
+    sums = {"input_term": table[0], "bias_term": table[1:explicit].sum(0), "implicit_term": table[explicit:].sum(0)}
+    per_image = {"output": output, **sums, "completeness_error": terms.completeness_error.cpu()}
+    return Explanation(maps.cpu(), answers, per_image, layers, num_classes, terms.missing_ops)
+
+
+def snapshot_numbers(explanation: Explanation, previous: Tensor | None, untrained: Tensor | None) -> dict[str, float]:
+    """The numbers of a snapshot, by the keys under which they are logged; see `NUMBERS`.
+
+    Args:
+        explanation: of the snapshot.
+        previous: the maps of the snapshot before, [N, 1, *S]; None for the first.
+        untrained: the maps of the untrained network; None if they are not known.
+
+    Returns:
+        Those that are defined. The three shares and the completeness error add up to 1. A distance is in 0..1 for maps without
+        negative values.
+    """
+    kinds = {"input": "input_share", "explicit": "bias_share", "implicit": "implicit_share"}
+    error = explanation.terms["completeness_error"]
+    numbers = {"completeness_error": error.mean(), "completeness_error_max": error.max()}
+    if all(layer.share is not None for layer in explanation.layers):
+        for kind, key in kinds.items():
+            numbers[key] = torch.tensor([layer.share for layer in explanation.layers if layer.kind == kind]).sum()
+    for key, earlier in (("drift", previous), ("drift_from_untrained", untrained)):
+        if earlier is not None and not earlier.isnan().any():  # lost maps are NaN
+            numbers[key] = cosine_drift(explanation.maps, earlier).mean()
+    numbers["concentration"] = gini_index(explanation.maps.abs()).mean()
+    return {f"fullgrad/{key}": float(numbers[key]) for key in NUMBERS if key in numbers and not numbers[key].isnan()}
