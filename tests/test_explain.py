@@ -254,7 +254,7 @@ IMPOSSIBLE = {
         ["photos", "--model", "resnet18", "--weights", "V7"],
         "resnet18 has the weights IMAGENET1K_V1, DEFAULT, or none",
     ),
-    "no such module": (["photos", "--model", "nowhere.net"], "'nowhere.net' cannot be import_object"),
+    "no such module": (["photos", "--model", "nowhere.net"], "'nowhere.net' cannot be imported"),
     "no network": (["photos", "--model", "networks_of_a_user.numbers"], "could not be made without arguments"),
     "a failing function": (["photos", "--model", "networks_of_a_user.failing"], r"OSError: weights\.pt is missing"),
     "a number": (["photos", "--model", "networks_of_a_user.seven"], "could not be made without arguments"),

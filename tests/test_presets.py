@@ -10,9 +10,9 @@ import yaml
 from lightning.pytorch.cli import LightningCLI
 
 from fg_lightning.callbacks import FullGradMonitor
-from fg_lightning.cli import lightning_cli
+from fg_lightning.cli import fit_options
 from fg_lightning.cli.fit import train
-from fg_lightning.cli.lightning_cli import preset_path
+from fg_lightning.cli.fit_options import preset_path
 from fg_lightning.demo import DigitClassifier, DigitsDataModule
 from tests import ROOT
 
@@ -66,7 +66,7 @@ def test_the_command_line_takes_a_preset_by_its_name(option, capsys):
 def test_installed_presets_come_before_those_of_a_repository(tmp_path, monkeypatch):
     (tmp_path / "presets").mkdir()
     (tmp_path / "presets" / "offline.yaml").touch()
-    monkeypatch.setattr(lightning_cli, "PRESETS", (tmp_path / "presets", *lightning_cli.PRESETS))
+    monkeypatch.setattr(fit_options, "PRESETS", (tmp_path / "presets", *fit_options.PRESETS))
     assert preset_path("offline") == str(tmp_path / "presets" / "offline.yaml")
     assert preset_path("many_epochs").endswith("callbacks/many_epochs.yaml")
 
@@ -96,7 +96,7 @@ def test_every_line_of_it_is_explained():
     assert all(" # " in line for line in settings.splitlines())
 
 
-def test_it_serves_any_lightning_cli(tmp_path):
+def test_it_serves_any_fit_options(tmp_path):
     (path,) = (path for path in PRESETS if path.stem == "fullgrad_monitor")
     options = ["--trainer.logger=false", "--trainer.fast_dev_run=true", f"--trainer.default_root_dir={tmp_path}"]
     cli = LightningCLI(

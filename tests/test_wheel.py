@@ -22,7 +22,7 @@ model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU(), torch.nn.
 terms = fg_lightning.full_gradients(model, torch.rand(2, 1, 8, 8).double())
 assert terms.completeness_error.max() < 1e-12  # float64
 
-from fg_lightning.cli.lightning_cli import preset_path
+from fg_lightning.cli.fit_options import preset_path
 
 found = preset_path("callbacks/fullgrad_monitor.yaml")
 assert found == {folder!r} + "/fg_lightning/presets/fullgrad_monitor.yaml", found

@@ -11,20 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-from jsonargparse import ActionConfigFile, capture_parser  # type: ignore[attr-defined]
+from jsonargparse import capture_parser  # type: ignore[attr-defined]
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 
 from fg_lightning.callbacks import FullGradMonitor
 from fg_lightning.checkpoints import one_line
-from fg_lightning.cli.fit_options import changed_by_checkpoint, check_checkpoint, model_of
+from fg_lightning.cli.fit_options import PresetOrFile, changed_by_checkpoint, check_checkpoint, model_of
 from fg_lightning.errors import CannotRun
 from fg_lightning.training import ImageClassifier
 from fg_lightning.training.image_datamodule import ImageDataModule
-
-PRESETS = (Path(__file__).parents[1] / "presets", Path(__file__).parents[2] / "callbacks")
-"""The folders of the configurations that come with the package: of the installed package, and of the repository."""
 
 MODEL = "fg_lightning.training.ImageClassifier"
 DATA = "fg_lightning.demo.DigitsDataModule"
@@ -43,23 +40,6 @@ MORE = (
     "either are --model.NAME and --data.NAME. The monitor: --config fullgrad_monitor, or "
     "--trainer.callbacks+ fg_lightning.FullGradMonitor."
 )
-
-
-def preset_path(name: str) -> str:
-    """The path of a configuration that comes with the package; the name itself if it is a file, or no preset.
-
-    The name may have `callbacks/` before it and `.yaml` behind it, as in the repository.
-    """
-    is_preset = not Path(name).is_file() and str(Path(name).parent) in (".", "callbacks")
-    paths = [folder / f"{Path(name).name.removesuffix('.yaml')}.yaml" for folder in PRESETS] if is_preset else []
-    return next((str(path) for path in paths if path.is_file()), name)
-
-
-class PresetOrFile(ActionConfigFile):
-    """The option `--config`, which takes the name of a preset as well."""
-
-    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        super().__call__(parser, cfg, preset_path(values), option_string)
 
 
 class TrainingCLI(LightningCLI):
