@@ -4,16 +4,9 @@ from __future__ import annotations
 
 from typing import Union
 
+from fg_lightning.attribution import gradients
 from fg_lightning.attribution.controls import blur_method, edges, random
 from fg_lightning.attribution.gradcam import gradcam
-from fg_lightning.attribution.gradients import (
-    gradient,
-    input_x_gradient,
-    integrated_gradients,
-    smoothgrad,
-    smoothgrad_squared,
-    vargrad,
-)
 from fg_lightning.attribution.guided_backprop import guided_backprop
 from fg_lightning.attribution.method import Factory, method_from
 from fg_lightning.fullgrad import FullGrad, SimpleFullGrad, SmoothFullGrad
@@ -21,12 +14,12 @@ from fg_lightning.fullgrad import FullGrad, SimpleFullGrad, SmoothFullGrad
 METHODS: dict[str, Factory] = {
     "random": method_from(random),
     "edges": method_from(edges),
-    "gradient": method_from(gradient),
-    "input_x_gradient": method_from(input_x_gradient),
-    "integrated_gradients": method_from(integrated_gradients),
-    "smoothgrad": method_from(smoothgrad),
-    "smoothgrad_squared": method_from(smoothgrad_squared),
-    "vargrad": method_from(vargrad),
+    "gradient": method_from(gradients.gradient),
+    "input_x_gradient": method_from(gradients.input_x_gradient),
+    "integrated_gradients": method_from(gradients.integrated_gradients),
+    "smoothgrad": method_from(gradients.smoothgrad),
+    "smoothgrad_squared": method_from(gradients.smoothgrad_squared),
+    "vargrad": method_from(gradients.vargrad),
     "guided_backprop": method_from(guided_backprop),
     "gradcam": method_from(gradcam),
     "fullgrad": FullGrad,

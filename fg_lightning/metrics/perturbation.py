@@ -182,13 +182,11 @@ class PixelPerturbation(Metric):
         find_fill(fill)  # raises if there is no such fill
         self.order = order
         self.__dict__["higher_is_better"] = order == "morf"  # torchmetrics forbids to assign it
-        self.fill = fill
         self.change = change or USUAL[order]
-        self.output = output
-        self.seed = seed
+        self._settings: dict[str, Any] = {"order": order, "fill": fill, "change": self.change, "output": output, "seed": seed}
         self.add_state("sums", torch.zeros(len(self.fractions)), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
-        keep_apart(self, self.fractions, order, fill, self.change, output, seed)
+        keep_apart(self, self.fractions, *self._settings.values())
 
     @property
     def label(self) -> str:
@@ -203,19 +201,8 @@ class PixelPerturbation(Metric):
         additional_forward_args: Any = None,
     ) -> None:
         """Takes what `pixel_perturbation` does, and raises it."""
-        changes = pixel_perturbation(
-            model,
-            images,
-            maps,
-            target,
-            fractions=self.fractions,
-            order=self.order,
-            fill=self.fill,
-            change=self.change,
-            output=self.output,
-            seed=self.seed,
-            additional_forward_args=additional_forward_args,
-        )
+        options = {"fractions": self.fractions, "additional_forward_args": additional_forward_args, **self._settings}
+        changes = pixel_perturbation(model, images, maps, target, **options)
         self.sums += changes.sum(0).to(self.sums)
         self.count += len(changes)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import cache
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float
@@ -13,6 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from fg_lightning.visualization.saliency_overlay import RGB, Normalization, any_negative, colour_bar, enlarge, overlay_rgb, to_rgb
+
+T = TypeVar("T")
 
 GAP = 6
 """Pixels between two frames."""
@@ -120,13 +123,11 @@ def contact_sheet(overlays: Sequence[RGB], captions: Sequence[str], *, title: st
     if not overlays or len(captions) != len(overlays):
         raise ValueError(f"a contact sheet needs overlays and a caption for each, not {len(captions)} captions for {len(overlays)}")
     columns = min(len(overlays), max(4, math.ceil(math.sqrt(len(overlays)))))
-    starts = range(0, len(overlays), columns)
-    return draw_grid(
-        [overlays[i : i + columns] for i in starts],
-        captions=[captions[i : i + columns] for i in starts],
-        title=title,
-        is_signed=is_signed,
-    )
+    return draw_grid(_rows(overlays, columns), captions=_rows(captions, columns), title=title, is_signed=is_signed)
+
+
+def _rows(items: Sequence[T], columns: int) -> list[Sequence[T]]:
+    return [items[i : i + columns] for i in range(0, len(items), columns)]
 
 
 MAX_COLUMNS = 6
@@ -157,9 +158,4 @@ def comparison(
     frames = [enlarge(picture), *(overlay_rgb(picture, saliency, is_signed=is_signed) for saliency in maps.values())]
     captions = [caption, *maps]
     columns = math.ceil(len(frames) / math.ceil(len(frames) / MAX_COLUMNS))
-    starts = range(0, len(frames), columns)
-    return draw_grid(
-        [frames[i : i + columns] for i in starts],
-        captions=[captions[i : i + columns] for i in starts],
-        is_signed=is_signed,
-    )
+    return draw_grid(_rows(frames, columns), captions=_rows(captions, columns), is_signed=is_signed)
