@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fg_lightning.fullgrad import SimpleFullGrad as SimpleFullGrad
     from fg_lightning.fullgrad import SmoothFullGrad as SmoothFullGrad
     from fg_lightning.fullgrad import full_gradients as full_gradients
+    from fg_lightning.recording import FullGradRecorder as FullGradRecorder
     from fg_lightning.roar import ROARDataModule as ROARDataModule
     from fg_lightning.roar import ROARExperiment as ROARExperiment
     from fg_lightning.roar import SaliencyStore as SaliencyStore
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "FullGrad": "fullgrad",
     "FullGradMonitor": "callbacks",
+    "FullGradRecorder": "recording",
     "FullGradients": "fullgrad",
     "METHODS": "attribution",
     "ROARDataModule": "roar",
