@@ -15,6 +15,8 @@ from PIL import Image
 from fg_lightning.visualization.image_grids import contact_sheet
 from fg_lightning.visualization.saliency_overlay import RGB, add_colour_bar
 
+__all__ = ["PICTURE_LOGGERS", "Pictures", "log_for"]
+
 
 @dataclass(frozen=True)
 class Pictures:
