@@ -35,7 +35,7 @@ if __name__ == "__main__":
         DigitClassifier,
         methods=["random", "fullgrad", "halfway_gradient"],
         fractions=[0.3, 0.7],
-        seeds=1,  # more, for confidence bands and p-values
+        num_seeds=1,  # more, for confidence bands and p-values
         max_epochs=1,
     )
     for score in experiment.run().scores():

@@ -2,15 +2,23 @@
 
 from fg_lightning.errors import CannotRun, RandomImages, StoreError, UnfitData
 from fg_lightning.removal import top_pixels
+from fg_lightning.roar.config import ROARConfig
 from fg_lightning.roar.datamodule import ROARDataModule
+from fg_lightning.roar.engines import Engine, LocalEngine, RayEngine
 from fg_lightning.roar.experiment import ROARExperiment
+from fg_lightning.roar.results import ROARResults
 from fg_lightning.roar.store import SaliencyStore
 
 __all__ = [
     "CannotRun",
+    "Engine",
+    "LocalEngine",
+    "ROARConfig",
     "ROARDataModule",
     "ROARExperiment",
+    "ROARResults",
     "RandomImages",
+    "RayEngine",
     "SaliencyStore",
     "StoreError",
     "UnfitData",

@@ -1,8 +1,9 @@
-"""A datamodule whose images have lost the pixels that a method ranks first."""
+"""A datamodule whose images lack the pixels that a method ranks first."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Union
@@ -13,87 +14,100 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader, Dataset
 
-from fg_lightning.errors import CannotRun
+from fg_lightning.errors import CannotRun, UnfitData
 from fg_lightning.removal import Fill, Order, find_fill, noisy_linear, removal_mask
 from fg_lightning.removal.pixel_ranking import check_fraction, check_order
+from fg_lightning.roar.config import ROARConfig
 from fg_lightning.roar.dataset_transforms import Transform
-from fg_lightning.roar.dataset_views import View, mapped, rebuilt, views_of
-from fg_lightning.roar.image_pixels import Mask, Picture, finished, imputed, planes, spatial_shape, with_image, with_values
+from fg_lightning.roar.dataset_views import SplitView, map_loaders, rebuild_loader, views_of
+from fg_lightning.roar.image_pixels import (
+    Mask,
+    Picture,
+    apply_transform,
+    channel_sums,
+    fill_with_function,
+    fill_with_values,
+    images_and_labels,
+    planes,
+    replace_image,
+    spatial_shape,
+)
 from fg_lightning.roar.store import SaliencyStore
 
 Values = npt.NDArray[np.float64]
 
 HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
-"""What Lightning calls for every batch, the datamodule's or else the network's."""
+"""Lightning calls them for every batch, the datamodule's or else the network's."""
 
 
 class Removal:
-    """Which pixels of a ranked image go, and what replaces them.
+    """Which pixels of a ranked image are removed, and what replaces them.
 
     Args:
         fraction: the share of pixels, 0 to 1.
         order: "morf" or "lerf".
-        imputation: see `ROARDataModule`.
-        keep: whether the share stays, and all others go.
-        mean: what "dataset_mean" stands for: one number for every channel.
+        fill: see `ROARDataModule`.
+        keep: whether the share stays, and all other pixels are removed.
+        mean: the numbers of "dataset_mean", one for each channel.
         seed: of "noisy_linear".
     """
 
-    def __init__(self, fraction: float, order: Order, imputation: Fill, keep: bool, mean: Sequence[float], seed: int = 0) -> None:
+    def __init__(self, fraction: float, order: Order, fill: Fill, keep: bool, mean: Sequence[float], seed: int = 0) -> None:
         self.fraction = fraction
         self.order = order
         self.keep = keep
         self._values: Values | None = None
-        self._given: Values | None = None
-        if isinstance(imputation, str) and imputation == "dataset_mean":
+        self._users_values: Values | None = None
+        if isinstance(fill, str) and fill == "dataset_mean":
             self._values = np.asarray(mean, float)
-        elif isinstance(imputation, str) and imputation == "noisy_linear":
-            self._impute = find_fill(partial(noisy_linear, seed=seed))
+        elif isinstance(fill, str) and fill == "noisy_linear":
+            self._fill = find_fill(partial(noisy_linear, seed=seed))
         else:
-            self._impute = find_fill(imputation)
-            if not isinstance(imputation, str) and not callable(imputation):
-                self._values = self._given = np.asarray(imputation, float).reshape(-1)
+            self._fill = find_fill(fill)
+            if not isinstance(fill, str) and not callable(fill):
+                self._values = self._users_values = np.asarray(fill, float).reshape(-1)
 
     @property
     def is_none(self) -> bool:
-        """Whether no pixel of any image goes."""
+        """Whether no pixel of any image is removed."""
         return self.fraction == (1 if self.keep else 0)
 
     def check(self, image: Picture) -> None:
         """Replaces one pixel of an image, to raise now what replacing any would raise.
 
         Raises:
-            CannotRun: if numbers are given that are not in the image's units, or not as many as it has channels.
-            UnfitData: if the image holds what cannot be imputed.
+            CannotRun: if the fill is numbers that are not in the image's units, or not one for each channel.
+            UnfitData: if a fill function cannot be used on the image.
         """
-        if self._given is not None and _are_shares(self._given) and not planes(image).is_floating_point():
+        values = self._users_values
+        if values is not None and _are_shares(values) and not planes(image).is_floating_point():
             raise CannotRun(
-                f"pixels would be replaced by {self._given.tolist()}, but the images hold integers before their transform: give "
-                f"numbers in their own units, such as {[round(255 * value) for value in self._given.tolist()]} in 0..255"
+                f"pixels would be replaced by {values.tolist()}, but the images hold integers before their transform: give "
+                f"numbers in their own units, such as {[round(255 * value) for value in values.tolist()]} in 0..255"
             )
         mask = np.zeros(spatial_shape(image), bool)
         mask.flat[0] = True
         self(image, mask)
 
     def mask(self, ranks: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-        """Which pixels of ranked images [N, *S] go."""
-        chosen = removal_mask(ranks, self.fraction, self.order)
-        return np.logical_not(chosen) if self.keep else chosen
+        """Which pixels of ranked images [N, *S] are removed."""
+        mask = removal_mask(ranks, self.fraction, self.order)
+        return np.logical_not(mask) if self.keep else mask
 
     def __call__(self, image: Picture, mask: Mask) -> Picture:
-        return imputed(image, mask, self._impute) if self._values is None else with_values(image, mask, self._values)
+        return fill_with_function(image, mask, self._fill) if self._values is None else fill_with_values(image, mask, self._values)
 
 
-class Masked(Dataset[Any]):
+class MaskedDataset(Dataset[Any]):
     """A split's samples, whose images lose pixels before they are transformed.
 
     Args:
         view: the split.
         store: of its ranks.
-        removal: which go.
+        removal: which pixels are removed.
     """
 
-    def __init__(self, view: View, store: SaliencyStore, removal: Removal) -> None:
+    def __init__(self, view: SplitView, store: SaliencyStore, removal: Removal) -> None:
         self._plane = view.plane
         self._transform = view.transform
         self._split = view.name
@@ -115,36 +129,36 @@ class Masked(Dataset[Any]):
                     f"{self._shape}: images of one size are needed, or prepare=..., which brings them to it"
                 )
             mask = self._removal.mask(self._store.read(self._split, [index]))[0]
-            sample = with_image(sample, place, self._removal(image, mask))
-        return finished(sample, place, self._transform)
+            sample = replace_image(sample, place, self._removal(image, mask))
+        return apply_transform(sample, place, self._transform)
 
 
 class ROARDataModule(LightningDataModule):
     """Remove-and-retrain's data (Hooker et al., A Benchmark for Interpretability Methods in Deep Neural Networks, NeurIPS 2019).
 
     Train, validation and test images lose exactly round(fraction * number of pixels) pixels each, in the order of the store's
-    ranks, before whatever the data set's transform does to them (augmentation, normalisation). The loaders are the user's in all
-    else: batches, samplers, workers, collation.
+    ranks, before the data set's transform (augmentation, normalisation). Otherwise the loaders are the user's: batches, samplers,
+    workers, collation.
 
     Args:
         base: a datamodule over map-style data sets.
         store: the ranks of their pixels, or its folder.
         fraction: the share of pixels to remove, 0 to 1.
         order: "morf", the most relevant first, or "lerf", the least relevant first.
-        imputation: what replaces them: "dataset_mean", the training images' mean of every channel; "noisy_linear" (ROAD, Rong et al. 2022);
-            a number or one for every channel in the images' own units before their transform, 0..255 for PIL images and bytes; or a
-            function (images [1, C, *S] in 0..1, mask [1, 1, *S]) -> images.
-        keep: keep-and-retrain: the share `fraction`, taken in this order, stays and all other pixels go.
-        prepare: brings images to the size that the ranks are of, where the evaluation transform does not begin with that.
-        transform: what is done to images after the removal, where it is no attribute `transform` of the data set.
+        fill: what replaces them: "dataset_mean", the training images' mean of each channel; "image_mean", the image's own;
+            "noisy_linear" (ROAD, Rong et al. 2022); a number or one for each channel in the images' own units before their
+            transform, 0..255 for PIL images and bytes; or a function (images [1, C, *S] in 0..1, mask [1, 1, *S]) -> images.
+        keep: keep-and-retrain: the share `fraction`, in this order, stays and all other pixels are removed.
+        prepare: brings images to the size of the ranks, if the evaluation transform does not begin with that.
+        transform: what is done to images after the removal, if it is no attribute `transform` of the data set.
         seed: of "noisy_linear".
 
     Raises:
         StoreError: if there is no store, or, in `setup`, if it is of other data.
         RandomImages: in `setup`, if the data gives another image each time for one index.
-        UnfitData: in `setup`, if a data set is not map-style, or its pixels are not those of what the network sees.
-        CannotRun: in `setup`, if numbers to replace pixels with are not in the images' units, or not one for every channel.
-        ValueError: if the fraction lies outside 0..1, or order or imputation are unknown.
+        UnfitData: in `setup`, if a data set is not map-style, or its pixels are not those that the network sees.
+        CannotRun: in `setup`, if the fill is numbers that are not in the images' units, or not one for each channel.
+        ValueError: if the fraction is not in 0..1, or order or fill are unknown.
 
     Examples:
         >>> data = ROARDataModule(DigitsDataModule(), "stores/fullgrad", fraction=0.3)  # doctest: +SKIP
@@ -157,7 +171,7 @@ class ROARDataModule(LightningDataModule):
         store: Union[SaliencyStore, str, Path],
         fraction: float,
         order: Order = "morf",
-        imputation: Fill = "dataset_mean",
+        fill: Fill = "dataset_mean",
         keep: bool = False,
         *,
         prepare: Transform | None = None,
@@ -169,10 +183,10 @@ class ROARDataModule(LightningDataModule):
         check_order(order)
         self.base = base
         self.store = store if isinstance(store, SaliencyStore) else SaliencyStore(store)
-        self.removal = Removal(fraction, order, imputation, keep, self.store.manifest.channel_mean, seed)
-        self._given = {"prepare": prepare, "transform": transform}
-        self._views: dict[str, View] = {}
-        for hook in HOOKS:  # where the base has none, the network's is called, which one here would keep from it
+        self.removal = Removal(fraction, order, fill, keep, self.store.manifest.channel_mean, seed)
+        self._adaptations = {"prepare": prepare, "transform": transform}
+        self._views: dict[str, SplitView] = {}
+        for hook in HOOKS:  # without one in the base, the network's is called, which a hook here would prevent
             if is_overridden(hook, base, LightningDataModule):
                 setattr(self, hook, getattr(base, hook))
 
@@ -185,7 +199,7 @@ class ROARDataModule(LightningDataModule):
             return
         for needed in ("fit", "test"):  # the evaluation transform is the test images'
             self.base.setup(needed)
-        views = views_of(self.base, **self._given)
+        views = views_of(self.base, **self._adaptations)
         for view in views.values():
             self.store.check(view)
             if not self.removal.is_none:
@@ -195,16 +209,16 @@ class ROARDataModule(LightningDataModule):
     def teardown(self, stage: str) -> None:
         self.base.teardown(stage)
         if is_overridden("teardown", self.base, LightningDataModule):
-            self._views = {}  # the base may have let go of its data
+            self._views = {}  # the base may have deleted its data
 
     def train_dataloader(self) -> Any:
-        return mapped(self.base.train_dataloader(), "train", self._masked)
+        return map_loaders(self.base.train_dataloader(), "train", self._mask_loader)
 
     def val_dataloader(self) -> Any:
-        return mapped(self.base.val_dataloader(), "val", self._masked) if self._has("val") else []
+        return map_loaders(self.base.val_dataloader(), "val", self._mask_loader) if self._has("val") else []
 
     def test_dataloader(self) -> Any:
-        return mapped(self.base.test_dataloader(), "test", self._masked) if self._has("test") else []
+        return map_loaders(self.base.test_dataloader(), "test", self._mask_loader) if self._has("test") else []
 
     def state_dict(self) -> dict[str, Any]:
         return self.base.state_dict()
@@ -212,17 +226,52 @@ class ROARDataModule(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.base.load_state_dict(state_dict)
 
-    def masks(self, split: str, most: int) -> npt.NDArray[np.bool_]:
-        """Which pixels go, of the first images of a split: [at most `most`, *S]."""
-        return self.removal.mask(self.store.read(split, range(min(most, len(self.store.ranks(split))))))
+    def masks(self, split: str, num_images: int) -> npt.NDArray[np.bool_]:
+        """Which pixels of the first images of a split are removed: [at most `num_images`, *S]."""
+        return self.removal.mask(self.store.read(split, range(min(num_images, len(self.store.ranks(split))))))
 
     def _has(self, split: str) -> bool:
         return any(name.split("_")[0] == split for name in self._views)
 
-    def _masked(self, name: str, loader: DataLoader[Any]) -> DataLoader[Any]:
-        return rebuilt(loader, Masked(self._views[name], self.store, self.removal))
+    def _mask_loader(self, name: str, loader: DataLoader[Any]) -> DataLoader[Any]:
+        return rebuild_loader(loader, MaskedDataset(self._views[name], self.store, self.removal))
 
 
 def _are_shares(values: Values) -> bool:
     """Whether numbers are of a scale that ends at 1, such as 0.485, rather than at 255."""
     return bool((abs(values) <= 1).all() and (values != values.round()).any())
+
+
+def check_removal(config: ROARConfig, views: Mapping[str, SplitView], fractions: Iterable[float]) -> None:
+    """Checks that pixels can be removed from the images as an experiment will do it.
+
+    Raises:
+        CannotRun: if a fraction between 0 and 1 rounds to no pixel or to all of them, the fill does not fit the images, or there
+            are no labels to explain.
+        UnfitData: if a fill function cannot be used on the images.
+    """
+    view = list(views.values())[-1]
+    num_pixels = math.prod(view.shape)
+    for fraction in sorted(fractions):
+        num_removed = round(fraction * num_pixels)
+        if 0 < fraction < 1 and num_removed in (0, num_pixels):
+            raise CannotRun(
+                f"the fraction {fraction:g} of {num_pixels} pixels rounds to {num_removed or 'no'} pixels, where methods cannot "
+                f"differ; give fractions from {1 / num_pixels:.4g} to {1 - 1 / num_pixels:.4g}"
+            )
+    image = view.plane.image(0)
+    mean = [0.0] * len(channel_sums(image))
+    assert config.fill is not None
+    Removal(0.5, config.order, config.fill, config.mode == "kar", mean).check(image)
+    if config.target == "label" and not _has_labels(view):
+        raise CannotRun(
+            "target label needs labels, but no integers [N] were found behind the images in a batch; let the data set give the "
+            "label after the image, or use target predicted"
+        )
+
+
+def _has_labels(view: SplitView) -> bool:
+    try:
+        return images_and_labels(next(iter(view.loader)), view.plane.place)[1] is not None
+    except UnfitData:  # a hook of the datamodule makes the images, and perhaps the labels
+        return True

@@ -1,4 +1,4 @@
-"""A data set's images before its transform, and the transform, so that pixels can be removed between the two."""
+"""Separates a data set's images from its transform, so that pixels can be removed between the two."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from torchvision.transforms import v2
 from fg_lightning.errors import CannotRun, UnfitData
 
 Transform = Callable[..., Any]
-"""image -> image; or, where a data set calls its own in another way, one of Joint, Named and Whole."""
+"""image -> image. If a data set calls its own in another way, one of Joint, Named and Whole."""
 
 GEOMETRY = ("Resize", "CenterCrop", "Pad", "Grayscale", "RGB")
-"""Transforms by class name that put an image on the plane that a network sees, the same each time."""
+"""Class names of transforms that bring an image to the size and colours that a network sees, the same each time."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,15 @@ class Whole:
         return self.transform(sample)
 
 
-def taken_apart(dataset: Any, instead: Transform | None = None) -> tuple[Dataset[Any], Transform | None]:
+def strip_transform(dataset: Any, instead: Transform | None = None) -> tuple[Dataset[Any], Transform | None]:
     """A data set without its transform, and that transform.
 
-    Looks into `Subset` and `ConcatDataset`, and finds torchvision's `transform` and `transforms` and any attribute `transform` that
-    the data set applies to a sample when it is asked for it. The data set itself is left as it is.
+    `Subset` and `ConcatDataset` are searched. torchvision's `transform` and `transforms` are found, and any attribute `transform`
+    that the data set applies in `__getitem__`. The data set itself is not changed.
 
     Args:
         dataset: map-style.
-        instead: the transform to return, if any; its own is then taken away in whatever way it is called.
+        instead: the transform to return, if any. The data set's own is then removed however it is called.
 
     Returns:
         A data set of the same length that shares the data, and the transform or None.
@@ -71,26 +71,26 @@ def taken_apart(dataset: Any, instead: Transform | None = None) -> tuple[Dataset
     """
     if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
         raise UnfitData(
-            f"{type(dataset).__name__} has no index: a map is kept for every image, which is found again by its place in the data "
-            "set. A map-style data set is needed, with __getitem__ and __len__"
+            f"{type(dataset).__name__} has no index: each map belongs to an image at a fixed index of the data set. A map-style "
+            "data set is needed, with __getitem__ and __len__"
         )
     if type(dataset) is Subset:
-        images, transform = taken_apart(dataset.dataset, instead)
+        images, transform = strip_transform(dataset.dataset, instead)
         return Subset(images, dataset.indices), transform
     if type(dataset) is ConcatDataset:
-        parts = [taken_apart(part, instead) for part in dataset.datasets]
+        parts = [strip_transform(part, instead) for part in dataset.datasets]
         if any(transform is not parts[0][1] and repr(transform) != repr(parts[0][1]) for _, transform in parts):
             raise CannotRun(
-                "the parts of a ConcatDataset have different transforms; give them the same one, or pass what is to be done to all "
-                "of them as transform=..."
+                "the parts of a ConcatDataset have different transforms; give them the same one, or pass one for all of them as "
+                "transform=..."
             )
         return ConcatDataset([images for images, _ in parts]), parts[0][1]
-    bare, own = _without_transform(dataset, instead is not None)
+    bare, own = _strip_own_transform(dataset, instead is not None)
     return bare, own if instead is None else instead
 
 
 def split_transform(transform: Transform | None) -> tuple[list[Transform], Transform | None]:
-    """The steps at a transform's beginning that only put the image on its plane, and the rest, None if there is none."""
+    """The first steps of a transform that are in GEOMETRY, and the rest of it. None if there is no rest."""
     steps = _steps(transform)
     first = next((i for i, step in enumerate(steps) if type(step).__name__ not in GEOMETRY), len(steps))
     if first == 0:
@@ -99,7 +99,7 @@ def split_transform(transform: Transform | None) -> tuple[list[Transform], Trans
 
 
 class Chain:
-    """Transforms one after the other; none of them leaves an image as it is."""
+    """Applies transforms one after the other. Without any, an image stays as it is."""
 
     def __init__(self, steps: list[Transform]) -> None:
         self.steps = steps
@@ -110,35 +110,35 @@ class Chain:
         return image
 
 
-def _without_transform(dataset: Any, replaced: bool) -> tuple[Dataset[Any], Transform | None]:
-    found = {name: getattr(dataset, name, None) for name in ("transform", "transforms")}
-    name = next((n for n, own in found.items() if callable(own) and not isinstance(own, StandardTransform)), None)
+def _strip_own_transform(dataset: Any, is_replaced: bool) -> tuple[Dataset[Any], Transform | None]:
+    transforms = {name: getattr(dataset, name, None) for name in ("transform", "transforms")}
+    name = next((n for n, own in transforms.items() if callable(own) and not isinstance(own, StandardTransform)), None)
     if name is None or not len(dataset):
         return dataset, None
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
-    def noted(*given: Any, **named: Any) -> Any:
-        calls.append((given, named))
-        return _unchanged(*given, **named)
+    def record(*args: Any, **named: Any) -> Any:
+        calls.append((args, named))
+        return _return_arguments(*args, **named)
 
     try:
-        bare, tried = (_with_transform(dataset, name, other) for other in (_unchanged, noted))
-    except AttributeError:  # a property that cannot be set: the transform stays where it is
+        bare, trial = (_replace_transform(dataset, name, other) for other in (_return_arguments, record))
+    except AttributeError:  # a property that cannot be set: the transform stays
         return dataset, None
     try:
-        tried[0]
+        trial[0]
     except Exception as error:
         raise UnfitData(
             f"{type(dataset).__name__} cannot give its images without its transform ({type(error).__name__}: {error}), but pixels "
             f"are removed before it: let __getitem__ call self.{name} last, as transform(image), transform(image, target), "
             "transform(image=image)['image'] or transform(sample)"
         ) from error
-    if not calls:  # it was applied when the data set was made, or by another one inside
+    if not calls:  # it was applied when the data set was made, or by an inner data set
         return dataset, None
-    return bare, None if replaced else _as_called(found[name], *calls[0])
+    return bare, None if is_replaced else _adapt_transform(transforms[name], *calls[0])
 
 
-def _with_transform(dataset: Any, name: str, transform: Transform) -> Any:
+def _replace_transform(dataset: Any, name: str, transform: Transform) -> Any:
     changed = copy.copy(dataset)
     setattr(changed, name, transform)
     both = getattr(dataset, "transforms", None)
@@ -147,17 +147,18 @@ def _with_transform(dataset: Any, name: str, transform: Transform) -> Any:
     return changed
 
 
-def _as_called(transform: Any, given: tuple[Any, ...], named: Mapping[str, Any]) -> Transform:
-    match len(given), len(named):
+def _adapt_transform(transform: Any, args: tuple[Any, ...], named: Mapping[str, Any]) -> Transform:
+    """The transform in the form in which the data set called it."""
+    match len(args), len(named):
         case 1, 0:
-            return Whole(transform) if isinstance(given[0], (Mapping, tuple, list)) else transform
+            return Whole(transform) if isinstance(args[0], (Mapping, tuple, list)) else transform
         case 2, 0:
             return Joint(transform)
         case 0, 1:
             return Named(transform, *named)
     raise UnfitData(
-        f"a data set calls its transform with {len(given)} arguments and {', '.join(named) or 'none'} by name, of which it is not "
-        "known how they become a sample; pass what is done to the images as transform=..., a function from image to image"
+        f"a data set calls its transform with {len(args)} arguments and {', '.join(named) or 'none'} by name, and it is unknown "
+        "how they become a sample; pass what is done to the images as transform=..., a function from image to image"
     )
 
 
@@ -168,7 +169,7 @@ def _steps(transform: Transform | None) -> list[Transform]:
         return list(transform.transforms)
     if isinstance(transform, nn.Sequential):
         return list(transform)
-    if type(transform).__name__ == "ImageClassification":  # what torchvision's weights.transforms() gives
+    if type(transform).__name__ == "ImageClassification":  # from torchvision's weights.transforms()
         preset: Any = transform
         return [
             v2.Resize(preset.resize_size, interpolation=preset.interpolation, antialias=preset.antialias),
@@ -180,6 +181,6 @@ def _steps(transform: Transform | None) -> list[Transform]:
     return [transform]
 
 
-def _unchanged(*given: Any, **named: Any) -> Any:
-    """What a transform is called with, in the form in which it returns it."""
-    return named or (given[0] if len(given) == 1 else given)
+def _return_arguments(*args: Any, **named: Any) -> Any:
+    """Returns what it is called with, in the form in which a transform does."""
+    return named or (args[0] if len(args) == 1 else args)

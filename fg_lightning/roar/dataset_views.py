@@ -1,51 +1,60 @@
-"""The splits of a datamodule as remove-and-retrain sees them: images on the plane that a network sees, before anything random.
-
-Whether a pixel that is removed is the one that a network would have seen there.
-"""
+"""The splits of a datamodule before anything random, and the checks that a removed pixel is the one that the network would see."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from fg_lightning.atomic_files import replace_file
 from fg_lightning.errors import CannotRun, RandomImages, UnfitData
-from fg_lightning.roar.dataset_transforms import Chain, Transform, split_transform, taken_apart
+from fg_lightning.roar.cell_training import determinism
+from fg_lightning.roar.config import ROARConfig
+from fg_lightning.roar.dataset_transforms import Chain, Transform, split_transform, strip_transform
 from fg_lightning.roar.image_pixels import (
+    Mask,
     Picture,
-    content,
-    finished,
+    apply_transform,
+    channel_sums,
+    fill_with_values,
+    image_bytes,
     is_picture,
     place_of_image,
     planes,
+    replace_image,
     spatial_shape,
-    with_image,
-    with_values,
 )
-
-if TYPE_CHECKING:
-    from fg_lightning.roar.image_pixels import Mask
+from fg_lightning.visualization.film_strips import spread_indices
+from fg_lightning.visualization.saliency_overlay import Normalization, to_rgb
 
 SPLITS = ("train", "val", "test")
 
-EXAMINED = 8
-"""So many samples of a split are hashed, and read twice."""
+NUM_EXAMINED = 8
+"""Number of samples of a split that are hashed, and read twice."""
+
+EXAMPLES_FOLDER = "examples"
+NUM_EXAMPLES = 6
+
+UNCHANGED = Normalization([0.0], [1.0])
+"""For bytes. Other images are scaled by their minimum and maximum."""
 
 
 class Plane(Dataset[Any]):
-    """Samples whose image lies on the plane that a network sees, and is not transformed any further.
+    """Samples whose image has the size that a network sees, and is not transformed further.
 
     Args:
         raw: a data set without its transform.
-        prepare: puts an image on the plane: resizing, cropping the middle.
-        place: where in a sample the image is: an index or a key.
+        prepare: brings an image to that size: resizing, cropping the middle.
+        place: index or key of the image in a sample.
     """
 
     def __init__(self, raw: Any, prepare: Chain, place: Any) -> None:
@@ -58,23 +67,23 @@ class Plane(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         sample = self.raw[index]
-        return with_image(sample, self.place, self.prepare(sample[self.place])) if self.prepare.steps else sample
+        return replace_image(sample, self.place, self.prepare(sample[self.place])) if self.prepare.steps else sample
 
     def image(self, index: int) -> Picture:
-        """The image of a sample, on the plane."""
+        """The image of a sample."""
         picture: Picture = self[index][self.place]
         return picture
 
 
 @dataclass(frozen=True)
-class View:
+class SplitView:
     """
     Attributes:
-        name: of the split: train, val, test; val_0, val_1 where there are several loaders.
+        name: of the split: train, val, test; val_0, val_1 if there are several loaders.
         loader: the user's.
-        plane: its samples, on the plane.
-        transform: what the user's data set does to an image on the plane.
-        evaluation: what is done to it where nothing may be random.
+        plane: its samples, at the size that the network sees.
+        transform: what the user's data set does to an image of the plane.
+        evaluation: what the test does to it, without anything random.
     """
 
     name: str
@@ -85,58 +94,60 @@ class View:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The plane's size, by its first image."""
+        """The size of the first image."""
         return spatial_shape(self.plane.image(0))
 
     def fingerprint(self) -> str:
-        """A hash of the split's length and of what a few of its images hold.
+        """A hash of the split's length and of the content of a few images.
 
         Raises:
-            RandomImages: if an image is another when it is read again.
+            RandomImages: if an image changes when it is read again.
         """
         length = len(self.plane)
         digest = hashlib.sha256(str(length).encode())
-        for index in sorted({i * (length - 1) // (EXAMINED - 1) for i in range(EXAMINED)}):
+        for index in sorted({i * (length - 1) // (NUM_EXAMINED - 1) for i in range(NUM_EXAMINED)}):
             digest.update(self.content(index))
         return digest.hexdigest()[:16]
 
     def content(self, index: int) -> bytes:
-        """What an image on the plane holds.
+        """The content of an image of the plane.
 
         Raises:
-            RandomImages: if it is another when it is read again.
+            RandomImages: if it changes when it is read again.
         """
-        first = content(self.plane.image(index))
-        if content(self.plane.image(index)) != first:
+        first = image_bytes(self.plane.image(index))
+        if image_bytes(self.plane.image(index)) != first:
             raise RandomImages(
                 f"the {self.name} data set gives another image each time for index {index}, so that no map belongs to it. "
-                "What is random must be in the data set's attribute `transform`, where it is found and applied after the "
+                "Random steps must be in the data set's attribute `transform`, where they are found and applied after the "
                 "pixels are removed, or be passed as transform=..."
             )
         return first
 
 
-def views_of(data: LightningDataModule, *, prepare: Transform | None = None, transform: Transform | None = None) -> dict[str, View]:
+def views_of(
+    data: LightningDataModule, *, prepare: Transform | None = None, transform: Transform | None = None
+) -> dict[str, SplitView]:
     """The train, validation and test splits of a datamodule that is set up, by name.
 
-    Of the last of them, whose transform is the evaluation transform, an image is looked at, see `check_alignment`.
+    The transform of the last one is the evaluation transform. It is tried on an image, see `check_alignment`.
 
     Args:
         data: the user's.
-        prepare: puts an image on the plane that the network sees; by default the steps that the evaluation transform (the test
-            split's, else the validation's, else the training's) begins with and that only resize, crop the middle, pad or grey.
-        transform: what is done to every image after that; by default what each data set does.
+        prepare: brings an image to the size that the network sees. Default: the first steps of the evaluation transform (the test
+            split's, else the validation's, else the training's) that only resize, crop the middle, pad or grey.
+        transform: what is done to every image after that. Default: what each data set does.
 
     Raises:
-        UnfitData: if a loader is none of torch's, a data set is not map-style, no image is found in its samples, or its transform
-            cannot be taken away or moves pixels.
-        RandomImages: if the evaluation transform draws at random.
+        UnfitData: if a loader is not torch's, a data set is not map-style, no image is found in its samples, or its transform
+            cannot be removed or moves pixels.
+        RandomImages: if the evaluation transform is random.
         CannotRun: if there is no data.
     """
     loaders = {name: loader for split in SPLITS for name, loader in _loaders(data, split).items()}
     if not loaders:
         raise CannotRun(f"{type(data).__name__} has no train_dataloader, val_dataloader or test_dataloader")
-    parts = {name: taken_apart(loader.dataset, transform) for name, loader in loaders.items()}
+    parts = {name: strip_transform(loader.dataset, transform) for name, loader in loaders.items()}
     last = parts[list(parts)[-1]][1]
     steps, evaluation = split_transform(last)
     if prepare is not None:
@@ -147,12 +158,12 @@ def views_of(data: LightningDataModule, *, prepare: Transform | None = None, tra
             raise CannotRun(f"the {name} data set is empty")
         begins, rest = split_transform(own)
         after = rest if prepare is None and [repr(step) for step in begins] == [repr(step) for step in steps] else own
-        views[name] = View(name, loaders[name], Plane(raw, Chain(steps), place_of_image(raw[0])), after, evaluation)
+        views[name] = SplitView(name, loaders[name], Plane(raw, Chain(steps), place_of_image(raw[0])), after, evaluation)
     check_alignment(views[name], is_own=prepare is None and transform is None)
     return views
 
 
-def rebuilt(loader: DataLoader[Any], dataset: Dataset[Any], **changed: Any) -> DataLoader[Any]:
+def rebuild_loader(loader: DataLoader[Any], dataset: Dataset[Any], **changed: Any) -> DataLoader[Any]:
     """A loader with the same settings over another data set of the same length."""
     batching: dict[str, Any] = {"batch_sampler": loader.batch_sampler}
     if loader.batch_sampler is None or type(loader.batch_sampler).__name__ == "BatchSampler":
@@ -162,12 +173,12 @@ def rebuilt(loader: DataLoader[Any], dataset: Dataset[Any], **changed: Any) -> D
     return DataLoader(dataset, **{**batching, **{name: getattr(loader, name) for name in names}, **changed})
 
 
-def mapped(loaders: Any, name: str, change: Callable[[str, DataLoader[Any]], Any]) -> Any:
+def map_loaders(loaders: Any, name: str, change: Callable[[str, DataLoader[Any]], Any]) -> Any:
     """One loader, or a list or dict of them, each changed under its name: test; test_0, test_1; test_<key>."""
     if isinstance(loaders, (list, tuple)):
-        return [mapped(loader, f"{name}_{i}", change) for i, loader in enumerate(loaders)]
+        return [map_loaders(loader, f"{name}_{i}", change) for i, loader in enumerate(loaders)]
     if isinstance(loaders, Mapping):
-        return {key: mapped(loader, f"{name}_{key}", change) for key, loader in loaders.items()}
+        return {key: map_loaders(loader, f"{name}_{key}", change) for key, loader in loaders.items()}
     if not isinstance(loaders, DataLoader):
         raise UnfitData(
             f"the {name} loader is {type(loaders).__name__}, but a torch.utils.data.DataLoader over a map-style data set is needed"
@@ -177,67 +188,67 @@ def mapped(loaders: Any, name: str, change: Callable[[str, DataLoader[Any]], Any
 
 def _loaders(data: LightningDataModule, split: str) -> dict[str, DataLoader[Any]]:
     hook = f"{split}_dataloader"
-    found: dict[str, DataLoader[Any]] = {}
+    loaders: dict[str, DataLoader[Any]] = {}
     if is_overridden(hook, data, LightningDataModule):
-        mapped(getattr(data, hook)(), split, found.__setitem__)
-    return found
+        map_loaders(getattr(data, hook)(), split, loaders.__setitem__)
+    return loaders
 
 
-def check_alignment(view: View, is_own: bool) -> None:
-    """Looks at the first image of a split: its transform must do all that its data set does, and leave pixels where they are.
+def check_alignment(view: SplitView, is_own: bool) -> None:
+    """Checks with the first image of a split that its transform does all that its data set does, and moves no pixel.
 
-    A pixel is where it was if nothing of what the network sees changes more than that pixel when it becomes the image's lowest or
-    highest number. Two are tried, a corner and one inside, of which a flip, turn or transpose leaves one at most where it is.
+    A pixel is set to the image's lowest or highest number. It was not moved if no other pixel of the network's input changes more.
+    Two pixels are tried, a corner and one inside: a flip, turn or transpose leaves at most one of them in its place.
 
     Args:
         view: of the split whose transform is the evaluation transform.
-        is_own: whether that is the data set's own, so that it must give what the data set gives.
+        is_own: whether that is the data set's own. Then it must give what the data set gives.
 
     Raises:
-        RandomImages: if the data set or the transform draws at random.
-        UnfitData: if it fails, resizes or moves pixels, or is not what the data set does.
+        RandomImages: if the data set or the transform is random.
+        UnfitData: if the transform fails, resizes or moves pixels, or is not what the data set does.
     """
     view.content(0)
-    seen = _seen(view)
-    if not is_picture(seen):
+    image = _network_input(view)
+    if not is_picture(image):
         return
-    if content(seen) != content(_seen(view)):
+    if image_bytes(image) != image_bytes(_network_input(view)):
         raise RandomImages(
-            f"the {view.name} images are explained under a transform that draws at random; maps are of images as they are "
-            "tested: give the test data set, the last one that is looked at, a transform without augmentation"
+            f"the {view.name} images are explained under a transform that is random, but maps are of images as they are "
+            "tested: give the data set of the last split, the test's, a transform without augmentation"
         )
-    if not planes(seen).double().isfinite().all():
+    if not planes(image).double().isfinite().all():
         raise UnfitData(
             f"image 0 of the {view.name} data set has pixels that are not finite (NaN or infinity); correct or leave it out"
         )
-    if is_own and not _is_close(seen, view.loader.dataset[0][view.plane.place]):
+    if is_own and not _is_close(image, view.loader.dataset[0][view.plane.place]):
         raise UnfitData(
             f"image 0 of the {view.name} data set, taken before its transform and then transformed, is not what the data set "
-            "gives: its attribute `transform` is not all that is done to images. Pass what is done to them once pixels are removed "
-            "as transform=..., which is torch.nn.Identity() for nothing"
+            "gives: its attribute `transform` is not all that is done to images. Pass what is done to them after the removal "
+            "as transform=..., or torch.nn.Identity() for nothing"
         )
     shape = view.shape
-    if spatial_shape(seen) != shape:
+    if spatial_shape(image) != shape:
         raise UnfitData(
-            f"the {view.name} images are {shape} before their transform, but {spatial_shape(seen)} after it: pixels of one are "
-            "not those of the other. Say with prepare=... what brings images to the network's size, and with transform=... what "
-            "else is done to them"
+            f"the {view.name} images are {shape} before their transform, but {spatial_shape(image)} after it: pixels of one are "
+            "not those of the other. Bring images to the network's size with prepare=..., and pass what else is done to them as "
+            "transform=..."
         )
     for pixel in (tuple(0 for _ in shape), (shape[0] // 3, *(side // 2 for side in shape[1:]))):
         mask = np.zeros(shape, bool)
         mask[pixel] = True
-        change = (planes(_seen(view, mask)).double() - planes(seen).double()).abs().sum(0)
+        change = (planes(_network_input(view, mask)).double() - planes(image).double()).abs().sum(0)
         there = tuple(map(int, np.unravel_index(int(change.argmax()), shape)))
         if change.max() > 0 and there != pixel:
             raise UnfitData(
                 f"pixel {pixel} of the {view.name} images before their transform is pixel {there} of what the network sees, so "
-                "that other pixels would be removed than the ones that a method ranks: what flips, turns or shifts an image must "
-                "be done before. Pass it as prepare=..., and the rest of the evaluation transform as transform=..."
+                "that other pixels would be removed than those that a method ranks: flips, turns and shifts must come before. Pass "
+                "them as prepare=..., and the rest of the evaluation transform as transform=..."
             )
 
 
-def _seen(view: View, mask: Mask | None = None) -> Any:
-    """The first image as the network sees it, with masked pixels at the far end of its numbers."""
+def _network_input(view: SplitView, mask: Mask | None = None) -> Any:
+    """The first image as the network sees it. Masked pixels have the number of the image that is farthest from their own."""
     sample, place = view.plane[0], view.plane.place
     if mask is not None:
         values = planes(sample[place]).double()
@@ -246,19 +257,85 @@ def _seen(view: View, mask: Mask | None = None) -> Any:
             low, high = sorted((high, high / 2 if high else 1.0))
         here = float(values[:, torch.from_numpy(mask)].mean())
         far = low if here - low > high - here else high
-        sample = with_image(sample, place, with_values(sample[place], mask, np.array([far])))
+        sample = replace_image(sample, place, fill_with_values(sample[place], mask, np.array([far])))
     try:
-        return finished(sample, place, view.evaluation)[place]
+        return apply_transform(sample, place, view.evaluation)[place]
     except Exception as error:
         raise UnfitData(
             f"the transform of the {view.name} data set fails on its images as they are before it "
-            f"({type(error).__name__}: {error}); pass what is to be done to them as transform=..., a function from image to image"
+            f"({type(error).__name__}: {error}); pass what is done to them as transform=..., a function from image to image"
         ) from error
 
 
 def _is_close(image: Any, other: Any) -> bool:
-    """Up to the rounding of float32, which a preset's steps do elsewhere than the preset."""
+    """Whether two images are equal except for the rounding of float32: a preset's steps round in other places than the preset."""
     if not is_picture(other):
         return False
     one, two = planes(image).double(), planes(other).double()
     return one.shape == two.shape and torch.allclose(one, two, rtol=1e-4, atol=1e-4)
+
+
+def set_up(data: LightningDataModule) -> None:
+    """Prepares and sets up a datamodule for training and test."""
+    data.prepare_data()
+    for stage in ("fit", "test"):
+        data.setup(stage)
+
+
+def load_views(config: ROARConfig) -> dict[str, SplitView]:
+    """The splits of an experiment's data. A few images are compared with those of a second datamodule.
+
+    Raises:
+        CannotRun: if there is no test data, images are of several sizes or numbers of channels, or they are others each time.
+    """
+    views, again = (_views_of_seed(config, seed) for seed in (0, 1))
+    if not any(name.split("_")[0] == "test" for name in views):
+        raise CannotRun("the datamodule has no test data, on which the networks are compared: give it a test_dataloader")
+    for name, view in views.items():
+        if view.fingerprint() != again[name].fingerprint():
+            raise CannotRun(
+                f"the datamodule holds other {name} images each time it is set up, so that no map belongs to them; if setup "
+                "splits at random, give it a seed: random_split(..., generator=torch.Generator().manual_seed(0))"
+            )
+    _check_shapes(views)
+    return views
+
+
+def write_examples(folder: Path, view: SplitView) -> None:
+    """Writes images of a split, evenly spaced, by their index in it: `examples/000012.png`. None for signals and volumes."""
+    if len(view.shape) != 2:
+        return
+    (folder / EXAMPLES_FOLDER).mkdir(exist_ok=True)
+    for index in spread_indices(len(view.plane), NUM_EXAMPLES):
+        image = planes(view.plane.image(index))
+        pixels = to_rgb(image, UNCHANGED if image.dtype is torch.uint8 else None)
+        with replace_file(folder / EXAMPLES_FOLDER / f"{index:06d}.png") as file:
+            Image.fromarray(pixels).save(file, "PNG")
+
+
+def _views_of_seed(config: ROARConfig, seed: int) -> dict[str, SplitView]:
+    with determinism(seed, config.num_threads):
+        data = config.data()
+        set_up(data)
+        return views_of(data, prepare=config.prepare, transform=config.transform)
+
+
+def _check_shapes(views: dict[str, SplitView]) -> None:
+    shapes: dict[tuple[str, int], str] = {}
+    for name, view in views.items():
+        for index in spread_indices(len(view.plane), NUM_EXAMINED):
+            image = view.plane.image(index)
+            if not planes(image).double().isfinite().all():
+                raise CannotRun(
+                    f"image {index} of the {name} data set has pixels that are not finite (NaN or infinity); correct it"
+                )
+            size = " x ".join(map(str, spatial_shape(image)))
+            shapes.setdefault((size, len(channel_sums(image))), f"image {index} of the {name} data set")
+    if len(shapes) > 1:
+        examples = "; ".join(
+            f"{where} is {size} with {channels} channel{'s' * (channels != 1)}" for (size, channels), where in shapes.items()
+        )
+        raise CannotRun(
+            f"images must be of one size and one number of channels before their transform, but {examples}. Bring them to it with "
+            "prepare=..., such as torchvision.transforms.v2.Compose([RGB(), Resize(256), CenterCrop(224)])"
+        )

@@ -1,7 +1,4 @@
-"""Where the parts of an experiment run: in this process, or on the machines of a Ray cluster.
-
-How far an experiment is, for a person who waits.
-"""
+"""Where the parts of an experiment run, in this process or on the machines of a Ray cluster, and a line that shows the progress."""
 
 from __future__ import annotations
 
@@ -16,18 +13,18 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fg_lightning.errors import CannotRun
-from fg_lightning.roar.experiment_folder import room
+from fg_lightning.roar.experiment_folder import explain_disk_faults
 
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class Done(Generic[Item]):
+class Outcome(Generic[Item]):
     """
     Attributes:
-        item: that was worked on.
-        value: what came of it.
-        reason: why nothing did; empty if something did.
+        item: the item.
+        value: the result of the work on it.
+        reason: why the work failed. Empty if it did not.
     """
 
     item: Item
@@ -37,75 +34,75 @@ class Done(Generic[Item]):
 
 @runtime_checkable
 class Engine(Protocol):
-    """Calls a function on items, in any order, and says what came of each as soon as it is known."""
+    """Calls a function on items, in any order, and yields the outcome of each as soon as it is known."""
 
     @property
-    def at_once(self) -> int:
-        """How many items are worked on at a time."""
+    def num_parallel(self) -> int:
+        """Number of items that are worked on at a time."""
 
-    def run(self, work: Callable[[Item], Any], items: Sequence[Item]) -> Iterator[Done[Item]]: ...
+    def run(self, work: Callable[[Item], Any], items: Sequence[Item]) -> Iterator[Outcome[Item]]: ...
 
     def close(self) -> None: ...
 
 
 class LocalEngine:
-    """One after the other, in this process."""
+    """Runs one item after the other, in this process."""
 
-    at_once = 1
+    num_parallel = 1
 
-    def run(self, work: Callable[[Item], Any], items: Sequence[Item]) -> Iterator[Done[Item]]:
+    def run(self, work: Callable[[Item], Any], items: Sequence[Item]) -> Iterator[Outcome[Item]]:
         for item in items:
             try:
-                done = _tried(work, item)
-            except SystemExit as error:  # which Lightning makes of Ctrl-C
+                outcome = _try(work, item)
+            except SystemExit as error:  # Lightning turns Ctrl-C into it
                 raise KeyboardInterrupt from error
-            yield done
+            yield outcome
 
     def close(self) -> None:
         pass
 
 
 class RayEngine:
-    """As Ray tasks; one whose machine dies is run again on another.
+    """Runs items as Ray tasks. If a machine dies, its items are run again on another.
 
     Args:
-        address: of a running cluster, "auto" for the one that this machine is part of; None to start one of this machine.
-        cpus: that a part takes.
-        gpus: that a part takes; a share such as 0.25 puts four on one.
-        retries: how often a part is run again after its machine has died.
+        address: of a running cluster. "auto": the one that this machine is part of. None: one is started on this machine.
+        num_cpus: number of CPUs for each training.
+        num_gpus: number of GPUs for each training; 0.25 puts four trainings on one.
+        max_retries: how often an item is run again after its machine has died.
 
     Raises:
-        CannotRun: if Ray is not installed, there is no cluster at the address, or it cannot hold one part.
+        CannotRun: if Ray is not installed, there is no cluster at the address, or it is too small for one training.
     """
 
-    def __init__(self, address: str | None = None, cpus: float = 1, gpus: float = 0, retries: int = 5) -> None:
+    def __init__(self, address: str | None = None, num_cpus: float = 1, num_gpus: float = 0, max_retries: int = 5) -> None:
         try:
             import ray
         except ModuleNotFoundError as error:
-            raise CannotRun("the Ray engine takes Ray: pip install 'fg-lightning[ray]', or --engine local") from error
+            raise CannotRun("the Ray engine needs Ray: pip install 'fg-lightning[ray]', or --engine local") from error
         self._ray = ray
-        self._cpus, self._gpus, self._retries = cpus, gpus, retries
-        self._is_mine = not ray.is_initialized()
-        if self._is_mine:
+        self._num_cpus, self._num_gpus, self._max_retries = num_cpus, num_gpus, max_retries
+        self._is_own = not ray.is_initialized()
+        if self._is_own:
             try:
                 dashboard = False if address is None else None
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=dashboard)
             except (ConnectionError, ValueError) as error:
                 raise CannotRun(f"there is no Ray cluster at {address}: {error}. Start one with ray start --head") from error
-        held = ray.cluster_resources()
-        lacking = [f"{n:g} {kind}" for kind, n in (("CPU", cpus), ("GPU", gpus)) if held.get(kind, 0) < n]
-        if lacking:
+        resources = ray.cluster_resources()
+        missing = [f"{n:g} {kind}" for kind, n in (("CPU", num_cpus), ("GPU", num_gpus)) if resources.get(kind, 0) < n]
+        if missing:
             self.close()
-            raise CannotRun(f"a part of the experiment takes {' and '.join(lacking)}, which the Ray cluster does not have")
+            raise CannotRun(f"each training needs {' and '.join(missing)}, which the Ray cluster does not have")
 
     @property
-    def at_once(self) -> int:
-        held = self._ray.cluster_resources()
-        rooms = [held.get(kind, 0) // n for kind, n in (("CPU", self._cpus), ("GPU", self._gpus)) if n]
-        return max(1, int(min(rooms, default=1)))
+    def num_parallel(self) -> int:
+        resources = self._ray.cluster_resources()
+        counts = [resources.get(kind, 0) // n for kind, n in (("CPU", self._num_cpus), ("GPU", self._num_gpus)) if n]
+        return max(1, int(min(counts, default=1)))
 
-    def run(self, work: Callable[[Item], Any], items: Sequence[Item]) -> Iterator[Done[Item]]:
-        task: Any = self._ray.remote(num_cpus=self._cpus, num_gpus=self._gpus, max_retries=self._retries)(_tried)
+    def run(self, work: Callable[[Item], Any], items: Sequence[Item]) -> Iterator[Outcome[Item]]:
+        task: Any = self._ray.remote(num_cpus=self._num_cpus, num_gpus=self._num_gpus, max_retries=self._max_retries)(_try)
         shared = self._ray.put(work)
         waiting = {task.remote(shared, item): item for item in items}
         while waiting:
@@ -116,48 +113,48 @@ class RayEngine:
             except CannotRun as error:
                 raise CannotRun(str(getattr(error, "cause", error))) from error
             except self._ray.exceptions.RayError as error:
-                yield Done(item, reason=f"{type(error).__name__}: {str(error).splitlines()[0]}")
+                yield Outcome(item, reason=f"{type(error).__name__}: {str(error).splitlines()[0]}")
 
     def close(self) -> None:
-        if self._is_mine:
+        if self._is_own:
             self._ray.shutdown()
 
 
-def _tried(work: Callable[[Item], Any], item: Item) -> Done[Item]:
+def _try(work: Callable[[Item], Any], item: Item) -> Outcome[Item]:
     try:
-        with room():
-            return Done(item, work(item))
+        with explain_disk_faults():
+            return Outcome(item, work(item))
     except CannotRun:
         raise
     except Exception as error:
-        return Done(item, reason=_reason(error))
+        return Outcome(item, reason=_reason(error))
 
 
 def _reason(error: Exception) -> str:
-    """The error, and where in whose code it happened."""
+    """The error, and the line of code that raised it."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({last.filename.rsplit('/', 1)[-1]}, line {last.lineno}, in {last.name})"
 
 
-class Watch:
-    """A line that says how many parts are done, running and left, and the time that they will still take.
+class ProgressLine:
+    """A line with the number of items that are done, running and left, and the time left.
 
-    Where there is no terminal, such as in a log file, it is a line for every part instead.
+    Without a terminal, such as in a log file, it prints a line for each item instead.
 
     Args:
-        console: to write to.
-        what: the parts are.
-        done: how many of them were done before.
-        total: how many there are.
-        at_once: how many are worked on at a time.
+        console: where it prints.
+        title: what the items are.
+        num_done: number of items that were done before.
+        total: number of items.
+        num_parallel: number of items that run at a time.
     """
 
-    def __init__(self, console: Console, what: str, done: int, total: int, at_once: int) -> None:
+    def __init__(self, console: Console, title: str, num_done: int, total: int, num_parallel: int) -> None:
         self._console = console
-        self._what = what
-        self._before, self._done, self._total = done, done, total
-        self._failed = 0
-        self._at_once = at_once
+        self._title = title
+        self._num_before, self._num_done, self._total = num_done, num_done, total
+        self._num_failed = 0
+        self._num_parallel = num_parallel
         self._start = time.monotonic()
         columns = (
             TextColumn("{task.description}", markup=False),
@@ -166,9 +163,9 @@ class Watch:
             TimeElapsedColumn(),
         )
         self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
-        self._task = self._progress.add_task(what, total=total, completed=done, state=self.state)
+        self._task = self._progress.add_task(title, total=total, completed=num_done, state=self.state)
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> ProgressLine:
         self._progress.start()
         return self
 
@@ -177,27 +174,29 @@ class Watch:
 
     @property
     def state(self) -> str:
-        left = self._total - self._done
-        running = min(self._at_once, left)
-        failed = f", {self._failed} failed" if self._failed else ""
-        return f"{self._done} done{failed}, {running} running, {left - running} left{self._remaining(left)}"
+        left = self._total - self._num_done
+        running = min(self._num_parallel, left)
+        failed = f", {self._num_failed} failed" if self._num_failed else ""
+        return f"{self._num_done} done{failed}, {running} running, {left - running} left{self._time_left(left)}"
 
-    def one_done(self, name: str, reason: str = "") -> None:
-        """
+    def advance(self, name: str, reason: str = "") -> None:
+        """Counts one more item.
+
         Args:
-            name: of the part.
+            name: of the item.
             reason: why it failed, if it did.
         """
-        self._done += 1
-        self._failed += bool(reason)
-        self._progress.update(self._task, completed=self._done, state=self.state)
+        self._num_done += 1
+        self._num_failed += bool(reason)
+        self._progress.update(self._task, completed=self._num_done, state=self.state)
         if reason:
             self._console.print(f"{name} failed: {reason}", style="red", highlight=False, soft_wrap=True, markup=False, emoji=False)
         if not self._console.is_terminal:
-            self._console.print(f"{self._what}: {name}; {self.state}", highlight=False, soft_wrap=True, markup=False, emoji=False)
+            line = f"{self._title}: {name}; {self.state}"
+            self._console.print(line, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
-    def _remaining(self, left: int) -> str:
-        done = self._done - self._before
+    def _time_left(self, left: int) -> str:
+        done = self._num_done - self._num_before
         if not done or not left:
             return ""
         seconds = (time.monotonic() - self._start) / done * left

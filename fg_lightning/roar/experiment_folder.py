@@ -1,38 +1,46 @@
-"""The folder of an experiment: one run at a time, with room enough."""
+"""The folder of an experiment: one process at a time, enough space on the disk, and the settings that may not change in it."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dis import get_instructions
+from functools import partial
+from hashlib import blake2b
 from pathlib import Path
+from types import CodeType, FunctionType
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from fg_lightning.atomic_files import sweep, write_atomically, write_json
 from fg_lightning.errors import CannotRun
 
-NAME = "experiment.json"
-HOLDER = "running.json"
+EXPERIMENT_FILE = "experiment.json"
+HOLDER_FILE = "running.json"
 
-FAULTS = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
-"""Of the operating system, which trying again later may get over."""
+TEMPORARY_FAULTS = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
+"""Error codes of the operating system that may be gone at the next try."""
 
-SPARE = 100 * 2**20
-"""Bytes that results and pictures may take beside the stores."""
+SPARE_BYTES = 100 * 2**20
+"""For results and pictures, beside the stores."""
+
+CHECKSUM = "checksum"
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Holds a folder for this process alone, until it leaves or dies.
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Locks a folder for this process until it leaves or dies.
 
     Raises:
-        CannotRun: if another process holds it, or it cannot be written to.
+        CannotRun: if another process holds the lock, or the folder cannot be written to.
     """
     try:
         (folder / "cells").mkdir(parents=True, exist_ok=True)
@@ -43,61 +51,204 @@ def held(folder: Path) -> Iterator[None]:
         lock = FileLock(folder / ".lock", mode=stat.S_IMODE((folder / ".lock").stat().st_mode))
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise CannotRun(f"{folder} is at work already ({_holder(folder)}): wait for it, stop it, or take another folder") from error
+        raise CannotRun(
+            f"another process already works in {folder} ({_holder(folder)}): wait for it, stop it, or use another folder"
+        ) from error
     except OSError as error:
-        raise CannotRun(f"{folder} cannot be written to: {error.strerror}; take another folder with --output") from error
+        raise CannotRun(f"{folder} cannot be written to: {error.strerror}; use another folder with --output") from error
     try:
         sweep(folder, deeply=True)
-        write_json(folder / HOLDER, {"process": os.getpid(), "host": socket.gethostname()})
+        write_json(folder / HOLDER_FILE, {"process": os.getpid(), "host": socket.gethostname()})
         yield
     finally:
         with suppress(OSError):
-            (folder / HOLDER).unlink(missing_ok=True)
+            (folder / HOLDER_FILE).unlink(missing_ok=True)
         lock.release()
 
 
 @contextmanager
-def room(folder: Path | None = None) -> Iterator[None]:
-    """
+def explain_disk_faults(folder: Path | None = None) -> Iterator[None]:
+    """Turns faults of the disk into one sentence.
+
     Args:
-        folder: whose files may not be out of reach either, by their permissions or a fault of the disk; by default none's.
+        folder: permissions and temporary faults of its files count too. None: of no file.
 
     Raises:
-        CannotRun: if what is in it finds a disk full or not to be written to, or those files out of reach.
+        CannotRun: if the disk is full or read-only, or those files are out of reach.
     """
     try:
         yield
     except OSError as error:
         is_ours = folder is not None and str(error.filename).startswith(f"{folder}{os.sep}")
-        if is_ours and error.errno in FAULTS:
-            raise CannotRun(f"{error.strerror} ({error.filename}): mend that, and start again to go on") from error
+        if is_ours and error.errno in TEMPORARY_FAULTS:
+            raise CannotRun(f"{error.strerror} ({error.filename}): correct that, and start again to go on") from error
         if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EDQUOT):
             raise
         where = f" ({error.filename})" if error.filename else ""
-        what = "mend that" if error.errno == errno.EROFS else "make room"
-        raise CannotRun(f"{error.strerror}{where}: {what}, and start again to go on") from error
+        advice = "correct that" if error.errno == errno.EROFS else "make room"
+        raise CannotRun(f"{error.strerror}{where}: {advice}, and start again to go on") from error
 
 
-def check_room(folder: Path, needed: int) -> None:
-    """
-    Args:
-        folder: of the experiment.
-        needed: bytes.
-
-    Raises:
-        CannotRun: if there are fewer on its disk.
-    """
+def check_disk_space(folder: Path, num_bytes: int) -> None:
+    """Raises CannotRun if so many bytes, and some to spare, are not free on the disk of a folder."""
     free = shutil.disk_usage(folder).free
-    if free < needed + SPARE:
+    if free < num_bytes + SPARE_BYTES:
         raise CannotRun(
-            f"the ranks of all methods take {needed / 1e9:.2f} GB in {folder}, but there are {free / 1e9:.2f} GB on its disk; "
-            "make room, or take fewer methods or another folder with --output"
+            f"the ranks of all methods take {num_bytes / 1e9:.2f} GB in {folder}, but there are {free / 1e9:.2f} GB on its disk; "
+            "make room, or use fewer methods or another folder with --output"
         )
 
 
 def _holder(folder: Path) -> str:
     try:
-        found = json.loads((folder / HOLDER).read_text())
-        return f"process {found['process']} on {found['host']}"
+        holder = json.loads((folder / HOLDER_FILE).read_text())
+        return f"process {holder['process']} on {holder['host']}"
     except (OSError, ValueError, KeyError):
-        return "by another process"
+        return "its number is unknown"
+
+
+def digest(raw: bytes) -> str:
+    """A checksum of 16 bytes, in hexadecimal."""
+    return blake2b(raw, digest_size=16).hexdigest()
+
+
+def add_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Content of a JSON file, with its checksum."""
+    return {**content, CHECKSUM: digest(json.dumps(content, sort_keys=True).encode())}
+
+
+def verify_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content without its checksum.
+
+    Raises:
+        ValueError: if the content was changed.
+        KeyError: if it has no checksum.
+    """
+    rest = {key: value for key, value in content.items() if key != CHECKSUM}
+    if content[CHECKSUM] != add_checksum(rest)[CHECKSUM]:
+        raise ValueError("its checksum differs: it was changed after it was written")
+    return rest
+
+
+def check_identity(folder: Path, identity: Mapping[str, Any], is_begun: bool = True) -> None:
+    """Writes the settings of an experiment to its folder, or compares them with those there. New methods are added.
+
+    Args:
+        folder: of the experiment.
+        identity: the settings that the results depend on, as JSON, see `ROARConfig.identity`.
+        is_begun: whether the folder holds anything that depends on them. If not, they are written anew.
+
+    Raises:
+        CannotRun: if the folder holds another experiment.
+    """
+    path = folder / EXPERIMENT_FILE
+    here: dict[str, Any] = json.loads(json.dumps(identity))
+    if not path.exists() or not is_begun:
+        write_json(path, here)
+        return
+    try:
+        there = json.loads(path.read_text())
+        known = there.get("methods", {})
+        known.keys()
+    except (ValueError, AttributeError, RecursionError, OSError) as error:
+        raise CannotRun(f"{path} is damaged ({error}); use another folder, or remove this one") from error
+    methods = {f"method {name}": (known.get(name, value), value) for name, value in here.pop("methods", {}).items()}
+    pairs = {key: (there.get(key), value) for key, value in here.items()} | methods
+    different = [f"{key} {old!r} there, {new!r} here" for key, (old, new) in pairs.items() if old != new]
+    if different:
+        raise CannotRun(
+            f"{folder} holds another experiment: {'; '.join(different)}. Use another folder with --output, or the same settings; "
+            "fractions and seeds may change, and methods may be added"
+        )
+    write_json(path, there | {"methods": known | dict(identity.get("methods", {}))})
+
+
+def check_base(folder: Path, path: Path) -> None:
+    """Compares the explained network with its hash in the experiment's file, and writes the hash if there is none.
+
+    Args:
+        folder: of the experiment.
+        path: of the weights.
+
+    Raises:
+        CannotRun: if the weights are not those that the experiment began with.
+    """
+    about = folder / EXPERIMENT_FILE
+    there, here = json.loads(about.read_text()), hash_file(path)
+    if "base" not in there:
+        write_json(about, {**there, "base": here})
+    elif there["base"] != here:
+        raise CannotRun(
+            f"{path} was changed: it is not the network that this experiment explains. Restore it from a copy, or use another "
+            "folder with --output"
+        )
+
+
+def hash_file(path: Path) -> str:
+    """Raises CannotRun if the checkpoint at the path cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise CannotRun(f"the checkpoint {path} cannot be read: {error.strerror}") from error
+
+
+def describe(value: Any) -> Any:
+    """A factory, function or setting as JSON, the same in every process.
+
+    A class or function is its import path. A lambda, or a function made by another function, has none; a hash stands for it, see
+    `_hash_function`.
+    """
+    if isinstance(value, partial):
+        # The command line makes of a class path a partial of functions of jsonargparse, with the class as the last argument.
+        function = value.args[-1] if value.func.__module__.startswith("jsonargparse") else value.func
+        args = () if function is not value.func else value.args
+        return {"calls": describe(function), **({"args": describe(args)} if args else {}), **_describe_items(value.keywords)}
+    if _is_plain(value):
+        return value
+    if isinstance(value, Mapping):
+        return _describe_items(value)
+    if isinstance(value, (list, tuple)):
+        return [*map(describe, value)]
+    name = getattr(value, "__qualname__", None)
+    if name is None:
+        return repr(value) if " at 0x" not in repr(value) else type(value).__qualname__
+    has_no_path = isinstance(value, FunctionType) and ("<lambda>" in name or "<locals>" in name)
+    return f"{value.__module__}.{name}" + (f" {_hash_function(value)}" if has_no_path else "")
+
+
+def _describe_items(items: Mapping[str, Any]) -> dict[str, Any]:
+    return {str(key): describe(item) for key, item in items.items()}
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _hash_function(function: FunctionType) -> str:
+    """A hash of what a function runs: its code, defaults, the variables that it closes over, and the plain globals that it reads.
+
+    Plainer ways do not serve. A name is the same for `lambda: Net(lr=0.1)` and `lambda: Net(lr=0.2)`. The source of a lambda is the
+    whole statement around it, is missing in an interpreter, and holds no variables. A pickle (cloudpickle) has line numbers and the
+    order of sets in it, which differ between processes.
+    """
+    codes = [*_codes(function.__code__)]
+    runs = [[code.co_code.hex(), _constants(code), code.co_names] for code in codes]
+    cells = [cell.cell_contents for cell in function.__closure__ or () if cell.cell_contents is not function]
+    names = {step.argval for code in codes for step in get_instructions(code) if step.opname == "LOAD_GLOBAL"}
+    plain = {name: function.__globals__.get(name) for name in sorted(names) if _is_plain(function.__globals__.get(name))}
+    settings = describe([function.__defaults__, function.__kwdefaults__, cells, plain])
+    return hashlib.sha256(json.dumps([runs, settings]).encode()).hexdigest()[:16]
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """The code of a function, and of the functions inside it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)
+
+
+def _constants(code: CodeType) -> list[str]:
+    """Sets are sorted: their order is another in every process."""
+    constants = (constant for constant in code.co_consts if not isinstance(constant, CodeType))
+    return [repr(sorted(map(repr, value)) if isinstance(value, frozenset) else value) for value in constants]

@@ -1,7 +1,4 @@
-"""The pixels of an image of any kind that data sets give: PIL, torch tensor or numpy array.
-
-A sample of a data set, whatever it is, and the image in it.
-"""
+"""The pixels of images of any kind that data sets give (PIL, torch tensor, numpy array), and the image in a sample of any kind."""
 
 from __future__ import annotations
 
@@ -28,15 +25,13 @@ Limits = Union[torch.iinfo, "np.iinfo[Any]"]
 """Of an integer type."""
 
 MODES = ("L", "RGB", "F", "I")
-"""Of PIL images, those whose pixels are numbers."""
-
+"""The modes of PIL images whose pixels are numbers."""
 
 PACKED: dict[str, tuple[str, type[np.unsignedinteger[Any]]]] = {"L": ("L", np.uint8), "RGB": ("RGBX", np.uint32)}
-"""Of modes whose channels are bytes, PIL's name for pixels of one integer each, and that integer."""
-
+"""For modes whose channels are bytes: PIL's name for pixels of one integer each, and the type of that integer."""
 
 SMALL = 64 * 64
-"""Pixels from which on PIL images are painted bit by bit."""
+"""Number of pixels from which on PIL images are painted bit by bit."""
 
 
 def is_picture(value: Any) -> bool:
@@ -62,7 +57,7 @@ def spatial_shape(image: Picture) -> tuple[int, ...]:
         return tuple(image.shape[1:])
     if isinstance(image, np.ndarray) and image.ndim in (2, 3):
         return image.shape[:2]
-    raise UnfitData(f"images must be PIL images, tensors [C, *S] or arrays [H, W] or [H, W, C], not {_described(image)}")
+    raise UnfitData(f"images must be PIL images, tensors [C, *S] or arrays [H, W] or [H, W, C], not {_type_and_shape(image)}")
 
 
 def planes(image: Picture) -> Shaped[Tensor, "c *s"]:
@@ -81,13 +76,13 @@ def channel_sums(image: Picture) -> npt.NDArray[np.float64]:
     return values.reshape(-1, 1 if values.ndim == 2 else values.shape[2]).sum(0, dtype=np.float64)
 
 
-def with_values(image: Picture, mask: Mask, values: npt.NDArray[np.float64]) -> Picture:
+def fill_with_values(image: Picture, mask: Mask, values: npt.NDArray[np.float64]) -> Picture:
     """A new image of the same kind whose masked pixels have these values.
 
     Args:
         image: PIL stays PIL, integers stay integers.
-        mask: [*S], True where a pixel goes.
-        values: one for every channel, or one for all, in the image's own units; for integers the nearest that they can be.
+        mask: [*S], True for pixels that are removed.
+        values: one for each channel, or one for all, in the image's own units. Integers get the nearest possible value.
 
     Raises:
         CannotRun: if there are not as many values as channels.
@@ -101,7 +96,7 @@ def with_values(image: Picture, mask: Mask, values: npt.NDArray[np.float64]) -> 
         channels = len(image.mode)
         _check_values(values, channels)
         colour = [min(max(round(value), 0), 255) for value in values.tolist()] * (channels // len(values))
-        return _pasted(image, mask, colour) if mask.size < SMALL else _painted(image, mask, bytes(colour))
+        return _paste(image, mask, colour) if mask.size < SMALL else _paint_bits(image, mask, bytes(colour))
     pixels = np.array(image)
     own = values if np.issubdtype(pixels.dtype, np.floating) else _nearest(values, np.iinfo(pixels.dtype))
     _check_values(values, 1 if pixels.ndim == 2 else pixels.shape[2])
@@ -112,26 +107,26 @@ def with_values(image: Picture, mask: Mask, values: npt.NDArray[np.float64]) -> 
     return Image.fromarray(pixels) if isinstance(image, Image.Image) else pixels
 
 
-def imputed(image: Picture, mask: Mask, imputer: FillFunction) -> Picture:
-    """A new image of the same kind whose masked pixels are an imputer's, which sees bytes as 0..1; the others are as they were.
+def fill_with_function(image: Picture, mask: Mask, fill: FillFunction) -> Picture:
+    """A new image of the same kind whose masked pixels come from a function. It gets bytes as 0..1. All other pixels stay.
 
     Args:
         image: PIL stays PIL, bytes stay bytes.
-        mask: [*S], True where a pixel goes.
-        imputer: (images [1, C, *S], mask [1, 1, *S]) -> images.
+        mask: [*S], True for pixels that are removed.
+        fill: (images [1, C, *S], mask [1, 1, *S]) -> images.
 
     Raises:
-        UnfitData: if the image holds integers that are no bytes, since it is not known which of them is 1.
+        UnfitData: if the image holds integers other than bytes, since their largest value is unknown.
     """
     before, where = planes(image), torch.from_numpy(mask)
     if before.is_floating_point():
-        after = imputer(before[None], where[None, None])[0]
+        after = fill(before[None], where[None, None])[0]
     elif before.dtype is torch.uint8:
-        after = (imputer(before[None].float() / 255, where[None, None])[0].clamp(0, 1) * 255).round()
+        after = (fill(before[None].float() / 255, where[None, None])[0].clamp(0, 1) * 255).round()
     else:
         raise UnfitData(
-            f"pixels are imputed in images of bytes or floating-point numbers, but these hold {before.dtype}, of which it is not "
-            "known what the largest is; let the data set give them as float32 in 0..1, or fill pixels with 'dataset_mean' or a number"
+            f"a fill function needs images of bytes or floating-point numbers, but these hold {before.dtype}, whose largest value "
+            "is unknown; let the data set give them as float32 in 0..1, or fill pixels with 'dataset_mean' or a number"
         )
     changed = torch.where(where, after.to(before.dtype), before)
     if isinstance(image, Tensor):
@@ -140,21 +135,21 @@ def imputed(image: Picture, mask: Mask, imputer: FillFunction) -> Picture:
     return Image.fromarray(array) if isinstance(image, Image.Image) else array
 
 
-def content(image: Picture) -> bytes:
-    """What an image holds, to be hashed or compared."""
+def image_bytes(image: Picture) -> bytes:
+    """The content of an image, to be hashed or compared."""
     if isinstance(image, Tensor):
         return image.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     return np.ascontiguousarray(np.asarray(image)).tobytes()
 
 
-def _pasted(image: Image.Image, mask: Mask, colour: list[int]) -> Image.Image:
-    pasted = image.copy()
-    pasted.paste(tuple(colour) if len(colour) > 1 else colour[0], mask=Image.fromarray(mask))
-    return pasted
+def _paste(image: Image.Image, mask: Mask, colour: list[int]) -> Image.Image:
+    copy = image.copy()
+    copy.paste(tuple(colour) if len(colour) > 1 else colour[0], mask=Image.fromarray(mask))
+    return copy
 
 
-def _painted(image: Image.Image, mask: Mask, colour: bytes) -> Image.Image:
-    """As `_pasted`, bit by bit: three times as fast for large images, and slower for small ones."""
+def _paint_bits(image: Image.Image, mask: Mask, colour: bytes) -> Image.Image:
+    """As `_paste`, bit by bit: three times as fast for large images, and slower for small ones."""
     raw, kind = PACKED[image.mode]
     old = np.frombuffer(image.tobytes("raw", raw), kind)
     new = np.frombuffer(colour.ljust(old.itemsize, b"\xff"), kind)
@@ -171,16 +166,16 @@ def _check_values(values: npt.NDArray[np.float64], channels: int) -> None:
         raise CannotRun(f"there are {len(values)} numbers to fill pixels with, but the images have {channels} channels")
 
 
-def _described(value: Any) -> str:
+def _type_and_shape(value: Any) -> str:
     shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
     return f"{type(value).__name__}{shape}"
 
 
 def place_of_image(sample: Any) -> Any:
-    """Where in a sample its image is: an index or a key.
+    """The index or key of the image in a sample.
 
     Raises:
-        UnfitData: if there is none.
+        UnfitData: if there is no image.
     """
     items = sample.items() if isinstance(sample, Mapping) else enumerate(sample) if isinstance(sample, (tuple, list)) else ()
     for place, value in items:
@@ -192,7 +187,7 @@ def place_of_image(sample: Any) -> Any:
     )
 
 
-def with_image(sample: Any, place: Any, image: Any) -> Any:
+def replace_image(sample: Any, place: Any, image: Any) -> Any:
     """A sample of the same kind with another image."""
     if isinstance(sample, Mapping):
         return {**sample, place: image}
@@ -202,12 +197,34 @@ def with_image(sample: Any, place: Any, image: Any) -> Any:
     return tuple(parts) if isinstance(sample, tuple) else parts
 
 
-def finished(sample: Any, place: Any, transform: Transform | None) -> Any:
-    """A sample whose image, with its target or all else where the transform takes them too, is transformed."""
+def apply_transform(sample: Any, place: Any, transform: Transform | None) -> Any:
+    """Transforms the image of a sample, with its target or the whole sample if the transform takes them too."""
     if transform is None:
         return sample
     if isinstance(transform, Joint):
         return transform(*sample)
     if isinstance(transform, Whole):
         return transform(sample)
-    return with_image(sample, place, transform(sample[place]))
+    return replace_image(sample, place, transform(sample[place]))
+
+
+def images_and_labels(batch: Any, place: Any) -> tuple[Tensor, Tensor | None]:
+    """The images [N, C, *S] of a batch, and the first integers [N] behind them.
+
+    Args:
+        batch: as the network's steps get it.
+        place: the index or key of the images. In a batch of another form, the first tensor that could be images is used.
+
+    Raises:
+        UnfitData: if there are no images.
+    """
+    parts = list(batch.items() if isinstance(batch, Mapping) else enumerate(batch))
+    fit = [i for i, (_, part) in enumerate(parts) if isinstance(part, Tensor) and part.ndim >= 3 and part.is_floating_point()]
+    if not fit:
+        raise UnfitData(
+            "no images were found in a batch: expected a floating-point tensor [N, C, *S], such as torchvision's ToTensor gives"
+        )
+    first = next((i for i in fit if parts[i][0] == place), fit[0])
+    images: Tensor = parts[first][1]
+    behind = (part for _, part in parts[first + 1 :] if isinstance(part, Tensor) and part.shape == images.shape[:1])
+    return images, next((part for part in behind if not part.is_floating_point()), None)

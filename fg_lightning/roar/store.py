@@ -1,22 +1,34 @@
-"""The saliency store: for every image of a data set, the order in which its pixels go."""
+"""The saliency store: for every image of a data set, the order in which its pixels are removed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Union
+from typing import Any, Union, get_args
 
 import numpy as np
 import numpy.typing as npt
 from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from fg_lightning.attribution import Factory
+from fg_lightning.attribution import Factory, find_method
 from fg_lightning.errors import StoreError
-from fg_lightning.roar.manifest import checksums_of, digest_of, read_manifest
-
-if TYPE_CHECKING:
-    from fg_lightning.roar.dataset_views import View
+from fg_lightning.roar.compute_ranks import compute_ranks
+from fg_lightning.roar.config import Target
+from fg_lightning.roar.dataset_views import SplitView, set_up, views_of
+from fg_lightning.roar.experiment_folder import describe, digest
+from fg_lightning.roar.store_files import (
+    MANIFEST_FILE,
+    Manifest,
+    SplitIdentity,
+    StoreWriter,
+    checksums_of,
+    checksums_path,
+    model_fingerprint,
+    ranks_path,
+    read_manifest,
+)
 
 Ranks = npt.NDArray[Any]
 
@@ -24,33 +36,25 @@ Ranks = npt.NDArray[Any]
 MAKE_AGAIN = "Copy it again, or call SaliencyStore.make with the same arguments, which makes again what is damaged"
 
 
-def ranks_path(folder: Path, split: str) -> Path:
-    return folder / f"{split}.ranks"
-
-
-def checksums_path(folder: Path, split: str) -> Path:
-    return folder / f"{split}.checksums"
-
-
 class SaliencyStore:
     """Ranks of pixels on disk, memory-mapped: any fraction and either order is one comparison with them.
 
-    A folder with a file for every split, one rank a pixel (0 goes first; two bytes each up to 65,536 pixels, else four), a checksum
-    of eight bytes for every image, and `manifest.json`, which says of what they are. Nothing is pickled, and files are mapped by
-    every process that uses them, so a store can be sent to loader workers and costs no memory that grows with the data set.
+    A folder with a file for each split, one rank for each pixel (0 is removed first; two bytes up to 65,536 pixels, else four),
+    a checksum of eight bytes for each image, and `manifest.json` with what they are of. Nothing is pickled, and every process maps
+    the files, so a store can be sent to loader workers, and its memory does not grow with the data set.
 
-    Opening a store checks sizes, the manifest and the checksums themselves; `read` checks the ranks of the images that it reads, so
-    that nothing is used that was changed on disk, and a store of any size is open at once. `make` checks all of them.
+    Opening a store checks sizes, the manifest and the checksums themselves. `read` checks the ranks of the images that it reads: no
+    rank is used that was changed on disk, and a store of any size opens at once. `make` checks all ranks.
 
     Args:
         path: the folder of a finished store; `make` makes one.
 
     Attributes:
         path: absolute.
-        manifest: what it is of.
+        manifest: what the store is of.
 
     Raises:
-        StoreError: if there is none, it is not finished, or a file is missing, truncated or damaged.
+        StoreError: if there is no store, it is not finished, or a file is missing, truncated or damaged.
     """
 
     def __init__(self, path: Union[str, Path]) -> None:
@@ -71,7 +75,7 @@ class SaliencyStore:
         return list(self.manifest.splits)
 
     def ranks(self, split: str) -> Ranks:
-        """The ranks of a split, [N, *S], as a read-only memory map; not checked, see `read`.
+        """The ranks of a split, [N, *S], as a read-only memory map. They are not checked, see `read`.
 
         Raises:
             StoreError: if the store has no such split.
@@ -84,23 +88,26 @@ class SaliencyStore:
         return self._mapped[split]
 
     def read(self, split: str, indices: Iterable[int]) -> Ranks:
-        """The ranks of some images of a split, [N, *S], which are as they were written.
+        """The ranks of some images of a split, [N, *S], checked.
 
         Raises:
-            StoreError: if they are not, or the store has no such split.
+            StoreError: if they were changed after they were written, or the store has no such split.
         """
-        places = list(indices)
-        rows = np.asarray(self.ranks(split)[places])
-        wrong = np.flatnonzero(checksums_of(rows) != self._checksums_of(split)[places])
+        numbers = list(indices)
+        rows = np.asarray(self.ranks(split)[numbers])
+        wrong = np.flatnonzero(checksums_of(rows) != self._checksums_of(split)[numbers])
         if wrong.size:
             path = ranks_path(self.path, split)
-            raise StoreError(f"{path} is damaged: the ranks of image {places[wrong[0]]} are not as they were written. {MAKE_AGAIN}")
+            raise StoreError(
+                f"{path} is damaged: the ranks of image {numbers[wrong[0]]} are not as they were written. {MAKE_AGAIN}"
+            )
         return rows
 
-    def check(self, view: View) -> None:
-        """
+    def check(self, view: SplitView) -> None:
+        """Checks that the store is of some data.
+
         Args:
-            view: a split of the data that the store should be of.
+            view: a split of the data.
 
         Raises:
             StoreError: if it is of other data, another number of images or another size.
@@ -114,13 +121,13 @@ class SaliencyStore:
             )
         if view.shape != self.manifest.shape:
             raise StoreError(
-                f"the {view.name} images are {_by(view.shape)} before their transform, but the saliency store {self.path} is of "
-                f"{_by(self.manifest.shape)}; make one of this data set, or bring the images to that size with prepare=..."
+                f"the {view.name} images are {_size(view.shape)} before their transform, but the saliency store {self.path} is of "
+                f"{_size(self.manifest.shape)}; make one of this data set, or bring the images to that size with prepare=..."
             )
         if view.fingerprint() != expected.fingerprint:
             raise StoreError(
                 f"the {view.name} images are not those that the saliency store {self.path} was made of ({expected.dataset}): they "
-                "are as many, but hold something else, or come in another order. Make a store of this data set; where setup splits "
+                "are as many, but hold something else, or come in another order. Make a store of this data set; if setup splits "
                 "at random, it is another one each time, unless random_split is given a generator with a seed"
             )
 
@@ -133,43 +140,70 @@ class SaliencyStore:
         method: Union[str, Factory] = "fullgrad",
         *,
         settings: Mapping[str, Any] | None = None,
-        target: Literal["predicted", "label"] = "predicted",
-        chunk: int = 50,
+        target: Target = "predicted",
+        batch_size: int = 50,
         seed: int = 0,
         prepare: Any = None,
         transform: Any = None,
         trainer: Trainer | None = None,
     ) -> SaliencyStore:
-        """Explains every image of every split with `Trainer.predict`, and opens the store of it.
+        """Explains every image of every split with `Trainer.predict`, and opens the store.
 
-        Interrupted, it goes on where it stopped when it is called again; what is there and finished is opened.
+        If it is interrupted and called again, it goes on where it stopped. A finished store is opened.
 
         Args:
-            path: the folder to make it in.
-            model: the trained network; called on the images alone.
-            data: the user's, whose images are explained as their evaluation transform and the batch hooks leave them.
+            path: the folder of the store.
+            model: the trained network. It is called on the images alone.
+            data: the user's. Its images are explained after their evaluation transform and the batch hooks.
             method: a name in `fg_lightning.attribution.METHODS` or a factory.
             settings: of the method, as JSON.
-            target: the class explained; "label" tells the masks what the image shows, so that they may leak it.
-            chunk: so many consecutive images are one batch, whatever shares the work.
+            target: the class that is explained. With "label", the masks may leak it.
+            batch_size: number of consecutive images that are explained as one batch, on any number of devices.
             seed: of ties.
             prepare: see `views_of`.
             transform: see `views_of`.
-            trainer: whose `predict` is used; its devices and nodes share the chunks. By default one on one device, with a progress
-                bar on a terminal and silent elsewhere.
+            trainer: its `predict` is used, and its devices and nodes share the batches. Default: one device, with a progress bar on
+                a terminal.
 
         Raises:
             StoreError: if a store of something else is there.
-            RandomImages: if an image is another when it is read again.
-            UnfitData: if the data is not map-style, or its pixels are not those of what the network sees, see `check_alignment`.
-            CannotRun: if images are of several sizes or numbers of channels, or labels are to be explained and there are none.
+            RandomImages: if an image changes when it is read again.
+            UnfitData: if the data is not map-style, or its pixels are not those that the network sees, see `check_alignment`.
+            CannotRun: if images are of several sizes or numbers of channels, or there are no labels to explain.
             ValueError: if there is no such method, or maps and images are not of one size.
         """
-        from fg_lightning.roar.compute_ranks import make_store
-
-        make_store(
-            Path(path).resolve(), model, data, method, dict(settings or {}), target, chunk, seed, prepare, transform, trainer
+        factory = find_method(method)
+        if target not in get_args(Target):
+            raise ValueError(f"target must be 'predicted' or 'label', not {target!r}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1 image, not {batch_size}")
+        set_up(data)
+        views = views_of(data, prepare=prepare, transform=transform)
+        manifest = Manifest(
+            method=describe(method),
+            settings=dict(settings or {}),
+            target=target,
+            model=model_fingerprint(model),
+            shape=next(iter(views.values())).shape,
+            batch_size=batch_size,
+            splits={
+                name: SplitIdentity(len(view.plane), view.fingerprint(), type(view.loader.dataset).__name__)
+                for name, view in views.items()
+            },
+            seed=seed,
         )
+        folder = Path(path).resolve()
+        writer = StoreWriter(folder, manifest)
+        num_damaged = None
+        if (folder / MANIFEST_FILE).exists() and read_manifest(folder).finished and not read_manifest(folder).difference(manifest):
+            num_damaged = writer.reopen()
+        if num_damaged:
+            rank_zero_warn(
+                f"the saliency store {folder} was changed after it was written, as its checksums show: {num_damaged} "
+                f"{'batch' if num_damaged == 1 else 'batches'} of {batch_size} images are made again"
+            )
+        if num_damaged != 0:
+            compute_ranks(writer, views, data, model, factory, trainer)
         return cls(path)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -179,7 +213,7 @@ class SaliencyStore:
         if split not in self._checksums:
             path = checksums_path(self.path, split)
             raw = path.read_bytes() if path.is_file() else b""
-            if digest_of(raw) != self.manifest.splits[split].checksum:
+            if digest(raw) != self.manifest.splits[split].checksum:
                 raise StoreError(f"{path} is missing or damaged. {MAKE_AGAIN}")
             self._checksums[split] = np.memmap(path, "<u8", "r")
         return self._checksums[split]
@@ -188,20 +222,18 @@ class SaliencyStore:
         path, length = ranks_path(self.path, split), self.manifest.splits[split].length
         if not path.is_file():
             raise StoreError(f"{path} is missing. {MAKE_AGAIN}")
-        expected = length * self.manifest.row
+        expected = length * self.manifest.image_bytes
         if path.stat().st_size != expected:
             raise StoreError(
-                f"{path} has {path.stat().st_size:,} bytes, but {length:,} images of {_by(self.manifest.shape)} take {expected:,}: "
-                f"it is truncated or not of this store. {MAKE_AGAIN}"
+                f"{path} has {path.stat().st_size:,} bytes, but {length:,} images of {_size(self.manifest.shape)} take "
+                f"{expected:,}: it is truncated or not of this store. {MAKE_AGAIN}"
             )
         self.read(split, sorted({0, length // 2, length - 1}))
 
     def _progress(self) -> str:
-        from fg_lightning.roar.store_writer import Draft
-
-        done, chunks = Draft(self.path, self.manifest).progress()
-        return f"{done} of {chunks} chunks of {self.manifest.chunk} images are ranked"
+        num_done, total = StoreWriter(self.path, self.manifest).progress()
+        return f"{num_done} of {total} batches of {self.manifest.batch_size} images are ranked"
 
 
-def _by(shape: tuple[int, ...]) -> str:
+def _size(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))

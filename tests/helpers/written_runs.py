@@ -14,8 +14,9 @@ from PIL import Image
 from fg_lightning.history import History
 from fg_lightning.history.records import NUMBERS, TERMS, Answers, Explanation, LayerTerms, Snapshot
 from fg_lightning.removal import ranks
-from fg_lightning.roar.cell_training import ALL, Cell, Result, write_result
-from fg_lightning.roar.manifest import Manifest, SplitIdentity, checksums_of, digest_of
+from fg_lightning.roar.experiment_folder import digest
+from fg_lightning.roar.results import ALL, Cell, CellResult, write_result
+from fg_lightning.roar.store_files import Manifest, SplitIdentity, checksums_of
 
 NAMES = ["cat", "dog", "bird"]
 
@@ -68,16 +69,16 @@ def experiment(
         "order": order,
         "model": "my.Net",
         "data": {"calls": "my.Data"},
-        "imputation": "dataset_mean",
+        "fill": "dataset_mean",
         "max_epochs": 3,
     }
     (folder / "experiment.json").write_text(json.dumps(about))
     for seed in range(seeds):
-        write_result(folder, Result(Cell(ALL, 0.0, seed), 0.9, total_variation=0.0, seconds=1.5))
+        write_result(folder, CellResult(Cell(ALL, 0.0, seed), 0.9, total_variation=0.0, seconds=1.5))
         for i, method in enumerate(methods):
             for fraction in fractions:
                 write_result(
-                    folder, Result(Cell(method, fraction, seed), 0.9 - fraction * (i + 1) / 2 - seed / 100, {}, 0.1 * (i + 1))
+                    folder, CellResult(Cell(method, fraction, seed), 0.9 - fraction * (i + 1) / 2 - seed / 100, {}, 0.1 * (i + 1))
                 )
     stored = {}
     for i, method in enumerate(methods):
@@ -88,7 +89,7 @@ def experiment(
         (store / "test.ranks").write_bytes(stored[method].numpy().astype(np.uint16).tobytes())
         checksums = checksums_of(stored[method].numpy().astype(np.uint16)).tobytes()
         (store / "test.checksums").write_bytes(checksums)
-        splits = {"test": SplitIdentity(images, "0", "Set", digest_of(checksums))}
+        splits = {"test": SplitIdentity(images, "0", "Set", digest(checksums))}
         Manifest(method, {}, "predicted", "Net 0", (side, side), 50, splits, finished=True, channel_mean=(0.0,)).write(store)
     return stored
 
@@ -99,7 +100,7 @@ class Page(HTMLParser):
     Attributes:
         scripts: what stands in every script, by its id, or its place where it has none.
         elements: (tag, attributes) of all.
-        words: what a person reads, but for scripts and styles.
+        words: what the user reads, without scripts and styles.
     """
 
     def __init__(self, path):

@@ -15,4 +15,4 @@ def net():
 
 @pytest.fixture(scope="session")
 def store(net, tmp_path_factory):
-    return SaliencyStore.make(tmp_path_factory.mktemp("store") / "gradient", net, Data(), "gradient", chunk=7)
+    return SaliencyStore.make(tmp_path_factory.mktemp("store") / "gradient", net, Data(), "gradient", batch_size=7)

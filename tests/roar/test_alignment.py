@@ -118,7 +118,7 @@ def test_what_is_done_beside_the_transform_is_refused():
 
 
 def test_chance_in_the_transform_is_told_from_chance_in_the_data_set():
-    with pytest.raises(RandomImages, match="explained under a transform that draws at random"):
+    with pytest.raises(RandomImages, match="explained under a transform that is random"):
         viewed(Pictures(v2.Compose([*SCALED, v2.GaussianNoise()])))
 
     class Noisy(Pictures):

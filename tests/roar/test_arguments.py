@@ -6,8 +6,8 @@ import pytest
 
 from fg_lightning.attribution import METHODS
 from fg_lightning.roar import ROARExperiment
-from fg_lightning.roar.cell_training import Result, read_result, write_result
-from fg_lightning.roar.config import on_one_device
+from fg_lightning.roar.cell_training import check_trainer_options
+from fg_lightning.roar.results import CellResult, read_result, write_result
 from tests.helpers.tiny_squares import Data, Net
 
 
@@ -21,15 +21,15 @@ def test_names_that_no_file_or_row_can_have(tmp_path, name, why):
     ("given", "error", "why"),
     [
         (
-            {"imputation": "meen"},
+            {"fill": "meen"},
             ValueError,
-            "imputation: fill must be one of black, image_mean, noisy_linear, dataset_mean, .*, not 'meen'",
+            "^fill must be one of black, image_mean, noisy_linear, dataset_mean, .*, not 'meen'",
         ),
-        ({"imputation": float("nan")}, ValueError, "imputation: fill must be a finite number"),
+        ({"fill": float("nan")}, ValueError, "^fill must be a finite number"),
         ({"target": "foo"}, ValueError, "target must be one of predicted, label, not 'foo'"),
         ({"engine": "ray"}, TypeError, "engine must be .*RayEngine"),
-        ({"seeds": 0}, ValueError, "seeds must be at least 1"),
-        ({"seeds": 1.5}, TypeError, "seeds must be an integer, not 1.5"),
+        ({"num_seeds": 0}, ValueError, "num_seeds must be at least 1"),
+        ({"num_seeds": 1.5}, TypeError, "num_seeds must be an integer, not 1.5"),
         ({"max_epochs": 0}, ValueError, "max_epochs must be at least 1"),
         ({"fractions": [1.5]}, ValueError, "must lie between 0 and 1"),
         ({"fractions": [float("nan")]}, ValueError, "must lie between 0 and 1"),
@@ -50,9 +50,9 @@ def test_what_makes_no_sense_is_said_at_once(tmp_path, given, error, why):
 
 
 def test_the_longest_name_of_a_method_is_one_of_a_file(tmp_path):
-    experiment = ROARExperiment(tmp_path, Data, Net, methods={"ж" * 75: METHODS["edges"]}, fractions=[0.123456], seeds=1000)
+    experiment = ROARExperiment(tmp_path, Data, Net, methods={"ж" * 75: METHODS["edges"]}, fractions=[0.123456], num_seeds=1000)
     (tmp_path / "cells").mkdir()
-    write_result(tmp_path, Result(experiment.cells[-1], accuracy=0.5))
+    write_result(tmp_path, CellResult(experiment.cells[-1], accuracy=0.5))
     assert read_result(tmp_path, experiment.cells[-1]).accuracy == 0.5
 
 
@@ -63,16 +63,16 @@ def test_a_metric_that_falls_as_networks_get_better(tmp_path):
 
 @pytest.mark.parametrize("given", [{"devices": 2}, {"devices": -1}, {"devices": "2"}, {"devices": [0, 1]}, {"num_nodes": 2}])
 def test_several_devices_for_one_training(tmp_path, given):
-    with pytest.raises(ValueError, match=r"takes one device.*--engine ray --gpus 1"):
+    with pytest.raises(ValueError, match=r"uses one device.*--engine ray --num_gpus 1"):
         ROARExperiment(tmp_path, Data, Net, trainer=given)
 
 
 def test_an_argument_that_the_trainer_does_not_have():
     with pytest.raises(ValueError, match=r"no argument 'limit_train_batch'; did you mean limit_train_batches\?$"):
-        on_one_device({"limit_train_batch": 2})
+        check_trainer_options({"limit_train_batch": 2})
 
 
 def test_one_device_whichever_it_is():
-    assert on_one_device({"devices": "auto", "precision": 16}) == {"precision": 16}  # the experiment's own default is one
+    assert check_trainer_options({"devices": "auto", "precision": 16}) == {"precision": 16}  # the experiment's own default is one
     for given in ({}, {"devices": 1}, {"devices": "1"}, {"devices": [3]}):
-        assert on_one_device(given) == given
+        assert check_trainer_options(given) == given

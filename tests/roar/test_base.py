@@ -8,7 +8,8 @@ from rich.console import Console
 from torch import nn
 
 from fg_lightning.roar import CannotRun, ROARExperiment
-from fg_lightning.roar.steps import hash_of, read_weights, write_weights
+from fg_lightning.roar.experiment import read_weights, write_weights
+from fg_lightning.roar.experiment_folder import hash_file
 from tests.helpers.tiny_squares import Data, Net
 
 
@@ -48,13 +49,13 @@ def test_what_cannot_be_read(tmp_path):
     with pytest.raises(CannotRun, match=r"there is no checkpoint .*nowhere.pt"):
         read_weights(tmp_path / "nowhere.pt")
     with pytest.raises(CannotRun, match=r"nowhere.pt cannot be read: No such file"):
-        hash_of(tmp_path / "nowhere.pt")
+        hash_file(tmp_path / "nowhere.pt")
 
 
 @pytest.mark.parametrize("change", [lambda raw: raw[:-9], lambda raw: raw[:2000] + b"x" + raw[2001:], None])
 def test_a_base_network_that_was_changed_is_refused(tmp_path, change):
     def run(**more):
-        settings = {"methods": ["random"], "fractions": [0.5], "seeds": 1, "max_epochs": 1} | more
+        settings = {"methods": ["random"], "fractions": [0.5], "num_seeds": 1, "max_epochs": 1} | more
         return ROARExperiment(tmp_path, Data, Net, console=Console(quiet=True), **settings).run()
 
     run()
@@ -65,10 +66,10 @@ def test_a_base_network_that_was_changed_is_refused(tmp_path, change):
     else:
         path.write_bytes(change(before))
     assert path.read_bytes() != before
-    with pytest.raises(CannotRun, match=r"base.pt was changed: it is not the network that this experiment explains. Bring it back"):
-        run(seeds=2)
+    with pytest.raises(CannotRun, match=r"base.pt was changed: it is not the network that this experiment explains. Restore it"):
+        run(num_seeds=2)
     path.write_bytes(before)
-    run(seeds=2)
+    run(num_seeds=2)
 
 
 @pytest.mark.parametrize("given", [False, True])
@@ -79,6 +80,6 @@ def test_a_network_that_lightning_makes_whole(tmp_path, given):
     settings = {"checkpoint": tmp_path / "late.pt"} if given else {}
     quiet = Console(quiet=True)
     run = ROARExperiment(
-        tmp_path / "out", Data, Late, methods=["random"], fractions=[0.5], seeds=1, max_epochs=1, console=quiet, **settings
+        tmp_path / "out", Data, Late, methods=["random"], fractions=[0.5], num_seeds=1, max_epochs=1, console=quiet, **settings
     )
-    assert not run.run().failed
+    assert not run.run().failures

@@ -10,8 +10,10 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from fg_lightning.removal import noisy_linear
-from fg_lightning.roar import ROARExperiment, SaliencyStore
-from fg_lightning.roar.cell_training import Cell, quiet
+from fg_lightning.roar import ROARConfig, SaliencyStore
+from fg_lightning.roar.cell_training import silence_lightning
+from fg_lightning.roar.experiment import make_store, run_cell, train_base
+from fg_lightning.roar.results import Cell
 from tests.helpers.tiny_squares import Data, Net
 
 pytestmark = pytest.mark.filterwarnings("error")  # the package silences Lightning's advice itself
@@ -36,14 +38,14 @@ class Precise(Net):
         self.log("test/loss", F.cross_entropy(self(batch[0]), batch[1]))
 
 
-def fill(image, gone, imputation, mean, seed):
+def fill_pixels(image, gone, fill, mean, seed):
     """Replaces pixels of [H, W] bytes in place."""
-    if imputation == "noisy_linear":
+    if fill == "noisy_linear":
         batch = torch.from_numpy(image)[None, None] / 255
-        imputed = noisy_linear(batch, torch.from_numpy(gone)[None, None], seed=seed)[0, 0]
-        image[gone] = (imputed * 255).round().clamp(0, 255).byte().numpy()[gone]
+        filled = noisy_linear(batch, torch.from_numpy(gone)[None, None], seed=seed)[0, 0]
+        image[gone] = (filled * 255).round().clamp(0, 255).byte().numpy()[gone]
     else:
-        image[gone] = round(mean if imputation == "dataset_mean" else imputation)
+        image[gone] = round(mean if fill == "dataset_mean" else fill)
 
 
 def variation(masks):
@@ -52,14 +54,14 @@ def variation(masks):
     return steps / masks.size
 
 
-@pytest.mark.parametrize(("mode", "order", "imputation", "target"), CASES)
-def test_a_cell_is_a_training_on_what_is_left(tmp_path, mode, order, imputation, target):
-    settings = {"mode": mode, "order": order, "imputation": imputation, "target": target, "max_epochs": 1}
-    plan = ROARExperiment(tmp_path, Data, Precise, methods=["gradient"], **settings).plan
+@pytest.mark.parametrize(("mode", "order", "fill", "target"), CASES)
+def test_a_cell_is_a_training_on_what_is_left(tmp_path, mode, order, fill, target):
+    settings = {"mode": mode, "order": order, "fill": fill, "target": target, "max_epochs": 1}
+    config = ROARConfig(tmp_path, Data, Precise, methods=["gradient"], **settings)
     seed = 0 if mode == "road" else 1
-    plan.train_base(0)
-    plan.make_store("gradient")
-    mine = plan.run_cell(Cell("gradient", FRACTION, seed))
+    train_base(config, 0)
+    make_store(config, "gradient")
+    mine = run_cell(config, Cell("gradient", FRACTION, seed))
     store = SaliencyStore(tmp_path / "stores" / "gradient")
     assert store.manifest.target == target
 
@@ -76,13 +78,13 @@ def test_a_cell_is_a_training_on_what_is_left(tmp_path, mode, order, imputation,
         chosen = ranks < count if order == "morf" else ranks >= ranks[0].size - count
         gone[split] = ~chosen if mode == "kar" else chosen
         for place, index in enumerate(own):
-            fill(dataset.pixels[index], gone[split][place], imputation, store.manifest.channel_mean[0], seed)
+            fill_pixels(dataset.pixels[index], gone[split][place], fill, store.manifest.channel_mean[0], seed)
     data.setup = lambda stage: None
     before = torch.get_num_threads()
     silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
     try:
         torch.set_num_threads(1)
-        with quiet(), isolate_rng():
+        with silence_lightning(), isolate_rng():
             seed_everything(seed, workers=True, verbose=False)
             model = Precise()
             trainer = Trainer(max_epochs=1, accelerator="cpu", num_sanity_val_steps=0, **silent)

@@ -14,9 +14,9 @@ from torchvision.transforms import v2
 from fg_lightning.attribution import METHODS
 from fg_lightning.removal import ranks, top_pixels
 from fg_lightning.roar import CannotRun, ROARDataModule, SaliencyStore
-from fg_lightning.roar.cell_training import quiet
-from fg_lightning.roar.dataset_transforms import split_transform, taken_apart
-from fg_lightning.roar.image_pixels import imputed, spatial_shape, with_values
+from fg_lightning.roar.cell_training import silence_lightning
+from fg_lightning.roar.dataset_transforms import split_transform, strip_transform
+from fg_lightning.roar.image_pixels import fill_with_function, fill_with_values, spatial_shape
 from tests.helpers.tiny_squares import SIDE, TENSOR, Data, Net, Squares
 
 PIXELS = SIDE * SIDE
@@ -43,7 +43,7 @@ def bare(dataset, index):
 @pytest.mark.parametrize("order", ["morf", "lerf"])
 @pytest.mark.parametrize("keep", [False, True])
 def test_exactly_the_rounded_share_goes_in_the_order_of_the_ranks(store, fraction, order, keep):
-    data = masked(store, fraction=fraction, order=order, keep=keep, imputation=7.0)
+    data = masked(store, fraction=fraction, order=order, keep=keep, fill=7.0)
     count = round(fraction * PIXELS)
     images = torch.cat([images for images, _ in data.test_dataloader()])
     for index, image in enumerate(images):
@@ -63,7 +63,7 @@ def test_the_mean_is_that_of_the_training_images(store):
 
 
 def test_pixels_go_before_the_augmentation(store):
-    data = masked(store, Data(augment=True), fraction=0.5, imputation=0)
+    data = masked(store, Data(augment=True), fraction=0.5, fill=0)
     dataset = data.train_dataloader().dataset
     ours = {tuple(dataset[3][0].flatten().tolist()) for _ in range(20)}
     image = bare(Squares(50), 3).copy()
@@ -96,7 +96,7 @@ def test_nothing_goes_at_fraction_0_and_a_network_trains(store, net):
     for (a, _), (b, _) in zip(plain.test_dataloader(), data.test_dataloader(), strict=True):
         assert torch.equal(a, b)
     trainer = Trainer(max_epochs=1, accelerator="cpu", num_sanity_val_steps=0, **SILENT)
-    with quiet():
+    with silence_lightning():
         trainer.fit(Net(), ROARDataModule(Data(), store.path, 0.3))
 
 
@@ -132,14 +132,14 @@ class Seeing(Callback):
 def test_batches_go_through_the_hooks_that_they_would_go_through_without_us(base, model, factor, shift, store, tmp_path):
     torch.manual_seed(0)
     net, seeing = model(), Seeing()
-    made = SaliencyStore.make(tmp_path / "s", net, base(), "input_x_gradient", chunk=20)
+    made = SaliencyStore.make(tmp_path / "s", net, base(), "input_x_gradient", batch_size=20)
     plain = torch.stack([image for image, _ in set_up(base()).test])
     expected = ranks(METHODS["input_x_gradient"](net).attribute(factor * plain + shift), list(range(20)))
     assert np.array_equal(made.ranks("test"), expected.numpy())
     trainer = Trainer(max_steps=1, accelerator="cpu", num_sanity_val_steps=0, limit_val_batches=0, callbacks=[seeing], **SILENT)
-    with quiet():
-        trainer.fit(net, ROARDataModule(base(), store, 1.0, imputation=0))
-        trainer.test(net, ROARDataModule(base(), store, 1.0, imputation=0), verbose=False)
+    with silence_lightning():
+        trainer.fit(net, ROARDataModule(base(), store, 1.0, fill=0))
+        trainer.test(net, ROARDataModule(base(), store, 1.0, fill=0), verbose=False)
     assert len(seeing.images) == 4
     assert all(torch.equal(images, torch.full_like(images, shift - factor)) for images in seeing.images)  # all black, which is -1
 
@@ -160,7 +160,7 @@ def test_the_base_is_set_up_once_unless_it_lets_go_of_its_data(store):
         stages.clear()
         trainer = Trainer(max_steps=1, accelerator="cpu", num_sanity_val_steps=0, limit_val_batches=0, **SILENT)
         data = ROARDataModule(base(), store, 0.3)
-        with quiet():
+        with silence_lightning():
             trainer.fit(Net(), data)
             trainer.test(Net(), data, verbose=False)
         assert stages == expected
@@ -177,7 +177,7 @@ def test_an_image_of_a_base_dict_batch(net, tmp_path):
             return DataLoader(Named(10, transform=TENSOR), 5)
 
     made = SaliencyStore.make(tmp_path / "s", net, Dicts(), "edges")
-    data = masked(made, Dicts(), fraction=1.0, imputation=0)
+    data = masked(made, Dicts(), fraction=1.0, fill=0)
     batch = next(iter(data.train_dataloader()))
     assert batch["image"].eq(-1).all()
     assert batch["label"].tolist() == [0, 1, 0, 1, 0]
@@ -217,9 +217,9 @@ def test_masks_lie_on_the_plane_that_the_network_sees(tmp_path):
 
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * (high - 2) * (wide - 2), 2))
-    made = SaliencyStore.make(tmp_path / "s", net, Photos(), "gradient", chunk=10)
+    made = SaliencyStore.make(tmp_path / "s", net, Photos(), "gradient", batch_size=10)
     assert made.manifest.shape == (high, wide)
-    data = masked(made, Photos(), fraction=0.5, imputation=0)
+    data = masked(made, Photos(), fraction=0.5, fill=0)
     assert next(iter(data.train_dataloader()))[0].shape == (5, 1, high, wide)
     plain = torch.stack([Photos().test_dataloader().dataset[i][0] for i in range(10)])
     gone = top_pixels(METHODS["gradient"](net).attribute(plain), 0.5, seed=range(10))
@@ -250,7 +250,7 @@ def test_images_of_unequal_channels_say_what_to_do(net, tmp_path):
             return DataLoader(Mixed(10, transform=v2.Compose([v2.Lambda(lambda image: image.convert("L")), TENSOR])), 5)
 
     with pytest.raises(CannotRun, match=r"image 8 .* is \[3, 8, 8\] before its transform"):
-        SaliencyStore.make(tmp_path / "s", net, Wild(), "edges", chunk=3)
+        SaliencyStore.make(tmp_path / "s", net, Wild(), "edges", batch_size=3)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
@@ -263,20 +263,20 @@ def test_every_kind_of_image_keeps_its_kind(dtype, channels):
     expected = pixels.copy()
     for y, x in zip(*np.nonzero(mask), strict=True):
         expected[y, x] = values.round() if dtype is np.uint8 else values
-    tensor = with_values(torch.from_numpy(pixels.transpose(2, 0, 1).copy()), mask, values)
+    tensor = fill_with_values(torch.from_numpy(pixels.transpose(2, 0, 1).copy()), mask, values)
     assert tensor.dtype is getattr(torch, np.dtype(dtype).name)
     assert np.array_equal(tensor.numpy().transpose(1, 2, 0), expected)
-    array = with_values(pixels, mask, values)
+    array = fill_with_values(pixels, mask, values)
     assert array.dtype == dtype
     assert np.array_equal(array, expected)
     if dtype is np.uint8:
         picture = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
-        ours = with_values(picture, mask, values)
+        ours = fill_with_values(picture, mask, values)
         assert (ours.mode, ours.size) == (picture.mode, picture.size)
         assert np.array_equal(np.asarray(ours).reshape(expected.shape), expected)
 
 
-def test_an_imputer_sees_bytes_as_fractions():
+def test_a_fill_function_sees_bytes_as_fractions():
     picture = Image.fromarray(np.full((4, 4, 3), 51, np.uint8))
     mask = np.eye(4, dtype=bool)
     seen = []
@@ -285,20 +285,20 @@ def test_an_imputer_sees_bytes_as_fractions():
         seen.append((images.shape, images.dtype, float(images.max()), where.shape))
         return torch.where(where, 2 * images, images)
 
-    changed = np.asarray(imputed(picture, mask, double))
+    changed = np.asarray(fill_with_function(picture, mask, double))
     assert seen == [((1, 3, 4, 4), torch.float32, pytest.approx(0.2), (1, 1, 4, 4))]
     assert np.array_equal(changed, np.where(mask[..., None], 102, 51) * np.ones(3, int))
 
 
-@pytest.mark.parametrize("imputation", ["noisy_linear", 12.0, [12.0], lambda images, mask: images * 0])
-def test_imputations(store, imputation):
-    data = masked(store, imputation=imputation)
+@pytest.mark.parametrize("fill", ["noisy_linear", 12.0, [12.0], lambda images, mask: images * 0])
+def test_fills(store, fill):
+    data = masked(store, fill=fill)
     image, _ = data.test_dataloader().dataset[0]
-    again, _ = masked(store, imputation=imputation).test_dataloader().dataset[0]
+    again, _ = masked(store, fill=fill).test_dataloader().dataset[0]
     assert torch.equal(image, again)
     gone = torch.from_numpy(np.asarray(store.ranks("test")[0]).astype(int)) < round(0.3 * PIXELS)
     plain = TENSOR(Image.fromarray(bare(Squares(20, seed=1), 0)))
-    if not callable(imputation):
+    if not callable(fill):
         assert torch.equal(image[0][~gone], plain[0][~gone])
     assert not torch.equal(image[0][gone], plain[0][gone])
 
@@ -306,12 +306,12 @@ def test_imputations(store, imputation):
 def test_a_transform_is_found_in_subsets_and_parts_and_left_where_it_is():
     dataset = Squares(6, transform=TENSOR)
     for wrapped in (Subset(Subset(dataset, [4, 2, 0]), [1, 0]), ConcatDataset([dataset, dataset])):
-        images, transform = taken_apart(wrapped)
+        images, transform = strip_transform(wrapped)
         assert transform is TENSOR
         assert isinstance(images[0][0], Image.Image)
         assert isinstance(wrapped[0][0], torch.Tensor)
     with pytest.raises(ValueError, match="different transforms"):
-        taken_apart(ConcatDataset([dataset, Squares(6, transform=v2.ToImage())]))
+        strip_transform(ConcatDataset([dataset, Squares(6, transform=v2.ToImage())]))
 
 
 def test_what_puts_an_image_on_its_plane_is_told_from_the_rest():
@@ -341,11 +341,11 @@ def test_wrong_arguments_are_refused(store, tmp_path):
     with pytest.raises(ValueError, match="order must be"):
         ROARDataModule(Data(), store, 0.3, order="most")
     with pytest.raises(ValueError, match="fill must be"):
-        ROARDataModule(Data(), store, 0.3, imputation="median")
+        ROARDataModule(Data(), store, 0.3, fill="median")
     with pytest.raises(TypeError, match=r"modes L, RGB.*'P'.*convert\('RGB'\)"):
         spatial_shape(Image.new("P", (4, 4)))
     with pytest.raises(CannotRun, match="2 numbers to fill pixels with, but the images have 1 channels"):
-        masked(store, imputation=[1.0, 2.0])
+        masked(store, fill=[1.0, 2.0])
     with pytest.raises(CannotRun, match=r"replaced by \[0.485\], but the images hold integers .* such as \[124\] in 0..255"):
-        masked(store, imputation=0.485)
-    assert masked(store, fraction=0.0, imputation=0.485)  # where none is replaced
+        masked(store, fill=0.485)
+    assert masked(store, fraction=0.0, fill=0.485)  # where none is replaced

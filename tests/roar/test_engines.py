@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from fg_lightning.roar import CannotRun
-from fg_lightning.roar.engines import Done, LocalEngine
+from fg_lightning.roar.engines import LocalEngine, Outcome
 
 
 def work(item):
@@ -19,7 +19,7 @@ def work(item):
 def test_a_part_that_raises_is_done_with_its_reason_and_the_others_go_on():
     done = list(LocalEngine().run(work, [1, ValueError("no"), OSError(errno.ENOENT, "gone"), 2]))
     assert [one.value for one in done] == [2, None, None, 3]
-    assert done[0] == Done(1, 2)
+    assert done[0] == Outcome(1, 2)
     assert done[1].reason.startswith("ValueError: no (test_engines.py, line ")
     assert "gone" in done[2].reason
 
@@ -32,7 +32,7 @@ def test_a_part_that_raises_is_done_with_its_reason_and_the_others_go_on():
         (CannotRun("change it"), "^change it$"),
     ],
 )
-def test_what_a_person_has_to_change_ends_it(error, said):
+def test_what_the_user_has_to_change_ends_it(error, said):
     with pytest.raises(CannotRun, match=said):
         list(LocalEngine().run(work, [error]))
 

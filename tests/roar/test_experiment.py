@@ -24,7 +24,7 @@ from fg_lightning.attribution import METHODS
 from fg_lightning.roar import CannotRun, ROARExperiment, SaliencyStore
 from fg_lightning.roar import experiment as experiment_module
 from fg_lightning.roar import experiment_folder as folder_module
-from fg_lightning.roar.config import check_identity, identity_of
+from fg_lightning.roar.experiment_folder import check_identity
 from tests import ROOT
 from tests.helpers import tiny_squares
 from tests.helpers.tiny_squares import Data, Diverging, Net
@@ -35,7 +35,7 @@ COMMAND = str(Path(sys.executable).with_name("fg-lightning"))
 
 
 def experiment(output, model=Net, **settings):
-    given = {"methods": ["random", "gradient"], "fractions": [0.5], "seeds": 2, "max_epochs": 1} | settings
+    given = {"methods": ["random", "gradient"], "fractions": [0.5], "num_seeds": 2, "max_epochs": 1} | settings
     return ROARExperiment(output, Data, model, console=Console(quiet=True), **given)
 
 
@@ -65,14 +65,12 @@ def test_run_again_nothing_is_trained_and_more_seeds_add_to_it(done, tmp_path, m
     folder, _ = done
     first = (folder / "results.csv").read_text()
     trained = []
-    from fg_lightning.roar import steps as plan
-
-    real = plan.fitted
-    monkeypatch.setattr(plan, "fitted", lambda *given: (trained.append(1), real(*given)))
+    real = experiment_module.fit
+    monkeypatch.setattr(experiment_module, "fit", lambda *given: (trained.append(1), real(*given)))
     experiment(folder).run()
     assert not trained
     assert (folder / "results.csv").read_text() == first
-    experiment(folder, seeds=3).run()
+    experiment(folder, num_seeds=3).run()
     assert len(trained) == 3
     assert len(rows(folder)) == 9
     experiment(folder).run()  # fewer are asked for again: the table is of those
@@ -82,7 +80,7 @@ def test_run_again_nothing_is_trained_and_more_seeds_add_to_it(done, tmp_path, m
 def test_it_leaves_random_state_and_settings(tmp_path):
     torch.manual_seed(5)
     before = torch.get_rng_state(), torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), dict(os.environ)
-    experiment(tmp_path, methods=["random"], seeds=1).run()
+    experiment(tmp_path, methods=["random"], num_seeds=1).run()
     after = torch.get_rng_state(), torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), dict(os.environ)
     assert torch.equal(before[0], after[0])
     assert before[1:] == after[1:]
@@ -90,7 +88,7 @@ def test_it_leaves_random_state_and_settings(tmp_path):
 
 @pytest.mark.parametrize("mode", ["kar", "road"])
 def test_the_other_modes(tmp_path, mode):
-    results = experiment(tmp_path, mode=mode, seeds=1).run()
+    results = experiment(tmp_path, mode=mode, num_seeds=1).run()
     found = {(r.cell.method, r.cell.fraction): r.accuracy for r in results.results}
     shared = {("all", 0.0), ("all", 1.0)} if mode == "kar" else {("all", 0.0)}
     assert set(found) == shared | {("random", 0.5), ("gradient", 0.5)}
@@ -109,8 +107,8 @@ def test_a_training_that_diverges_is_recorded_and_tried_again_on_request(tmp_pat
     settings = {"model": Diverging, "checkpoint": tmp_path / "net.ckpt", "methods": ["random"]}
     folder = tmp_path / "out"
     results = experiment(folder, **settings).run()
-    assert [r.cell.seed for r in results.failed] == [1, 1]
-    assert all("not finite any more after epoch 1" in r.reason for r in results.failed)
+    assert [r.cell.seed for r in results.failures] == [1, 1]
+    assert all("not finite any more after epoch 1" in r.reason for r in results.failures)
     assert [bool(row["accuracy"]) for row in rows(folder)] == [True, False, True, False]
     stamp = (folder / "cells" / "all-0-1.json").stat().st_mtime_ns
     experiment(folder, **settings).run()
@@ -123,7 +121,7 @@ def test_a_method_without_maps_fails_alone(tmp_path):
     def broken(model):
         raise RuntimeError("no convolution in it")
 
-    results = experiment(tmp_path, methods={"gradient": METHODS["gradient"], "broken": broken}, seeds=1).run()
+    results = experiment(tmp_path, methods={"gradient": METHODS["gradient"], "broken": broken}, num_seeds=1).run()
     assert {r.cell.method: r.reason.split(" (")[0] for r in results.results if r.reason} == {
         "broken": "no maps: RuntimeError: no convolution in it"
     }
@@ -133,8 +131,8 @@ def test_a_method_without_maps_fails_alone(tmp_path):
 def test_what_cannot_run_is_said(tmp_path, monkeypatch):
     with pytest.raises(TypeError, match="model must be a function that makes a new LightningModule"):
         ROARExperiment(tmp_path, Data, Net())
-    with pytest.raises(ValueError, match="seeds must be at least 1, not 0"):
-        experiment(tmp_path, seeds=0)
+    with pytest.raises(ValueError, match="num_seeds must be at least 1, not 0"):
+        experiment(tmp_path, num_seeds=0)
     with pytest.raises(ValueError, match="mode must be one of roar, kar, road"):
         experiment(tmp_path, mode="both")
     with pytest.raises(ValueError, match="method must be one of"):
@@ -145,7 +143,7 @@ def test_what_cannot_run_is_said(tmp_path, monkeypatch):
     with pytest.raises(CannotRun, match="is not of this model"):
         experiment(tmp_path / "b", checkpoint=tmp_path / "other.ckpt").run()
     with pytest.raises(CannotRun, match=r"logged test/accuracy|no metric 'f1', but test/accuracy"):
-        experiment(tmp_path / "c", metric="f1", seeds=1).run()
+        experiment(tmp_path / "c", metric="f1", num_seeds=1).run()
     monkeypatch.setattr(folder_module.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
     with pytest.raises(CannotRun, match=r"the ranks of all methods take 0.00 GB .* but there are 0.00 GB on its disk"):
         experiment(tmp_path / "d").run()
@@ -166,12 +164,14 @@ def test_a_factory_of_ones_own_is_used_under_a_known_name_and_told_from_another(
         return METHODS["edges"](model)
 
     before = dict(METHODS)
-    experiment(tmp_path, methods={"gradient": mine}, seeds=1).run()
+    experiment(tmp_path, methods={"gradient": mine}, num_seeds=1).run()
     assert len(called) == 1
     assert before == METHODS
     with pytest.raises(CannotRun, match=r"method gradient '.*<locals>.mine \w+' there, '.*controls.edges' here"):
-        experiment(tmp_path, methods={"gradient": METHODS["edges"]}, seeds=1).run()
-    experiment(tmp_path, methods={"same": METHODS["edges"], "other": METHODS["gradient"]}, seeds=1).run()  # adds to what is there
+        experiment(tmp_path, methods={"gradient": METHODS["edges"]}, num_seeds=1).run()
+    experiment(
+        tmp_path, methods={"same": METHODS["edges"], "other": METHODS["gradient"]}, num_seeds=1
+    ).run()  # adds to what is there
     own, same, other = (SaliencyStore(tmp_path / "stores" / name).ranks("test") for name in ("gradient", "same", "other"))
     assert np.array_equal(own, same)
     assert not np.array_equal(own, other)
@@ -180,7 +180,7 @@ def test_a_factory_of_ones_own_is_used_under_a_known_name_and_told_from_another(
 
 def test_lambdas_that_make_other_networks_are_other_experiments(tmp_path):
     lr = 0.05
-    experiment(tmp_path, model=lambda: Net(lr=lr), methods=["random"], seeds=1).run()
+    experiment(tmp_path, model=lambda: Net(lr=lr), methods=["random"], num_seeds=1).run()
     lr = 0.0
     with pytest.raises(CannotRun, match="holds another experiment: model"):
         experiment(tmp_path, model=lambda: Net(lr=lr), methods=["random"]).run()
@@ -199,7 +199,7 @@ def untestable():
 
 
 def test_one_network_is_tested_once(tmp_path):
-    results = experiment(tmp_path, mode="road", imputation=0.0, seeds=3).run()
+    results = experiment(tmp_path, mode="road", fill=0.0, num_seeds=3).run()
     (score,) = results.scores()
     assert results.seeds == [0]
     assert np.isnan([score.interval, score.p, score.p_holm]).all()
@@ -211,7 +211,7 @@ def test_a_disk_that_is_full_when_a_result_is_written_is_said(tmp_path, monkeypa
 
     monkeypatch.setattr(experiment_module, "write_result", full)
     with pytest.raises(CannotRun, match=r"^No space left on device: make room, and start again"):
-        experiment(tmp_path, methods=["random"], seeds=1).run()
+        experiment(tmp_path, methods=["random"], num_seeds=1).run()
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.EROFS, errno.ENOSPC])
@@ -227,16 +227,16 @@ def test_a_fault_of_the_disk_is_one_sentence_and_it_goes_on_from_there(tmp_path,
     with monkeypatch.context() as patched:
         patched.setattr(os, "replace", faulty)
         with pytest.raises(CannotRun, match=rf"{os.strerror(code)}.*{name}.*start again to go on"):
-            experiment(tmp_path, methods=["random"], seeds=1).run()
+            experiment(tmp_path, methods=["random"], num_seeds=1).run()
     assert not list(tmp_path.rglob(f"{PREFIX}*"))
-    assert not experiment(tmp_path, methods=["random"], seeds=1).run().failed
+    assert not experiment(tmp_path, methods=["random"], num_seeds=1).run().failures
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
 def test_umask_holds_for_all_that_is_written(tmp_path, mask, mode):
     before = os.umask(mask)
     try:
-        experiment(tmp_path / "out", methods=["random"], seeds=1).run()
+        experiment(tmp_path / "out", methods=["random"], num_seeds=1).run()
     finally:
         os.umask(before)
     files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
@@ -249,30 +249,30 @@ def test_what_a_killed_run_left_is_swept_up(tmp_path):
     for path in left:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    experiment(tmp_path, methods=["random"], seeds=1).run()
+    experiment(tmp_path, methods=["random"], num_seeds=1).run()
     assert not any(path.exists() for path in left)
 
 
 def test_ranks_that_were_changed_between_two_runs_are_made_again(tmp_path):
-    experiment(tmp_path, methods=["random"], seeds=1).run()
+    experiment(tmp_path, methods=["random"], num_seeds=1).run()
     path = tmp_path / "stores" / "random" / "train.ranks"
     before = path.read_bytes()
     path.write_bytes(bytes(128) + before[128:])
     with pytest.warns(UserWarning, match=r"stores/random was changed after it was written.*are made again"):
-        experiment(tmp_path, methods=["random"], seeds=2).run()
+        experiment(tmp_path, methods=["random"], num_seeds=2).run()
     assert path.read_bytes() == before
 
 
 def test_the_trainers_arguments_may_be_objects(tmp_path):
     trainer = {"callbacks": [Timer(duration="00:01:00:00")], "accelerator": "cpu"}
-    check_identity(tmp_path, identity_of(experiment(tmp_path, trainer=trainer).plan, None))
+    check_identity(tmp_path, experiment(tmp_path, trainer=trainer).config.identity(None))
     assert json.loads((tmp_path / "experiment.json").read_text())["trainer"] == {"callbacks": ["Timer"], "accelerator": "cpu"}
 
 
 def test_what_was_refused_may_be_mended_in_the_same_folder(tmp_path):
     with pytest.raises(CannotRun, match="no metric 'f1'"):
         experiment(tmp_path, metric="f1").run()
-    experiment(tmp_path, methods=["random"], seeds=1).run()
+    experiment(tmp_path, methods=["random"], num_seeds=1).run()
 
 
 def test_a_folder_that_cannot_be_written_to_is_said_at_the_start(tmp_path):
@@ -289,7 +289,7 @@ def command(output, *more, model=f"{tiny_squares.__name__}.Slow"):
         model,
         "--fractions",
         "[0.5]",
-        "--seeds",
+        "--num_seeds",
         "2",
         "--max_epochs",
         "1",
@@ -328,7 +328,7 @@ def test_killed_and_started_again_it_ends_with_the_same_table(tmp_path, environm
     wait_for(lambda: begun(environment) == 4, process)
     second = subprocess.run(command(tmp_path / "killed"), env=environment, capture_output=True, text=True, check=False)
     assert second.returncode != 0
-    assert "is at work already (process" in second.stderr
+    assert "another process already works in" in second.stderr
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "killed" / "results.csv").exists()

@@ -12,7 +12,7 @@ from fg_lightning.attribution import METHODS, method_from
 from fg_lightning.attribution.controls import blur_method
 from fg_lightning.fullgrad import FullGrad
 from fg_lightning.roar import CannotRun
-from fg_lightning.roar.config import check_identity, described
+from fg_lightning.roar.experiment_folder import check_identity, describe
 from tests.helpers import tiny_squares
 from tests.helpers.tiny_squares import Net
 
@@ -22,27 +22,27 @@ LR = 0.05
 @pytest.mark.parametrize("content", ["", "{", "[]", "3", "null", '{"methods": 3}', "[" * 100_000, "\xff"])
 def test_what_is_no_experiment_is_one_sentence(tmp_path, content):
     (tmp_path / "experiment.json").write_bytes(content.encode("latin-1"))
-    with pytest.raises(CannotRun, match=r"experiment\.json is damaged \(.*\); take another folder, or remove this one"):
+    with pytest.raises(CannotRun, match=r"experiment\.json is damaged \(.*\); use another folder, or remove this one"):
         check_identity(tmp_path, {"mode": "roar", "methods": {}})
 
 
 def test_factories_are_described_by_their_import_path():
-    assert described(Net) == f"{tiny_squares.__name__}.Net"
-    assert described(partial(Net, width=8)) == {"calls": f"{tiny_squares.__name__}.Net", "width": 8}
-    assert described({"a": [1, None, object()], "b": Timer()}) == {"a": [1, None, "object"], "b": "Timer"}
+    assert describe(Net) == f"{tiny_squares.__name__}.Net"
+    assert describe(partial(Net, width=8)) == {"calls": f"{tiny_squares.__name__}.Net", "width": 8}
+    assert describe({"a": [1, None, object()], "b": Timer()}) == {"a": [1, None, "object"], "b": "Timer"}
 
 
 def test_methods_are_named_after_what_they_are_made_from():
-    assert described(METHODS["gradient"]) == "fg_lightning.attribution.gradients.gradient"
-    assert described(METHODS["blurred_random"]) == "fg_lightning.attribution.controls.blurred_random"
-    assert len({str(described(factory)) for factory in METHODS.values()}) == len(METHODS)
-    assert described(partial(METHODS["smoothgrad"], noise=0.1)) == {
+    assert describe(METHODS["gradient"]) == "fg_lightning.attribution.gradients.gradient"
+    assert describe(METHODS["blurred_random"]) == "fg_lightning.attribution.controls.blurred_random"
+    assert len({str(describe(factory)) for factory in METHODS.values()}) == len(METHODS)
+    assert describe(partial(METHODS["smoothgrad"], noise=0.1)) == {
         "calls": "fg_lightning.attribution.gradients.smoothgrad",
         "noise": 0.1,
     }
-    assert described(blur_method(partial(FullGrad))) != described(blur_method(partial(FullGrad, implicit=False)))
+    assert describe(blur_method(partial(FullGrad))) != describe(blur_method(partial(FullGrad, implicit=False)))
     own = [method_from(lambda scores, images, scale=scale: scale * images) for scale in (1, 2)]
-    assert described(own[0]) != described(own[1])
+    assert describe(own[0]) != describe(own[1])
 
 
 def made(lr):
@@ -62,8 +62,8 @@ def with_defaults(lr):
 
 @pytest.mark.parametrize("make", [made, nested, with_defaults])
 def test_a_function_without_a_path_is_known_by_what_it_runs(make):
-    assert described(make(0.05)) == described(make(0.05))
-    assert described(make(0.05)) != described(make(0.0))
+    assert describe(make(0.05)) == describe(make(0.05))
+    assert describe(make(0.05)) != describe(make(0.0))
 
 
 def test_lambdas_are_known_by_their_code_and_the_globals_that_they_read(monkeypatch):
@@ -77,12 +77,12 @@ def test_lambdas_are_known_by_their_code_and_the_globals_that_they_read(monkeypa
         lambda: [Net(lr=0.05)],
         reads(),
     ]
-    assert len({described(code) for code in codes}) == len(codes)
-    before = described(reads())
+    assert len({describe(code) for code in codes}) == len(codes)
+    before = describe(reads())
     monkeypatch.setitem(globals(), "lr", 0.1)  # an attribute in them, no global
-    assert described(reads()) == before
+    assert describe(reads()) == before
     monkeypatch.setitem(globals(), "LR", 0.1)
-    assert described(reads()) != before
+    assert describe(reads()) != before
 
 
 def test_the_order_of_a_set_which_every_process_has_its_own_of_does_not_count():
@@ -92,4 +92,4 @@ def test_the_order_of_a_set_which_every_process_has_its_own_of_does_not_count():
         return FunctionType(code.replace(co_consts=constants), globals(), "<lambda>")
 
     assert repr(frozenset([0, 8])) != repr(frozenset([8, 0]))
-    assert described(within([0, 8])) == described(within([8, 0])) != described(within([0, 9]))
+    assert describe(within([0, 8])) == describe(within([8, 0])) != describe(within([0, 9]))

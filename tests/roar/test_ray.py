@@ -24,7 +24,7 @@ from tests.helpers.tiny_squares import Data, Slow
 from fg_lightning.roar import ROARExperiment
 from fg_lightning.roar.engines import RayEngine
 
-settings = dict(methods=["random", "gradient"], fractions=[0.5], seeds=2, max_epochs=1)
+settings = dict(methods=["random", "gradient"], fractions=[0.5], num_seeds=2, max_epochs=1)
 quiet = Console(quiet=True)
 os.environ["SECONDS_EACH"] = "0"
 local = ROARExperiment(sys.argv[1] + "/local", Data, Slow, console=quiet, **settings).run()
@@ -33,7 +33,7 @@ os.environ["SECONDS_EACH"] = "4"
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
 second = cluster.add_node(num_cpus=1)
 engine = RayEngine(cluster.address)
-assert engine.at_once == 2
+assert engine.num_parallel == 2
 
 def kill():
     while not os.path.exists(os.environ["BEGUN"]) or len(open(os.environ["BEGUN"]).readlines()) < 4:

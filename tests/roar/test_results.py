@@ -9,28 +9,38 @@ import pytest
 from scipy import stats
 
 from fg_lightning.roar import CannotRun
-from fg_lightning.roar.cell_training import ALL, Cell, Result, cells_of, read_result, write_result
-from fg_lightning.roar.results import Results, accuracy_curves, holm, mean_and_interval
+from fg_lightning.roar.results import (
+    ALL,
+    Cell,
+    CellResult,
+    ROARResults,
+    accuracy_curves,
+    holm,
+    list_cells,
+    mean_and_interval,
+    read_result,
+    write_result,
+)
 
 ACCURACIES = {"random": ([0.8, 0.6], [0.9, 0.5], [0.85, 0.55]), "fullgrad": ([0.6, 0.3], [0.8, 0.3], [0.55, 0.35])}
 """By seed, at fractions 0.4 and 0.8."""
 
 
 def results(mode="roar", order="morf", accuracies=ACCURACIES):
-    found = [Result(Cell(ALL, 0.0, seed), 1.0, total_variation=0.0) for seed in range(3)]
+    found = [CellResult(Cell(ALL, 0.0, seed), 1.0, total_variation=0.0) for seed in range(3)]
     for method, table in accuracies.items():
         for seed, row in enumerate(table):
             found += [
-                Result(Cell(method, fraction, seed), accuracy, total_variation=fraction)
+                CellResult(Cell(method, fraction, seed), accuracy, total_variation=fraction)
                 for fraction, accuracy in zip((0.4, 0.8), row, strict=True)
             ]
-    return Results(found, mode, order)
+    return ROARResults(found, mode, order)
 
 
 @pytest.fixture
 def cell_file(tmp_path):
     (tmp_path / "cells").mkdir()
-    write_result(tmp_path, Result(Cell("fullgrad", 0.5, 1), 0.75, {"test/accuracy": 0.75, "odd": float("nan")}, 0.1, 2.5))
+    write_result(tmp_path, CellResult(Cell("fullgrad", 0.5, 1), 0.75, {"test/accuracy": 0.75, "odd": float("nan")}, 0.1, 2.5))
     return tmp_path / "cells" / "fullgrad-0.5-1.json"
 
 
@@ -116,17 +126,17 @@ def test_differences_that_do_not_vary_are_no_evidence(by):
 
 
 def test_cells_are_every_method_fraction_and_seed_and_intact_images_once_a_seed():
-    cells = cells_of(["a", "b"], [0.0, 0.5, 1.0], 2)
+    cells = list_cells(["a", "b"], [0.0, 0.5, 1.0], 2)
     assert [cell.name for cell in cells] == ["all-0-0", "all-0-1", "all-1-0", "all-1-1", "a-0.5-0", "a-0.5-1", "b-0.5-0", "b-0.5-1"]
 
 
 def test_fractions_of_one_name_are_one_cell():
-    cells = cells_of(["a"], [0.3, 0.1 + 0.2], 1)
+    cells = list_cells(["a"], [0.3, 0.1 + 0.2], 1)
     assert [(cell.name, cell.fraction) for cell in cells] == [("a-0.3-0", 0.3)]
 
 
 def test_the_table_says_what_failed(tmp_path):
-    failed = Results([*results().results, Result(Cell("fullgrad", 0.9, 0), reason="Diverged: nan")], "roar", "morf")
+    failed = ROARResults([*results().results, CellResult(Cell("fullgrad", 0.9, 0), reason="Diverged: nan")], "roar", "morf")
     failed.write_table(tmp_path / "t.csv")
     rows = list(csv.DictReader((tmp_path / "t.csv").read_text().splitlines()))
     assert rows[0] == {
@@ -140,7 +150,7 @@ def test_the_table_says_what_failed(tmp_path):
         "reason": "",
     }
     assert (rows[-1]["accuracy"], rows[-1]["reason"]) == ("", "Diverged: nan")
-    assert failed.failed == [failed.results[-1]]
+    assert failed.failures == [failed.results[-1]]
 
 
 def test_the_curves_show_every_method_with_its_band():

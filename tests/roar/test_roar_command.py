@@ -1,4 +1,4 @@
-"""fg-lightning roar: what a person has to change is a sentence, what is wrong with their own code has its place."""
+"""fg-lightning roar: what the user has to change is a sentence, what is wrong with their own code has its place."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class Streams(Data):
 
 
 def roar(output, *more, data=f"{tiny_squares.__name__}.Data", model=f"{tiny_squares.__name__}.Net"):
-    given = ["--data", data, "--model", model, "--methods", "random", "--fractions", "[0.5]", "--seeds", "1", "--max_epochs", "1"]
-    main(["roar", "--output", str(output), *given, *more])
+    own = ["--output", str(output), "--data", data, "--model", model]
+    main(["roar", *own, "--methods", "random", "--fractions", "[0.5]", "--num_seeds", "1", "--max_epochs", "1", *more])
 
 
 def test_a_mistake_of_the_users_own_keeps_its_traceback(tmp_path):
@@ -57,7 +57,7 @@ def test_a_mistake_of_the_users_own_keeps_its_traceback(tmp_path):
 @pytest.mark.parametrize(
     ("more", "why"),
     [
-        (["--trainer", '{"devices": 2}'], "takes one device"),
+        (["--trainer", '{"devices": 2}'], "uses one device"),
         (["--methods", "random,none_such"], "method must be one of"),
         (["--data", "tests.roar.test_roar_command.Streams"], "Stream has no index"),
     ],
@@ -91,8 +91,8 @@ def test_trainings_that_failed_end_with_status_1(tmp_path, capsys):
     [
         (["--fractions", "[0.001]"], "rounds to no pixels"),
         (["--fractions", "[0.999]"], "rounds to 64 pixels"),
-        (["--imputation", "[1,2]"], "2 numbers to fill pixels with, but the images have 1 channels"),
-        (["--data", "tests.roar.test_roar_command.NoLabels", "--target", "label"], "target label takes labels"),
+        (["--fill", "[1,2]"], "2 numbers to fill pixels with, but the images have 1 channels"),
+        (["--data", "tests.roar.test_roar_command.NoLabels", "--target", "label"], "target label needs labels"),
         (["--data", "tests.roar.test_roar_command.NotFinite"], "image 0 of the test data set has pixels that are not finite"),
     ],
 )
@@ -119,7 +119,7 @@ def test_classes_are_found_in_the_current_folder(tmp_path, monkeypatch):
     (tmp_path / "lying_here.py").write_text("from tests.helpers.tiny_squares import Net as Mine")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
-    with pytest.raises(SystemExit, match="takes one device"):  # after the classes were found
+    with pytest.raises(SystemExit, match="uses one device"):  # after the classes were found
         roar(tmp_path / "out", "--trainer", '{"devices": 2}', model="lying_here.Mine")
     assert sys.path.count(str(tmp_path)) == 1
 
@@ -132,4 +132,4 @@ def test_ctrl_c_is_said_to_be_no_loss(tmp_path, capsys):
     finally:
         signal.signal(signal.SIGINT, before)
     assert stopped.value.code == 130
-    assert "stopped; the same command goes on where it was" in capsys.readouterr().err
+    assert "stopped; the same command goes on" in capsys.readouterr().err

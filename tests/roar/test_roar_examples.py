@@ -9,8 +9,7 @@ from lightning.pytorch import LightningDataModule
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from fg_lightning.roar.data_checks import write_examples
-from fg_lightning.roar.dataset_views import views_of
+from fg_lightning.roar.dataset_views import views_of, write_examples
 
 BYTES = np.random.default_rng(0).integers(0, 256, (4, 5, 7, 3), dtype=np.uint8)
 BYTES[:, 0, 0], BYTES[:, 0, 1] = 0, 255

@@ -37,7 +37,7 @@ class Skipping(Net):
 @pytest.mark.filterwarnings("ignore:.*training_step. returned .None.")
 @pytest.mark.parametrize("model", [Manual, Skipping])
 def test_a_step_need_not_return_a_loss(model):
-    training.fitted(model(), Data(), 1, CPU, None)
+    training.fit(model(), Data(), 1, CPU, None)
 
 
 class Overflowing(Net):
@@ -47,7 +47,7 @@ class Overflowing(Net):
 
 def test_a_loss_in_a_dict_is_looked_at():
     with pytest.raises(Diverged, match="not finite any more after epoch 1"):
-        training.fitted(Overflowing(), Data(), 1, CPU, None)
+        training.fit(Overflowing(), Data(), 1, CPU, None)
 
 
 class Counting(Callback):
@@ -70,8 +70,8 @@ def test_the_users_callbacks_are_called_and_begin_anew_each_time(monkeypatch, se
     monkeypatch.setattr(Counting, "seen", [])
     given = {**CPU, "callbacks": [Counting()] if several else Counting()}
     for _ in range(2):
-        training.fitted(Net(), Data(), 1, given, None)
-    training.tested(Net(), Data(), given, None)
+        training.fit(Net(), Data(), 1, given, None)
+    training.test(Net(), Data(), given, None)
     assert Counting.seen == [("fit", 1), ("fit", 1), ("test", 0)]
 
 

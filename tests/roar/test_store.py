@@ -19,9 +19,9 @@ from fg_lightning.attribution import METHODS, method_from
 from fg_lightning.errors import UnfitData
 from fg_lightning.removal import ranks
 from fg_lightning.roar import CannotRun, RandomImages, SaliencyStore, StoreError
-from fg_lightning.roar.compute_ranks import images_and_labels
 from fg_lightning.roar.dataset_views import views_of
-from fg_lightning.roar.store_writer import Draft
+from fg_lightning.roar.image_pixels import images_and_labels
+from fg_lightning.roar.store_files import StoreWriter
 from tests import ROOT
 from tests.helpers.tiny_squares import SIDE, TENSOR, Data, Net, Squares
 
@@ -34,7 +34,7 @@ def set_up(**settings):
     return data
 
 
-def test_ranks_are_those_of_the_maps_of_chunks(store, net):
+def test_ranks_are_those_of_the_maps_of_batches(store, net):
     for split, dataset in (("train", set_up().train), ("val", set_up().val), ("test", set_up().test)):
         images = torch.stack([image for image, _ in dataset])
         for start in range(0, len(dataset), 7):
@@ -69,13 +69,13 @@ def test_sent_to_another_process_it_is_mapped_there_again(store):
 
 def test_what_is_finished_is_only_opened(store, net):
     before = (store.path / "train.ranks").stat().st_mtime_ns
-    SaliencyStore.make(store.path, net, Data(), "gradient", chunk=7)
+    SaliencyStore.make(store.path, net, Data(), "gradient", batch_size=7)
     assert (store.path / "train.ranks").stat().st_mtime_ns == before
 
 
 def test_interrupted_it_goes_on_where_it_stopped(store, net, tmp_path, monkeypatch):
     written = []
-    real = Draft.write
+    real = StoreWriter.write
 
     def write(self, split, number, *rest):
         if len(written) == 4:
@@ -83,13 +83,13 @@ def test_interrupted_it_goes_on_where_it_stopped(store, net, tmp_path, monkeypat
         written.append((split, number))
         real(self, split, number, *rest)
 
-    monkeypatch.setattr(Draft, "write", write)
+    monkeypatch.setattr(StoreWriter, "write", write)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
-        SaliencyStore.make(tmp_path / "s", net, Data(), "gradient", chunk=7)
-    with pytest.raises(StoreError, match=r"unfinished: 4 of 11 chunks of 7 images"):
+        SaliencyStore.make(tmp_path / "s", net, Data(), "gradient", batch_size=7)
+    with pytest.raises(StoreError, match=r"unfinished: 4 of 11 batches of 7 images"):
         SaliencyStore(tmp_path / "s")
-    monkeypatch.setattr(Draft, "write", lambda self, *given: (written.append(given[:2]), real(self, *given)))
-    again = SaliencyStore.make(tmp_path / "s", net, Data(), "gradient", chunk=7)
+    monkeypatch.setattr(StoreWriter, "write", lambda self, *given: (written.append(given[:2]), real(self, *given)))
+    again = SaliencyStore.make(tmp_path / "s", net, Data(), "gradient", batch_size=7)
     assert len(written) == len(set(written)) == 11
     assert again.manifest == store.manifest
     for split in store.splits:
@@ -108,7 +108,7 @@ def test_two_processes_make_the_same_store_as_one(store, tmp_path):
         "torch.manual_seed(0)\n"
         "trainer = Trainer(accelerator='cpu', devices=2, strategy='ddp', logger=False, enable_progress_bar=False,\n"
         "                  enable_checkpointing=False, enable_model_summary=False)\n"
-        "SaliencyStore.make(sys.argv[1], Net(), Data(), 'gradient', chunk=7, trainer=trainer)\n"
+        "SaliencyStore.make(sys.argv[1], Net(), Data(), 'gradient', batch_size=7, trainer=trainer)\n"
         "print('rank', trainer.global_rank, 'of', trainer.world_size)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -124,11 +124,11 @@ def test_two_processes_make_the_same_store_as_one(store, tmp_path):
 
 def test_something_else_in_the_folder_is_not_overwritten(store, net):
     with pytest.raises(StoreError, match=r"something else: method 'gradient' there, 'edges' here"):
-        SaliencyStore.make(store.path, net, Data(), "edges", chunk=7)
+        SaliencyStore.make(store.path, net, Data(), "edges", batch_size=7)
     torch.manual_seed(1)
     other = Net()
     with pytest.raises(StoreError, match=r"model 'Net "):
-        SaliencyStore.make(store.path, other, Data(), "gradient", chunk=7)
+        SaliencyStore.make(store.path, other, Data(), "gradient", batch_size=7)
 
 
 def test_other_data_is_refused_with_what_differs(store):
@@ -139,7 +139,7 @@ def test_other_data_is_refused_with_what_differs(store):
         store.check(views_of(set_up(n=30))["train"])
     data = set_up()
     data.test = Squares(20, seed=5, transform=TENSOR)
-    with pytest.raises(StoreError, match=r"test images are not those that .* where setup splits at random"):
+    with pytest.raises(StoreError, match=r"test images are not those that .* if setup splits at random"):
         store.check(views_of(data)["test"])
     with pytest.raises(StoreError, match=r"images are 6 x 6 before their transform, but .* is of 8 x 8"):
         store.check(views_of(set_up(), prepare=lambda image: image.resize((6, 6)))["train"])
@@ -163,12 +163,12 @@ def test_random_images_and_streams_are_refused(net, tmp_path):
     with pytest.raises(RandomImages, match=r"the train data set gives another image each time for index 0"):
         SaliencyStore.make(tmp_path / "a", net, data, "edges")
     data.own = Stream()
-    with pytest.raises(TypeError, match=r"Stream has no index: a map is kept for every image"):
+    with pytest.raises(TypeError, match=r"Stream has no index: each map belongs to an image"):
         SaliencyStore.make(tmp_path / "b", net, data, "edges")
 
 
 def test_the_label_can_be_explained(net, tmp_path):
-    made = SaliencyStore.make(tmp_path / "s", net, Data(), "gradient", target="label", chunk=10)
+    made = SaliencyStore.make(tmp_path / "s", net, Data(), "gradient", target="label", batch_size=10)
     images, labels = zip(*set_up().val, strict=True)
     expected = ranks(METHODS["gradient"](net).attribute(torch.stack(images), torch.tensor(labels)), list(range(10)))
     assert np.array_equal(made.ranks("val"), expected.numpy())
@@ -191,7 +191,7 @@ def test_a_number_before_the_image_is_no_label(net, tmp_path, kind):
 
         test_dataloader = train_dataloader
 
-    made = SaliencyStore.make(tmp_path / "s", net, Other(), "gradient", target="label", chunk=10)
+    made = SaliencyStore.make(tmp_path / "s", net, Other(), "gradient", target="label", batch_size=10)
     images, labels = zip(*Squares(10, transform=TENSOR), strict=True)
     expected = ranks(METHODS["gradient"](net).attribute(torch.stack(images), torch.tensor(labels)), list(range(10)))
     assert np.array_equal(made.ranks("train"), expected.numpy())
@@ -227,7 +227,7 @@ def test_images_are_found_where_the_data_set_has_them_else_where_they_can_be():
 
 def test_images_are_explained_as_they_are_tested(store, net, tmp_path):
     """The training images without their augmentation, which does not change what a store is of."""
-    made = SaliencyStore.make(tmp_path / "s", net, Data(augment=True), "gradient", chunk=7)
+    made = SaliencyStore.make(tmp_path / "s", net, Data(augment=True), "gradient", batch_size=7)
     assert made.manifest == store.manifest
     assert np.array_equal(made.ranks("train"), store.ranks("train"))
 
@@ -237,20 +237,20 @@ def test_settings_and_factories_are_what_a_store_is_of(net, tmp_path):
         return sum(images.abs() ** power for power in powers).sum(1, keepdim=True)
 
     made = [
-        SaliencyStore.make(tmp_path / "a", net, Data(), method_from(powered), settings={"powers": (1, 3)}, chunk=50)
+        SaliencyStore.make(tmp_path / "a", net, Data(), method_from(powered), settings={"powers": (1, 3)}, batch_size=50)
         for _ in range(2)
     ]
     assert made[0].manifest == made[1].manifest
     with pytest.raises(StoreError, match=r"something else: settings {'powers': \[1, 3\]} there, {'powers': \[1, 2\]} here"):
-        SaliencyStore.make(tmp_path / "a", net, Data(), method_from(powered), settings={"powers": (1, 2)}, chunk=50)
+        SaliencyStore.make(tmp_path / "a", net, Data(), method_from(powered), settings={"powers": (1, 2)}, batch_size=50)
     SaliencyStore.make(tmp_path / "b", net, Data(), METHODS["gradient"])
     with pytest.raises(StoreError, match=r"something else: method '[\w.]+gradient' there, '[\w.]+edges' here"):
         SaliencyStore.make(tmp_path / "b", net, Data(), METHODS["edges"])
 
 
 def test_what_a_draft_says_is_done_is_on_disk(store, tmp_path, monkeypatch):
-    """Sums too: a chunk's are written at their place, and before it is marked."""
-    draft = Draft(tmp_path, store.manifest)
+    """Sums too: a batch's are written at their place, and before it is marked."""
+    draft = StoreWriter(tmp_path, store.manifest)
     draft.begin()
     synced = []
     monkeypatch.setattr(os, "fsync", lambda handle: synced.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name))
@@ -274,8 +274,8 @@ def test_wrong_arguments_are_refused(net, tmp_path):
         SaliencyStore.make(tmp_path / "s", net, Data(), "none_such")
     with pytest.raises(ValueError, match="target must be"):
         SaliencyStore.make(tmp_path / "s", net, Data(), "edges", target="both")
-    with pytest.raises(ValueError, match="chunk must be at least 1"):
-        SaliencyStore.make(tmp_path / "s", net, Data(), "edges", chunk=0)
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        SaliencyStore.make(tmp_path / "s", net, Data(), "edges", batch_size=0)
 
 
 def test_a_trainer_of_ones_own_is_left_without_our_writer(net, tmp_path):

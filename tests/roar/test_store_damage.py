@@ -13,7 +13,7 @@ import pytest
 
 from fg_lightning.atomic_files import PREFIX
 from fg_lightning.roar import ROARDataModule, SaliencyStore, StoreError
-from fg_lightning.roar.store_writer import Draft
+from fg_lightning.roar.store_files import StoreWriter
 from tests.helpers.tiny_squares import SIDE, Data
 
 
@@ -60,7 +60,7 @@ def test_a_manifest_that_was_changed_is_refused(store, tmp_path, change):
         SaliencyStore(folder)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "3", '"text"', "null", '{"format": 2}', "\xff"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", '"text"', "null", '{"format": 3}', "\xff"])
 def test_a_manifest_that_is_none_is_one_sentence(store, tmp_path, content):
     folder = copy_of(store, tmp_path)
     (folder / "manifest.json").write_bytes(content.encode("latin-1"))
@@ -117,16 +117,16 @@ DAMAGES = {
 def test_what_is_damaged_is_made_again_and_nothing_else(store, net, tmp_path, monkeypatch, damage):
     folder = copy_of(store, tmp_path)
     DAMAGES[damage](folder)
-    made, real = [], Draft.write
-    monkeypatch.setattr(Draft, "write", lambda self, *given: (made.append(given[:2]), real(self, *given)))
-    with pytest.warns(UserWarning, match="was changed after it was written, as its checksums tell: .* are made again"):
-        again = SaliencyStore.make(folder, net, Data(), "gradient", chunk=7)
+    made, real = [], StoreWriter.write
+    monkeypatch.setattr(StoreWriter, "write", lambda self, *given: (made.append(given[:2]), real(self, *given)))
+    with pytest.warns(UserWarning, match="was changed after it was written, as its checksums show: .* are made again"):
+        again = SaliencyStore.make(folder, net, Data(), "gradient", batch_size=7)
     assert again.manifest == store.manifest
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {p.name: p.read_bytes() for p in store.path.iterdir()}
     assert len(made) == (1 if "bit" in damage else len(made))
     assert 0 < len(made) < 11
     made.clear()
-    SaliencyStore.make(folder, net, Data(), "gradient", chunk=7)
+    SaliencyStore.make(folder, net, Data(), "gradient", batch_size=7)
     assert not made
 
 
@@ -135,7 +135,7 @@ def test_bytes_behind_the_ranks_are_cut_off(store, net, tmp_path):
     os.truncate(folder / "train.ranks", 99_999)
     with pytest.raises(StoreError, match="truncated or not of this store"):
         SaliencyStore(folder)
-    SaliencyStore.make(folder, net, Data(), "gradient", chunk=7)
+    SaliencyStore.make(folder, net, Data(), "gradient", batch_size=7)
     assert (folder / "train.ranks").read_bytes() == (store.path / "train.ranks").read_bytes()
 
 
@@ -143,12 +143,12 @@ def test_what_a_killed_process_left_is_swept_up(store, net, tmp_path):
     folder = copy_of(store, tmp_path)
     for name in ("train.done", "val.sums", f"{PREFIX}0"):
         (folder / name).touch()
-    SaliencyStore.make(folder, net, Data(), "gradient", chunk=7)
+    SaliencyStore.make(folder, net, Data(), "gradient", batch_size=7)
     assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in store.path.iterdir())
 
 
 def test_what_was_changed_in_a_draft_is_made_again(store, net, tmp_path, monkeypatch):
-    written, real = [], Draft.write
+    written, real = [], StoreWriter.write
 
     def write(self, *given):
         if len(written) == 4:
@@ -156,19 +156,19 @@ def test_what_was_changed_in_a_draft_is_made_again(store, net, tmp_path, monkeyp
         written.append(given[:2])
         real(self, *given)
 
-    monkeypatch.setattr(Draft, "write", write)
+    monkeypatch.setattr(StoreWriter, "write", write)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
-        SaliencyStore.make(tmp_path / "s", net, Data(), "gradient", chunk=7)
+        SaliencyStore.make(tmp_path / "s", net, Data(), "gradient", batch_size=7)
     flip(tmp_path / "s" / f"{written[1][0]}.ranks", written[1][1] * 7 * SIDE * SIDE * 2)
-    monkeypatch.setattr(Draft, "write", lambda self, *given: (written.append(given[:2]), real(self, *given)))
-    again = SaliencyStore.make(tmp_path / "s", net, Data(), "gradient", chunk=7)
+    monkeypatch.setattr(StoreWriter, "write", lambda self, *given: (written.append(given[:2]), real(self, *given)))
+    again = SaliencyStore.make(tmp_path / "s", net, Data(), "gradient", batch_size=7)
     assert sorted(written) == sorted([*{*written}, written[1]])
     assert (again.path / "train.ranks").read_bytes() == (store.path / "train.ranks").read_bytes()
 
 
 @pytest.mark.parametrize("cut", [0, 1, 16, 30, 40])
 def test_sums_that_were_cut_are_not_taken_for_a_mean(store, tmp_path, cut):
-    draft = Draft(tmp_path, replace(store.manifest, finished=False, channel_mean=()))
+    draft = StoreWriter(tmp_path, replace(store.manifest, finished=False, channel_mean=()))
     draft.begin()
     for split, identity in store.manifest.splits.items():
         for number in range(-(-identity.length // 7)):

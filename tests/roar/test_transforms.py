@@ -10,7 +10,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 from fg_lightning.errors import UnfitData
 from fg_lightning.roar import CannotRun, ROARDataModule, SaliencyStore
-from fg_lightning.roar.dataset_transforms import taken_apart
+from fg_lightning.roar.dataset_transforms import strip_transform
 from fg_lightning.roar.dataset_views import views_of
 
 PIXELS = np.random.default_rng(0).random((12, 5, 7, 3), dtype=np.float32)
@@ -86,7 +86,7 @@ def store(tmp_path_factory):
 @pytest.mark.parametrize("kind", CALLED)
 @pytest.mark.parametrize("whole", [lambda one: one, lambda one: ConcatDataset([Subset(one, range(5)), Subset(one, range(5, 12))])])
 def test_pixels_go_before_the_transform_however_it_is_called(kind, whole, store):
-    data = ROARDataModule(Split(lambda: whole(kind(CALLED[kind]))), store, 0.4, imputation=[0.25, 0.5, 1.0])
+    data = ROARDataModule(Split(lambda: whole(kind(CALLED[kind]))), store, 0.4, fill=[0.25, 0.5, 1.0])
     data.setup("fit")
     dataset = data.train_dataloader().dataset
     for index, ranks in enumerate(store.ranks("train")):
@@ -128,7 +128,7 @@ def test_a_transform_that_was_applied_before_is_not_applied_again():
 
 def test_the_data_set_keeps_its_transform():
     dataset = ByName(CALLED[ByName])
-    bare, _ = taken_apart(dataset)
+    bare, _ = strip_transform(dataset)
     assert np.array_equal(bare[2][0], PIXELS[2])
     assert torch.equal(dataset[2][0], tensor(PIXELS[2]))
 
@@ -140,8 +140,8 @@ def test_what_cannot_be_taken_apart_says_what_to_pass():
 
     dataset = Several(lambda image, weight: {"image": tensor(image)})
     with pytest.raises(UnfitData, match=r"with 0 arguments and image, weight by name.*transform=\.\.\., a function from image"):
-        taken_apart(dataset)
-    bare, transform = taken_apart(dataset, tensor)
+        strip_transform(dataset)
+    bare, transform = strip_transform(dataset, tensor)
     assert transform is tensor
     assert np.array_equal(bare[1][0], PIXELS[1])
 
@@ -152,13 +152,13 @@ def test_what_cannot_be_taken_apart_says_what_to_pass():
     with pytest.raises(
         UnfitData, match=r"Processed cannot give its images without its transform \(IndexError: .*self.transform last"
     ):
-        taken_apart(Processed(lambda image: {"pixel_values": tensor(image)}))
+        strip_transform(Processed(lambda image: {"pixel_values": tensor(image)}))
 
 
 def test_parts_with_different_transforms_take_one_for_all():
     parts = ConcatDataset([Called(tensor), Called(torch.from_numpy)])
     with pytest.raises(CannotRun, match=r"different transforms; .* transform=\.\.\."):
-        taken_apart(parts)
-    bare, transform = taken_apart(parts, tensor)
+        strip_transform(parts)
+    bare, transform = strip_transform(parts, tensor)
     assert transform is tensor
     assert np.array_equal(bare[15][0], PIXELS[3])
