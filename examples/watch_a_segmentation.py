@@ -1,7 +1,7 @@
 """What a network looks at when it draws a label map: python examples/watch_a_segmentation.py
 
 The data are digits whose ink is to be coloured by what digit it is; the paper is class 0. For an output [N, K, H, W] and labels
-[N, H, W] the monitor explains the mean score of an image's largest class, but for class 0, over its region: which pixels tell the
+[N, H, W] the monitor explains the mean score of an image's largest class, except class 0, over its region: which pixels tell the
 network that this ink is a seven. The film strip lies in fullgrad/version_0/ when it is done.
 """
 
