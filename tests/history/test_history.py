@@ -14,7 +14,9 @@ from fg_lightning import FullGradMonitor, full_gradients
 from fg_lightning.history import History
 from fg_lightning.history.growing_files import GrowingTable
 from fg_lightning.history.records import COLUMNS, NUMBERS, ClassNames
+from fg_lightning.history.run_files import NUMERIC_TASKS
 from fg_lightning.recording.snapshot_images import Renderer, plot_bias_terms
+from fg_lightning.recording.task import TASKS
 from tests import ROOT
 from tests.helpers.small_trainings import Classifier, images_and_labels, loader, trainer
 from tests.helpers.written_snapshots import explanation, snapshot, written
@@ -47,11 +49,11 @@ def test_maps_of_any_magnitude_keep_it(tmp_path, scale):
     assert torch.allclose(history.maps(0), explanation(0, scale=scale).maps, atol=scale * 2**-11, rtol=0)
 
 
-def test_maps_stay_in_memory_of_the_first_and_the_last_look_alone(tmp_path):
+def test_maps_stay_in_memory_of_the_first_and_the_last_snapshot_alone(tmp_path):
     history = written(tmp_path, num_snapshots=20)
     kept = [value for value in vars(history).values() if isinstance(value, torch.Tensor)]
     assert len(kept) == 2
-    assert not any(isinstance(value, torch.Tensor) for look in history.snapshots for value in vars(look).values())
+    assert not any(isinstance(value, torch.Tensor) for one in history.snapshots for value in vars(one).values())
 
 
 def test_without_a_folder_nothing_is_written_and_the_ends_are_known(tmp_path):
@@ -62,19 +64,19 @@ def test_without_a_folder_nothing_is_written_and_the_ends_are_known(tmp_path):
         history.maps(1)
 
 
-def test_it_forgets_the_looks_behind_a_checkpoint(tmp_path):
+def test_it_forgets_the_snapshots_behind_a_checkpoint(tmp_path):
     history = History(tmp_path, written(tmp_path, num_snapshots=5).snapshots[:2], tmp_path)
     history.add(snapshot(7), explanation(7), None)
     read = History.read(tmp_path)
-    assert [look.epoch for look in read.snapshots] == [0, 1, 7]
+    assert [one.epoch for one in read.snapshots] == [0, 1, 7]
     assert torch.allclose(read.maps(2), explanation(7).maps, atol=2**-11)
     assert {index: len(rows) for index, rows in read.images_by_snapshot().items()} == {0: 2, 1: 2, 2: 2}
     assert {index: len(rows) for index, rows in read.layers_by_snapshot().items()} == {0: 3, 1: 3, 2: 3}
 
 
 @pytest.mark.parametrize("until", ["maps.npy", "images.csv", "layers.csv"])
-def test_a_look_that_was_cut_short_is_not_in_the_history(tmp_path, until):
-    """Everything of a look up to one file, as a killed process leaves it: `history.csv` comes last."""
+def test_a_snapshot_that_was_cut_short_is_not_in_the_history(tmp_path, until):
+    """Everything of a snapshot up to one file, as a killed process leaves it: `history.csv` comes last."""
     written(tmp_path / "whole", num_snapshots=3)
     written(tmp_path / "short", num_snapshots=2)
     for name in ["maps.npy", "images.csv", "layers.csv"]:
@@ -96,7 +98,7 @@ def test_a_row_without_its_end_does_not_count(tmp_path):
     assert len(History.read(tmp_path).snapshots) == 2
 
 
-def test_looks_whose_maps_are_lost_keep_their_numbers(tmp_path):
+def test_snapshots_whose_maps_are_lost_keep_their_numbers(tmp_path):
     history = History(tmp_path, [snapshot(0), snapshot(1)])
     history.begin({}, torch.rand(2, 1, 4, 4), None, [])
     history.add(snapshot(2), explanation(2), None)
@@ -138,7 +140,7 @@ DAMAGE = {
     "a row that is missing": ("history.csv", lambda content: content.replace(b"\n1,1,", b"\n2,1,"), "snapshot 1 is missing"),
     "another heading": ("history.csv", lambda content: content.replace(b"snapshot", b"snapshat"), "KeyError: 'snapshot'"),
     "images cut short": ("images.csv", lambda content: content[: content.index(b"\n2,1,") + 1], "has 1 of 2 rows of snapshot 2"),
-    "layers of no look": ("layers.csv", lambda content: content.replace(b"\n1,0,", b"\nx,0,"), "invalid literal"),
+    "layers of no snapshot": ("layers.csv", lambda content: content.replace(b"\n1,0,", b"\nx,0,"), "invalid literal"),
     "maps cut short": ("maps.npy", cut_to(0.9), "maps of 2 of 3 snapshots"),
     "maps that are none": ("maps.npy", lambda content: b"", "ValueError"),
 }
@@ -173,6 +175,11 @@ def test_pictures_of_the_whole_run_read_every_table_once(tmp_path, monkeypatch):
     assert read == ["images.csv", "images.csv", "layers.csv"]
 
 
+def test_the_tasks_whose_integers_are_numbers_are_known_to_the_reader():
+    """It reads their names from `probe.json` and lies below the tasks."""
+    assert set(NUMERIC_TASKS) == {name for name, task in TASKS.items() if not task.tells_classes} | {"Chosen"}
+
+
 # --- of a run
 
 
@@ -182,7 +189,7 @@ def test_a_run_leaves_all_that_was_found(tmp_path):
     trainer(tmp_path, monitor).fit(module, loader(seed=1), loader(16, seed=2))
     folder = tmp_path / "fullgrad" / "version_0"
     read = History.read(folder)
-    assert [(look.epoch, look.step) for look in read.snapshots] == [(0, 0), (1, 2), (2, 5)]
+    assert [(one.epoch, one.step) for one in read.snapshots] == [(0, 0), (1, 2), (2, 5)]
     assert set(read.snapshots[1].numbers) == {f"fullgrad/{key}" for key in NUMBERS}
     images, labels = read.probe()
     assert torch.equal(images, images_and_labels(16, seed=2)[0][[0, 5, 10, 15]])
@@ -232,14 +239,14 @@ trainer({folder!r}, FullGradMonitor(num_samples=3), max_epochs=5).fit(Classifier
 
 
 @pytest.mark.slow
-def test_a_killed_process_loses_the_look_in_progress_alone(tmp_path):
-    # The tenth of three tables a look is the fourth look's first, when its maps are written already.
+def test_a_killed_process_loses_the_snapshot_in_progress_alone(tmp_path):
+    # The tenth of three tables a snapshot is the fourth snapshot's first, when its maps are written already.
     script = KILLED.format(root=str(ROOT), folder=str(tmp_path), calls=10)
     result = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=False)
     assert result.returncode == -signal.SIGKILL, result.stderr[-2000:]
     folder = tmp_path / "fullgrad" / "version_0"
     assert len(np.load(folder / "maps.npy")) == 4
     read = History.read(folder)
-    assert [look.epoch for look in read.snapshots] == [0, 1, 2]
+    assert [one.epoch for one in read.snapshots] == [0, 1, 2]
     assert all(bool(read.maps(index).isfinite().all()) for index in range(3))
     assert {index: len(rows) for index, rows in read.images_by_snapshot().items()} == {0: 3, 1: 3, 2: 3}

@@ -68,7 +68,7 @@ def faulty(monkeypatch, stage, code, *, short=0, only=None):
 
 @pytest.mark.parametrize("code", FAULTS)
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_fault_at_the_first_look_costs_that_look_alone(tmp_path, monkeypatch, stage, code):
+def test_a_fault_at_the_first_snapshot_costs_that_snapshot_alone(tmp_path, monkeypatch, stage, code):
     folder = tmp_path / "fullgrad"
     history, pictures = History(folder), [np.zeros((4, 4, 3), np.uint8)] * 2
     with faulty(monkeypatch, stage, code):
@@ -92,7 +92,7 @@ def test_a_fault_at_the_first_look_costs_that_look_alone(tmp_path, monkeypatch, 
 
 @pytest.mark.parametrize("short", [0, 1, 7, 40])
 @pytest.mark.parametrize("stage", STAGES[3:])
-def test_a_look_that_cannot_be_written_leaves_the_next_one_whole(tmp_path, monkeypatch, stage, short):
+def test_a_snapshot_that_cannot_be_written_leaves_the_next_one_whole(tmp_path, monkeypatch, stage, short):
     history = written(tmp_path, num_snapshots=1)
     with faulty(monkeypatch, stage, errno.ENOSPC, short=short):
         for epoch in (1, 2):
@@ -100,7 +100,7 @@ def test_a_look_that_cannot_be_written_leaves_the_next_one_whole(tmp_path, monke
                 history.add(snapshot(epoch), explanation(epoch), None)
     history.add(snapshot(3), explanation(3), None)
     read = History.read(tmp_path)
-    assert [look.epoch for look in read.snapshots] == [0, 3]
+    assert [one.epoch for one in read.snapshots] == [0, 3]
     assert torch.allclose(read.maps(0), explanation(0).maps, atol=2**-11)
     assert torch.allclose(read.maps(1), explanation(3).maps, atol=2**-11)
     assert [len(rows) for rows in read.images_by_snapshot().values()] == [2, 2]
@@ -124,7 +124,7 @@ def test_a_write_that_ends_early_without_an_error_is_one(tmp_path, monkeypatch):
         with pytest.raises(OSError, match=r"No space left on device: '.*images.csv'"):
             history.add(snapshot(1), explanation(1), None)
     history.add(snapshot(2), explanation(2), None)
-    assert [look.epoch for look in History.read(tmp_path).snapshots] == [0, 2]
+    assert [one.epoch for one in History.read(tmp_path).snapshots] == [0, 2]
 
 
 @pytest.mark.parametrize("name", ["history.csv", "images.csv", "layers.csv", "maps.npy", "probe.json", "."])
@@ -143,7 +143,7 @@ def test_what_is_removed_while_it_runs_is_written_again(tmp_path, name):
 
 
 def fit_on_a_faulty_disk(folder, monkeypatch, stage, code, epochs, **options):
-    """A training at whose first looks, of so many epochs, one file cannot be written; its weights, and what was warned of."""
+    """A training at whose first snapshots, of so many epochs, one file cannot be written; its weights, and what was warned of."""
     monitor, module = FullGradMonitor(num_samples=4, **options), Classifier()
     healing = Healing(epochs)
     with faulty(monkeypatch, stage, code, only=healing), warnings.catch_warnings(record=True) as caught:
@@ -194,7 +194,7 @@ def test_where_nothing_can_ever_be_written_training_goes_on(tmp_path, monkeypatc
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
 @pytest.mark.parametrize("fault", ["full", "read-only"])
 def test_a_disk_that_really_is(tmp_path, fault):
-    """A file system of one megabyte that cannot be written to before the first look, and can after the first epoch."""
+    """A file system of one megabyte that cannot be written to before the first snapshot, and can after the first epoch."""
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], check=False).returncode:

@@ -46,17 +46,17 @@ def copied(whole, tmp_path):
     return shutil.copytree(whole.folder, tmp_path / "fullgrad")
 
 
-def gone_on(folder, looks, *, at=None):
-    """A run that goes on in the folder, or in another one, with a look more; what is read of it, and what was said."""
-    lost, damages = find_lost_snapshots(folder, looks, "of the probe")
-    history = History(at or folder, looks, folder, lost)
+def gone_on(folder, snapshots, *, at=None):
+    """A run that goes on in the folder, or in another one, with a snapshot more; what is read of it, and what was said."""
+    lost, damages = find_lost_snapshots(folder, snapshots, "of the probe")
+    history = History(at or folder, snapshots, folder, lost)
     history.begin({"fingerprint": "of the probe"}, torch.rand(2, 1, 4, 4), None, [])
     history.add(snapshot(9), explanation(9), None)
     return History.read(at or folder), damages
 
 
 def check(read, whole, maps_there):
-    """Every look once, its numbers, and the maps that were there."""
+    """Every snapshot once, its numbers, and the maps that were there."""
     assert read.snapshots == [*whole.snapshots, snapshot(9)]
     for index in range(SNAPSHOTS):
         maps = read.maps(index)
@@ -128,7 +128,7 @@ DAMAGES = {
     "zeros at the end": ("layers.csv", lambda raw: raw + bytes(100), ""),
     "zeros instead of the end": ("images.csv", lambda raw: raw[:-60] + bytes(60), "images.csv lacks rows of snapshot 3"),
     "no text": ("layers.csv", lambda raw: bytes(range(256)) * 9, "layers.csv lacks rows of snapshots 0, 1, 2, 3"),
-    "a look that was torn": ("images.csv", lambda raw: raw + b"4,0,1,1", ""),
+    "a snapshot that was torn": ("images.csv", lambda raw: raw + b"4,0,1,1", ""),
     "no facts": ("probe.json", lambda raw: b"[1]", "probe.json cannot be read"),
     "maps without a header": ("maps.npy", lambda raw: bytes(128) + raw[128:], "maps.npy has no header"),
     "maps of another header": ("maps.npy", lambda raw: raw.replace(b"(4, 2, 1", b"(4, 1, 2"), ""),
@@ -156,7 +156,7 @@ def test_the_earlier_folder_stays_as_it_is(copied, whole, tmp_path):
     assert {path.name: path.read_bytes() for path in copied.iterdir() if path.is_file()} == before
 
 
-def test_findings_of_another_branch_are_not_taken_for_ones_own(copied, tmp_path):
+def test_snapshots_of_another_branch_are_not_taken_for_ones_own(copied, tmp_path):
     """Two runs in one folder: the maps behind rows that are gone are told by what they show, not by their place."""
     other = written(tmp_path / "other", seed=50)
     lost, damages = find_lost_snapshots(copied, other.snapshots, "of the probe")
@@ -167,7 +167,7 @@ def test_findings_of_another_branch_are_not_taken_for_ones_own(copied, tmp_path)
     assert lost == {0, 1, 2, 3}
 
 
-class Snapshots:
+class FolderCopies:
     """Copies of a folder as it is whenever a file of it is opened, renamed or removed: what a kill leaves at that moment."""
 
     def __init__(self, folder, to):
@@ -183,26 +183,27 @@ class Snapshots:
 
 
 def test_a_kill_at_any_moment_leaves_what_a_later_process_goes_on_with(tmp_path):
-    folder, snapshots = tmp_path / "run" / "fullgrad", Snapshots(tmp_path / "run", tmp_path / "killed")
+    folder, copies = tmp_path / "run" / "fullgrad", FolderCopies(tmp_path / "run", tmp_path / "killed")
     (tmp_path / "run").mkdir()
     known = {}
     history = History(folder)
-    snapshots.is_on = True
+    copies.is_on = True
     history.begin({"fingerprint": "of the probe"}, torch.rand(2, 1, 4, 4), None, [np.zeros((4, 4, 3), np.uint8)] * 2)
     for epoch in range(3):
         found = explanation(epoch)
         history.add(true_snapshot(epoch, found), found, torch.tensor([1, 0]))
-        known[snapshots.count] = list(history.snapshots)
-    snapshots.is_on = False
-    assert snapshots.count > 20
-    for number in range(snapshots.count):
+        known[copies.count] = list(history.snapshots)
+    copies.is_on = False
+    assert copies.count > 20
+    for number in range(copies.count):
         killed = tmp_path / "killed" / str(number) / "fullgrad"
-        looks = next((looks for count, looks in reversed(known.items()) if count <= number), [])  # of the last checkpoint
-        if not looks:
+        at_checkpoint = [snapshots for count, snapshots in known.items() if count <= number]
+        snapshots = at_checkpoint[-1] if at_checkpoint else []
+        if not snapshots:
             continue
-        read, damages = gone_on(killed, looks)
+        read, damages = gone_on(killed, snapshots)
         assert not damages
-        assert read.snapshots == [*looks, snapshot(9)]
+        assert read.snapshots == [*snapshots, snapshot(9)]
         assert all(bool(read.maps(index).isfinite().all()) for index in range(len(read.snapshots)))
         assert [len(rows) for rows in read.images_by_snapshot().values()] == [2] * len(read.snapshots)
         assert not list(killed.rglob(f"{PREFIX}*"))

@@ -1,4 +1,4 @@
-"""Reports as a person uses them, in Debian's Chromium (apt-get install chromium chromium-driver)."""
+"""Reports as the user uses them, in Debian's Chromium (apt-get install chromium chromium-driver)."""
 
 import shutil
 import time
