@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -42,6 +42,7 @@ def name_operation(operation: str, module: str) -> str:
     return f"{operation} in {module or 'the model itself'}"
 
 
+@runtime_checkable
 class TermVisitor(Protocol):
     """Receives every term of a run and keeps what it needs of it: its sums, a map, an average."""
 

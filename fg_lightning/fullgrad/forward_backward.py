@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -200,6 +200,7 @@ def _call_model(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
 Result = TypeVar("Result", bound="BatchResult")
 
 
+@runtime_checkable
 class BatchResult(Protocol):
     """What is made of a batch: it has the explained output, [N], and can be put together from results of its images."""
 
