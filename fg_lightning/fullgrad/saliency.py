@@ -183,7 +183,7 @@ class SimpleFullGrad(FullGrad):
 
         map(x) = psi(grad_x f * x) + sum over operations with an explicit bias of psi(grad_y f)
 
-    After the authors' `simple_fullgrad.py`: cheaper to read where biases are small, but not complete.
+    After the authors' `simple_fullgrad.py`. The map does not show all terms.
     """
 
     is_complete = False

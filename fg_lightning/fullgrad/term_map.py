@@ -179,9 +179,9 @@ class TermMap:
             warn_once(
                 model,
                 "lost",
-                f"FullGrad draws {num_placed} of {num_placed + num_lost} bias terms of this network: where in the image the "
-                f"others lie is not known, from {self._lost[-1]} on. `full_gradients(...).undrawn` names them, and "
-                "FullGrad(model, layout=...) takes a function that says how they lie.",
+                f"FullGrad draws {num_placed} of {num_placed + num_lost} bias terms of this network: the places of the others in "
+                f"the image are not known, from {self._lost[-1]} on. `full_gradients(...).undrawn` names them. To draw them, pass "
+                "FullGrad(model, layout=...) a function that says how they lie.",
             )
         self._num_placed, self._lost = 0, []
 

@@ -106,7 +106,7 @@ def test_what_a_model_keeps_in_plain_attributes_is_as_it_was(method: str, fail: 
             METHODS[method](model, x)
     assert_unchanged(before, state_of(model, x))
     model.fail = False
-    model(x).sum().backward()  # by weights that no look has cut off
+    model(x).sum().backward()  # by weights that no run has detached
     assert model.conv.weight.grad is not None
     assert model.head.weight_orig.grad is not None
     assert model.scale.requires_grad
@@ -224,7 +224,7 @@ def test_memory_does_not_grow(method: str, fail: bool) -> None:
 
 
 def test_weights_are_not_copied() -> None:
-    """A copy is for what an operation writes to; our own questions about memory must not look like a write."""
+    """A copy is for what an operation writes to; our own questions about memory must not count as a write."""
     network = VisionTransformer(8, 4, num_layers=1, num_heads=2, hidden_dim=8, mlp_dim=16, num_classes=3)
     FullGrad(network).attribute(torch.rand(1, 3, 8, 8), 0)
     with torch.profiler.profile() as recorded:

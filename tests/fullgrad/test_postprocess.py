@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fg_lightning import FullGrad
-from fg_lightning.fullgrad.postprocess import PSI, upsample
+from fg_lightning.fullgrad import PSI
+from fg_lightning.fullgrad.postprocess import upsample
 
 MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 

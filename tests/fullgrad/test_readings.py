@@ -7,7 +7,6 @@ from torch import nn
 from torchvision.models import SwinTransformer, VisionTransformer, efficientnet_b0
 
 from fg_lightning import FullGrad, full_gradients
-from fg_lightning.fullgrad.readings import find_reading
 
 # Rounding of a few hundred operations in float64.
 EXACT = 1e-11
@@ -92,13 +91,14 @@ def test_a_softmax_at_the_end_is_no_attention():
 
 @pytest.mark.ill_typed
 def test_unknown_readings_are_refused_with_the_known_ones():
-    for refused in (lambda: find_reading("affine"), lambda: FullGrad(nn.Identity(), reading="affine")):
-        with pytest.raises(ValueError, match="exact, locally_affine"):
-            refused()
+    with pytest.raises(ValueError, match="exact, locally_affine"):
+        full_gradients(nn.Identity(), torch.ones(1, 1, 2, 2), reading="affine")
+    with pytest.raises(ValueError, match="exact, locally_affine"):
+        FullGrad(nn.Identity(), reading="affine")
 
 
-def test_a_persons_own_layout_places_a_term_that_has_none():
-    """A network that scrambles its pixels, and somebody who knows how."""
+def test_the_users_layout_places_a_term_that_has_none():
+    """A network that scrambles its pixels, and a user who knows how."""
     order = torch.randperm(36, generator=torch.Generator().manual_seed(0))
 
     class Scrambled(nn.Module):

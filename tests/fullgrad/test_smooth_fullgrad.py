@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fg_lightning import FullGrad, SmoothFullGrad
-from fg_lightning.fullgrad.postprocess import PSI
+from fg_lightning.fullgrad import PSI
 from tests.helpers.saliency_networks import LessTheMean, residual_net
 
 

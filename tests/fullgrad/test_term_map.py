@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fg_lightning import FullGrad, SmoothFullGrad
+from fg_lightning.fullgrad import PSI, Pointwise, Psi
 from fg_lightning.fullgrad import term_map as blocks
-from fg_lightning.fullgrad.linearization import Pointwise
-from fg_lightning.fullgrad.postprocess import PSI, Psi
 from fg_lightning.fullgrad.term_map import TermValues
 
 

@@ -143,7 +143,7 @@ def test_what_a_pad_adds_is_not_drawn() -> None:
 
 
 class Scrambled(nn.Module):
-    """Changes the order of its places, so that nobody knows where they were."""
+    """Changes the order of its places, so that their places are not known."""
 
     def __init__(self, layers: int = 3) -> None:
         super().__init__()
@@ -172,7 +172,7 @@ def test_a_network_of_which_half_is_drawn_is_not_warned_about() -> None:
     FullGrad(Scrambled(1)).attribute(images(), 1)
 
 
-def test_a_persons_own_layout_is_enough() -> None:
+def test_the_users_layout_is_enough() -> None:
     model = Scrambled(4)
 
     def layout(term: Term, values: Tensor) -> Tensor | None:
