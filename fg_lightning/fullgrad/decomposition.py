@@ -83,12 +83,12 @@ class FullGradients:
         """
         targets = [part.target for part in parts if part.target is not None]
         unbatched_by = next((part.unbatched_by for part in parts if part.unbatched_by), unbatched_by)
-        return replace(_merge(parts, torch.cat), target=torch.cat(targets) if targets else None, unbatched_by=unbatched_by)
+        return replace(_merge(parts, torch.cat, torch.cat(targets) if targets else None), unbatched_by=unbatched_by)
 
     @classmethod
     def average(cls, parts: Sequence[FullGradients]) -> FullGradients:
         """The mean, term by term, of results for the same target. It is complete if they are: the sum of terms is linear."""
-        return _merge(parts, lambda values: torch.stack(values).mean(0))
+        return _merge(parts, lambda values: torch.stack(values).mean(0), parts[0].target)
 
 
 def _shorten(names: Sequence[str]) -> str:
@@ -99,11 +99,11 @@ def _total(terms: dict[str, Tensor], like: Tensor) -> Tensor:
     return torch.stack(list(terms.values())).sum(0) if terms else torch.zeros_like(like)
 
 
-def _merge(parts: Sequence[FullGradients], merge: Callable[[list[Tensor]], Tensor]) -> FullGradients:
-    """The parts merged field by field, for the target of the first."""
+def _merge(parts: Sequence[FullGradients], merge: Callable[[list[Tensor]], Tensor], target: Tensor | None) -> FullGradients:
+    """The parts merged field by field."""
     return FullGradients(
         output=merge([part.output for part in parts]),
-        target=parts[0].target,
+        target=target,
         input_gradient=merge([part.input_gradient for part in parts]),
         input_term=merge([part.input_term for part in parts]),
         bias_terms=_merge_terms([(part.bias_terms, part.output) for part in parts], merge),
