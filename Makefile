@@ -20,8 +20,8 @@ shapes: $(INSTALLED)
 	$(PYTEST) -m "not slow and not ill_typed" \
 		"--jaxtyping-packages=fg_lightning,beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))" \
 		--ignore=tests/callbacks/test_attach.py --ignore=tests/callbacks/test_distributed.py \
-		tests/callbacks tests/removal tests/metrics tests/attribution tests/fullgrad/test_saliency.py tests/fullgrad/test_smooth_fullgrad.py \
-		tests/fullgrad/test_postprocess.py tests/fullgrad/test_readings.py
+		tests/callbacks tests/history tests/recording tests/removal tests/metrics tests/attribution \
+		tests/fullgrad/test_saliency.py tests/fullgrad/test_smooth_fullgrad.py tests/fullgrad/test_postprocess.py tests/fullgrad/test_readings.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
