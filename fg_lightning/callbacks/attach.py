@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
 
 if TYPE_CHECKING:
     from fg_lightning.callbacks.fullgrad_monitor import FullGradMonitor
@@ -15,9 +14,6 @@ if TYPE_CHECKING:
 VARIABLE = "FG_LIGHTNING"
 OFF = ("", "0", "false", "off", "no")
 ON = ("1", "true", "on", "yes")
-
-_attached: WeakSet[FullGradMonitor] = WeakSet()
-"""The monitors attached so far. A Trainer adds its monitor to the script's list of callbacks, where the next Trainer finds it."""
 
 
 def monitors() -> list[FullGradMonitor]:
@@ -39,15 +35,10 @@ def monitors() -> list[FullGradMonitor]:
     except (TypeError, ValueError) as error:
         raise ValueError(f"{VARIABLE}={asked!r} cannot be read: {error}") from None
     monitor.attached_by = VARIABLE
-    for earlier in _attached:
+    for earlier in FullGradMonitor.all_attached:
         earlier.is_superseded = True
-    register(monitor)
+    FullGradMonitor.all_attached.add(monitor)
     return [monitor]
-
-
-def register(monitor: FullGradMonitor) -> None:
-    """Notes an attached monitor; the next one that is attached supersedes it."""
-    _attached.add(monitor)
 
 
 def _parse_options(text: str) -> dict[str, Any]:

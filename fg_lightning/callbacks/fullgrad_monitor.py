@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import takewhile
-from typing import Any, Union
+from typing import Any, ClassVar, Union
+from weakref import WeakSet
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -81,6 +82,9 @@ class FullGradMonitor(Callback):
     attached_by: str | None = None
     """The environment variable that attached it; None if a script did. See attach.py."""
 
+    all_attached: ClassVar[WeakSet[FullGradMonitor]] = WeakSet()
+    """Those attached so far. A Trainer adds its monitor to the script's list of callbacks, where the next Trainer finds it."""
+
     is_superseded: bool = False
     """Whether a newer one was attached: a script may give one list of callbacks to several Trainers, and each Trainer adds one."""
 
@@ -134,11 +138,9 @@ class FullGradMonitor(Callback):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy of an attached monitor, such as a script makes of its list of callbacks, is attached, too."""
-        from fg_lightning.callbacks.attach import register
-
         self.__dict__.update(state)
         if self.attached_by is not None:
-            register(self)
+            self.all_attached.add(self)
 
     @property
     def state_key(self) -> str:
