@@ -18,9 +18,9 @@ from fg_lightning.atomic_files import sweep, write_atomically
 from fg_lightning.errors import CannotRun
 from fg_lightning.history.records import HISTORY
 from fg_lightning.report.figures import Page
+from fg_lightning.report.image_encoding import to_base64
 from fg_lightning.report.roar_page import experiment_page, is_experiment
 from fg_lightning.report.run_page import run_page
-from fg_lightning.report.sprites import to_base64
 
 MAX_DEPTH = 6
 """How many levels of folders below the given one are searched."""

@@ -18,7 +18,7 @@ from fg_lightning.errors import CannotRun, StoreError
 from fg_lightning.history.run_files import load_picture, read_json
 from fg_lightning.removal import removal_mask
 from fg_lightning.report.figures import Page, accuracy_figure
-from fg_lightning.report.sprites import encode_picture, encode_webp, num_columns, tile, to_base64
+from fg_lightning.report.image_encoding import arrange_tiles, encode_picture, encode_webp, num_columns, to_base64
 from fg_lightning.roar.experiment_folder import EXPERIMENT_FILE
 from fg_lightning.roar.results import (
     DIRECTIONS,
@@ -125,9 +125,7 @@ def _read_cells(folder: Path, notes: list[str]) -> list[CellResult]:
         else:
             results += [] if result is None else [result]
     if num_damaged:
-        notes.append(
-            f"{num_damaged} files in cells/ are damaged and left out; the experiment runs them again once they are removed."
-        )
+        notes.append(f"{num_damaged} files in cells/ are damaged and left out. Remove them, and the experiment runs them again.")
     return sorted(results, key=lambda result: (result.cell.method, result.cell.fraction, result.cell.seed))
 
 
@@ -211,12 +209,11 @@ def _read_masks(
 
 def _mask_levels(store: SaliencyStore, indices: list[int], fractions: list[float], order: str) -> npt.NDArray[np.uint8]:
     ranks = store.read(store.splits[-1], indices)
-    if ranks.ndim == 4:
-        gone = [removal_mask(ranks, fraction, order)[:, ranks.shape[1] // 2] for fraction in fractions]  # type: ignore[arg-type]
-    else:
-        gone = [removal_mask(ranks, fraction, order) for fraction in fractions]  # type: ignore[arg-type]
-    stays: npt.NDArray[np.uint8] = np.array([~mask for mask in gone]).sum(0, dtype=np.uint8)
-    return np.repeat(stays[:, None], BAND, axis=1) if stays.ndim == 2 else stays
+    masks = [removal_mask(ranks, fraction, order) for fraction in fractions]  # type: ignore[arg-type]
+    levels: npt.NDArray[np.uint8] = np.array([~mask for mask in masks]).sum(0, dtype=np.uint8)
+    if levels.ndim == 4:
+        return levels[:, levels.shape[1] // 2]
+    return np.repeat(levels[:, None], BAND, axis=1) if levels.ndim == 2 else levels
 
 
 def experiment_page(folder: Path, track: Callable[[str, Sequence[Any]], Iterable[Any]]) -> Page:
@@ -235,7 +232,7 @@ def experiment_page(folder: Path, track: Callable[[str, Sequence[Any]], Iterable
         "title": folder.name or str(folder),
         "facts": _facts(experiment),
         "notes": experiment.notes,
-        "says": DIRECTIONS[results.lower_is_better],
+        "direction": DIRECTIONS[results.lower_is_better],
         "methods": _methods(results),
         "fractions": results.fractions,
         "cells": results.results,
@@ -245,7 +242,7 @@ def experiment_page(folder: Path, track: Callable[[str, Sequence[Any]], Iterable
         ],
         "has_pictures": all(picture is not None for picture in experiment.pictures),
         "sprites": [
-            {"method": masks.method, "content": to_base64(encode_webp(Image.fromarray(tile(list(masks.levels))), None))}
+            {"method": masks.method, "content": to_base64(encode_webp(Image.fromarray(arrange_tiles(list(masks.levels))), None))}
             for masks in track("encoding masks", experiment.masks)
         ],
         "removed_at": experiment.fractions,
@@ -274,10 +271,10 @@ def _facts(experiment: ExperimentFiles) -> list[str]:
     return [fact for fact in facts if fact]
 
 
-def _last_name(described: Any) -> str:
+def _last_name(setting: Any) -> str:
     """A class or setting of `experiment.json` in a word."""
-    called = described.get("calls", described) if isinstance(described, dict) else described
-    return str(called).rpartition(".")[2] if isinstance(called, str) and not called.replace(".", "").isdigit() else str(called)
+    name = setting.get("calls", setting) if isinstance(setting, dict) else setting
+    return name.rpartition(".")[2] if isinstance(name, str) and not name.replace(".", "").isdigit() else str(name)
 
 
 def _methods(results: ROARResults) -> list[dict[str, Any]]:

@@ -12,7 +12,15 @@ import numpy as np
 from fg_lightning.history import Run, read_run
 from fg_lightning.history.records import NUMBERS, TERMS, shares_by_layer
 from fg_lightning.report.figures import Figure, Numbers, Page, layer_figure, line_figure
-from fg_lightning.report.sprites import Encoding, choose_encoding, encode_maps, encode_picture, num_columns, palette, to_base64
+from fg_lightning.report.image_encoding import (
+    Encoding,
+    choose_encoding,
+    encode_maps,
+    encode_picture,
+    num_columns,
+    palette,
+    to_base64,
+)
 
 CURVES: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("completeness", "Completeness error", {"mean": "completeness_error", "largest": "completeness_error_max"}),

@@ -13,7 +13,15 @@ from plotly.offline import get_plotlyjs
 from fg_lightning import FullGradMonitor
 from fg_lightning.cli.main import main
 from fg_lightning.report import write_report
-from fg_lightning.report.sprites import ENCODINGS, Encoding, choose_encoding, colour_levels, encode_maps, encode_picture, palette
+from fg_lightning.report.image_encoding import (
+    ENCODINGS,
+    Encoding,
+    choose_encoding,
+    colour_levels,
+    encode_maps,
+    encode_picture,
+    palette,
+)
 from fg_lightning.visualization.saliency_overlay import enlarge, overlay_rgb, to_rgb
 from tests.helpers.small_trainings import Classifier, loader, trainer
 from tests.helpers.written_runs import Page, decoded, run

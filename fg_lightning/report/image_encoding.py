@@ -83,7 +83,7 @@ def encode_maps(maps: Planes, encoding: Encoding, *, is_signed: bool) -> bytes:
     """Maps [N, H, W] side by side in rows of `num_columns(N)`, as levels of a colour map in 8 bits."""
     height, width = encoding.size(*maps.shape[1:])
     tiles = [colour_levels(_shrink(values, height, width), is_signed=is_signed) for values in maps]
-    return encode_webp(Image.fromarray(tile(tiles)), encoding.quality)
+    return encode_webp(Image.fromarray(arrange_tiles(tiles)), encoding.quality)
 
 
 def colour_levels(values: Planes, *, is_signed: bool) -> Levels:
@@ -95,7 +95,7 @@ def num_columns(count: int) -> int:
     return math.ceil(math.sqrt(count))
 
 
-def tile(tiles: Sequence[Levels]) -> Levels:
+def arrange_tiles(tiles: Sequence[Levels]) -> Levels:
     """Tiles of one size in rows of `num_columns`, with 0 in the rest of the last row."""
     height, width = tiles[0].shape
     columns = num_columns(len(tiles))
@@ -107,7 +107,7 @@ def tile(tiles: Sequence[Levels]) -> Levels:
 
 
 def palette(*, is_signed: bool) -> list[list[int]]:
-    """[256, 4]: the colours of the levels, and their opacity at full strength, half of it where saliency is lowest."""
+    """[256, 4]: the colours of the levels, and their opacity at full strength, half of it at the lowest saliency."""
     level = np.arange(256) / 255
     weight = np.abs(2 * level - 1) if is_signed else level
     colours = colour_table(SIGNED_COLORMAP if is_signed else COLORMAP)
