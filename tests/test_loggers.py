@@ -103,6 +103,20 @@ def test_wandbs_table_has_a_row_for_every_image_and_look_and_grows(watched):
         assert [row["completeness_error"] for row in rows] == pytest.approx([row.completeness_error for row in found])
 
 
+def test_a_run_of_wandb_needs_no_logger_of_lightning(tmp_path):
+    run = wandb.init(mode="offline", dir=tmp_path)
+    picture = np.zeros((112, 112, 3), np.uint8)
+    log = log_for(run)
+    for step in (3, 5):
+        log.log({"a": step}, Pictures("k", "t", [picture] * 2, ["c"] * 2, "table", {"number": [0, 1]}), step)
+    log.conclude({"strip": Image.fromarray(picture)}, 5)
+    run.finish()
+    rows = [row for row in history(tmp_path) if "a" in row]
+    assert [(row["a"], row["trainer/global_step"]) for row in rows] == [(3, 3), (5, 5)]
+    assert [row["k"]["captions"] for row in rows] == [["t: c"] * 2] * 2
+    assert (media_folder(tmp_path) / summary(tmp_path)["strip"]["path"]).exists()
+
+
 def test_wandb_pictures_are_let_go_of(tmp_path):
     """The table of a run of any length holds no picture that was logged."""
     logger = WandbLogger(save_dir=tmp_path, offline=True)

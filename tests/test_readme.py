@@ -109,8 +109,10 @@ def test_the_monitors_manual_reads_a_history() -> None:
     logger = CSVLogger(".", name="lightning_logs", version=0)
     monitor = FullGradMonitor(num_samples=2, strict=True)
     Trainer(logger=logger, callbacks=[monitor], accelerator="cpu", **options).fit(DigitClassifier(width=2), images, images)
-    history = run_page(ROOT / "docs/monitor.md")["history"]
-    assert len(history.snapshots) == 2
+    own = {"model": DigitClassifier(width=2), "images": torch.rand(2, 1, 28, 28), "loader": images, "train_one_epoch": lambda model: 1}
+    names = run_page(ROOT / "docs/monitor.md", **own)
+    assert len(names["history"].snapshots) == 2
+    assert len(names["recorder"].history.snapshots) == 11
 
 
 def test_the_manuals_of_roar_and_training_call_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fg_lightning.fullgrad.target import TargetError
+from fg_lightning.fullgrad import TargetError
 from fg_lightning.recording.evidence import Evidence
 from fg_lightning.recording.probe import Probe
 from fg_lightning.recording.explainer import Explainer
