@@ -66,10 +66,7 @@ class Concentration(SampleMeanMetric):
 
 
 def check_finite(maps: Float[Tensor, "n 1 *s"]) -> None:
-    """
-    Raises:
-        ValueError: if a value is infinite.
-    """
+    """Raises ValueError if a value is infinite."""
     infinite = int(maps.isinf().sum())
     if infinite:
         raise ValueError(

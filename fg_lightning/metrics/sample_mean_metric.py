@@ -24,10 +24,7 @@ def keep_apart(metric: Metric, *choices: object) -> None:
 
 
 def check_not_empty(batch: Tensor) -> None:
-    """
-    Raises:
-        ValueError: if the batch holds no sample, so that its mean would be NaN.
-    """
+    """Raises ValueError if the batch holds no sample, so that its mean would be NaN."""
     if not len(batch):
         raise ValueError("the batch is empty, so it has no mean; leave empty batches out")
 

@@ -78,10 +78,7 @@ def top_pixels(maps: Float[Tensor, "n 1 *s"], fraction: float, order: Order = "m
 
 
 def check_images(images: Tensor) -> None:
-    """
-    Raises:
-        TypeError: if the images are no floating-point tensor.
-    """
+    """Raises TypeError if the images are no floating-point tensor."""
     if not isinstance(images, Tensor) or not images.is_floating_point():
         got = images.dtype if isinstance(images, Tensor) else type(images).__name__
         raise TypeError(
@@ -107,19 +104,13 @@ def check_images_and_mask(images: Tensor, mask: Tensor) -> None:
 
 
 def check_fraction(fraction: float) -> None:
-    """
-    Raises:
-        ValueError: if the fraction lies outside 0..1.
-    """
+    """Raises ValueError if the fraction lies outside 0..1."""
     if not 0 <= fraction <= 1:
         raise ValueError(f"fraction must lie between 0 and 1, but is {fraction}; a percentage is divided by 100")
 
 
 def check_order(order: str) -> None:
-    """
-    Raises:
-        ValueError: if there is no such order.
-    """
+    """Raises ValueError if there is no such order."""
     if order not in ORDERS:
         raise ValueError(f"order must be 'morf' (most relevant pixels first) or 'lerf' (least relevant first), not {order!r}")
 

@@ -60,21 +60,18 @@ def film_strip(
 
 
 def check_snapshots(what: str, images: Tensor, snapshots: Sequence[tuple[str, Tensor]]) -> None:
-    """
-    Raises:
-        ValueError: if there is nothing to show, or a snapshot has not one map for every image.
-    """
+    """Raises ValueError if there is nothing to show, or a snapshot has not one map for every image."""
     if not snapshots or not len(images):
         raise ValueError(f"{what} needs at least one image and one snapshot")
     if any(len(maps) != len(images) for _, maps in snapshots):
         raise ValueError(f"every snapshot must have {len(images)} maps, one for each image")
 
 
-def spread_indices(count: int, at_most: int) -> list[int]:
-    """The indices of at most so many of `count` things, evenly spaced, with the first and the last."""
-    if count <= at_most:
-        return list(range(count))
-    return np.linspace(0, count - 1, at_most).round().astype(int).tolist()
+def spread_indices(num_items: int, at_most: int) -> list[int]:
+    """The indices of at most so many of `num_items` things, evenly spaced, with the first and the last."""
+    if num_items <= at_most:
+        return list(range(num_items))
+    return np.linspace(0, num_items - 1, at_most).round().astype(int).tolist()
 
 
 LARGEST_FRAME = 160
