@@ -1,9 +1,9 @@
-"""What a look of the monitor costs, in training steps: python benchmarks/monitor.py [--networks digits resnet18] [--looks 9]
+"""What a snapshot of the monitor costs, in training steps: python benchmarks/monitor.py [--networks digits] [--num_snapshots 9]
 
-A step is one batch of as many images as the probe has (8) in a running fit: forward, backward and Adam's update. A look is all that
-the monitor does at the end of an epoch: maps and numbers, pictures, files and the logger's call. Each look is divided by the median
-step of its epoch; a row gives the lowest, median and highest of these ratios. The first two looks are left out, since they import
-what draws and open the folder.
+A step is one batch of as many images as the probe has (8) in a running fit: forward, backward and Adam's update. A snapshot is all
+that the monitor does at the end of an epoch: maps and numbers, pictures, files and the logger's call. The time of each snapshot is
+divided by that of the median step of its epoch; a row gives the lowest, median and highest of these ratios. The first two snapshots
+are left out, since they import the libraries for drawing, and create the folder.
 """
 
 from __future__ import annotations
@@ -87,16 +87,16 @@ def module_of(name: str) -> LightningModule:
     return DigitClassifier() if name == "digits" else Classifier(torchvision.models.get_model(name, weights=None))
 
 
-def measured(name: str, logger: Logger | bool, looks: int, folder: Path) -> tuple[list[float], list[float]]:
-    """Seconds of every epoch's median step and of the look at its end."""
+def measure(name: str, logger: Logger | bool, num_snapshots: int, folder: Path) -> tuple[list[float], list[float]]:
+    """Seconds of every epoch's median step and of the snapshot at its end."""
     seed_everything(0, verbose=False)
     shape, classes = SIZES[name]
     data = TensorDataset(torch.rand(STEPS * PROBE, *shape), torch.randint(classes, (STEPS * PROBE,)))
     before, after = Clock(), Clock()
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    # One epoch more than is read off: the last look also draws the strip of the whole run.
+    # One epoch more than is read off: the last snapshot also draws the strip of the whole run.
     trainer = Trainer(
-        max_epochs=LEFT_OUT + looks + 1,
+        max_epochs=LEFT_OUT + num_snapshots + 1,
         accelerator="cpu",
         logger=logger,
         callbacks=[before, FullGradMonitor(num_samples=PROBE, strict=True), after],
@@ -116,24 +116,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--loggers", nargs="+", choices=LOGGERS, default=list(LOGGERS))
-    parser.add_argument("--looks", type=int, default=9)
+    parser.add_argument("--num_snapshots", type=int, default=9)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     os.environ["WANDB_SILENT"] = "true"
     console = Console(width=110)
-    title = f"a look of {PROBE} images, {torch.get_num_threads()} thread(s), {platform.system()}, torch {torch.__version__}"
-    table = Table("network", "logger", "step, ms", "look, ms", "in steps: lowest", "median", "highest", title=title)
+    title = f"a snapshot of {PROBE} images, {torch.get_num_threads()} thread(s), {platform.system()}, torch {torch.__version__}"
+    table = Table("network", "logger", "step, ms", "snapshot, ms", "in steps: lowest", "median", "highest", title=title)
     for network in options.networks:
         for kind in options.loggers:
             with tempfile.TemporaryDirectory() as folder:
                 logger = LOGGERS[kind](Path(folder))
-                steps, looks = measured(network, logger, options.looks, Path(folder))
+                steps, snapshots = measure(network, logger, options.num_snapshots, Path(folder))
                 if isinstance(logger, WandbLogger):
                     logger.experiment.finish()
             console.print(f"{network} with {kind}: done")
-            ratios = [look / step for look, step in zip(looks, steps, strict=True)]
-            times = [f"{1e3 * median(seconds):.1f}" for seconds in (steps, looks)]
+            ratios = [snapshot / step for snapshot, step in zip(snapshots, steps, strict=True)]
+            times = [f"{1e3 * median(seconds):.1f}" for seconds in (steps, snapshots)]
             table.add_row(network, kind, *times, *(f"{number:.2f}" for number in (min(ratios), median(ratios), max(ratios))))
     console.print(table)
 

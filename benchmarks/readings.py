@@ -61,7 +61,7 @@ def main() -> None:
     data = DigitsDataModule()
     data.setup("fit")
     images, labels = digits(data.test)
-    shown, looks = slice(0, 6), []
+    shown, columns = slice(0, 6), []
     for name, model in networks().items():
         trained(name, model, *digits(data.train), options.epochs)
         with torch.no_grad():
@@ -74,9 +74,9 @@ def main() -> None:
                 f"  {reading:15s} completeness error {float(terms.completeness_error.max()):.1e}, "
                 f"|implicit terms| / |output| {float(implicit.median()):.2f}, near ink {share_near_ink(images[:64], maps):.2f}"
             )
-            looks.append((f"{name}\n{reading.replace('_', ' ')}", maps[shown]))
+            columns.append((f"{name}\n{reading.replace('_', ' ')}", maps[shown]))
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    film_strip(images[shown], looks).save(options.output)
+    film_strip(images[shown], columns).save(options.output)
     print(f"picture: {options.output}")
 
 

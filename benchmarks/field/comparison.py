@@ -25,7 +25,7 @@ class Comparison:
         num_moved: how many parameters moved.
         num_trainable: how many require gradients.
         explained: what the monitor explained and showed, in words.
-        looks: how many it took.
+        num_snapshots: how many it took.
         completeness: the largest completeness error of the last one.
         seconds: without the monitor, and with it.
         said: what the monitor said.
@@ -38,7 +38,7 @@ class Comparison:
     num_moved: int = 0
     num_trainable: int = 0
     explained: str = ""
-    looks: int = 0
+    num_snapshots: int = 0
     completeness: str = ""
     seconds: tuple[float, float] = (0.0, 0.0)
     said: tuple[str, ...] = ()
@@ -65,7 +65,7 @@ class Comparison:
         if "error" in watched:
             return cls(name, without["version"], {"died": str(watched["error"])}, seconds=(without["seconds"], 0.0))
         record = next(iter(sorted(folder.rglob("history.csv"))), None)
-        looks, completeness = (0, "") if record is None else _looks(record)
+        num_snapshots, completeness = (0, "") if record is None else _read_history(record)
         return cls(
             name=name,
             version=without["version"],
@@ -73,7 +73,7 @@ class Comparison:
             num_moved=len(watched["moved"]),
             num_trainable=len(watched["requires_grad"]),
             explained="nothing" if record is None else _explained(record.parent),
-            looks=looks,
+            num_snapshots=num_snapshots,
             completeness=completeness,
             seconds=(without["seconds"], watched["seconds"]),
             said=tuple(watched["said"]),
@@ -106,7 +106,7 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-def _looks(file: Path) -> tuple[int, str]:
+def _read_history(file: Path) -> tuple[int, str]:
     rows = _rows(file)
     return len(rows), rows[-1].get("completeness_error_max", "") if rows else ""
 
@@ -115,7 +115,8 @@ def _explained(folder: Path) -> str:
     """The task, and what stands beside the images at the end."""
     about = json.loads((folder / "probe.json").read_text())
     names = about.get("class_names")
-    rows = [row for row in _rows(folder / "images.csv") if row.get("look") == _rows(folder / "images.csv")[-1].get("look")]
+    rows = _rows(folder / "images.csv")
+    rows = [row for row in rows if row.get("snapshot") == rows[-1].get("snapshot")]
     parts = [str(about.get("task", "?")), f"{about.get('images')}"]
     for column in ("explained", "prediction", "confidence"):
         values = [row.get(column, "") for row in rows]

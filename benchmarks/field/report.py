@@ -10,9 +10,9 @@ from pathlib import Path
 from comparison import Comparison
 
 BEGIN, END = "<!-- field: begin -->", "<!-- field: end -->"
-USUAL = ("FullGradMonitor: CSVLogger takes no images", "looks, see run")
+USUAL = ("FullGradMonitor: CSVLogger takes no images", "snapshots, see run")
 """What every training says, which the table leaves out: where the pictures are."""
-HEAD = ("project", "version", "training", "same weights", "moved", "explained", "looks", "error", "seconds", "said")
+HEAD = ("project", "version", "training", "same weights", "moved", "explained", "snapshots", "error", "seconds", "said")
 
 
 def as_row(comparison: Comparison) -> str:
@@ -20,7 +20,7 @@ def as_row(comparison: Comparison) -> str:
     if comparison.error is not None:
         return f"{comparison.name}: not run: {comparison.error}"
     seconds = "{:.1f} s, {:.1f} s with it".format(*comparison.seconds)
-    facts = f"{_same(comparison)}; {comparison.looks} looks; {comparison.explained}; {seconds}"
+    facts = f"{_same(comparison)}; {comparison.num_snapshots} snapshots; {comparison.explained}; {seconds}"
     return "\n    ".join([f"{comparison.name} {comparison.version}: {facts}", *comparison.said])
 
 
@@ -34,7 +34,7 @@ def as_markdown(comparisons: Sequence[Comparison]) -> str:
         else:
             cells = (
                 *(project, comparison.version, training, _same(comparison), f"{comparison.num_moved}; {comparison.num_trainable}"),
-                *(comparison.explained, str(comparison.looks), _rounded(comparison.completeness)),
+                *(comparison.explained, str(comparison.num_snapshots), _rounded(comparison.completeness)),
                 f"{comparison.seconds[0]:.1f} → {comparison.seconds[1]:.1f}",
                 "<br>".join(text for text in comparison.said if not any(usual in text for usual in USUAL)),
             )
