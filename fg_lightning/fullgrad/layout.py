@@ -299,8 +299,8 @@ class TensorTable(Generic[T]):
         self._entries.pop(id(tensor), None)
 
 
-class TensorLayouts(TensorTable["Layout | str"]):
-    """The layouts of the tensors of a forward pass; instead of one, the operation behind which samples could not be told apart.
+class TensorLayouts(TensorTable["tuple[Layout | None, str]"]):
+    """The layouts of the tensors of a forward pass, or the operations behind which their samples could not be told apart.
 
     Args:
         num_images: number of samples.
@@ -319,7 +319,9 @@ class TensorLayouts(TensorTable["Layout | str"]):
             layout: None if its samples cannot be told apart.
             mixed_by: the operation and module behind which they could not.
         """
-        self[tensor] = layout or (Layout.unknown(tensor.shape) if self.num_images == 1 else mixed_by)
+        if layout is None and self.num_images == 1:
+            layout = Layout.unknown(tensor.shape)
+        self[tensor] = layout, "" if layout else mixed_by
 
     def mark_memory_mixed(self, tensor: Tensor) -> None:
         """Enter a tensor that was overwritten so that its samples cannot be told apart, in it and in all that shares its memory."""
@@ -328,15 +330,14 @@ class TensorLayouts(TensorTable["Layout | str"]):
     def find(self, tensor: Tensor) -> Layout | None:
         """The layout of a tensor; None if it was not entered or its samples cannot be told apart."""
         if self._mixed and (written := self._mixed.get(storage_of(tensor))) is not None:
-            self[tensor] = self.mixed_by(written)
-            return None
+            self[tensor] = None, self.mixed_by(written)
         entry = self._entries.get(id(tensor))
-        return entry[0] if entry and isinstance(entry[0], Layout) else None
+        return entry[0][0] if entry else None
 
     def mixed_by(self, tensor: Tensor) -> str:
         """The operation behind which the samples of a tensor could not be told apart; empty if they can be."""
         entry = self._entries.get(id(tensor))
-        return entry[0] if entry and isinstance(entry[0], str) else ""
+        return entry[0][1] if entry else ""
 
     def clear(self) -> None:
         self._entries.clear()

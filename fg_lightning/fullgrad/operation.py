@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
@@ -61,11 +61,17 @@ def tensors_in(tree: Any) -> list[Tensor]:
     elif not isinstance(tree, (tuple, list)):
         return found
     for item in tree:
+        if type(item) in _NUMBERS:
+            continue
         if isinstance(item, Tensor):
             found.append(item)
         elif isinstance(item, (tuple, list, dict)):
             found += tensors_in(item)
     return found
+
+
+_NUMBERS = {bool, int, float, str, type(None)}
+"""Most arguments that are no tensors, and hold none."""
 
 
 def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
@@ -207,7 +213,8 @@ class Operation:
         """
         positions = [i for i, t in enumerate(tensors) if t.requires_grad and not is_free(t)]
         outputs = [tensors[i] for i in positions]
-        return replace(self, outputs=outputs, positions=positions, overwritten=overwritten, random_state=random_state)
+        before_run = self.function, self.name, self.args, self.kwargs, self.dependent, self.in_place, self.is_custom
+        return Operation(*before_run, self._dependent_ids, outputs, positions, overwritten, random_state)
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         """An argument by its position or its name."""

@@ -161,6 +161,7 @@ class _Constants(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self._contents: list[tuple[Any, Any]] = []
+        self._empty: list[Any] = []  # containers
         self._states: list[Callable[[], Any]] = []
         self._seen: dict[int, Any] = {}  # the objects themselves, since the id of one that is gone may be given to another
         self._constants: dict[int, Tensor] = {}
@@ -188,6 +189,9 @@ class _Constants(TorchFunctionMode):
         """Let everything hold again what it held, and be in the state that it was in."""
         for container, items in self._contents:
             _refill(container, items)
+        for container in self._empty:
+            if container:
+                container.clear()
         for tensor, values in self._saved:
             tensor.data.copy_(values)  # unnoticed by whoever has saved the tensor for a backward pass
         for put_back in self._states:
@@ -214,23 +218,33 @@ class _Constants(TorchFunctionMode):
         self._contents.append((container, container.copy()))
 
     def _replace_in(self, container: Any) -> None:
+        seen = self._seen
         for key, value in list(container.items() if isinstance(container, dict) else enumerate(container)):
-            if type(value) not in _ATOMS and (replaced := self._replacement(value)) is not value:
+            kind = type(value)
+            if kind in _CONTAINERS and not value:  # most are the empty tables of hooks that every module has
+                if (identity := id(value)) not in seen:
+                    seen[identity] = value
+                    self._empty.append(value)
+            elif kind in _ATOMS or ((identity := id(value)) in seen and identity not in self._constants):
+                continue
+            elif (replaced := self._replacement(value)) is not value:
                 container[key] = replaced
 
     def _replacement(self, value: Any) -> Any:
         """A tensor's constant; anything else itself, or a tuple like it, with what is in it replaced."""
-        if isinstance(value, Tensor):
+        kind = type(value)
+        if kind in _TENSORS or isinstance(value, Tensor):
             return self._constant(value)
         if id(value) in self._seen:
             return value
-        kind = type(value)
         if isinstance(value, nn.Module):
             self.replace(value)
         elif kind in _CONTAINERS:
             self._keep(value)
             if value and kind is not set and len(value) <= _MANY:
                 self._replace_in(value)
+        elif kind is tuple and _ATOMS.issuperset(map(type, value)):
+            return value
         elif kind is tuple or (isinstance(value, tuple) and hasattr(value, "_fields")):
             items = [self._replacement(item) for item in value]
             if not all(map(operator.is_, items, value)):
@@ -262,8 +276,8 @@ class _Constants(TorchFunctionMode):
             self._sharing[memory].append(tensor)
         self._seen[id(tensor)] = tensor
         self._constants[id(tensor)] = self._constants[id(constant)] = constant
-        if constant is not tensor:
-            vars(constant).update({name: self._replacement(value) for name, value in vars(tensor).items()})
+        if constant is not tensor and (attributes := vars(tensor)):
+            vars(constant).update({name: self._replacement(value) for name, value in attributes.items()})
         return constant
 
 
@@ -341,6 +355,7 @@ _STATES: dict[type, Callable[[Any], Callable[[], Any]]] = {
 _ATOMS = {bool, int, float, complex, str, bytes, type(None), weakref.ProxyType, weakref.CallableProxyType}
 """Classes of which most attributes are and in which nothing is held; a proxy of what is gone must not even be asked."""
 
+_TENSORS = {Tensor, nn.Parameter}
 _CONTAINERS = {dict, OrderedDict, defaultdict, list, set, deque}
 _NAMESPACES = (SimpleNamespace, argparse.Namespace)
 _FRAMEWORKS = {

@@ -135,7 +135,8 @@ class Tape(TorchFunctionMode):
             return None  # a backbone frozen by torch.no_grad() counts like any other
         if operation_name(function) in _QUESTIONS:
             return function(*args, **kwargs)
-        op = Operation.meet(function, args, kwargs, is_free=self.is_free)
+        with without_function_modes():  # the mode below this one is for what the model runs, not for what is asked here
+            op = Operation.meet(function, args, kwargs, is_free=self.is_free)
         targets = self._hidden_writes.save_targets(op)
         if op.in_place:
             self.bias_hooks.secure(op.args[0])
@@ -151,9 +152,10 @@ class Tape(TorchFunctionMode):
             with torch.no_grad():
                 return op.function(*op.args, **op.kwargs)
         result = op.function(*op.args, **op.kwargs)
-        for tensor in tensors_in(result):
-            if tensor.requires_grad and not tensor.is_leaf and tensor not in self.layouts and id(tensor) not in self._hidden:
-                self._free[tensor] = True
+        with without_function_modes():
+            for tensor in tensors_in(result):
+                if tensor.requires_grad and not tensor.is_leaf and tensor not in self.layouts and id(tensor) not in self._hidden:
+                    self._free[tensor] = True
         return result
 
     def _run(self, op: Operation) -> Any:
@@ -217,7 +219,11 @@ class Tape(TorchFunctionMode):
         outputs = [op.args[0]] if op.in_place else tensors_in(result)
         if op.in_place:
             self._free.discard(op.args[0])  # something that depends on the input was written to it
-        self._follow(op.with_outputs(outputs, self.is_free, overwritten, state), rules, was_constant)
+        with without_function_modes():
+            op = op.with_outputs(outputs, self.is_free, overwritten, state)
+            counts = self._mark_outputs(op, rules, was_constant)
+        if counts:
+            self._hook_outputs(op, rules)
         return result
 
     def _copy_overwritten(self, op: Operation) -> Tensor | None:
@@ -240,8 +246,8 @@ class Tape(TorchFunctionMode):
             self.layouts.mark(operand, None, missing)
             self.bias_hooks.report_missing(missing, operand)
 
-    def _follow(self, op: Operation, rules: Rules, was_constant: bool = False) -> None:
-        """Follow the samples and places into the outputs of an operation that was run, and hook those that have a bias.
+    def _mark_outputs(self, op: Operation, rules: Rules, was_constant: bool = False) -> bool:
+        """Follow the samples and places into the outputs of an operation that was run; return whether they can be told in any.
 
         Args:
             op: the operation.
@@ -257,8 +263,10 @@ class Tape(TorchFunctionMode):
             layouts.mark(output, layout, mixed_by)
             if op.in_place:
                 self._mark_base(output, layout, mixed_by, was_constant)
-        if all(layouts.find(output) is None for output in op.outputs):
-            return  # nothing of it can count
+        return any(layouts.find(output) for output in op.outputs)
+
+    def _hook_outputs(self, op: Operation, rules: Rules) -> None:
+        """Let the biases of an operation that was run wait on its outputs."""
         try:
             biases = rules.bias(op)
         except Exception:  # an error in a rule or in a second run of the operation: the operation is named
@@ -267,8 +275,9 @@ class Tape(TorchFunctionMode):
             return
         if any(bias.is_fallback for bias in biases):
             self.fallback_ops.append(self._locate(op.name))
-        for bias in biases:
-            self.bias_hooks.wait(op, bias, self._running[-1])
+        with without_function_modes():
+            for bias in biases:
+                self.bias_hooks.wait(op, bias, self._running[-1])
 
     def _mark_base(self, written: Tensor, layout: Layout | None, mixed_by: str, was_constant: bool) -> None:
         """Mark what was written to through a view, and all that shares its memory."""
@@ -322,7 +331,9 @@ class Tape(TorchFunctionMode):
                 drop_gradient_hooks(tensor)
         for operand in op.dependent:
             self._ensure_known(operand, op)
-        self._follow(op.with_outputs(hidden.outputs, self.is_free), OPERATIONS.get(op.name, UNKNOWN))
+        op, rules = op.with_outputs(hidden.outputs, self.is_free), OPERATIONS.get(op.name, UNKNOWN)
+        if self._mark_outputs(op, rules):
+            self._hook_outputs(op, rules)
         self._running.pop()
 
 
