@@ -64,6 +64,10 @@ def test_numbers_below_0_are_values(number):
     ]
 
 
+def test_options_have_short_forms():
+    assert cli._join_values(["roar", "--seeds", "2", "-o", "x"]) == ["roar", "--num_seeds", "2", "--output", "x"]
+
+
 def test_a_name_that_is_too_long_is_a_sentence():
     with pytest.raises(SystemExit, match=r"^fg-lightning: File name too long \(.*x+\.\.\.\): give a shorter name$"):
         cli.main(["report", "x" * 300])

@@ -91,8 +91,12 @@ def _run(given: Sequence[str]) -> None:
         auto_cli({name: of(name) for name in COMMANDS}, args=list(given), prog="fg-lightning")
 
 
+SHORT = {"-o": "--output", "--seeds": "--num_seeds"}
+"""Short forms of options."""
+
+
 def _join_values(args: Sequence[str]) -> list[str]:
-    """The words of a command line, with `--output` for `-o`, and numbers below 0 with a `=` before them.
+    """The words of a command line, with options in their long form, and numbers below 0 with a `=` before them.
 
     `auto_cli` makes no short options. argparse recognizes -1 as a number, but not -1e-3 and -2.1,-2.0: how it tells numbers from
     options is private to it.
@@ -102,7 +106,7 @@ def _join_values(args: Sequence[str]) -> list[str]:
         if re.match(r"-\.?\d", word) and words and words[-1].startswith("--") and "=" not in words[-1]:
             words[-1] += f"={word}"
         else:
-            words.append("--output" if word == "-o" else word)
+            words.append(SHORT.get(word, word))
     return words
 
 
