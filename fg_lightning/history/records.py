@@ -90,7 +90,8 @@ class LayerTerms:
 
     def cells(self) -> tuple[str, str, float | None, str]:
         """The columns of `layers.csv` from module on; the images' terms in one cell, with spaces between."""
-        return self.module, self.kind, self.share, " ".join(f"{term:.5g}" for term in self.terms)
+        module = " ".join(self.module.splitlines())  # a row is a line, so that a damaged one costs no other
+        return module, self.kind, self.share, " ".join(f"{term:.5g}" for term in self.terms)
 
     @classmethod
     def from_row(cls, row: Mapping[str, str]) -> LayerTerms:

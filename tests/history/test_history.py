@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from matplotlib.image import imread
 from fg_lightning import FullGradMonitor, full_gradients
 from fg_lightning.history import History
 from fg_lightning.history.growing_files import GrowingTable
-from fg_lightning.history.records import COLUMNS, NUMBERS, ClassNames
+from fg_lightning.history.records import COLUMNS, NUMBERS, ClassNames, LayerTerms
 from fg_lightning.history.run_files import NUMERIC_TASKS
 from fg_lightning.recording.snapshot_images import Renderer, plot_bias_terms
 from fg_lightning.recording.task import TASKS
@@ -173,6 +174,13 @@ def test_pictures_of_the_whole_run_read_every_table_once(tmp_path, monkeypatch):
     renderer.animation(history)
     plot_bias_terms(history)
     assert read == ["images.csv", "images.csv", "layers.csv"]
+
+
+def test_a_module_whose_name_has_several_lines_is_read_back(tmp_path):
+    history = written(tmp_path, num_snapshots=1)
+    layers = [LayerTerms("", "input", 0.5), LayerTerms('a\r\nb,"', "explicit", 0.5)]
+    history.add(snapshot(1), replace(explanation(1), layers=layers), None)
+    assert [layer.module for layer in History.read(tmp_path).layers(1)] == ["", 'a b,"']
 
 
 def test_the_tasks_whose_integers_are_numbers_are_known_to_the_reader():
