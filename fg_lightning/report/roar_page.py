@@ -47,19 +47,6 @@ TABLE = "results.csv"
 
 
 @dataclass(frozen=True, eq=False)
-class MaskLevels:
-    """The fraction at which a method removes each pixel of some images.
-
-    Attributes:
-        method: its name.
-        levels: [images, H, W]: how many of the fractions, from the smallest, keep the pixel.
-    """
-
-    method: str
-    levels: npt.NDArray[np.uint8]
-
-
-@dataclass(frozen=True, eq=False)
 class ExperimentFiles:
     """What can be read of an experiment.
 
@@ -67,7 +54,7 @@ class ExperimentFiles:
         folder: that holds all of it.
         about: the content of `experiment.json`; empty if there is none.
         results: of the trainings.
-        masks: of every method whose store can be read.
+        masks: by method, [images, H, W]: how many of the fractions, from the smallest, keep each pixel.
         indices: of the images that `masks` show.
         pictures: of them, None if the folder does not hold them.
         notes: what could not be read, in sentences.
@@ -76,7 +63,7 @@ class ExperimentFiles:
     folder: Path
     about: dict[str, Any]
     results: ROARResults
-    masks: list[MaskLevels]
+    masks: dict[str, npt.NDArray[np.uint8]]
     indices: list[int]
     pictures: list[Image.Image | None]
     notes: list[str] = field(default_factory=list)
@@ -197,11 +184,11 @@ def _open_stores(folder: Path, results: ROARResults, notes: list[str]) -> dict[s
 
 def _read_masks(
     stores: dict[str, SaliencyStore], indices: list[int], fractions: list[float], order: str, notes: list[str]
-) -> list[MaskLevels]:
-    masks = []
+) -> dict[str, npt.NDArray[np.uint8]]:
+    masks = {}
     for method, store in stores.items() if fractions else ():
         try:
-            masks.append(MaskLevels(method, _mask_levels(store, indices, fractions, order)))
+            masks[method] = _mask_levels(store, indices, fractions, order)
         except (StoreError, IndexError) as error:  # noqa: PERF203 (each has its own)
             notes.append(f"The masks of {method} are not shown: {error}")
     return masks
@@ -227,7 +214,7 @@ def experiment_page(folder: Path, track: Callable[[str, Sequence[Any]], Iterable
     """
     experiment = read_experiment(folder)
     results = experiment.results
-    height, width = experiment.masks[0].levels.shape[1:] if experiment.masks else (1, 1)
+    height, width = next((levels.shape[1:] for levels in experiment.masks.values()), (1, 1))
     values = {
         "title": folder.name or str(folder),
         "facts": _facts(experiment),
@@ -242,8 +229,8 @@ def experiment_page(folder: Path, track: Callable[[str, Sequence[Any]], Iterable
         ],
         "has_pictures": all(picture is not None for picture in experiment.pictures),
         "sprites": [
-            {"method": masks.method, "content": to_base64(encode_webp(Image.fromarray(arrange_tiles(list(masks.levels))), None))}
-            for masks in track("encoding masks", experiment.masks)
+            {"method": method, "content": to_base64(encode_webp(Image.fromarray(arrange_tiles(list(levels))), None))}
+            for method, levels in track("encoding masks", list(experiment.masks.items()))
         ],
         "removed_at": experiment.fractions,
         "keeps": results.mode == "kar",
