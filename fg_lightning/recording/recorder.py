@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Sequence
-from contextlib import nullcontext
+import os
+import random
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Union, cast
+from typing import Any, Union
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fg_lightning.atomic_files import replace_file
 from fg_lightning.fullgrad import TargetError
 from fg_lightning.fullgrad.postprocess import Psi, find_psi
 from fg_lightning.history import Explanation, History, Snapshot
@@ -22,18 +26,68 @@ from fg_lightning.history.run_files import unused_folder
 from fg_lightning.loggers import log_for
 from fg_lightning.recording.dataset_metadata import DatasetMetadata
 from fg_lightning.recording.evidence import Evidence
-from fg_lightning.recording.explainer import Explainer, Forward, snapshot_numbers
-from fg_lightning.recording.messages import Messages
+from fg_lightning.recording.explainer import Explainer, Forward, device_of, snapshot_numbers, unwrap
 from fg_lightning.recording.probe import NoProbe, Probe
 from fg_lightning.recording.resume import ProbeChanged, ResumedRun, pack_state
-from fg_lightning.recording.snapshot_images import Renderer, plot_bias_terms
-from fg_lightning.recording.task import ProbeTarget, check_task
-from fg_lightning.visualization.film_strips import save_animation
+from fg_lightning.recording.snapshot_images import Renderer
+from fg_lightning.recording.task import ProbeTarget, check_target, check_task
 from fg_lightning.visualization.image_grids import pil_to_rgb
 from fg_lightning.visualization.saliency_overlay import Normalization, planar, to_rgb
 
-WRAPPERS = ("_FabricModule", "DistributedDataParallel", "DataParallel")
-"""Classes that hold the network in `module`. Its own names are recorded, and its forward waits for no other process."""
+LOG = logging.getLogger("fg_lightning")
+
+
+class Messages:
+    """Tells the user what happens without disturbing training: errors become warnings, notes go to a log.
+
+    Args:
+        speaker: name of the class that the user works with.
+        strict: raise errors instead.
+        inform: gets the notes.
+    """
+
+    def __init__(self, speaker: str, strict: bool = False, inform: Callable[[str], None] = LOG.info) -> None:
+        self.speaker = speaker
+        self.strict = strict
+        self._inform = inform
+        self._given: set[tuple[str, str, int]] = set()
+
+    @contextmanager
+    def errors_as_warnings(self) -> Iterator[None]:
+        """Lets training continue as if nothing had happened: errors become warnings, and the random state is restored."""
+        state = torch.get_rng_state(), np.random.get_state(), random.getstate()
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        try:
+            yield
+        except Exception as error:
+            self.warn(error)
+        finally:
+            torch.set_rng_state(state[0])
+            np.random.set_state(state[1])
+            random.setstate(state[2])
+            torch.cuda.set_rng_state_all(cuda)
+
+    def warn(self, error: Exception, consequence: str = "training goes on") -> None:
+        """Raises the error if `strict`; else warns, once for each kind of error and place where it was raised.
+
+        Errors of the operating system, such as a full disk, are one kind wherever they are raised.
+        """
+        if self.strict:
+            raise error
+        place = error.__traceback__
+        while place is not None and place.tb_next is not None:
+            place = place.tb_next
+        where = ("", 0) if place is None else (place.tb_frame.f_code.co_filename, place.tb_lineno)
+        if isinstance(error, OSError) and error.errno is not None:
+            where = (os.strerror(error.errno), 0)
+        key = (type(error).__name__, *where)
+        if key not in self._given:
+            self._given.add(key)
+            cause = f"{type(error).__name__}: {error}"
+            warnings.warn(f"{self.speaker}: {cause} ({consequence}; {self.speaker}(strict=True) raises)", stacklevel=2)
+
+    def inform(self, note: str) -> None:
+        self._inform(f"{self.speaker}: {note}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,11 +108,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         find_psi(self.psi)
-        target, names, normalization = self.target, self.class_names, self.normalization
-        is_class = isinstance(target, int) and not isinstance(target, bool)
-        if not (target is None or callable(target) or is_class or isinstance(target, (list, tuple, Tensor))):
-            raise TypeError(f"target must be a class, a list of them or a function of the output, not {target!r}")
-        check_task(self.task, target)
+        check_target(self.target)
+        check_task(self.task, self.target)
+        names, normalization = self.class_names, self.normalization
         if self.forward is not None and not callable(self.forward):
             raise TypeError(f"forward must be a function of the module and a batch, not {self.forward!r}")
         if names is not None and (isinstance(names, str) or not all(isinstance(name, str) for name in names)):
@@ -92,7 +144,7 @@ class FullGradRecorder:
         probe: images [N, C, *S] as the network takes them, or (images, labels). None: the images of `load_state_dict`.
         psi, target, forward, normalization, class_names, task, animation: see `FullGradMonitor`.
         loggers: Lightning's or Fabric's loggers, or runs of Weights & Biases.
-        data: loaders or data sets, whose transforms and labels tell the normalization and the classes.
+        data: a loader or data set, or several, whose transforms and labels tell the normalization and the classes.
         strict: raise errors instead of warning.
         messages: says what happens, if another object speaks for the recorder; replaces `strict`.
 
@@ -127,7 +179,7 @@ class FullGradRecorder:
         class_names: Sequence[str] | None = None,
         animation: bool = False,
         loggers: Sequence[Any] = (),
-        data: Sequence[Any] = (),
+        data: Any = (),
         strict: bool = False,
         messages: Messages | None = None,
     ) -> None:
@@ -136,7 +188,7 @@ class FullGradRecorder:
         self._folder = None if folder is None else Path(folder)
         self._fresh = probe if probe is None else (probe if isinstance(probe, Probe) else Probe.from_user(probe)).to("cpu")
         self._logs = [log_for(logger) for logger in loggers]
-        self._data = data
+        self._data = data if isinstance(data, (list, tuple)) else (data,)  # a loader would be read
         self._metadata = DatasetMetadata()
         self._renderer: Renderer | None = None
         self._num_drawn = 0
@@ -216,8 +268,8 @@ class FullGradRecorder:
         explainer = self._explainer
         if not self.history.snapshots or explainer is None or explainer.task is None:
             return {}
-        identity = self._settings.identity()
-        return pack_state(self.history, explainer.probe, explainer.task, self._fingerprint, identity, explainer.labels)
+        settings, probe = self._settings.identity(), explainer.probe
+        return pack_state(self.history, probe, explainer.task, self._fingerprint, settings, explainer.labels)
 
     def load_state_dict(self, state_dict: dict[str, Any], *, is_same_run: bool = True) -> None:
         """Continues the run that a checkpoint belongs to, before the first snapshot.
@@ -241,20 +293,20 @@ class FullGradRecorder:
         if probe is not None:
             self.history = resumed.history(self._folder, is_same_run=is_same_run)
             self._explainer, self._fingerprint = self._build_explainer(probe, resumed), resumed.fingerprint
+            self._renderer = None
 
     # --- how
 
     def _build_explainer(self, probe: Probe, resumed: ResumedRun | None = None) -> Explainer:
-        chosen, names = self._settings, self._settings.class_names
-
-        def read_evidence(model: nn.Module) -> Evidence:
-            return Evidence.from_model(model, self._metadata.class_counts(), () if names is None else (len(names),))
-
-        task = None if resumed is None else resumed.task
-        explainer = Explainer(probe, chosen.psi, chosen.target, chosen.forward, chosen.task, task, read_evidence)
+        chosen, task = self._settings, None if resumed is None else resumed.task
+        explainer = Explainer(probe, chosen.psi, chosen.target, chosen.forward, chosen.task, task, self._read_evidence)
         if resumed is not None:
             explainer.labels = resumed.shown_labels
         return explainer
+
+    def _read_evidence(self, model: nn.Module) -> Evidence:
+        names = self._settings.class_names
+        return Evidence.from_model(model, self._metadata.class_counts(), () if names is None else (len(names),))
 
     def _explain(self, model: nn.Module) -> Explanation:
         """Explains the probe and sets `numbers`, which are empty if that fails.
@@ -290,21 +342,10 @@ class FullGradRecorder:
                 log.log(numbers, pictures, snapshot.step)
 
     def _draw_run(self, renderer: Renderer) -> dict[str, Image.Image | Path]:
-        """The film strip, the bias terms by depth, and the animation if the user wants it; nothing of a run without a folder."""
-        history = self.history
-        if history.folder is None or not history.snapshots:
-            return {}
-        drawn = {"film_strip": renderer.film_strip(history), "bias_terms": plot_bias_terms(history)}
-        for name, picture in drawn.items():
-            with replace_file(history.folder / f"{name}.png") as file:
-                picture.save(file, "PNG")
-        logged: dict[str, Image.Image | Path] = {f"fullgrad/{name}": picture for name, picture in drawn.items()}
-        if self._settings.animation:
-            path = history.folder / "animation.gif"
-            save_animation(renderer.animation(history), path)
-            logged["fullgrad/animation"] = path
-        self._num_drawn = len(history.snapshots)
-        return logged
+        """The pictures of the whole run, by the keys under which they are logged."""
+        pictures = renderer.draw_run(self.history, with_animation=self._settings.animation)
+        self._num_drawn = len(self.history.snapshots)
+        return pictures
 
     def _begin(self, model: nn.Module, explanation: Explanation) -> Renderer:
         """After the first explanation: decides how to draw, writes the start of the history, and informs the user."""
@@ -357,19 +398,3 @@ class FullGradRecorder:
             "class_names": None if renderer.classes.names is None else list(renderer.classes.names),
             "normalization": renderer.normalization and asdict(renderer.normalization),
         }
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The network within the wrappers of Fabric and of data-parallel training."""
-    while type(model).__name__ in WRAPPERS:
-        model = cast(nn.Module, model.module)
-    return model
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """The device that a model states, as Lightning's do, or else that of its first parameter."""
-    device = getattr(model, "device", None)
-    first = next((tensor for tensor in (*model.parameters(), *model.buffers())), None)
-    if isinstance(device, torch.device):
-        return device
-    return torch.device("cpu") if first is None else first.device

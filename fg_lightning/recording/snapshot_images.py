@@ -5,15 +5,17 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from torch import Tensor
 
+from fg_lightning.atomic_files import replace_file
 from fg_lightning.history import History
 from fg_lightning.history.records import ClassNames, Explanation, Snapshot, shares_by_layer
 from fg_lightning.loggers import Pictures
-from fg_lightning.visualization.film_strips import animation, film_strip, spread_indices
+from fg_lightning.visualization.film_strips import animation, film_strip, save_animation, spread_indices
 from fg_lightning.visualization.plots import depth_map
 from fg_lightning.visualization.saliency_overlay import RGB, Normalization, any_negative, enlarge, overlay_rgb, planar
 
@@ -68,6 +70,28 @@ class Renderer:
             },
             is_signed=is_signed,
         )
+
+    def draw_run(self, history: History, *, with_animation: bool = False) -> dict[str, Image.Image | Path]:
+        """Draws the film strip, the bias terms by depth, and the animation, into the folder of the history.
+
+        Returns:
+            The pictures, and the path of the animation, by the keys under which they are logged; none without a folder.
+
+        Raises:
+            OSError: if a file cannot be written.
+            ValueError: if the maps of all snapshots are lost.
+        """
+        if history.folder is None or not history.snapshots:
+            return {}
+        drawn = {"film_strip": self.film_strip(history), "bias_terms": plot_bias_terms(history)}
+        for name, picture in drawn.items():
+            with replace_file(history.folder / f"{name}.png") as file:
+                picture.save(file, "PNG")
+        keyed: dict[str, Image.Image | Path] = {f"fullgrad/{name}": picture for name, picture in drawn.items()}
+        if with_animation:
+            keyed["fullgrad/animation"] = history.folder / "animation.gif"
+            save_animation(self.animation(history), history.folder / "animation.gif")
+        return keyed
 
     def film_strip(self, history: History) -> Image.Image:
         """A row per image, a column per snapshot whose maps are not lost.

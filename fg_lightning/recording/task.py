@@ -220,6 +220,16 @@ CHOICES: dict[str, type[Task]] = {task.name: task for task in (Classes, SeveralC
 """By the names that the user may choose."""
 
 
+def check_target(target: Any) -> None:
+    """
+    Raises:
+        TypeError: if a target is of another kind than `ProbeTarget`.
+    """
+    is_class = isinstance(target, int) and not isinstance(target, bool)
+    if not (target is None or callable(target) or is_class or isinstance(target, (list, tuple, Tensor))):
+        raise TypeError(f"target must be a class, a list of them or a function of the output, not {target!r}")
+
+
 def check_task(task: Any, target: Any = None) -> None:
     """
     Raises:

@@ -95,7 +95,7 @@ def test_a_plain_loop_is_not_disturbed():
 def test_it_finds_what_the_monitor_finds(tmp_path):
     monitor = FullGradMonitor(probe=PROBE, strict=True)
     module, _ = fit(tmp_path / "monitor", monitor, max_epochs=1)
-    with record(tmp_path / "recorder", task=None, data=[loader(16, seed=2)]) as recorder:
+    with record(tmp_path / "recorder", task=None, data=loader(16, seed=2)) as recorder:
         recorder.snapshot(module, step=2, epoch=1)
     ours, theirs = recorder.history, monitor.history
     assert torch.equal(ours.maps(0), theirs.maps(1))
