@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Union, get_args
 
@@ -87,7 +87,7 @@ class ROARConfig:
     batch_size: int = 50
     prepare: Callable[[Any], Any] | None = None
     transform: Callable[..., Any] | None = None
-    trainer: Mapping[str, Any] | None = None
+    trainer: Mapping[str, Any] = field(default_factory=dict)
     wandb: str | None = None
 
     def __post_init__(self) -> None:
@@ -114,7 +114,7 @@ class ROARConfig:
             "methods": {"random": find_method("random"), **factories},
             "fill": fill,
             "checkpoint": None if self.checkpoint is None else Path(self.checkpoint),
-            "trainer": check_trainer_options(self.trainer or {}),
+            "trainer": check_trainer_options(self.trainer),
         }.items():
             object.__setattr__(self, name, value)  # as frozen dataclasses do
 

@@ -98,18 +98,6 @@ def split_transform(transform: Transform | None) -> tuple[list[Transform], Trans
     return steps[:first], v2.Compose(steps[first:]) if steps[first:] else None
 
 
-class Chain:
-    """Applies transforms one after the other. Without any, an image stays as it is."""
-
-    def __init__(self, steps: list[Transform]) -> None:
-        self.steps = steps
-
-    def __call__(self, image: Any) -> Any:
-        for step in self.steps:
-            image = step(image)
-        return image
-
-
 def _strip_own_transform(dataset: Any, is_replaced: bool) -> tuple[Dataset[Any], Transform | None]:
     transforms = {name: getattr(dataset, name, None) for name in ("transform", "transforms")}
     name = next((n for n, own in transforms.items() if callable(own) and not isinstance(own, StandardTransform)), None)

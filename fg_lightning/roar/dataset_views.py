@@ -19,7 +19,7 @@ from fg_lightning.atomic_files import replace_file
 from fg_lightning.errors import CannotRun, RandomImages, UnfitData
 from fg_lightning.roar.cell_training import determinism
 from fg_lightning.roar.config import ROARConfig
-from fg_lightning.roar.dataset_transforms import Chain, Transform, split_transform, strip_transform
+from fg_lightning.roar.dataset_transforms import Transform, split_transform, strip_transform
 from fg_lightning.roar.image_pixels import (
     Mask,
     Picture,
@@ -53,13 +53,13 @@ class Plane(Dataset[Any]):
 
     Args:
         raw: a data set without its transform.
-        prepare: brings an image to that size: resizing, cropping the middle.
+        steps: transforms that bring an image to that size: resizing, cropping the middle.
         place: index or key of the image in a sample.
     """
 
-    def __init__(self, raw: Any, prepare: Chain, place: Any) -> None:
+    def __init__(self, raw: Any, steps: list[Transform], place: Any) -> None:
         self.raw = raw
-        self.prepare = prepare
+        self.steps = steps
         self.place = place
 
     def __len__(self) -> int:
@@ -67,7 +67,9 @@ class Plane(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         sample = self.raw[index]
-        return replace_image(sample, self.place, self.prepare(sample[self.place])) if self.prepare.steps else sample
+        for step in self.steps:
+            sample = replace_image(sample, self.place, step(sample[self.place]))
+        return sample
 
     def image(self, index: int) -> Picture:
         """The image of a sample."""
@@ -158,7 +160,7 @@ def views_of(
             raise CannotRun(f"the {name} data set is empty")
         begins, rest = split_transform(own)
         after = rest if prepare is None and [repr(step) for step in begins] == [repr(step) for step in steps] else own
-        views[name] = SplitView(name, loaders[name], Plane(raw, Chain(steps), place_of_image(raw[0])), after, evaluation)
+        views[name] = SplitView(name, loaders[name], Plane(raw, steps, place_of_image(raw[0])), after, evaluation)
     check_alignment(views[name], is_own=prepare is None and transform is None)
     return views
 
@@ -288,7 +290,7 @@ def load_views(config: ROARConfig) -> dict[str, SplitView]:
     Raises:
         CannotRun: if there is no test data, images are of several sizes or numbers of channels, or they are others each time.
     """
-    views, again = (_views_of_seed(config, seed) for seed in (0, 1))
+    views, again = (_load_views(config, seed) for seed in (0, 1))
     if not any(name.split("_")[0] == "test" for name in views):
         raise CannotRun("the datamodule has no test data, on which the networks are compared: give it a test_dataloader")
     for name, view in views.items():
@@ -313,7 +315,7 @@ def write_examples(folder: Path, view: SplitView) -> None:
             Image.fromarray(pixels).save(file, "PNG")
 
 
-def _views_of_seed(config: ROARConfig, seed: int) -> dict[str, SplitView]:
+def _load_views(config: ROARConfig, seed: int) -> dict[str, SplitView]:
     with determinism(seed, config.num_threads):
         data = config.data()
         set_up(data)

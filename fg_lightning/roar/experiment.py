@@ -195,7 +195,7 @@ def check_test(config: ROARConfig, seed: int) -> None:
         CannotRun: if there is no test data, or the test does not log the metric that counts.
     """
     with determinism(seed, config.num_threads):
-        metrics = test(config.model(), config.data(), {**_trainer_options(config), "limit_test_batches": 1}, None)
+        metrics = test(config.model(), config.data(), {**config.trainer, "limit_test_batches": 1}, None)
     select_accuracy(metrics, config.metric)
 
 
@@ -203,7 +203,7 @@ def train_base(config: ROARConfig, seed: int) -> None:
     """Trains the network that is explained, and writes its weights."""
     with determinism(seed, config.num_threads):
         model = config.model()
-        options = {"enable_progress_bar": sys.stdout.isatty(), **_trainer_options(config)}
+        options = {"enable_progress_bar": sys.stdout.isatty(), **config.trainer}
         fit(model, config.data(), config.max_epochs, options, None)
     with explain_disk_faults(config.folder):
         write_weights(config.base_path, model.state_dict())
@@ -211,7 +211,6 @@ def train_base(config: ROARConfig, seed: int) -> None:
 
 def make_store(config: ROARConfig, method: str) -> None:
     """Explains every image with a method."""
-    options = _trainer_options(config)
     with explain_disk_faults(config.folder), determinism(BASE_SEED, config.num_threads):
         SaliencyStore.make(
             config.store_path(method),
@@ -222,7 +221,7 @@ def make_store(config: ROARConfig, method: str) -> None:
             batch_size=config.batch_size,
             prepare=config.prepare,
             transform=config.transform,
-            trainer=make_predictor({name: options[name] for name in ("accelerator", "devices") if name in options}),
+            trainer=make_predictor({name: config.trainer[name] for name in ("accelerator", "devices") if name in config.trainer}),
         )
 
 
@@ -247,8 +246,8 @@ def run_cell(config: ROARConfig, cell: Cell) -> CellResult:
         logger = _wandb_logger(config, cell)
         try:
             if config.mode != "road":
-                fit(model, data, config.max_epochs, _trainer_options(config), logger)
-            metrics = test(model, data, _trainer_options(config), logger)
+                fit(model, data, config.max_epochs, config.trainer, logger)
+            metrics = test(model, data, config.trainer, logger)
         finally:
             if logger is not None:
                 logger.experiment.finish()
@@ -339,10 +338,6 @@ def _base_model(config: ROARConfig) -> LightningModule:
     model = config.model()
     load_weights(model, read_weights(config.base_path), config.base_path)
     return model
-
-
-def _trainer_options(config: ROARConfig) -> Mapping[str, Any]:
-    return config.trainer or {}
 
 
 def _wandb_group(config: ROARConfig) -> dict[str, Any]:

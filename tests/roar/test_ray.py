@@ -43,7 +43,7 @@ def kill():
 
 threading.Thread(target=kill, daemon=True).start()
 shared = ROARExperiment(sys.argv[1] + "/ray", Data, Slow, console=quiet, engine=engine, **settings).run()
-print("alive", sum(node["Alive"] for node in ray.nodes()), "failed", len(shared.failed))
+print("alive", sum(node["Alive"] for node in ray.nodes()), "failed", len(shared.failures))
 print("begun", len(open(os.environ["BEGUN"]).readlines()))
 engine.close()
 cluster.shutdown()
