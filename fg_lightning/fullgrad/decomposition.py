@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fg_lightning.fullgrad.bias_hooks import Term
 from fg_lightning.fullgrad.forward_backward import Batch, Run, run_alone_if_mixed, run_forward_backward
-from fg_lightning.fullgrad.linearization import Pointwise, computed, real_product
+from fg_lightning.fullgrad.linearization import Pointwise, compute_bias, real_product
 from fg_lightning.fullgrad.readings import Reading
 from fg_lightning.fullgrad.target import Target
 
@@ -184,7 +184,7 @@ class TermSums:
         self._sums: dict[int, Tensor] = {}
 
     def visit(self, term: Term, bias: Tensor | Pointwise, gradient: Tensor) -> None:
-        self._sums[id(term)] = term.layout.per_sample(real_product(gradient, computed(bias)), self._num_images)
+        self._sums[id(term)] = term.layout.per_sample(real_product(gradient, compute_bias(bias)), self._num_images)
 
     def visit_input(self, images: Tensor, gradient: Tensor) -> None:
         self._input_gradient, self._input_term = gradient, (gradient * images).flatten(1).sum(1)

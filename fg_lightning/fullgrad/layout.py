@@ -2,8 +2,8 @@
 
 A dimension of a tensor inside a network is seldom just "the batch" or "the rows": attention swaps and folds them, windows cut the
 rows in two, tokens merge rows and columns behind a class token. A `Layout` writes every dimension as a product of factors, each a
-piece of one axis of the input, and follows them through the operations that move, merge and split dimensions. Where an operation
-is not known to keep samples apart there is no layout, and the caller treats the samples one at a time.
+piece of one axis of the input, and follows them through the operations that move, merge and split dimensions. If an operation may
+mix samples, its output has no layout, and the samples are run one by one.
 
 The layout rules in operations/ say how an operation moves the axes.
 """
@@ -32,9 +32,9 @@ class Axis:
 
     Attributes:
         shift: how far they were rolled, as shifted windows are.
-        lead: how many of them a pad put before the first; negative where a slice took some of the image's away.
+        lead: how many of them padding put before the first; negative if a slice removed some of the image's.
         tail: likewise behind the last.
-        flipped: whether the image's run backwards here, under all that.
+        flipped: whether the image's positions are reversed.
     """
 
     number: int
@@ -54,9 +54,9 @@ class Axis:
         return self.lead < 0 or self.tail < 0
 
     def resample(self, length: int) -> Axis:
-        """The axis at another resolution, margins and shift to whole positions of it.
+        """The axis at another resolution, with margins and shift rounded to whole positions.
 
-        What windows without padding leave over at the borders they take off a pad first, as if they had padded themselves.
+        Windows without padding leave positions over at the borders. These are taken off the margins of a pad first.
         """
         if length == self.length:
             return self
@@ -70,11 +70,11 @@ class Axis:
         return Axis(self.number, length, round(self.shift * scale), lead, length - lead - of_the_image, self.flipped)
 
     def flip(self) -> Axis:
-        """The axis the other way round."""
+        """The axis reversed."""
         return replace(self, shift=-self.shift % self.length, lead=self.tail, tail=self.lead, flipped=not self.flipped)
 
     def place_on_image(self, tensor: Tensor, dim: int) -> Tensor:
-        """A tensor with this axis at `dim` as the image has it: without what was padded, and zero where something was cut off."""
+        """A tensor with this axis at `dim` in the image's order: without padding, and zero where a slice cut the image."""
         if self.shift:
             tensor = tensor.roll(-self.shift, dim)
         if self.is_cut:
@@ -90,7 +90,7 @@ SAMPLE = 0  # the axis of the samples
 
 @dataclass(frozen=True, slots=True)
 class Factor:
-    """A run of `size` positions, `step` apart, along an axis: the samples', a spatial one, tokens, or None for any other."""
+    """`size` positions, `step` apart, along an axis: that of the samples, a spatial one, tokens, or None for any other."""
 
     axis: int | Axis | Tokens | None
     size: int
@@ -99,7 +99,7 @@ class Factor:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """A sequence of places between `lead` and `tail` entries that lie nowhere, such as a class token; it moves as one."""
+    """Places between `lead` and `tail` entries that lie nowhere, such as a class token. They move together."""
 
     lead: int
     places: tuple[Factor, ...]
@@ -124,24 +124,24 @@ class Dim:
 
     @property
     def whole(self) -> Axis | None:
-        """The spatial axis that this dimension is all of, and nothing else, so that it may be resampled, rolled or cut."""
+        """The spatial axis, if this dimension is exactly one whole axis, which may be resampled, rolled or cut."""
         axis = self.factors[0].axis if len(self.factors) == 1 else None
         return axis if isinstance(axis, Axis) and axis.length == self.size else None
 
     @property
     def places(self) -> list[tuple[Axis, Factor]]:
-        """The pieces of spatial axes in it, those among tokens too."""
+        """The pieces of spatial axes in it, also those among tokens."""
         return [(f.axis, f) for factor in self.factors for f in _places_of(factor) if isinstance(f.axis, Axis)]
 
     @property
     def samples(self) -> tuple[tuple[int, int, int], ...]:
-        """Where the samples lie in it: how many there are in a run, how far apart in the batch, and how far apart here."""
-        found, apart = [], 1
+        """Where the samples lie in it, run by run: number of samples, distance in the batch, distance here."""
+        runs, distance = [], 1
         for factor in reversed(self.factors):
             if factor.axis == SAMPLE and factor.size > 1:
-                found.append((factor.size, factor.step, apart))
-            apart *= factor.size
-        return tuple(found)
+                runs.append((factor.size, factor.step, distance))
+            distance *= factor.size
+        return tuple(runs)
 
 
 @cache
@@ -169,7 +169,7 @@ class Layout:
 
     @classmethod
     def unknown(cls, shape: Iterable[int]) -> Layout:
-        """Nothing known: right for a single sample, whose every entry is its own."""
+        """Nothing is known. That is right for a single sample, to which every entry belongs."""
         return cls(tuple(plain(size) for size in shape))
 
     @cached_property
@@ -178,18 +178,18 @@ class Layout:
 
     @cached_property
     def samples(self) -> int:
-        """How many samples can be told apart; more than there are where an operation paired them."""
+        """Number of samples that can be told apart; an operation that pairs them makes it too large."""
         return math.prod(f.size for dim in self.dims for f in dim.factors if f.axis == SAMPLE)
 
     @property
     def is_in_order(self) -> bool:
-        """Whether the samples stand in the order that they have in the batch."""
+        """Whether the samples have their order in the batch."""
         steps = [f.step for dim in self.dims for f in dim.factors if f.axis == SAMPLE and f.size > 1]
         return steps == sorted(steps, reverse=True)
 
     @cached_property
     def _image_axes(self) -> int | None:
-        """How many spatial axes there are, if the dimensions are those of [N, C, *S] already, as they mostly are."""
+        """Number of spatial axes if the dimensions are those of [N, C, *S], as they mostly are; otherwise None."""
         if len(self.dims) < 2 or [f.axis for dim in self.dims[:2] for f in dim.factors] != [SAMPLE, None]:
             return None
         axes = [dim.whole for dim in self.dims[2:]]
@@ -198,7 +198,7 @@ class Layout:
 
     @cached_property
     def _axes(self) -> dict[int, Axis | None]:
-        """The spatial axes by number, each as its pieces tile it; None for one that they do not."""
+        """The spatial axes by number, each put together from its pieces; None if these leave gaps."""
         pieces: defaultdict[int, list[Factor]] = defaultdict(list)
         for dim in self.dims:
             for axis, piece in dim.places:
@@ -206,7 +206,7 @@ class Layout:
         return {number: _tile(of_axis) for number, of_axis in pieces.items()}
 
     def coarsen(self, i: int) -> Dim:
-        """Dimension `i`; if it is what is left of an axis whose finer positions became channels, all of that axis, coarser."""
+        """Dimension `i`. If it is the rest of an axis whose finer positions became channels: that axis, coarser."""
         dim = self.dims[i]
         if len(dim.factors) != 1 or dim.whole or not isinstance(axis := dim.factors[0].axis, Axis):
             return dim
@@ -214,7 +214,7 @@ class Layout:
         return whole_dim(left) if left and left.length == dim.size else dim
 
     def per_sample(self, tensor: Tensor, n: int) -> Tensor:
-        """Sums a tensor of this layout over everything but the samples: [N]."""
+        """Sum a tensor of this layout over everything except the samples: [N]."""
         if n == 1:
             return tensor.sum().reshape(1)
         kept = [i for i, dim in enumerate(self.dims) if dim.has(SAMPLE)]
@@ -231,21 +231,21 @@ class Layout:
         return tensor.permute(order).reshape(n)
 
     def on_plane(self, axes: int) -> bool:
-        """Whether the spatial axes can all be read off this layout, each in one piece or in pieces that tile it."""
+        """Whether this layout has all spatial axes, each whole or in pieces that tile it."""
         return self._image_axes == axes or all(self._axes.get(number) for number in range(1, axes + 1))
 
     @property
     def is_cut(self) -> bool:
-        """Whether a slice took part of the image away, so that the plane has more places than the tensor."""
+        """Whether a slice removed a part of the image, so that the plane has more places than the tensor."""
         return self._image_axes is None and any(axis and axis.is_cut for axis in self._axes.values())
 
     @property
     def is_flat(self) -> bool:
-        """Whether each sample is a row of channels, [N, K], as behind a flatten: what lies nowhere because nothing does there."""
+        """Whether each sample is a row of channels, [N, K], as behind a flatten, where nothing has a place."""
         return sum(any(f.axis != SAMPLE and f.size > 1 for f in dim.factors) for dim in self.dims) <= 1
 
     def to_plane(self, tensor: Tensor, n: int, axes: int) -> Tensor:
-        """A tensor of this layout as [N, C, *S], C everything that is neither sample nor place; a view where there can be one."""
+        """A tensor of this layout as [N, C, *S], a view if possible. C is everything that is neither sample nor place."""
         if self._image_axes == axes:
             return tensor
         factors = [f for dim in self.dims for f in dim.factors]
@@ -271,7 +271,7 @@ def _places_of(factor: Factor) -> tuple[Factor, ...]:
 
 
 def _tile(pieces: list[Factor]) -> Axis | None:
-    """The axis that pieces make up, at the resolution of the finest; None if they leave gaps or belong to several."""
+    """The axis that pieces tile, at the resolution of the finest; None if they leave gaps or belong to several axes."""
     axis = pieces[0].axis
     assert isinstance(axis, Axis)
     finest = covered = min((f.step for f in pieces if f.size > 1), default=1)

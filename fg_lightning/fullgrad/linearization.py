@@ -18,7 +18,7 @@ Kind = Literal["explicit", "implicit"]
 
 
 class Pointwise(NamedTuple):
-    """A bias that at each place depends on what some tensors hold there alone, so that it can be had in parts.
+    """A bias that at each place depends only on what its operands hold there, so that it can be computed in blocks.
 
     Attributes:
         function: elementwise.
@@ -47,23 +47,23 @@ class Deferred(NamedTuple):
         return self.function(*self.operands)
 
 
-def computed(bias: Tensor | Pointwise) -> Tensor:
+def compute_bias(bias: Tensor | Pointwise) -> Tensor:
     return bias if isinstance(bias, Tensor) else bias()
 
 
 def real_product(gradient: Tensor, bias: Tensor) -> Tensor:
-    """Entry by entry what a bias contributes; torch's gradient at a complex tensor is the conjugate of what multiplies it."""
+    """What a bias contributes, entry by entry. Torch's gradient at a complex tensor is the conjugate of the factor."""
     return (gradient.conj() * bias).real if gradient.is_complex() else gradient * bias
 
 
 class Summed(NamedTuple):
-    """A bias b = y - J z of which only the sum that it contributes is known, <g, b> = <g, y> - <J^T g, z>.
+    """A bias b = y - J z that is known only by its contribution to each sample, <g, b> = <g, y> - <J^T g, z>.
 
-    That takes one reverse pass of the operation, J^T g; it says what counts for which sample, and not in which place.
+    J^T g is one backward pass of the operation. It does not tell in which place the bias lies.
 
     Attributes:
-        output: y, with the history of the operation run once more.
-        operands: z, in the order of the call's dependent operands.
+        output: y, with the history of a second run of the operation.
+        operands: z, in the order of the operation's dependent operands.
     """
 
     output: Tensor
@@ -93,39 +93,39 @@ class Bias(NamedTuple):
 
 
 class NotDifferentiable(RuntimeError):
-    """An operation that cannot be run once more, so that its bias is unknown."""
+    """An operation that cannot be run again, so that its bias is unknown."""
 
 
 BiasRule = Callable[[Operation], list[Bias]]
 
 
 def reads_overwritten(when: Callable[[Operation], bool] = lambda op: True) -> Callable[[BiasRule], BiasRule]:
-    """Mark a rule that looks, in the calls that `when` picks, at the operand that an in-place operation overwrites.
+    """Mark a rule that reads the operand which an in-place operation overwrites, if `when` holds: a copy is kept then.
 
-    A copy of it is kept for such calls alone: `x += y` and `x *= 2` need none.
+    `x += y` and `x *= 2` need none.
     """
 
-    def marked(rule: BiasRule) -> BiasRule:
+    def mark(rule: BiasRule) -> BiasRule:
         rule.reads_overwritten = when  # type: ignore[attr-defined]
         return rule
 
-    return marked
+    return mark
 
 
 @reads_overwritten()
 def linearize(op: Operation) -> list[Bias]:
-    """y - J z by a Jacobian-vector product: right for any differentiable operation, at the price of running it again.
+    """y - J z by a Jacobian-vector product: right for any differentiable operation, which it runs again.
 
-    Where neither forward mode nor two reverse passes can differentiate the operation, its own backward pass says what the bias
-    contributes, though not where.
+    If neither forward mode nor two reverse passes can differentiate the operation, its own backward pass tells what the bias
+    contributes, but not where.
 
     Raises:
-        NotDifferentiable: where the operation cannot be run once more.
+        NotDifferentiable: if the operation cannot be run again.
     """
-    # What the author of a custom function wrote for forward mode need not agree with the backward pass that is decomposed.
+    # The forward mode of a custom function need not agree with its backward pass, which is what gets decomposed.
     modes = (_double_reverse_mode,) if op.is_custom else (_forward_mode, _double_reverse_mode)
     for mode in modes:
-        with suppress(Exception):  # there is no formula for this mode, or what somebody wrote cannot be differentiated so
+        with suppress(Exception):  # there is no formula for this mode, or the user's function has no such derivative
             return [Bias("implicit", value, i, is_fallback=True) for i, value in enumerate(mode(op))]
     try:
         return [Bias("implicit", value, i, is_fallback=True) for i, value in enumerate(_reverse_mode(op))]
@@ -134,22 +134,22 @@ def linearize(op: Operation) -> list[Bias]:
 
 
 def if_constant(rule: BiasRule, *operands: tuple[int, str]) -> BiasRule:
-    """The rule where the named operands (weights, statistics) are constants, `linearize` elsewhere."""
+    """The rule if the named operands (weights, statistics) are constants, otherwise `linearize`."""
 
-    def guarded(op: Operation) -> list[Bias]:
+    def rule_or_linearize(op: Operation) -> list[Bias]:
         return linearize(op) if any(op.depends(op.argument(*operand)) for operand in operands) else rule(op)
 
-    return guarded
+    return rule_or_linearize
 
 
 def _dependent_outputs(op: Operation, result: Any) -> list[Tensor]:
-    """Those in the result of a repeated call that correspond to the call's own outputs."""
+    """The tensors in the result of a repetition that correspond to the operation's own outputs."""
     tensors = tensors_in(result)
     return [tensors[i] for i in op.positions]
 
 
 def _run_on_leaves(op: Operation) -> tuple[list[Tensor], list[Tensor]]:
-    """The operation once more, with its dependent operands as leaves of a graph: (operands, outputs)."""
+    """Run the operation again, with its dependent operands as leaves of a graph: (operands, outputs)."""
     operands: list[Tensor] = []
 
     def leaf(t: Tensor) -> Tensor:
@@ -170,10 +170,10 @@ def _reverse_mode(op: Operation) -> list[Summed]:
 
 
 def _forward_mode(op: Operation) -> list[Tensor]:
-    """y - J z by a tangent z that is carried along.
+    """y - J z, with J z as the tangent that comes of z.
 
     Raises:
-        NotImplementedError: where the tangent is lost, since the operation has no formula for it or an output does not depend.
+        NotImplementedError: if the tangent is lost: the operation has no formula for it, or an output does not depend on z.
     """
     with forward_ad.dual_level(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's own, of the scripting behind its forward-mode formulas
@@ -195,7 +195,7 @@ def _double_reverse_mode(op: Operation) -> list[Tensor]:
     """y - J z, with J z as the derivative of v -> J^T v, which is linear in v, along z.
 
     Raises:
-        NotImplementedError: where that is not so, since the operation's backward pass was not written to be differentiated.
+        NotImplementedError: if the operation's backward pass cannot be differentiated, or is not linear.
     """
     with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
         operands, outputs = _run_on_leaves(op)
@@ -218,7 +218,7 @@ Tensors = Sequence[Union[Tensor, None]]
 
 
 def _is_adjoint(pulled: Tensors, operands: Tensors, probes: Tensors, tangents: Tensors) -> bool:
-    """Whether <J^T v, z> = <v, J z> up to rounding, as it is for what is one and the same Jacobian; None counts for zero."""
+    """Whether <J^T v, z> = <v, J z> up to rounding, as it must be for one Jacobian; None counts for zero."""
     sums, magnitude = [], 0.0
     for pairs in ((pulled, operands), (probes, tangents)):
         products = [real_product(a.detach(), b.detach()) for a, b in zip(*pairs, strict=True) if a is not None and b is not None]
@@ -229,5 +229,5 @@ def _is_adjoint(pulled: Tensors, operands: Tensors, probes: Tensors, tangents: T
 
 
 def _anything_like(tensor: Tensor, start: float = 1) -> Tensor:
-    """A vector that no Jacobian but zero is likely to take to zero, without drawing random numbers."""
+    """A vector that only a zero Jacobian is likely to map to zero, without random numbers."""
     return torch.linspace(start, start + 1, tensor.numel(), dtype=torch.float64).cos().reshape(tensor.shape).to(tensor)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fg_lightning.fullgrad.bias_hooks import Term
 from fg_lightning.fullgrad.decomposition import warn_once
 from fg_lightning.fullgrad.layout import Layout
-from fg_lightning.fullgrad.linearization import Kind, Pointwise, computed
+from fg_lightning.fullgrad.linearization import Kind, Pointwise, compute_bias
 from fg_lightning.fullgrad.postprocess import EPSILON, Psi, Rescaling, apply_psi, describe_value, expand_like, extremes, upsample
 
 UserLayout = Callable[[Term, Tensor], Union[Tensor, None]]
@@ -49,7 +49,7 @@ class TermValues:
 
     def compute(self) -> Tensor:
         """In the gradient's shape."""
-        return self.product(self.gradient, computed(self.bias))
+        return self.product(self.gradient, compute_bias(self.bias))
 
     def view(self, view: Callable[[Tensor], Tensor]) -> TermValues:
         """The values that remain after a view of gradient and bias, which are of one shape."""

@@ -12,7 +12,7 @@ from fg_lightning.fullgrad.operation import Operation
 
 
 def softmax(op: Operation) -> list[Bias]:
-    """J z = y (z - <y, z>), so b = y (1 - z + <y, z>); what a mask of -inf took out has y = 0 and no bias."""
+    """J z = y (z - <y, z>), so b = y (1 - z + <y, z>). An entry masked by -inf has y = 0 and no bias."""
     dim = op.argument(1, "dim")
 
     def implicit(z: Tensor, y: Tensor) -> Tensor:
@@ -47,14 +47,14 @@ _MASK_DROPOUT_CAUSAL = {
     "scaled_dot_product_cudnn_attention": (3, 5, 6),
     "scaled_dot_product_attention_math": (3, 4, 5),
 }
-"""Where the kernels of attention, torch.ops.aten, take their mask, dropout and causality."""
+"""Positions of mask, dropout and causality in the arguments of the kernels of attention, torch.ops.aten."""
 
 
 def native_attention(op: Operation) -> list[Bias]:
-    """The kernels' own, of which the first output is attention's."""
+    """Attention by a kernel, whose first output it is."""
     mask, dropout, causal = _MASK_DROPOUT_CAUSAL[op.name]
     mask = op.kwargs.get("attn_mask") if mask is None else op.argument(mask, "attn_mask", op.kwargs.get("attn_bias"))
-    mask = mask if mask is None else mask.to(op.args[0].dtype)  # they add a mask of truth values like any other
+    mask = mask if mask is None else mask.to(op.args[0].dtype)  # kernels add a boolean mask like any other
     return _attention(op, mask, op.argument(causal, "is_causal", False), op.argument(dropout, "dropout_p", 0.0), False)
 
 
@@ -81,7 +81,7 @@ def _attention(op: Operation, mask: Tensor | None, causal: bool, dropout: float,
         elif mask is not None:
             masked = scores.masked_fill(~mask, -math.inf) if mask.dtype is torch.bool else scores + mask
         weights = masked.softmax(-1)
-        if mask is not None:  # a query that may look at nothing has no weights, and torch's output of 0
+        if mask is not None:  # a query that is masked from all keys has no weights and output 0
             weights = weights.masked_fill(masked == -math.inf, 0)
         weighted = weights * scores
         return (1 - linear_in_v) * y - degree * (weighted @ values - weighted.sum(-1, keepdim=True) * y)

@@ -46,7 +46,7 @@ def _finite(constant: Tensor) -> Tensor:
 
 
 def sum_of(first_sign: int, second_sign: int, *, alpha_on: int) -> BiasRule:
-    """A constant added to, or subtracted from, what depends on the input; `alpha` scales the operand at `alpha_on`."""
+    """A constant added to or subtracted from a dependent operand; `alpha` scales the operand at `alpha_on`."""
 
     def rule(op: Operation) -> list[Bias]:
         operands = op.args[0], op.argument(1, "other")
@@ -77,7 +77,7 @@ def no_bias(op: Operation) -> list[Bias]:
 
 
 def homogeneous(degree: Callable[[Operation], float | Tensor | None]) -> BiasRule:
-    """Homogeneous of some degree d in its dependent operands together, b = (1 - d) y; None where it is not homogeneous."""
+    """Homogeneous of some degree d in its dependent operands together: b = (1 - d) y. A degree of None: not homogeneous."""
 
     def rule(op: Operation) -> list[Bias]:
         d = degree(op)
@@ -91,7 +91,7 @@ def homogeneous(degree: Callable[[Operation], float | Tensor | None]) -> BiasRul
 
 
 def of_degree(d: float) -> BiasRule:
-    """Homogeneous of a fixed degree, so that only the output is read."""
+    """Homogeneous of a fixed degree: only the output is read."""
 
     def rule(op: Operation) -> list[Bias]:
         return _multiples_of_the_outputs(op, 1 - d)
@@ -194,8 +194,8 @@ def hardtanh(op: Operation) -> list[Bias]:
 
 
 def _saturation(y: Tensor, low: float, high: float) -> Tensor:
-    """The implicit bias of clamping to [low, high]: the output where it is a bound, nothing between."""
-    between = torch.ops.aten.hardtanh_backward  # (g, z, low, high): g where z lies between, 0 elsewhere
+    """The implicit bias of clamping to [low, high]: the output at a bound, zero between."""
+    between = torch.ops.aten.hardtanh_backward  # (g, z, low, high): g if z lies between, otherwise 0
     if low == 0:
         just_below = high * (1 - torch.finfo(y.dtype).eps / 2)  # the next number of y's precision
         return between(torch.tensor(float(high), dtype=y.dtype), y, just_below, math.inf)

@@ -1,4 +1,4 @@
-"""Operations that leave every dimension where it is: entry by entry, over windows, along some of the dimensions."""
+"""Layout rules of operations that leave every dimension where it is: elementwise, over windows, along some dimensions."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from fg_lightning.fullgrad.operations.layout_rule import LayoutOf, LayoutRule, a
 
 
 def broadcast_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """Entry by entry, operands aligned at their last dimensions; each dimension from the first operand that knows about it."""
+    """Elementwise operations: operands are aligned at their last dimensions."""
     return align([layout_of(t) for t in op.dependent], output.shape)
 
 
 def window_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """Convolution, pooling, interpolation: [N, C, *S] -> [N, C', *S'], mixing neighbours; a convolution mixes channels."""
+    """Convolution, pooling, interpolation: [N, C, *S] -> [N, C', *S']. They mix neighbors, a convolution also channels."""
     layout = layout_of(op.args[0]) if op.depends(op.args[0]) else None
     if layout is None:
         return None
@@ -39,7 +39,7 @@ def window_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout 
 
 
 def _group_by_group(op: Operation, layout: Layout, weights: list[Layout], output: Tensor) -> Layout | None:
-    """A convolution with its samples in the groups, each perhaps with its own weights: [1, N * C, *S] -> [1, N * C', *S']."""
+    """A convolution with its samples in groups, perhaps with weights of their own: [1, N * C, *S] -> [1, N * C', *S']."""
     moved = resize(layout, (*layout.shape[:2], *output.shape[2:]))
     groups, channels = op.argument(8 if op.name == "convolution" else 6, "groups", 1), output.shape[1]
     if moved and layout.samples == 1:
@@ -56,7 +56,7 @@ def _group_by_group(op: Operation, layout: Layout, weights: list[Layout], output
 
 
 def norm_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """Normalisation of [N, C, *S] within each sample or channel, or by constants."""
+    """Normalization of [N, C, *S] within each sample or channel, or by constants."""
     layout = first_layout(op, layout_of)
     if len(op.dependent) > 1:
         return None
@@ -83,7 +83,7 @@ def last_dims_layout(count: Callable[[Operation], int]) -> LayoutRule:
 
 
 def pad_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """pad: the image's places keep apart from those that are put around them."""
+    """pad: the image's places are kept apart from those that are put around them."""
     layout, pads = first_layout(op, layout_of), op.argument(1, "pad")
     dims = list(layout.dims)
     for d, before, after in zip(range(len(dims) - 1, -1, -1), pads[::2], pads[1::2], strict=False):
@@ -93,7 +93,7 @@ def pad_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | N
 
 
 def along_dims_layout(position: int, name: str = "dim", *, default: Any = None, keeps_order: bool = True) -> LayoutRule:
-    """Operations along one dimension or several: softmax, cumsum; where they change the order of its entries it lies nowhere."""
+    """Operations along dimensions, such as softmax and cumsum. If they reorder entries, the dimensions lose their places."""
 
     def rule(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
         layout = first_layout(op, layout_of)
@@ -112,7 +112,7 @@ def along_dims_layout(position: int, name: str = "dim", *, default: Any = None, 
 
 
 def reduction_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """Sums, means, extrema and norms over some dimensions; what is kept at size 1 still spans its axis."""
+    """Sums, means, extrema and norms over some dimensions. A dimension kept at size 1 still spans its axis."""
     layout = first_layout(op, layout_of)
     position = 2 if "norm" in op.name or op.name in _SECOND else 1
     along = op.argument(position, "dim", op.kwargs.get("axis"))
@@ -127,7 +127,7 @@ def reduction_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layo
 
 
 _SECOND = ("kthvalue", "quantile", "nanquantile")
-"""Reductions that take something else before the dimensions."""
+"""Reductions with another argument before the dimensions."""
 
 
 def _dimensions(along: Any, ndim: int) -> list[int]:
@@ -149,7 +149,7 @@ def recurrent_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layo
 
 
 def repeat_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """repeat, tile: every copy lies where the original does, such as all places when a grey image is given three channels."""
+    """repeat, tile: every copy lies where the original lies, as when a gray image gets three channels."""
     dims = first_layout(op, layout_of).dims
     new = output.ndim - len(dims)
     return Layout(tuple(_repeat_dim(dims[i - new] if i >= new else plain(1), size) for i, size in enumerate(output.shape)))
@@ -162,7 +162,7 @@ def _repeat_dim(dim: Dim, size: int) -> Dim:
 
 
 def repeat_interleave_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """repeat_interleave: of a spatial axis each place so many times, which is the axis at a finer resolution."""
+    """repeat_interleave: a spatial axis gets a finer resolution."""
     layout, times, along = first_layout(op, layout_of), op.argument(1, "repeats"), op.argument(2, "dim")
     if not isinstance(times, int) or (along is None and len(layout.dims) != 1):
         return along_dims_layout(2)(op, layout_of, output)
@@ -173,7 +173,7 @@ def repeat_interleave_layout(op: Operation, layout_of: LayoutOf, output: Tensor)
 
 
 def broadcast_tensors_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """broadcast_tensors, atleast_1d, atleast_2d, atleast_3d: as many outputs as operands, each with dimensions of size 1 more."""
+    """broadcast_tensors, atleast_1d, atleast_2d, atleast_3d: each operand has an output with more dimensions of size 1."""
     number = next(i for i, own in enumerate(op.outputs) if own is output)
     layout = layout_of(op.dependent[number])
     if layout is None or len(layout.dims) == output.ndim:
@@ -192,6 +192,6 @@ def affine_grid_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> La
 
 
 def complex_view_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """view_as_real: a last dimension more, of real and imaginary part; view_as_complex: it goes."""
+    """view_as_real adds a last dimension of real and imaginary part; view_as_complex removes it."""
     dims = first_layout(op, layout_of).dims
     return Layout((*dims, plain(2)) if op.name == "view_as_real" else dims[:-1])

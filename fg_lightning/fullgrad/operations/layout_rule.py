@@ -1,6 +1,7 @@
-"""What a mover is, and what most of them do: take the first operand's layout, align several, resize one.
+"""What a layout rule is, what most of them do, and how a layout is inferred without one.
 
-Operations without a rule, such as functions that somebody wrote: how samples and places move is seen from their gradients.
+Most rules use the layout of the first operand, align those of several, or resize one. Of an operation without a rule, such as a
+function of the user, the gradients tell how it moves samples and places.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from fg_lightning.fullgrad.operation import Operation
 T = TypeVar("T")
 LayoutOf = Callable[[Any], "Layout | None"]
 LayoutRule = Callable[[Operation, LayoutOf, Tensor], "Layout | None"]
-"""(call, the layout of an operand, one output) -> the output's layout, or None where it cannot be known or samples mix."""
+"""(operation, function that gives the layout of an operand, one output) -> the output's layout; None if samples mix."""
 
 
 def output_layout(op: Operation, rule: LayoutRule | None, layout_of: LayoutOf, index: int, n: int) -> Layout | None:
@@ -40,12 +41,12 @@ def output_layout(op: Operation, rule: LayoutRule | None, layout_of: LayoutOf, i
 def first_layout(op: Operation, layout_of: LayoutOf) -> Layout:
     """The layout of the first operand that depends on the input."""
     layout = layout_of(op.dependent[0])
-    assert layout is not None  # `output_layout` has seen to it
+    assert layout is not None  # checked by `output_layout`
     return layout
 
 
 def align(layouts: Sequence[Layout | None], shape: Sequence[int]) -> Layout | None:
-    """Layouts broadcast to a shape: each dimension from the first that knows about it; None where samples disagree."""
+    """Broadcast layouts to a shape: each dimension is the first layout's that knows it; None if samples disagree."""
     first = layouts[0] if layouts else None
     if first is not None and first.shape == tuple(shape) and all(layout is first for layout in layouts):
         return first
@@ -63,7 +64,7 @@ def align(layouts: Sequence[Layout | None], shape: Sequence[int]) -> Layout | No
 
 
 def resize(layout: Layout, shape: Sequence[int]) -> Layout | None:
-    """The layout with dimensions of other sizes, each resampled."""
+    """A layout with its dimensions resampled to other sizes; None if their number differs."""
     if len(shape) != len(layout.dims):
         return None
     if layout.shape == tuple(shape):
@@ -79,7 +80,7 @@ def resample(dim: Dim, size: int) -> Dim:
 
 
 def extend(dim: Dim, before: int, after: int) -> Dim:
-    """A whole spatial axis or tokens with entries more at the ends, or fewer if they are negative; else it loses its places."""
+    """Add entries at the ends of a whole spatial axis or of tokens, or remove them; any other dimension loses its places."""
     axis, size = dim.whole, dim.size + before + after
     if axis is not None and not axis.shift:
         return whole_dim(replace(axis, length=size, lead=axis.lead + before, tail=axis.tail + after))
@@ -87,7 +88,7 @@ def extend(dim: Dim, before: int, after: int) -> Dim:
 
 
 def surround(before: int, dim: Dim, after: int) -> Dim | None:
-    """Tokens: places with some more entries before and behind them, or fewer; None where that would take places away."""
+    """Tokens: places with entries added before and behind them, or removed; None if that would remove places."""
     lead, places, tail = before, dim.factors, after
     if len(dim.factors) == 1 and isinstance(tokens := dim.factors[0].axis, Tokens):
         lead, places, tail = before + tokens.lead, tokens.places, after + tokens.tail
@@ -102,9 +103,9 @@ def with_item(items: tuple[T, ...], i: int, item: T) -> tuple[T, ...]:
 
 
 def infer_layout(op: Operation, layout_of: LayoutOf, output: Tensor, n: int) -> Layout | None:
-    """The layout of an output from a few backward passes of its operation; None where these say that samples mix, or nothing.
+    """The layout of an output from a few backward passes of its operation; None if they do not show that samples keep apart.
 
-    An operation whose Jacobian is diagonal leaves everything where it is. Of any other the samples are looked for where they were.
+    An operation whose Jacobian is diagonal leaves everything where it is. Any other may have the samples where they were.
     """
     if op.in_place:
         return None
@@ -112,7 +113,7 @@ def infer_layout(op: Operation, layout_of: LayoutOf, output: Tensor, n: int) -> 
         if _is_elementwise(op, output):
             return align([layout_of(t) for t in op.dependent], output.shape)
         return _sample_by_sample(op, layout_of, output, n) if n > 1 else None
-    except Exception:  # whatever a backward pass stumbles over that somebody wrote
+    except Exception:  # an error in a backward pass of the user
         return None
 
 
@@ -145,7 +146,7 @@ def _sample_by_sample(op: Operation, layout_of: LayoutOf, output: Tensor, n: int
             chosen = (numbers >> bit) % 2 == value
             mask = chosen.reshape(-1, *(1,) * (output.ndim - 1 - place))
             for layout, reaching in zip(layouts, _pull_back(op, output, probe * mask), strict=True):
-                assert layout is not None  # `output_layout` has seen to it
+                assert layout is not None  # checked by `output_layout`
                 reached = layout.per_sample(reaching.abs(), n)
                 if not bool(reached.isfinite().all()) or bool(reached[~chosen].any()):
                     return None
@@ -158,6 +159,6 @@ def _pull_back(op: Operation, output: Tensor, gradient: Tensor) -> list[Tensor]:
 
 
 def _rough_like(tensor: Tensor) -> Tensor:
-    """Numbers around 1 of which neighbours differ, without drawing random ones."""
+    """Numbers around 1, each unlike its neighbors, without random numbers."""
     golden = (math.sqrt(5) - 1) / 2
     return ((torch.arange(tensor.numel(), dtype=torch.float64) * golden).frac() + 0.5).reshape(tensor.shape).to(tensor)

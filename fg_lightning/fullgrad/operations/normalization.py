@@ -1,4 +1,4 @@
-"""Normalisation, by running statistics (affine) or by the input's own (of degree 0 but for its shift and eps)."""
+"""Bias rules of normalization by running statistics (affine), or by the input's own (of degree 0, except for shift and eps)."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def batch_norm(op: Operation) -> list[Bias]:
 
 
 def _shift_by_running_statistics(op: Operation, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
-    """Batch norm in evaluation of a single zero: beta - gamma mu / sqrt(var + eps), per channel."""
+    """Batch norm of zero in evaluation: beta - gamma mu / sqrt(var + eps), per channel."""
     zero = torch.zeros_like(mean).unsqueeze(0)
     at_zero = torch.batch_norm(zero, weight, bias, mean, var, False, 0.0, eps, False)
     return _per_channel(at_zero, op.outputs[0]).to(op.outputs[0].dtype)
 
 
 def layer_norm(op: Operation) -> list[Bias]:
-    """From the operand alone, which the backward pass keeps anyway: var / (var + eps) = 1 - eps rstd^2."""
+    """Computed from the operand, which the backward pass keeps anyway: var / (var + eps) = 1 - eps rstd^2."""
     shape, weight, bias = (op.argument(i, name) for i, name in ((1, "normalized_shape"), (2, "weight"), (3, "bias")))
     eps = op.argument(4, "eps", 1e-5)
 
@@ -72,9 +72,9 @@ def _in_groups(op: Operation, groups: int, bias: Tensor | None, eps: float) -> l
 
 
 def _normalize(op: Operation, statistics_of: Callable[[Tensor], Tensor], bias: Tensor | None, eps: float) -> list[Bias]:
-    """gamma (z - mean) / sqrt(var + eps) + beta: of degree 0 but for beta and eps, so J z = eps / (var + eps) (y - beta).
+    """gamma (z - mean) / sqrt(var + eps) + beta: of degree 0 except for beta and eps, so J z = eps / (var + eps) (y - beta).
 
-    `statistics_of` gives the variance (or mean square) of the values in its own groups, broadcastable to the output.
+    `statistics_of` returns the variance (or mean square) within groups, broadcastable to the output.
     """
 
     def implicit(z: Tensor, y: Tensor, shift: Tensor | float = 0.0) -> Tensor:

@@ -1,7 +1,4 @@
-"""Products of two operands, plus an addend: convolution, linear, matrix products, multiplication.
-
-Products of matrices and rows, attention and einsum: an entry lies where its row, its query, its letter lies.
-"""
+"""Products of operands, perhaps plus an addend: bias rules and layout rules of convolution, linear, matmul, einsum and the like."""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ def bilinear_plus(*, addend: tuple[int, str] | None, factors: tuple[tuple[int, s
         return sum(op.depends(op.argument(*factor)) for factor in factors)
 
     def addend_read(op: Operation) -> Tensor | None:
-        """Not where beta is 0, since torch then reads not even a NaN, nor where the sum is linear in all that depends."""
+        """The addend, unless beta is 0 (torch does not read it then) or the sum is linear in all dependent operands."""
         added = None if addend is None or op.kwargs.get("beta", 1) == 0 else op.argument(*addend)
         return None if op.depends(added) and degree_of(op) == 1 else added
 
@@ -54,7 +51,7 @@ def _scale_addend(op: Operation, addend: Tensor) -> Tensor:
 
 @reads_overwritten(lambda op: all(op.depends(factor) for factor in op.args[:2]))
 def multiply(op: Operation) -> list[Bias]:
-    """x * y with both dependent has b = -x y; made again from the factors, which the backward pass keeps anyway."""
+    """x * y with both dependent has b = -x y. It is computed from the factors, which the backward pass keeps anyway."""
     a, b = op.args[:2]
     if not (op.depends(a) and op.depends(b)):
         return []
@@ -74,7 +71,7 @@ def linear_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout 
 
 
 def matmul_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """[..., M, K] x [..., K, P] -> [..., M, P], perhaps added to something; of a vector there is no M, or no P."""
+    """[..., M, K] x [..., K, P] -> [..., M, P], perhaps plus an addend. A vector has no M, or no P."""
     first = 1 if op.name in ("addmm", "baddbmm", "addmv") else 0
     a, b = op.argument(first, "input"), op.argument(first + 1, "other")
     left, right = layout_of(a) if op.depends(a) else None, layout_of(b) if op.depends(b) else None
@@ -86,7 +83,7 @@ def matmul_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout 
 
 
 def _matrices(left: Layout | None, right: Layout | None, output: Tensor, has_rows: bool, has_columns: bool) -> Layout | None:
-    """The layout of a product of two matrices, or stacks of them, either of which may be a vector."""
+    """The layout of a product of two matrices, stacks of matrices, or vectors."""
     kept = has_rows + has_columns
     sides = [(left, has_rows), (right, has_columns)]
     batched = [replace(x, dims=(*x.dims[: -2 if is_matrix else -1], *[plain(1)] * kept)) for x, is_matrix in sides if x]
@@ -101,13 +98,13 @@ def _matrices(left: Layout | None, right: Layout | None, output: Tensor, has_row
 
 
 def outer_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """outer, inner, tensordot: what is not summed over, of the first operand and then of the second."""
+    """outer, inner, tensordot: the dimensions that are not summed over, of the first operand and then of the second."""
     first, second = op.argument(0, "input"), op.argument(1, "vec2" if op.name == "outer" else "other")
     summed = {"outer": ((), ()), "inner": ((-1,), (-1,))}.get(op.name) or op.args[2:4]
     dims: list[Dim] = []
     for operand, gone in zip((first, second), summed, strict=True):
         layout = layout_of(operand) if op.depends(operand) else Layout(tuple(map(plain, operand.shape)))
-        assert layout is not None  # `output_layout` has seen to it
+        assert layout is not None  # checked by `output_layout`
         gone = {d % operand.ndim for d in gone}
         if any(layout.dims[d].has(SAMPLE) for d in gone):
             return None
@@ -134,7 +131,7 @@ def cell_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | 
 
 
 def cosine_similarity_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """Along one dimension, which goes, of two tensors broadcast to one another."""
+    """Along one dimension, which is removed, of two tensors that are broadcast."""
     shape = torch.broadcast_shapes(op.argument(0, "x1").shape, op.argument(1, "x2").shape)
     layout, along = align([layout_of(t) for t in op.dependent], shape), op.argument(2, "dim", 1) % len(shape)
     if layout is None or layout.dims[along].has(SAMPLE):
@@ -143,7 +140,7 @@ def cosine_similarity_layout(op: Operation, layout_of: LayoutOf, output: Tensor)
 
 
 def cdist_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """cdist: [..., P, M] and [..., R, M] -> [..., P, R]; a distance lies where the first of its two rows lies."""
+    """cdist: [..., P, M] and [..., R, M] -> [..., P, R]; a distance lies where the first of its rows lies."""
     layouts = [layout_of(t) if op.depends(t) else None for t in (op.argument(0, "x1"), op.argument(1, "x2"))]
     if any(layout is None or layout.dims[-1].has(SAMPLE) for layout in layouts if layout):
         return None
@@ -157,7 +154,7 @@ def cdist_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout |
 
 
 def pairwise_distance_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """Along the last dimension, which goes or stays with size 1, of two tensors broadcast to one another."""
+    """Along the last dimension, which is removed or gets size 1, of two tensors that are broadcast."""
     shape = torch.broadcast_shapes(op.argument(0, "x1").shape, op.argument(1, "x2").shape)
     layout = align([layout_of(t) for t in op.dependent], shape)
     if layout is None or layout.dims[-1].has(SAMPLE):
@@ -166,7 +163,7 @@ def pairwise_distance_layout(op: Operation, layout_of: LayoutOf, output: Tensor)
 
 
 def matrix_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """Linear algebra, matrix by matrix: [..., M, K] -> [..., *whatever comes of a matrix]."""
+    """Linear algebra, matrix by matrix: [..., M, K] -> [..., *result of one matrix]."""
     layouts = [layout_of(t) for t in op.dependent]
     if any(layout is None or len(layout.dims) < 2 or any(dim.has(SAMPLE) for dim in layout.dims[-2:]) for layout in layouts):
         return None

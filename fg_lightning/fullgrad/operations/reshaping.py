@@ -1,9 +1,4 @@
-"""view, reshape, flatten: the factors of the dimensions stay in order and are dealt out anew.
-
-Cutting an axis into windows, and putting them together again: Tensor.unfold, F.unfold and F.fold.
-
-Operations that turn or shift the order of entries along an axis: flip, rot90, roll, fftshift.
-"""
+"""Layout rules of reshape and view, of windows (Tensor.unfold, F.unfold, F.fold), and of flip, rot90, roll and fftshift."""
 
 from __future__ import annotations
 
@@ -19,7 +14,7 @@ from fg_lightning.fullgrad.operations.layout_rule import LayoutOf, first_layout,
 
 
 def reshape_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """view, reshape, flatten, unflatten: the factors stay in order and are dealt out to the new dimensions."""
+    """view, reshape, flatten, unflatten: the factors keep their order and are shared out to the new dimensions."""
     queue = _merge_runs([f for dim in first_layout(op, layout_of).dims for f in dim.factors])
     dims: list[Dim] = []
     for i, size in enumerate(output.shape):
@@ -28,13 +23,13 @@ def reshape_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout
         if dim is None:
             if any(f.axis == SAMPLE and f.size > 1 for f in before):
                 return None
-            return Layout((*dims, *map(plain, output.shape[i:])))  # within a sample, rows that are read as longer or shorter ones
+            return Layout((*dims, *map(plain, output.shape[i:])))  # within a sample, rows that become longer or shorter ones
         dims.append(dim)
     return Layout(tuple(dims))  # factors of size 1 may be left over: [N, C, 1, 1] -> [N, C] has no plane any more
 
 
 def _merge_runs(factors: list[Factor]) -> list[Factor]:
-    """Neighbours that are one run of an axis as one factor, such as a window's place and the places in it."""
+    """Merge neighbors that are one run of an axis, such as a window's place and the places in it."""
     merged: list[Factor] = []
     for factor in factors:
         if factor == Factor(None, 1):
@@ -49,7 +44,7 @@ def _merge_runs(factors: list[Factor]) -> list[Factor]:
 
 
 def _take_factors(queue: list[Factor], size: int) -> Dim | None:
-    """Takes factors that make up `size` from the front of the queue, splitting the last one where it has to."""
+    """Take factors that make up `size` from the front of the queue; split the last one if necessary."""
     taken: list[Factor] = []
     need = size
     while queue and size:
@@ -71,7 +66,7 @@ def _take_factors(queue: list[Factor], size: int) -> Dim | None:
 
 
 def unfold_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """Tensor.unfold: [..., L, ...] -> [..., windows, ..., size]; what overlaps lies where its window does."""
+    """Tensor.unfold: [..., L, ...] -> [..., windows, ..., size]; entries of overlapping windows lie where their window lies."""
     layout = first_layout(op, layout_of)
     d, size, step = (op.argument(i, name) for i, name in enumerate(("dimension", "size", "step"), start=1))
     d %= len(layout.dims)
@@ -84,7 +79,7 @@ def unfold_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout 
 
 
 def im2col_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """im2col, which is F.unfold: [N, C, H, W] -> [N, C * size of a patch, patches]; an entry lies where its patch does."""
+    """im2col, which is F.unfold: [N, C, H, W] -> [N, C * size of a patch, patches]; an entry lies where its patch lies."""
     layout = first_layout(op, layout_of)
     if len(layout.dims) != 4 or len(op.args) != 5 or any(dim.has(SAMPLE) for dim in layout.dims[1:]):
         return None
@@ -106,7 +101,7 @@ def col2im_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout 
 
 
 def flip_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """flip, fliplr, flipud: a whole spatial axis remembers that it was turned, anything else loses its places."""
+    """flip, fliplr, flipud: a whole spatial axis remembers that it was flipped; any other dimension loses its places."""
     layout = first_layout(op, layout_of)
     given = op.args[1:] if len(op.args) > 2 else op.argument(1, "dims", ())
     return _flip_dims(layout, {"fliplr": (1,), "flipud": (0,)}.get(op.name, given))
@@ -125,7 +120,7 @@ def rot90_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout |
 
 
 def roll_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """roll: a whole spatial axis remembers how far, anything else loses its places."""
+    """roll: a whole spatial axis remembers its shift; any other dimension loses its places."""
     shifts, along = op.argument(1, "shifts"), op.argument(2, "dims")
     layout = first_layout(op, layout_of)
     if along is None or along in ((), []):
@@ -167,6 +162,6 @@ def _shift_dims(layout: Layout, shifts: Iterable[int], along: Iterable[int]) -> 
 
 
 def _roll_flat(layout: Layout) -> Layout | None:
-    """What was rolled as one row of numbers."""
+    """A tensor that was rolled as one row of numbers."""
     is_row = len(layout.dims) == 1 and not layout.dims[0].has(SAMPLE)
     return Layout((plain(layout.shape[0]),)) if is_row else None

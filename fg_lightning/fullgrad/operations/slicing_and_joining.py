@@ -1,4 +1,4 @@
-"""Layout rules of slices, views by strides, indexing, assignment to an index, cat and stack."""
+"""Layout rules of cat, stack, slices, views by strides, indexing and assignment to an index."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fg_lightning.fullgrad.torch_internals import base_of
 
 
 def cat_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """cat, hstack and their like: what lies nowhere, such as a class token, goes before or behind the places beside it."""
+    """cat, hstack and the like. Entries that lie nowhere, such as a class token, go before or behind the places."""
     parts = [t for t in op.argument(0, "tensors") if t.ndim == output.ndim or t.numel()]
     given = op.argument(1, "dim", op.kwargs.get("axis", 0))
     stacks = {"hstack": min(1, output.ndim - 1), "vstack": 0, "row_stack": 0, "dstack": 2, "column_stack": 1}
@@ -34,7 +34,7 @@ def cat_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | N
 
 
 def _with_dims(layout: Layout | None, ndim: int, operation: str) -> Layout | None:
-    """The layout of a part, which vstack, dstack and column_stack give the dimensions that it lacks."""
+    """The layout of a part with the dimensions that vstack, dstack and column_stack add to it."""
     if layout is None or len(layout.dims) >= ndim or operation == "cat":
         return layout
     if operation == "column_stack":
@@ -44,14 +44,14 @@ def _with_dims(layout: Layout | None, ndim: int, operation: str) -> Layout | Non
 
 
 def _common_dims(dims: tuple[Dim, ...], layouts: list[Layout]) -> tuple[Dim, ...]:
-    """Dimensions of parts put side by side; one that is elsewhere on the image in one part than in another lies nowhere."""
+    """The dimensions that all parts share. A dimension that lies elsewhere in another part loses its places."""
     return tuple(
         dim if all(_lie_alike(dim, layout.dims[i]) for layout in layouts) else plain(dim.size) for i, dim in enumerate(dims)
     )
 
 
 def _lie_alike(dim: Dim, other: Dim) -> bool:
-    """Whether two dimensions that become one lie at the same places, give or take one, if both lie anywhere."""
+    """Whether two dimensions that become one lie at the same places, up to one position, if both have places."""
     axes = {axis.number: axis for axis, _ in dim.places}
     return all(_is_beside(axes.get(axis.number, axis), axis) for axis, _ in other.places)
 
@@ -62,7 +62,7 @@ def _is_beside(axis: Axis, other: Axis) -> bool:
 
 
 def _concatenate(dims: list[Dim]) -> Dim | None:
-    """The dimension that several make when put one behind the other; None where that puts samples beside others."""
+    """The dimension of several, one behind the other; None if that puts samples beside others."""
     size = sum(dim.size for dim in dims)
     if any(factor.axis == SAMPLE for dim in dims for factor in dim.factors):
         return _concatenate_copies(dims) or (None if any(dim.has(SAMPLE) for dim in dims) else plain(size))
@@ -74,7 +74,7 @@ def _concatenate(dims: list[Dim]) -> Dim | None:
 
 
 def _concatenate_copies(dims: list[Dim]) -> Dim | None:
-    """The same samples, in the same order, several times over."""
+    """The same samples in the same order, several times."""
     times = []
     for dim in dims:
         first = dim.factors[0]
@@ -96,7 +96,7 @@ def stack_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout |
 
 
 def slice_dim(dim: Dim, start: int, size: int, step: int) -> Dim:
-    """A part of a dimension: of tokens the places alone, of a spatial axis a piece, in steps at another resolution."""
+    """A part of a dimension. Tokens keep their places only; a spatial axis is cut, and resampled if there are steps."""
     if len(dim.factors) > 1 and (part := _slice_copies(dim, start, size, step)):
         return part
     place = start // step
@@ -106,7 +106,7 @@ def slice_dim(dim: Dim, start: int, size: int, step: int) -> Dim:
 
 
 def _slice_copies(dim: Dim, start: int, size: int, step: int) -> Dim | None:
-    """Of what is there several times, in turns or each so many times in a row, some of the copies."""
+    """Some of the copies in a dimension that holds its entries several times, in turns or in a row; None if it does not."""
     first, *rest = dim.factors
     once = dim.size // max(1, first.size)
     if first.axis is None and step == 1 and once and start % once == 0 and size % once == 0:
@@ -117,7 +117,7 @@ def _slice_copies(dim: Dim, start: int, size: int, step: int) -> Dim | None:
 
 
 def view_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """Operations that return a view by strides: run on an empty tensor whose strides tell where each dimension went."""
+    """Operations that return a view: they are run on an empty tensor whose strides tell where each dimension went."""
     layout = first_layout(op, layout_of)
     shape = layout.shape
     strides = [math.prod(size + 1 for size in shape[i + 1 :]) for i in range(len(shape))]
@@ -148,7 +148,7 @@ def view_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | 
 
 
 def _gather_layout(op: Operation, layout: Layout, output: Tensor) -> Layout | None:
-    """x[:, indices]: what stands beside the one index that is not a full slice stays, or before several; x[arange(N), classes]."""
+    """x[:, indices] and x[arange(N), classes]: the dimensions before the first index stay, and those behind a single one."""
     if op.name not in ("getitem", "index"):
         return None
     index = _as_tuple(op.name, op.args[1])
@@ -183,7 +183,7 @@ def _picks_one_each(index: tuple[Any, ...], layout: Layout) -> bool:
 
 
 def base_layout(view: Tensor, layout: Layout, base: Tensor, n: int) -> Layout | None:
-    """The layout of a constant that was written to through a view; None where the samples are not all of one dimension of it."""
+    """The layout of a constant that was written to through a view; None if the samples do not fill whole dimensions of it."""
     by_stride = {(stride, size): dim for stride, size, dim in zip(view.stride(), view.shape, layout.dims, strict=True)}
     behind = Layout(
         tuple(by_stride.get((stride, size), plain(size)) for stride, size in zip(base.stride(), base.shape, strict=True))
@@ -192,7 +192,7 @@ def base_layout(view: Tensor, layout: Layout, base: Tensor, n: int) -> Layout | 
 
 
 def as_strided_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """as_strided of a tensor whose every dimension that is left keeps its stride and its size."""
+    """as_strided, if each remaining dimension keeps its stride and its size."""
     operand, layout = op.args[0], first_layout(op, layout_of)
     strides = zip(operand.stride(), output.stride(), output.shape, strict=False)
     if operand.shape == output.shape and all(own == new for own, new, size in strides if size > 1):
@@ -208,7 +208,7 @@ def as_strided_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Lay
 
 
 def slice_scatter_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """slice_scatter, select_scatter: as `scatter_layout`, and a slice that is all of a dimension may hold samples."""
+    """slice_scatter, select_scatter: as `scatter_layout`, but a slice of a whole dimension may hold samples."""
     layouts = [layout for t in op.dependent if (layout := layout_of(t))]
     if op.name == "slice_scatter" and op.args[1].shape == output.shape:
         return align(layouts, output.shape)
@@ -219,7 +219,7 @@ def slice_scatter_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> 
 
 
 def _assigned_layout(target: Tensor, index: Any, layout: Layout | None, n: int) -> Layout | None:
-    """The layout of a constant of which a part by slices and numbers is given a value; None for indices of another kind."""
+    """The layout of a constant after an assignment to slices and numbers; None for indices of another kind."""
     shape = target.shape
     probe = torch.empty_strided(shape, [math.prod(size + 1 for size in shape[i + 1 :]) for i in range(len(shape))], device="meta")
     try:
@@ -231,7 +231,7 @@ def _assigned_layout(target: Tensor, index: Any, layout: Layout | None, n: int) 
 
 
 def scatter_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """index_add, scatter and the like, along one dimension: the places are those of what is written to."""
+    """index_add, scatter and the like along one dimension: the places are those of the tensor that is written to."""
     return _scatter_along([layout for t in op.dependent if (layout := layout_of(t))], op.argument(1, "dim"), op, output)
 
 
@@ -245,12 +245,12 @@ def _scatter_along(layouts: list[Layout], dim: int, op: Operation, output: Tenso
 
 
 def masked_scatter_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """masked_scatter: constants that go into a tensor leave it where it is."""
+    """masked_scatter of constants, which leave the tensor where it is."""
     return None if op.depends(op.argument(2, "source")) else align([first_layout(op, layout_of)], output.shape)
 
 
 def setitem_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """x[index] = value: the places are those of x; a value that depends on the input must go to all samples alike."""
+    """x[index] = value: the places are those of x. A value that depends on the input must go to all samples alike."""
     target, index, value = op.args[:3]
     layout = layout_of(target if op.depends(target) else value)
     index = _as_tuple(op.name, index)
