@@ -24,4 +24,5 @@ def _settings():
     torch.manual_seed(0)
     with patch.dict(os.environ):
         yield
-    torch.use_deterministic_algorithms(False)
+    if torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(False)
