@@ -14,8 +14,8 @@ from matplotlib.image import imread
 from PIL import Image
 
 from fg_lightning import FullGradMonitor
-from fg_lightning.loggers import Pictures, log_for
 from fg_lightning.history.records import NUMBERS
+from fg_lightning.loggers import Pictures, log_for
 from tests.helpers.offline_wandb import history, media_folder, summary, tables
 from tests.helpers.small_trainings import Classifier, loader, trainer
 
@@ -28,7 +28,7 @@ def fitted(folder, loggers, **options):
 
 
 def as_logged(monitor):
-    return [(look.step, look.numbers) for look in monitor.history.snapshots]
+    return [(snapshot.step, snapshot.numbers) for snapshot in monitor.history.snapshots]
 
 
 # --- Weights & Biases
@@ -47,7 +47,7 @@ def watched(tmp_path_factory):
     return monitor, folder, calls
 
 
-def test_wandb_gets_a_look_in_one_call(watched):
+def test_wandb_gets_a_snapshot_in_one_call(watched):
     monitor, _, calls = watched
     ours = [call for call in calls if any(key.startswith("fullgrad/") for key in call[0])]
     assert len(ours) == len(monitor.history.snapshots) == 3
@@ -81,7 +81,7 @@ def test_wandb_has_the_overlays_with_what_the_network_says(watched):
         assert not any(f"fullgrad/{name}" in row for row in rows[:-1])
 
 
-def test_wandbs_table_has_a_row_for_every_image_and_look_and_grows(watched):
+def test_wandbs_table_has_a_row_for_every_image_and_snapshot_and_grows(watched):
     monitor, folder, _ = watched
     parts = tables(folder)
     assert [part["log_mode"] for part in parts] == ["INCREMENTAL"] * 3
@@ -93,11 +93,11 @@ def test_wandbs_table_has_a_row_for_every_image_and_look_and_grows(watched):
     types = parts[0]["column_types"]["params"]["type_map"]
     for name, kind in {"overlay": "image-file", "image": "image-file", "confidence": "number", "prediction": "string"}.items():
         assert kind in [allowed["wb_type"] for allowed in types[name]["params"]["allowed_types"]]
-    for look, part in enumerate(parts):
+    for index, part in enumerate(parts):
         rows = [dict(zip(columns, row, strict=True)) for row in part["data"]]
-        found = monitor.history.images(look)
+        found = monitor.history.images(index)
         assert [row["number"] for row in rows] == [0, 1, 2, 3]
-        assert {row["epoch"] for row in rows} == {look}
+        assert {row["epoch"] for row in rows} == {index}
         assert [row["confidence"] for row in rows] == pytest.approx([row.confidence for row in found])
         assert [row["prediction"] for row in rows] == [f"class {row.prediction}" for row in found]
         assert [row["completeness_error"] for row in rows] == pytest.approx([row.completeness_error for row in found])
@@ -280,4 +280,4 @@ def test_where_a_module_steps_its_optimizers_itself_the_step_is_lightnings(tmp_p
     run = trainer(tmp_path, monitor := FullGradMonitor(num_samples=4, strict=True), logger=CSVLogger(tmp_path, name="run"))
     run.fit(Manual(), loader(seed=1), loader(16))
     assert run.global_step == 12
-    assert [look.step for look in monitor.history.snapshots] == [0, 2, 5]
+    assert [snapshot.step for snapshot in monitor.history.snapshots] == [0, 2, 5]

@@ -63,7 +63,7 @@ def run(folder, asked, package="lightning.pytorch", callback=""):
 def test_a_script_that_knows_nothing_of_it_is_watched_and_trains_as_before(tmp_path, package):
     result, history = run(tmp_path / "with", "every_n_epochs=3, num_samples=2", package)
     assert result.returncode == 0, result.stderr[-2000:]
-    assert [look.epoch for look in history.snapshots] == [0, 3, 4]
+    assert [snapshot.epoch for snapshot in history.snapshots] == [0, 3, 4]
     assert len(history.images(0)) == 2
     assert (history.folder / "film_strip.png").exists()
     without, nothing = run(tmp_path / "without", None, package)
@@ -170,7 +170,7 @@ def test_the_second_of_two_trainers_with_one_list_resumes(tmp_path):
     )
     again.fit(Classifier(), loader(seed=1), loader(16, seed=2), ckpt_path=path)
     history = History.read(tmp_path / "2" / "fullgrad" / "version_0")
-    assert [look.epoch for look in history.snapshots] == [0, 1, 2]
+    assert [snapshot.epoch for snapshot in history.snapshots] == [0, 1, 2]
 
 
 @pytest.mark.usefixtures("asked_for")

@@ -9,8 +9,8 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from fg_lightning import FullGradMonitor
-from fg_lightning.metrics.concentration import gini_index
 from fg_lightning.history.records import NUMBERS
+from fg_lightning.metrics.concentration import gini_index
 from fg_lightning.recording.explainer import Explainer
 from tests.helpers.small_trainings import Classifier, loader, trainer
 
@@ -70,7 +70,7 @@ def test_checkpoints_see_the_number_of_the_weights_that_they_hold(tmp_path, name
     for path, score in best.best_k_models.items():
         assert float(score) == pytest.approx(concentration(monitor, path), rel=1e-4)  # float32
     epochs = list(range(every, run.current_epoch + 1, every))
-    assert [look.epoch for look in monitor.history.snapshots] == sorted({0, *epochs, run.current_epoch})
+    assert [snapshot.epoch for snapshot in monitor.history.snapshots] == sorted({0, *epochs, run.current_epoch})
 
 
 @pytest.mark.parametrize("check_on_train_epoch_end", [None, True, False])
@@ -78,7 +78,7 @@ def test_early_stopping_may_stand_first(tmp_path, check_on_train_epoch_end):
     stopping = EarlyStopping(KEY, patience=1, min_delta=1.0, check_on_train_epoch_end=check_on_train_epoch_end)
     run, monitor, _ = fit(tmp_path, stopping, max_epochs=6)
     assert run.current_epoch == 2  # nothing falls by 1
-    assert [look.epoch for look in monitor.history.snapshots] == [0, 1, 2]
+    assert [snapshot.epoch for snapshot in monitor.history.snapshots] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("interval", ["epoch", "step"])
@@ -103,7 +103,7 @@ def test_weights_are_the_same_where_the_numbers_are_read(tmp_path):
     assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
 
 
-def test_a_look_that_fails_is_no_number_and_no_older_one(tmp_path, monkeypatch):
+def test_a_snapshot_that_fails_gives_no_number_and_no_older_one(tmp_path, monkeypatch):
     seen = []
 
     class Reader(Callback):
@@ -189,19 +189,22 @@ def test_the_numbers_of_an_epoch_stand_at_lightnings_step_and_epoch(tmp_path, na
     own = [(row["step"], row["epoch"]) for row in rows if row["loss"]]
     ours = [(row["step"], row["epoch"]) for row in rows if row[KEY]]
     assert ours == [("0", "0"), *own]
-    assert [look.step for look in monitor.history.snapshots] == [0, *(int(step) for step, _ in own)]
-    assert [look.title for look in monitor.history.snapshots] == ["untrained", *(f"epoch {i}" for i in range(1, len(own) + 1))]
+    assert [snapshot.step for snapshot in monitor.history.snapshots] == [0, *(int(step) for step, _ in own)]
+    assert [snapshot.title for snapshot in monitor.history.snapshots] == [
+        "untrained",
+        *(f"epoch {i}" for i in range(1, len(own) + 1)),
+    ]
 
 
 @pytest.mark.parametrize("at_validation", [True, False])
-def test_a_resumed_run_has_each_look_once(tmp_path, at_validation):
+def test_a_resumed_run_has_each_snapshot_once(tmp_path, at_validation):
     saved = ModelCheckpoint(tmp_path / "kept", "{epoch}", save_top_k=-1, save_on_train_epoch_end=not at_validation)
     fit(tmp_path, saved, module=Logging(), logger=CSVLogger(tmp_path, version=0), max_epochs=2)
     monitor = FullGradMonitor(num_samples=2, strict=True)
     run = trainer(tmp_path, saved, monitor, logger=CSVLogger(tmp_path, version=1), enable_checkpointing=True, max_epochs=3)
     path = tmp_path / "kept" / "epoch=1.ckpt"
     run.fit(Logging(), loader(seed=1, batch_size=6), loader(16, seed=2), ckpt_path=path)
-    assert [(look.epoch, look.step) for look in monitor.history.snapshots] == [(0, 0), (1, 3), (2, 7), (3, 11)]
+    assert [(snapshot.epoch, snapshot.step) for snapshot in monitor.history.snapshots] == [(0, 0), (1, 3), (2, 7), (3, 11)]
     ours = [(row["step"], row["epoch"]) for row in rows_of(tmp_path / "lightning_logs" / "version_1") if row.get(KEY)]
     assert ours[-1] == ("11", "2")
     assert len(set(ours)) == len(ours)
@@ -211,4 +214,4 @@ def test_two_fits_of_one_trainer_go_on_with_its_steps(tmp_path):
     run, monitor, module = fit(tmp_path, max_epochs=1, enable_checkpointing=False)
     run.fit_loop.max_epochs = 2
     run.fit(module, loader(seed=1, batch_size=6), loader(16, seed=2))
-    assert [(look.epoch, look.step) for look in monitor.history.snapshots] == [(1, 3), (2, 7)]
+    assert [(snapshot.epoch, snapshot.step) for snapshot in monitor.history.snapshots] == [(1, 3), (2, 7)]

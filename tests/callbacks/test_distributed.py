@@ -1,4 +1,4 @@
-"""Several processes: one looks, the others notice nothing."""
+"""Several processes: the first takes snapshots, the others notice nothing."""
 
 import subprocess
 import sys
@@ -51,7 +51,7 @@ if trainer.is_global_zero:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sides", [("with", "without")])
-def test_two_processes_train_as_without_it_and_the_first_looks(tmp_path, sides):
+def test_two_processes_train_as_without_it_and_the_first_takes_snapshots(tmp_path, sides):
     import torch
 
     for side in sides:
@@ -73,8 +73,8 @@ def test_two_processes_train_as_without_it_and_the_first_looks(tmp_path, sides):
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
     history = History.read(tmp_path / "with" / "run" / "version_0" / "fullgrad")
-    assert [(look.epoch, look.step) for look in history.snapshots] == [(0, 0), (1, 1), (2, 3)]
-    assert torch.load(tmp_path / "with" / "last.ckpt", weights_only=True)["callbacks"]["FullGradMonitor"]["looks"]
+    assert [(snapshot.epoch, snapshot.step) for snapshot in history.snapshots] == [(0, 0), (1, 1), (2, 3)]
+    assert torch.load(tmp_path / "with" / "last.ckpt", weights_only=True)["callbacks"]["FullGradMonitor"]["snapshots"]
     assert "fullgrad/drift" in (tmp_path / "with" / "run" / "version_0" / "metrics.csv").read_text()
 
 
@@ -139,7 +139,7 @@ class OfTheUsers(FSDPStrategy):
 
 
 @pytest.mark.parametrize("strategy", [FSDPStrategy, OfTheUsers])
-def test_weights_spread_over_processes_are_not_looked_at(tmp_path, strategy):
+def test_weights_spread_over_processes_are_not_explained(tmp_path, strategy):
     monitor = FullGradMonitor()
     with pytest.warns(UserWarning, match=f"{strategy.__name__} spreads the weights") as caught:
         trainer(tmp_path, monitor, strategy=strategy("cpu")).fit(Classifier(), loader(seed=1), loader(16))

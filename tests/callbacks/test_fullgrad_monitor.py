@@ -11,14 +11,14 @@ from torchvision.transforms import Normalize
 
 from fg_lightning import FullGrad, FullGradMonitor, full_gradients
 from fg_lightning.history import History
-from fg_lightning.recording.probe import Probe
 from fg_lightning.recording.explainer import Explainer
+from fg_lightning.recording.probe import Probe
 from fg_lightning.visualization import to_rgb
 from tests.helpers.small_trainings import Classifier, fit, images_and_labels, loader, trainer
 
 
 def epochs_of(monitor):
-    return [look.epoch for look in monitor.history.snapshots]
+    return [snapshot.epoch for snapshot in monitor.history.snapshots]
 
 
 def test_the_logged_maps_are_those_of_the_network_at_that_moment(tmp_path):
@@ -32,7 +32,7 @@ def test_the_logged_maps_are_those_of_the_network_at_that_moment(tmp_path):
 
 
 @pytest.mark.parametrize(("stops", "epochs"), [(5, [0, 1, 2]), (1, [0, 1, 1])], ids=["at the last epoch", "early"])
-def test_the_last_look_is_at_the_averaged_weights_that_training_ends_with(tmp_path, stops, epochs):
+def test_the_last_snapshot_is_of_the_averaged_weights_that_training_ends_with(tmp_path, stops, epochs):
     averaging = pytest.importorskip("lightning.pytorch.callbacks.weight_averaging").EMAWeightAveraging(decay=0.5)
 
     class Stops(pl.Callback):
@@ -47,13 +47,13 @@ def test_the_last_look_is_at_the_averaged_weights_that_training_ends_with(tmp_pa
 
 
 @pytest.mark.parametrize(("every", "epochs"), [(1, [0, 1, 2, 3, 4]), (2, [0, 2, 4]), (3, [0, 3, 4])])
-def test_it_looks_at_the_untrained_net_after_every_nth_epoch_and_at_the_end(tmp_path, every, epochs):
+def test_snapshots_are_of_the_untrained_net_after_every_nth_epoch_and_of_the_end(tmp_path, every, epochs):
     monitor = FullGradMonitor(every_n_epochs=every, num_samples=2)
     fit(tmp_path, monitor, max_epochs=4)
     assert epochs_of(monitor) == epochs
 
 
-def test_nothing_is_looked_at_in_the_sanity_check_and_the_first_look_is_at_the_initial_weights(tmp_path):
+def test_the_sanity_check_has_no_snapshot_and_the_first_is_of_the_initial_weights(tmp_path):
     monitor = FullGradMonitor(num_samples=4)
     pl.seed_everything(1, verbose=False)
     module = Classifier()
@@ -125,7 +125,7 @@ def test_the_first_predictions_are_explained_where_labels_are_no_classes(tmp_pat
     with pytest.warns(UserWarning, match="out of range.*predicted classes of the first snapshot") as caught:
         fit(tmp_path, monitor)
     assert sum("FullGradMonitor" in str(w.message) for w in caught) == 1
-    explained = [[row.explained for row in monitor.history.images(look)] for look in range(3)]
+    explained = [[row.explained for row in monitor.history.images(index)] for index in range(3)]
     assert explained[0] == explained[1] == explained[2]
     assert explained[0][:3] == [row.prediction for row in monitor.history.images(0)][:3]
     assert explained[0][3] == labels[3]
@@ -159,7 +159,7 @@ def test_an_interrupted_run_keeps_its_film_strip(tmp_path):
     with pytest.raises(ZeroDivisionError):
         trainer(tmp_path, monitor, Interrupted()).fit(Classifier(), loader(seed=1), loader(16))
     assert monitor.history.strip_path.exists()
-    assert [look.epoch for look in monitor.history.snapshots] == [0, 1]
+    assert [snapshot.epoch for snapshot in monitor.history.snapshots] == [0, 1]
 
 
 def test_an_untrained_head_of_zeros_has_no_shares(tmp_path):

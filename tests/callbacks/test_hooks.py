@@ -18,7 +18,7 @@ HOOKS = ["on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch
 
 
 def epochs_of(monitor):
-    return [look.epoch for look in monitor.history.snapshots]
+    return [snapshot.epoch for snapshot in monitor.history.snapshots]
 
 
 class Other(Classifier):
@@ -176,7 +176,7 @@ def test_a_logger_of_which_one_place_is_mocked(tmp_path, monkeypatch, place):
 # --- what comes before a fit
 
 
-def test_the_tuner_is_not_looked_at(tmp_path):
+def test_the_tuner_has_no_snapshot(tmp_path):
     class Tuned(Classifier):
         lr = 0.1
         batch_size = 4
@@ -196,23 +196,27 @@ def test_the_tuner_is_not_looked_at(tmp_path):
     Tuner(run).scale_batch_size(module, max_trials=1, steps_per_trial=1)
     assert monitor.history is None
     run.fit(module)
-    assert [(look.epoch, look.title) for look in monitor.history.snapshots] == [(0, "untrained"), (1, "epoch 1"), (2, "epoch 2")]
+    assert [(snapshot.epoch, snapshot.title) for snapshot in monitor.history.snapshots] == [
+        (0, "untrained"),
+        (1, "epoch 1"),
+        (2, "epoch 2"),
+    ]
 
 
-def test_the_learning_rate_finder_is_not_looked_at(tmp_path):
+def test_the_learning_rate_finder_has_no_snapshot(tmp_path):
     class Tuned(Classifier):
         lr = 0.1
 
     monitor = FullGradMonitor(num_samples=2, strict=True)
     fit(tmp_path, monitor, Tuned(), max_epochs=1)
-    steps = [look.step for look in monitor.history.snapshots]
+    steps = [snapshot.step for snapshot in monitor.history.snapshots]
     again = FullGradMonitor(num_samples=2, strict=True)
     run = trainer(tmp_path / "tuned", LearningRateFinder(num_training_steps=3), again, max_epochs=1)
     run.fit(Tuned(), loader(seed=1, shuffle=True), loader(16, seed=2))
-    assert [look.step for look in again.history.snapshots] == steps
+    assert [snapshot.step for snapshot in again.history.snapshots] == steps
 
 
-def test_validation_and_tests_before_a_fit_are_not_looked_at(tmp_path):
+def test_validation_and_tests_before_a_fit_have_no_snapshot(tmp_path):
     module, monitor = Classifier(), FullGradMonitor(num_samples=2, strict=True)
     module.test_step = module.validation_step
     run = trainer(tmp_path, monitor)
@@ -240,4 +244,4 @@ class OtherNames(Classifier):
 def test_a_hook_may_call_its_arguments_anything(tmp_path):
     monitor = FullGradMonitor(num_samples=2, strict=True)
     fit(tmp_path, monitor, OtherNames())
-    assert [look.epoch for look in monitor.history.snapshots] == [0, 1, 2]
+    assert [snapshot.epoch for snapshot in monitor.history.snapshots] == [0, 1, 2]

@@ -17,7 +17,7 @@ from tests.helpers.small_trainings import Classifier, fit, loader
 
 
 def epochs_of(monitor):
-    return [look.epoch for look in monitor.history.snapshots]
+    return [snapshot.epoch for snapshot in monitor.history.snapshots]
 
 
 # --- what goes wrong is said once, and training goes on
@@ -113,7 +113,7 @@ def test_a_fault_warns_once_and_training_goes_on(tmp_path, module, val, reason):
         fit(tmp_path, FullGradMonitor(strict=True), module(), val=val)
 
 
-def test_data_that_cannot_be_asked_for_its_classes_costs_no_look(tmp_path, monkeypatch):
+def test_data_that_cannot_be_asked_for_its_classes_costs_no_snapshot(tmp_path, monkeypatch):
     def fails(self, count):
         raise RuntimeError("not downloaded")
 

@@ -1,4 +1,4 @@
-"""Every kind of training comes out bit for bit as without the monitor, which has looked at it."""
+"""Every kind of training comes out bit for bit as without the monitor, which has taken snapshots of it."""
 
 import logging
 import warnings
@@ -100,7 +100,7 @@ TRAININGS = {
     "several validation loaders": {"data": lambda: (loader(seed=1, shuffle=True), {"a": loader(16, seed=2), "b": loader(8)})},
     "no validation loader": {"data": lambda: (loader(seed=1, shuffle=True), None)},
     "limit_val_batches=0": {"limit_val_batches": 0},
-    "fast_dev_run": {"fast_dev_run": True, "looks": [0, 1]},
+    "fast_dev_run": {"fast_dev_run": True, "snapshots": [0, 1]},
     "overfit_batches": {"overfit_batches": 2},
     "check_val_every_n_epoch": {"check_val_every_n_epoch": 2},
     "no validation in the first epoch": {"check_val_every_n_epoch": 2, "num_sanity_val_steps": 0},
@@ -115,12 +115,12 @@ TRAININGS = {
     "iterable": {"data": streams(0)},
     "iterable with workers": {"data": streams(2)},
     "iterable without validation": {"data": lambda: (DataLoader(Stream(24, 1), 8), None)},
-    "steps instead of epochs": {"max_steps": 4, "max_epochs": -1, "looks": [0, 1, 2]},
+    "steps instead of epochs": {"max_steps": 4, "max_epochs": -1, "snapshots": [0, 1, 2]},
     "deterministic": {"deterministic": True},
     "anomaly detection": {"detect_anomaly": True},
     "gradient clipping": {"gradient_clip_val": 0.1},
     "EMA": {"callbacks": lambda: [EMAWeightAveraging(decay=0.5, update_every_n_steps=1)]},
-    "SWA": {"callbacks": lambda: [StochasticWeightAveraging(swa_lrs=1e-2, swa_epoch_start=1)], "looks": [0, 1, 2, 3]},
+    "SWA": {"callbacks": lambda: [StochasticWeightAveraging(swa_lrs=1e-2, swa_epoch_start=1)], "snapshots": [0, 1, 2, 3]},
     "W&B": {"logger": "wandb"},
 }
 
@@ -144,17 +144,17 @@ def trained(folder, monitor, options):
 @pytest.mark.filterwarnings("ignore:.*sampler is not", "ignore:Anomaly Detection", "ignore:The .grad attribute")
 def test_weights_are_bit_identical_with_and_without_the_monitor(tmp_path, name):
     options = dict(TRAININGS[name])
-    epochs = options.pop("looks", [0, 1, 2])
+    epochs = options.pop("snapshots", [0, 1, 2])
     without, _ = trained(tmp_path / "without", None, options)
     monitor = FullGradMonitor(num_samples=4, strict=True)
     with_monitor, _ = trained(tmp_path / "with", monitor, options)
     for key, value in without.items():
         assert torch.equal(value, with_monitor[key]), key
-    assert [look.epoch for look in monitor.history.snapshots] == epochs
+    assert [snapshot.epoch for snapshot in monitor.history.snapshots] == epochs
 
 
 @pytest.mark.parametrize("name", ["no validation loader", "limit_val_batches=0", "iterable without validation"])
-def test_without_validation_data_a_note_tells_that_training_data_is_looked_at(tmp_path, name, caplog):
+def test_without_validation_data_a_note_tells_that_training_data_is_explained(tmp_path, name, caplog):
     """No warning: nothing went wrong, as in a self-supervised run."""
     with caplog.at_level(logging.INFO), warnings.catch_warnings():
         warnings.filterwarnings("error", "FullGradMonitor")
@@ -163,7 +163,7 @@ def test_without_validation_data_a_note_tells_that_training_data_is_looked_at(tm
     assert [record.levelname for record in notes] == ["INFO"]
 
 
-def test_nothing_is_compiled_again_because_of_a_look(tmp_path):
+def test_nothing_is_compiled_again_because_of_a_snapshot(tmp_path):
     def compilations(folder, *monitors):
         graphs = []
         torch.compiler.reset()

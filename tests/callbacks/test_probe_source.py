@@ -34,7 +34,7 @@ def test_streamed_validation_data_is_taken_as_it_comes_by(tmp_path, sanity_steps
     monitor = FullGradMonitor(num_samples=4, strict=True)
     fit(tmp_path, monitor, val=DataLoader(stream, 8), num_sanity_val_steps=sanity_steps)
     assert stream.opened == (3 if sanity_steps else 2)  # Lightning's own passes
-    assert [look.epoch for look in monitor.history.snapshots] == epochs
+    assert [snapshot.epoch for snapshot in monitor.history.snapshots] == epochs
     assert torch.equal(monitor.probe.images, IMAGES[:4])
 
 
@@ -75,7 +75,7 @@ def test_a_sampler_over_a_part_of_the_data_keeps_the_probe_to_that_part(tmp_path
 @pytest.mark.parametrize(
     "nest", [lambda val: [val, loader(4)], lambda val: {"first": val, "second": loader(4)}], ids=["list", "dict"]
 )
-def test_of_several_validation_loaders_the_first_is_looked_at(tmp_path, nest):
+def test_of_several_validation_loaders_the_first_has_the_probe(tmp_path, nest):
     monitor = FullGradMonitor(num_samples=4, strict=True)
     fit(tmp_path, monitor, Blind(), val=nest(loader(16, seed=2)), max_epochs=1)
     assert torch.equal(monitor.probe.images, IMAGES[SPREAD])
@@ -132,7 +132,7 @@ def test_batches_are_moved_and_transformed_as_in_validation(tmp_path, of_module)
     assert torch.equal(monitor.probe.images, 2 * (IMAGES[SPREAD] + 1))
 
 
-def test_a_probe_larger_than_a_batch_is_looked_at_in_parts(tmp_path):
+def test_a_probe_larger_than_a_batch_is_explained_in_parts(tmp_path):
     seen = []
 
     class Counting(Classifier):

@@ -218,9 +218,7 @@ def test_the_label_that_is_shown_is_that_of_what_is_explained(tmp_path):
 def test_features_before_the_scores_are_no_classes(tmp_path):
     monitor = FullGradMonitor(num_samples=3, strict=True)
     fit(tmp_path, monitor, FeaturesFirst(), train=data(), val=data())
-    assert all(
-        row.confidence is row.explained is None for rows in monitor.history.images_by_snapshot().values() for row in rows
-    )
+    assert all(row.confidence is row.explained is None for rows in monitor.history.images_by_snapshot().values() for row in rows)
 
 
 @pytest.mark.parametrize(

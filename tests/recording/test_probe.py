@@ -1,4 +1,4 @@
-"""Where the images come from that are looked at, and that nothing else notices."""
+"""Where the probe comes from, and that nothing else notices."""
 
 from collections import namedtuple
 from dataclasses import dataclass
@@ -154,7 +154,7 @@ def test_a_fingerprint_tells_probes_apart():
 # --- images given by the user
 
 
-def test_images_given_by_the_user_are_looked_at(tmp_path):
+def test_images_given_by_the_user_are_explained(tmp_path):
     images, labels = images_and_labels(3, seed=9)
     monitor = FullGradMonitor(probe=(images, labels), strict=True)
     fit(tmp_path, monitor, max_epochs=1)
@@ -172,13 +172,13 @@ def test_images_given_by_the_user_go_before_a_stream(tmp_path):
     assert torch.equal(monitor.probe.images, images)
 
 
-def test_without_validation_data_it_looks_at_training_data(tmp_path):
+def test_without_validation_data_it_explains_training_data(tmp_path):
     """test_trainings.py checks the note about it."""
     monitor = FullGradMonitor(num_samples=2, strict=True)
     trainer(tmp_path, monitor).fit(Classifier(), loader(seed=1))
     images, _ = images_and_labels(24, seed=1)
     assert torch.equal(monitor.probe.images, images[[0, 23]])
-    assert [look.epoch for look in monitor.history.snapshots] == [0, 1, 2]
+    assert [snapshot.epoch for snapshot in monitor.history.snapshots] == [0, 1, 2]
 
 
 # --- modules that take more than images
@@ -225,7 +225,9 @@ def test_a_forward_of_more_than_images(tmp_path, kind):
 
 def test_where_it_is_not_said_how_the_fault_says_what_to_say(tmp_path):
     data = loader(16, seed=2, collate_fn=collated(with_ages))
-    with pytest.warns(UserWarning, match=r"missing 1 required positional argument: 'age'.*say how it is called: forward=") as caught:
+    with pytest.warns(
+        UserWarning, match=r"missing 1 required positional argument: 'age'.*say how it is called: forward="
+    ) as caught:
         fit(tmp_path, FullGradMonitor(), Conditioned(), data, data, max_epochs=1)
     assert sum("FullGradMonitor" in str(w.message) for w in caught) == 1
 
@@ -250,7 +252,7 @@ def test_a_module_without_a_forward_is_its_only_network(tmp_path):
     assert [layer.module for layer in monitor.history.layers(-1)] == ["", "model.1"]
 
 
-def test_what_a_forward_logs_is_not_logged_of_a_look(tmp_path):
+def test_what_a_forward_logs_is_not_logged_of_a_snapshot(tmp_path):
     class Logging(Classifier):
         def forward(self, images):
             self.log("seen", float(len(images)), on_epoch=True, on_step=False, reduce_fx="sum")

@@ -127,7 +127,7 @@ def test_what_evidence_does_not_decide_is_told(name):
     assert f"[{', '.join(['N', *map(str, scores.shape[1:])])}]" in found.assumed
 
 
-def test_all_labels_count_where_a_part_is_looked_at():
+def test_all_labels_count_if_a_part_is_explained():
     part, labels = slice(0, 1), cycle(3)
     assert infer_task(normal(3)[part], IMAGES[part], [labels[part]]).assumed is not None
     assert infer_task(normal(3)[part], IMAGES[part], [labels[part]], of_all=[labels]).assumed is None

@@ -12,8 +12,8 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from fg_lightning import FullGradMonitor
-from fg_lightning.history import history as history_module
 from fg_lightning.history import History
+from fg_lightning.history import history as history_module
 from fg_lightning.recording import resume as resume_module
 from fg_lightning.report import write_report
 from tests import ROOT
@@ -31,11 +31,11 @@ def fit(folder, monitor, epochs, resume=None, val=None, logger=False, saved=None
 
 
 def epochs_of(history):
-    return [look.epoch for look in history.snapshots]
+    return [snapshot.epoch for snapshot in history.snapshots]
 
 
 def test_the_strip_goes_on_where_it_stopped(tmp_path):
-    """In one go and in two halves: the same looks, numbers and maps."""
+    """In one go and in two halves: the same snapshots, numbers and maps."""
     whole = FullGradMonitor(num_samples=4, strict=True)
     fit(tmp_path / "whole", whole, 4)
     fit(tmp_path / "halves", FullGradMonitor(num_samples=4, strict=True), 2)
@@ -43,7 +43,7 @@ def test_the_strip_goes_on_where_it_stopped(tmp_path):
     fit(tmp_path / "halves", half, 4, resume=tmp_path / "halves/saved/epoch=1.ckpt")
     assert epochs_of(half.history) == epochs_of(whole.history) == [0, 1, 2, 3, 4]
     for index in range(5):
-        # The second half draws its batches in another order; the looks before are the same.
+        # The second half draws its batches in another order; the snapshots before are the same.
         if index <= 2:
             assert half.history.snapshots[index] == whole.history.snapshots[index]
             assert torch.equal(half.history.maps(index), whole.history.maps(index))
@@ -83,7 +83,7 @@ def test_a_logger_that_goes_on_in_its_folder_takes_the_history_with_it(tmp_path)
     assert [path.name for path in (tmp_path / "run" / "the_same").glob("fullgrad*")] == ["fullgrad"]
 
 
-def test_it_does_not_look_twice_at_the_moment_of_the_checkpoint(tmp_path):
+def test_there_is_one_snapshot_of_the_moment_of_the_checkpoint(tmp_path):
     fit(tmp_path, FullGradMonitor(every_n_epochs=2, num_samples=4, strict=True), 3)
     monitor = FullGradMonitor(every_n_epochs=2, num_samples=4, strict=True)
     fit(tmp_path, monitor, 6, resume=tmp_path / "saved/epoch=2.ckpt")
@@ -106,8 +106,8 @@ def test_a_checkpoint_without_the_monitor_begins_a_history_there(tmp_path):
     trainer(tmp_path, saved, enable_checkpointing=True, max_epochs=1).fit(Classifier(), loader(seed=1), loader(16))
     monitor = FullGradMonitor(num_samples=4, strict=True)
     fit(tmp_path, monitor, 3, resume=tmp_path / "saved/epoch=0.ckpt")
-    assert [look.title for look in monitor.history.snapshots] == ["epoch 1", "epoch 2", "epoch 3"]
-    assert not any("fullgrad/drift_from_untrained" in look.numbers for look in monitor.history.snapshots)
+    assert [snapshot.title for snapshot in monitor.history.snapshots] == ["epoch 1", "epoch 2", "epoch 3"]
+    assert not any("fullgrad/drift_from_untrained" in snapshot.numbers for snapshot in monitor.history.snapshots)
 
 
 def test_a_second_fit_without_the_checkpoint_begins_anew(tmp_path):
@@ -121,7 +121,7 @@ def test_a_second_fit_without_the_checkpoint_begins_anew(tmp_path):
 # --- what changed meanwhile
 
 
-def test_other_images_are_noticed_and_the_old_ones_looked_at_on(tmp_path):
+def test_other_images_are_noticed_and_the_old_ones_still_explained(tmp_path):
     fit(tmp_path, FullGradMonitor(num_samples=4), 1)
     images, labels = images_and_labels(16, seed=2)
     images[5] += 1
@@ -161,7 +161,7 @@ class Stream(IterableDataset):
         yield from TensorDataset(*images_and_labels(16, self.seed))
 
 
-def test_of_a_stream_the_images_of_the_checkpoint_are_looked_at(tmp_path):
+def test_of_a_stream_the_images_of_the_checkpoint_are_explained(tmp_path):
     fit(tmp_path, FullGradMonitor(num_samples=4, strict=True), 1, val=DataLoader(Stream(2), 8))
     monitor = FullGradMonitor(num_samples=4, strict=True)
     fit(tmp_path, monitor, 2, resume=tmp_path / "saved/epoch=0.ckpt", val=DataLoader(Stream(3), 8))
@@ -251,7 +251,7 @@ def test_a_state_of_another_version_begins_a_new_history(tmp_path, name):
     assert epochs_of(History.read(monitor.history.folder)) == [1, 2]
 
 
-def test_a_run_that_goes_on_without_a_look_reads_what_there_was(tmp_path):
+def test_a_run_that_goes_on_without_a_snapshot_reads_what_there_was(tmp_path):
     first = FullGradMonitor(num_samples=4, strict=True)
     fit(tmp_path, first, 2)
     monitor = FullGradMonitor(num_samples=4, strict=True)
@@ -289,7 +289,7 @@ def test_a_folder_that_cannot_be_read_now_stays_as_it_is(tmp_path, monkeypatch):
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
 
 
-def test_a_copy_that_finds_the_disk_full_is_made_with_the_next_look(tmp_path, monkeypatch):
+def test_a_copy_that_finds_the_disk_full_is_made_with_the_next_snapshot(tmp_path, monkeypatch):
     fit(tmp_path, FullGradMonitor(num_samples=4, strict=True), 1)
     real, calls = history_module._copy_tree, []
 
@@ -308,8 +308,8 @@ def test_a_copy_that_finds_the_disk_full_is_made_with_the_next_look(tmp_path, mo
     assert all(bool(read.maps(index).isfinite().all()) for index in range(4))
 
 
-def test_a_checkpoint_before_the_next_look_knows_where_the_findings_lie(tmp_path):
-    """A run that goes on and is stopped again before it looks."""
+def test_a_checkpoint_before_the_next_snapshot_knows_the_folder(tmp_path):
+    """A run that goes on and is stopped again before a snapshot."""
     fit(tmp_path, FullGradMonitor(every_n_epochs=2, num_samples=4, strict=True), 2)
     monitor = FullGradMonitor(every_n_epochs=4, num_samples=4, strict=True)
     fit(tmp_path, monitor, 4, resume=tmp_path / "saved/epoch=1.ckpt")
@@ -359,7 +359,7 @@ def test_a_checkpoint_of_another_branch_takes_what_is_its_own(tmp_path):
     fit(tmp_path, third, 4, resume=tmp_path / "first/epoch=2.ckpt", logger=logger())
     states = kept(tmp_path / "first/epoch=2.ckpt")["snapshots"]
     read = History.read(third.history.folder)
-    assert [{"epoch": look.epoch, "step": look.step, **look.numbers} for look in read.snapshots[:4]] == states
+    assert [{"epoch": snapshot.epoch, "step": snapshot.step, **snapshot.numbers} for snapshot in read.snapshots[:4]] == states
     assert [bool(read.maps(index).isnan().any()) for index in range(5)] == [False, False, True, True, False]
 
 
@@ -373,7 +373,7 @@ from pathlib import Path
 folder, epochs, *resume = sys.argv[1:]
 monitor = FullGradMonitor(num_samples=4, strict=True)
 fit(Path(folder), monitor, int(epochs), resume=resume[0] if resume else None)
-print([look.epoch for look in monitor.history.snapshots])
+print([snapshot.epoch for snapshot in monitor.history.snapshots])
 """
 
 

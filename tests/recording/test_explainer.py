@@ -8,8 +8,8 @@ from torch import nn
 
 from fg_lightning.fullgrad import TargetError
 from fg_lightning.recording.evidence import Evidence
-from fg_lightning.recording.probe import Probe
 from fg_lightning.recording.explainer import Explainer
+from fg_lightning.recording.probe import Probe
 from fg_lightning.recording.task import (
     TASKS,
     Binary,
@@ -39,10 +39,10 @@ class Gives(nn.Module):
         return self.linear(images.flatten(1)).reshape(len(images), *self.shape)
 
 
-def looked(module, *candidates, looks=1, evidence=None, **options):
+def explain(module, *candidates, times=1, evidence=None, **options):
     probe = Probe(IMAGES, *candidates[:1], others=tuple(candidates[1:]))
     explainer = Explainer(probe, **options, **({} if evidence is None else {"evidence": lambda module: evidence}))
-    return explainer, [explainer.explain(module, CPU) for _ in range(looks)][-1]
+    return explainer, [explainer.explain(module, CPU) for _ in range(times)][-1]
 
 
 LABELS = torch.tensor([2, 0, 1])
@@ -116,7 +116,7 @@ def explained_by_definition(scores, candidates, what):
 def test_the_task_is_understood_and_its_number_is_explained(name):
     shape, candidates, kind, what = CASES[name]
     module = Gives(*shape)
-    explainer, found = looked(module, *candidates, evidence=EVIDENCE.get(name))
+    explainer, found = explain(module, *candidates, evidence=EVIDENCE.get(name))
     assert type(explainer.task) is kind
     scores = module(IMAGES).detach()
     expected = explained_by_definition(scores, candidates, what)
@@ -129,7 +129,7 @@ def test_what_was_explained_once_is_explained_again(name):
     """However the network's answers change, and through a checkpoint, which keeps the task's name."""
     shape, candidates, kind, _ = CASES[name]
     module, other = Gives(*shape), Gives(*shape, seed=1)
-    explainer, first = looked(module, *candidates, evidence=EVIDENCE.get(name))
+    explainer, first = explain(module, *candidates, evidence=EVIDENCE.get(name))
     second = explainer.explain(other, CPU)
     for of_a_look in (first, second):
         if first.answers.explained is not None:
@@ -143,33 +143,33 @@ def test_what_was_explained_once_is_explained_again(name):
 def test_predictions_and_confidence():
     module = Gives(4)
     scores = module(IMAGES).detach()
-    _, found = looked(module, LABELS)
+    _, found = explain(module, LABELS)
     assert torch.equal(found.answers.predicted, scores.argmax(1))
     assert torch.allclose(found.answers.confidence, scores.softmax(1).amax(1))
-    _, found = looked(module, SEVERAL)
+    _, found = explain(module, SEVERAL)
     assert torch.allclose(found.answers.confidence, scores.sigmoid().amax(1))
     module = Gives(1)
     probability = module(IMAGES).detach().sigmoid().squeeze(1)
-    _, found = looked(module, torch.tensor([0, 1, 1]), evidence=EVIDENCE["one logit"])
+    _, found = explain(module, torch.tensor([0, 1, 1]), evidence=EVIDENCE["one logit"])
     assert torch.equal(found.answers.predicted, (probability > 0.5).long())
     assert torch.allclose(found.answers.confidence, torch.where(probability > 0.5, probability, 1 - probability))
-    _, found = looked(module, torch.rand(3))
+    _, found = explain(module, torch.rand(3))
     assert torch.allclose(found.answers.predicted, module(IMAGES).detach().squeeze(1))
     assert found.answers.confidence is None
 
 
 def test_outputs_that_are_probabilities_are_taken_as_they_are():
     module = nn.Sequential(Gives(4), nn.Softmax(1))
-    _, found = looked(module, LABELS)
+    _, found = explain(module, LABELS)
     assert torch.allclose(found.answers.confidence, module(IMAGES).detach().amax(1))
     module = nn.Sequential(Gives(4), nn.Sigmoid())
-    explainer, found = looked(module, SEVERAL)
+    explainer, found = explain(module, SEVERAL)
     assert type(explainer.task) is SeveralProbabilities
     assert torch.allclose(found.answers.confidence, module(IMAGES).detach().amax(1))
-    explainer, found = looked(nn.Sequential(Gives(4), nn.Hardtanh(0.2, 0.4)), SEVERAL)  # as logits may be, by accident
+    explainer, found = explain(nn.Sequential(Gives(4), nn.Hardtanh(0.2, 0.4)), SEVERAL)  # as logits may be, by accident
     assert type(explainer.task) is SeveralClasses
     module = nn.Sequential(Gives(1), nn.Sigmoid())
-    explainer, found = looked(module, torch.tensor([0, 1, 1]), evidence=Evidence(frozenset({"probabilities"})))
+    explainer, found = explain(module, torch.tensor([0, 1, 1]), evidence=Evidence(frozenset({"probabilities"})))
     probability = module(IMAGES).detach().squeeze(1)
     assert type(explainer.task) is Probability
     assert torch.equal(found.answers.predicted, (probability > 0.5).long())
@@ -180,7 +180,7 @@ def test_outputs_that_are_probabilities_are_taken_as_they_are():
 def test_labels_that_are_no_classes_give_way_to_predictions(ignored):
     module = Gives(4)
     labels = torch.tensor([2, ignored, 1])
-    explainer, found = looked(module, labels)
+    explainer, found = explain(module, labels)
     assert "out of range" in explainer.misfit
     assert found.answers.explained.tolist() == [2, int(module(IMAGES)[1].argmax()), 1]
 
@@ -191,7 +191,7 @@ def test_ignored_places_of_a_label_map_are_no_region(ignored):
     masks[masks == 3] = ignored
     masks[0] = ignored
     module = Gives(4, 6, 6)
-    _, found = looked(module, masks)
+    _, found = explain(module, masks)
     assert found.answers.explained[0] == 0
     assert float(found.terms["output"][0]) == pytest.approx(float(module(IMAGES)[0, 0].detach().mean()), rel=1e-4)
     assert set(found.answers.explained[1:].tolist()) <= {1, 2}
@@ -203,7 +203,7 @@ def test_ignored_places_of_a_label_map_are_no_region(ignored):
 @pytest.mark.parametrize(("target", "expected"), [(3, [3, 3, 3]), ([1, 3, 0], [1, 3, 0]), (torch.tensor([1, 3, 0]), [1, 3, 0])])
 def test_a_target_goes_before_the_labels(target, expected):
     module = Gives(4)
-    explainer, found = looked(module, LABELS, target=target)
+    explainer, found = explain(module, LABELS, target=target)
     scores = module(IMAGES).detach()
     assert found.terms["output"].tolist() == pytest.approx([float(scores[i, k]) for i, k in enumerate(expected)], rel=1e-4)
     assert torch.equal(explainer.labels, LABELS)
@@ -211,7 +211,7 @@ def test_a_target_goes_before_the_labels(target, expected):
 
 def test_a_target_of_a_dense_output_is_explained_everywhere():
     module = Gives(4, 6, 6)
-    _, found = looked(module, MASKS, target=2)
+    _, found = explain(module, MASKS, target=2)
     assert found.terms["output"].tolist() == pytest.approx(module(IMAGES)[:, 2].flatten(1).mean(1).tolist(), rel=1e-4)
 
 
@@ -221,7 +221,7 @@ def test_a_function_of_the_output_is_explained():
             return {"a": super().forward(images), "b": 2 * super().forward(images)}
 
     module = Two(4)
-    _, found = looked(module, LABELS, target=lambda output: output["b"][:, 1] - output["a"][:, 0])
+    _, found = explain(module, LABELS, target=lambda output: output["b"][:, 1] - output["a"][:, 0])
     output = module(IMAGES)
     assert found.terms["output"].tolist() == pytest.approx((output["b"][:, 1] - output["a"][:, 0]).tolist(), rel=1e-4)
     assert found.answers.explained is None
@@ -229,14 +229,14 @@ def test_a_function_of_the_output_is_explained():
 
 def test_a_target_that_is_no_class_is_refused():
     with pytest.raises(TargetError, match=r"target 9 is no class: labels .* out of range"):
-        looked(Gives(4), LABELS, target=9)
+        explain(Gives(4), LABELS, target=9)
     with pytest.raises(ValueError, match="one for each of 3 images"):
-        looked(Gives(4), LABELS, target=[1, 2])
+        explain(Gives(4), LABELS, target=[1, 2])
 
 
 def test_a_target_of_an_output_without_classes_is_an_entry():
     module = Gives(4)
-    explainer, found = looked(module, LABELS, target=3, evidence=Evidence(frozenset({"embeddings"})))
+    explainer, found = explain(module, LABELS, target=3, evidence=Evidence(frozenset({"embeddings"})))
     assert type(explainer.task) is Entry
     scores = module(IMAGES).detach()
     assert found.terms["output"].tolist() == pytest.approx(scores[:, 3].tolist(), rel=1e-4, abs=1e-6)
@@ -261,7 +261,7 @@ def test_the_user_may_tell_the_task(told):
     shape, labels, kind, what = TOLD[told]
     module = Gives(*shape)
     for evidence in (Evidence(), Evidence(frozenset({"numbers"})), Evidence(frozenset({"classes"}), frozenset({4}))):
-        explainer, found = looked(module, labels, task=told, evidence=evidence)
+        explainer, found = explain(module, labels, task=told, evidence=evidence)
         assert type(explainer.task) is kind
         assert explainer.assumed is None
         expected = explained_by_definition(module(IMAGES).detach(), [labels], what)
@@ -270,9 +270,9 @@ def test_the_user_may_tell_the_task(told):
 
 def test_the_user_may_tell_the_task_without_labels():
     module = Gives(4)
-    _, found = looked(module, task="classes")
+    _, found = explain(module, task="classes")
     assert torch.equal(found.answers.explained, module(IMAGES).argmax(1))
-    _, found = looked(Gives(4, 6, 6), task="regions")
+    _, found = explain(Gives(4, 6, 6), task="regions")
     assert found.answers.explained is not None
 
 
@@ -281,7 +281,7 @@ def test_the_user_may_tell_the_task_without_labels():
 )
 def test_a_task_that_the_output_has_no_shape_for_is_refused(told, shape):
     with pytest.raises(TargetError, match=rf'task="{told}" needs an output \[N.*has shape \[3'):
-        looked(Gives(*shape), LABELS, task=told)
+        explain(Gives(*shape), LABELS, task=told)
 
 
 # --- outputs of several parts
@@ -313,7 +313,7 @@ PARTS = {
 def test_of_several_parts_one_is_explained_and_that_is_told(name):
     build, told = PARTS[name]
     module = Parts(build)
-    explainer, found = looked(module, LABELS, evidence=Evidence(counts=frozenset({4})))
+    explainer, found = explain(module, LABELS, evidence=Evidence(counts=frozenset({4})))
     scores = Gives(4)(IMAGES).detach()
     assert found.terms["output"].tolist() == pytest.approx([float(scores[i, k]) for i, k in enumerate(LABELS)], rel=1e-4)
     assert explainer.assumed is None if told is None else told in explainer.assumed
@@ -322,8 +322,8 @@ def test_of_several_parts_one_is_explained_and_that_is_told(name):
 def test_the_output_of_a_detector_needs_a_function():
     module = Parts(lambda y: [{"boxes": row[None], "scores": row[:1]} for row in y])
     with pytest.raises(TargetError, match=r"list of mappings, as detectors give it; pass .*target=function"):
-        looked(module, LABELS)
-    _, found = looked(module, LABELS, target=lambda output: torch.stack([image["scores"].sum() for image in output]))
+        explain(module, LABELS)
+    _, found = explain(module, LABELS, target=lambda output: torch.stack([image["scores"].sum() for image in output]))
     assert found.terms["output"].tolist() == pytest.approx(Gives(4)(IMAGES)[:, 0].tolist(), rel=1e-4)
 
 
@@ -331,7 +331,7 @@ def test_a_score_that_is_called_so_is_no_probability():
     """As anomalib's models give it, whose losses and labels speak of yes and no."""
     Anomalies = namedtuple("Anomalies", "pred_score pred_label")
     module = Parts(lambda y: Anomalies(y[:, 0].sigmoid(), y[:, 0] > 0))
-    explainer, found = looked(module, torch.tensor([0, 1, 1]), evidence=Evidence(frozenset({"probabilities", "binary"})))
+    explainer, found = explain(module, torch.tensor([0, 1, 1]), evidence=Evidence(frozenset({"probabilities", "binary"})))
     assert type(explainer.task) is Task
     assert found.answers.confidence is None
 
@@ -339,13 +339,13 @@ def test_a_score_that_is_called_so_is_no_probability():
 def test_rows_that_are_more_than_the_images_are_told():
     module = Parts(lambda y: torch.cat([y, y]))
     with pytest.raises(TargetError, match=r"gives 6 rows for 3 images, as an ensemble does; .*target=function"):
-        looked(module, LABELS)
+        explain(module, LABELS)
 
 
 def test_labels_that_are_counted_from_one_are_left_out():
     """Which entry of the output they belong to is not known."""
     module = Gives(3)
-    explainer, found = looked(module, torch.tensor([3, 1, 2]), evidence=Evidence(frozenset({"classes"})))
+    explainer, found = explain(module, torch.tensor([3, 1, 2]), evidence=Evidence(frozenset({"classes"})))
     assert type(explainer.task) is Classes
     assert "labels go from 1 to 3, but the classes of the output from 0 to 2" in explainer.assumed
     assert torch.equal(found.answers.explained, module(IMAGES).argmax(1))
@@ -365,7 +365,7 @@ UNFIT = {
 @pytest.mark.parametrize("told", [None, "number"])
 def test_labels_that_fit_nothing_leave_a_number(name, told):
     build, labels = UNFIT[name]
-    explainer, found = looked(Parts(build), *labels, looks=2, task=told)
+    explainer, found = explain(Parts(build), *labels, times=2, task=told)
     assert type(explainer.task) is Task
     assert found.answers.confidence is None
 
@@ -393,7 +393,7 @@ def test_a_network_that_mixes_its_samples_is_run_on_one_at_a_time():
             return super().forward(images)[order][order]
 
     for shape, labels in (((4,), LABELS), ((4, 6, 6), MASKS)):
-        _, found = looked(Mixing(*shape), labels)
-        _, expected = looked(Gives(*shape), labels)
+        _, found = explain(Mixing(*shape), labels)
+        _, expected = explain(Gives(*shape), labels)
         assert torch.allclose(found.terms["output"], expected.terms["output"], atol=1e-6)
         assert torch.allclose(found.maps, expected.maps, atol=1e-5)
