@@ -290,7 +290,7 @@ def test_a_fill_function_sees_bytes_as_fractions():
     assert np.array_equal(changed, np.where(mask[..., None], 102, 51) * np.ones(3, int))
 
 
-@pytest.mark.parametrize("fill", ["noisy_linear", 12.0, [12.0], lambda images, mask: images * 0])
+@pytest.mark.parametrize("fill", ["noisy_linear", "image_mean", "black", 12.0, [12.0], lambda images, mask: images * 0])
 def test_fills(store, fill):
     data = masked(store, fill=fill)
     image, _ = data.test_dataloader().dataset[0]

@@ -169,3 +169,12 @@ def test_bands_lie_about_their_lines_in_per_cent_too(unit):
     for line, band in zip(axes.get_lines(), axes.collections, strict=True):
         own = [y for x, y in band.get_paths()[0].vertices if x == 0.4]
         assert min(own) < line.get_ydata()[1] < max(own) <= unit
+
+
+def test_results_are_summed_up_and_compared_by_identity():
+    first, second = results(), results()
+    assert first == first != second
+    assert len({first, second, *first.results[:2]}) == 4
+    head, *lines = repr(first).splitlines()
+    assert head == "ROARResults(mode roar, order morf: 15 trainings of 2 methods, 0 failed)"
+    assert [line.split()[:2] for line in lines] == [["fullgrad", "area"]]

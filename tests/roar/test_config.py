@@ -1,11 +1,14 @@
-"""What an experiment cannot be given is said before anything is done."""
+"""The settings of an experiment: checked before anything is done, the same in Python and on the command line."""
 
 from __future__ import annotations
+
+from dataclasses import FrozenInstanceError, fields
 
 import pytest
 
 from fg_lightning.attribution import METHODS
-from fg_lightning.roar import ROARExperiment
+from fg_lightning.cli.main import main
+from fg_lightning.roar import ROARConfig, ROARExperiment
 from fg_lightning.roar.cell_training import check_trainer_options
 from fg_lightning.roar.results import CellResult, read_result, write_result
 from tests.helpers.tiny_squares import Data, Net
@@ -76,3 +79,38 @@ def test_one_device_whichever_it_is():
     assert check_trainer_options({"devices": "auto", "precision": 16}) == {"precision": 16}  # the experiment's own default is one
     for given in ({}, {"devices": 1}, {"devices": "1"}, {"devices": [3]}):
         assert check_trainer_options(given) == given
+
+
+def test_methods_are_given_as_text_as_a_list_or_as_factories(tmp_path):
+    mine = METHODS["edges"]
+    for given, expected in (
+        ("edges, gradient", ["random", "edges", "gradient"]),
+        (["edges", "random"], ["random", "edges"]),
+        ({"mine": mine}, ["random", "mine"]),
+        ("all", [*METHODS]),
+    ):
+        factories = ROARConfig(tmp_path, Data, Net, methods=given).factories
+        assert list(factories) == expected
+        assert all(factories[name] is METHODS.get(name, mine) for name in expected)
+
+
+@pytest.mark.parametrize(("mode", "fill"), [("roar", "dataset_mean"), ("kar", "dataset_mean"), ("road", "noisy_linear")])
+def test_the_fill_depends_on_the_mode(tmp_path, mode, fill):
+    assert ROARConfig(tmp_path, Data, Net, mode=mode).fill == fill
+    assert ROARConfig(tmp_path, Data, Net, mode=mode, fill=0.0).fill == 0
+
+
+def test_a_configuration_is_frozen_and_compared_by_identity(tmp_path):
+    config = ROARConfig(tmp_path, Data, Net, methods="edges", fractions=[0.25])
+    with pytest.raises(FrozenInstanceError):
+        config.mode = "kar"
+    assert len({config, ROARConfig(tmp_path, Data, Net)}) == 2
+
+
+def test_every_setting_is_an_option_of_the_command(capsys):
+    with pytest.raises(SystemExit):
+        main(["roar", "--help"])
+    printed = capsys.readouterr().out
+    for field in fields(ROARConfig):
+        assert f"--{field.name} " in printed
+    assert "Number of trainings for each method and fraction" in " ".join(printed.split())
