@@ -1,6 +1,6 @@
-"""What surrounds each run of a model: evaluation mode, constants for its tensors, and everything put back afterwards.
+"""Runs a model in evaluation mode on constants, and puts everything back afterwards.
 
-No library's restore is trusted: the dictionaries and lists that hold a model's tensors are copied first and refilled at the end.
+It relies on no library's restore: dictionaries and lists that hold a model's tensors are copied first and refilled at the end.
 """
 
 from __future__ import annotations
@@ -30,9 +30,8 @@ from fg_lightning.fullgrad.operation import operation_name, tensors_in, works_in
 from fg_lightning.fullgrad.torch_internals import (
     FAULTY,
     avoid_faults,
-    buffers_of,
     has_compiled,
-    parameters_of,
+    tensor_tables,
     without_parametrization_cache,
     writes_by_schema,
 )
@@ -42,9 +41,9 @@ HALF = (torch.float16, torch.bfloat16)
 
 @contextmanager
 def preserve_model(model: nn.Module, device: torch.device, *, autocast: bool = False) -> Iterator[None]:
-    """Runs a model in evaluation mode, eagerly, on constants and with gradients; it and the random state are put back.
+    """Run a model in evaluation mode, eagerly, on constants and with gradients; put it and the random state back, also on errors.
 
-    So are they when it raises. Random state, flags and what of torch is patched belong to all threads, so that a second one waits.
+    Random state, flags and patches of torch belong to all threads, so that a second thread waits.
 
     Args:
         model: any module.
@@ -72,20 +71,20 @@ _ONE_THREAD = RLock()
 def as_model_input(images: Tensor, model: nn.Module) -> Tensor:
     """The images as a plain tensor in the precision of a model's parameters, or float32 for half precision.
 
-    A class of their own, such as MONAI's MetaTensor, would be that of all that is computed, and slices it as it sees fit.
+    A class of its own, such as MONAI's MetaTensor, would be passed on to all results and could slice them differently.
     """
     precision = next((p.dtype for p in model.parameters() if p.is_floating_point()), images.dtype)
     return lift(images.as_subclass(Tensor)).to(torch.float32 if precision in HALF else precision)
 
 
 def copy_argument(argument: Tensor) -> Tensor:
-    """An additional argument as a model may have it: lifted as its parameters are, and its own to overwrite."""
+    """A copy of an additional argument, in float32 if it is of half precision; the model may overwrite it."""
     return lift(argument).clone()
 
 
 @contextmanager
 def _random_state(devices: Iterable[torch.device]) -> Iterator[None]:
-    """Put back the global random states of Python, NumPy and torch, the latter's of the CPU and of these devices."""
+    """Put back the global random states of Python, NumPy and torch, on the CPU and on these devices."""
     of_python, of_numpy = random.getstate(), np.random.get_state()
     indices = sorted({device.index for device in devices if device.type == "cuda" and device.index is not None})
     try:
@@ -111,22 +110,22 @@ def _evaluation(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _eager() -> Iterator[None]:
-    """Compiled modules and functions run as they are written; nothing to do where torch has compiled nothing."""
+    """Run compiled modules and functions as they are written."""
     if not has_compiled():
         yield
         return
     with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
-        # torch advises on modules compiled by their call that are hooked, which is what decomposing them takes.
+        # Torch's advice on compiled modules with hooks; the decomposition needs hooks.
         warnings.filterwarnings("ignore", message="Using `torch.compile\\(module\\)` when there are global hooks")
         yield
 
 
 @contextmanager
 def _constants_for(model: nn.Module) -> Iterator[None]:
-    """Run a model, and modules that it calls without having them registered, on constants; put all their tensors back.
+    """Run a model, and modules that it calls without registering them, on constants; put all their tensors back.
 
-    What a model keeps in attributes, containers, objects of its own code and random generators is put back as well. Parameters
-    share their memory with the constants; what an operation is about to overwrite there is saved first. Half precision is float32.
+    Attributes, containers, objects of the model's own code and random generators are put back as well. Parameters share their
+    memory with the constants; values that an operation is about to overwrite are saved first. Half precision becomes float32.
 
     Args:
         model: any module; a module or tensor in it may have several names.
@@ -148,7 +147,7 @@ def _constants_for(model: nn.Module) -> Iterator[None]:
 
 
 def lift(tensor: Tensor) -> Tensor:
-    """A tensor cut off from any graph, half precision lifted to float32, usable by autograd; a copy only where it has to be."""
+    """A tensor cut off from any graph and usable by autograd, in float32 if it is of half precision; copied if necessary."""
     tensor = tensor.detach()
     if tensor.dtype in HALF:
         return tensor.float()
@@ -156,49 +155,49 @@ def lift(tensor: Tensor) -> Tensor:
 
 
 class _Constants(TorchFunctionMode):
-    """Constants in the place of tensors; a mode, so that it meets each operation before it writes to them."""
+    """Puts constants in the place of tensors. As a function mode it meets each operation before it writes to them."""
 
     def __init__(self) -> None:
         super().__init__()
         self._contents: list[tuple[Any, Any]] = []
         self._empty: list[Any] = []  # containers
         self._states: list[Callable[[], Any]] = []
-        self._seen: dict[int, Any] = {}  # the objects themselves, since the id of one that is gone may be given to another
+        self._seen: dict[int, Any] = {}  # the objects by their ids; held, so that no id is used again
         self._constants: dict[int, Tensor] = {}
         self._sharing: defaultdict[int | None, list[Tensor]] = defaultdict(list)
         self._saved: list[tuple[Tensor, Tensor]] = []
         self._packages: set[str] = set()
 
     def replace(self, module: nn.Module) -> None:
-        """Put constants into a module and what it holds, unless they are there."""
+        """Put constants into a module and the objects that it holds."""
         if id(module) in self._seen:
             return
         new = [part for part in module.modules() if id(part) not in self._seen and not isinstance(part, torch.jit.ScriptModule)]
         self._packages |= {type(part).__module__.partition(".")[0] for part in new} - _FRAMEWORKS
         for part in new:
             self._seen[id(part)] = part
-            for buffer in buffers_of(part).values():
+            for buffer in tensor_tables(part)[1].values():
                 if buffer is not None:
-                    self._constant(buffer, is_buffer=True)
+                    self._make_constant(buffer, is_buffer=True)
         for part in new:
-            for container in (parameters_of(part), buffers_of(part), vars(part)):
+            for container in (*tensor_tables(part), vars(part)):
                 self._keep(container)
                 self._replace_in(container)
 
     def put_back(self) -> None:
-        """Let everything hold again what it held, and be in the state that it was in."""
+        """Put all contents, values and states back."""
         for container, items in self._contents:
             _refill(container, items)
         for container in self._empty:
             if container:
                 container.clear()
         for tensor, values in self._saved:
-            tensor.data.copy_(values)  # unnoticed by whoever has saved the tensor for a backward pass
+            tensor.data.copy_(values)  # without a new version, since a backward pass may have saved the tensor
         for put_back in self._states:
             put_back()
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not kwargs and not _needs_care(function):  # most of what is asked of a tensor, such as its shape
+        if not kwargs and not _needs_care(function):  # most calls, such as those for a shape
             return function(*args)
         kwargs = kwargs or {}
         if _may_write(function) or "out" in kwargs or "inplace" in kwargs:
@@ -208,7 +207,7 @@ class _Constants(TorchFunctionMode):
         return result
 
     def _save(self, overwritten: list[Tensor]) -> None:
-        """Save the values of those tensors of the model that lie where an operation is about to write."""
+        """Save the values of the model's tensors whose memory an operation is about to overwrite."""
         for tensor in overwritten:
             for original in self._sharing.pop(_memory(tensor), ()):
                 self._saved.append((original, original.detach().clone()))
@@ -221,7 +220,7 @@ class _Constants(TorchFunctionMode):
         seen = self._seen
         for key, value in list(container.items() if isinstance(container, dict) else enumerate(container)):
             kind = type(value)
-            if kind in _CONTAINERS and not value:  # most are the empty tables of hooks that every module has
+            if kind in _CONTAINERS and not value:  # mostly the empty hook tables of every module
                 if (identity := id(value)) not in seen:
                     seen[identity] = value
                     self._empty.append(value)
@@ -231,17 +230,17 @@ class _Constants(TorchFunctionMode):
                 container[key] = replaced
 
     def _replacement(self, value: Any) -> Any:
-        """A tensor's constant; anything else itself, or a tuple like it, with what is in it replaced."""
+        """The constant of a tensor. A tuple gets replaced if it holds tensors; any other object is replaced in place."""
         kind = type(value)
         if kind in _TENSORS or isinstance(value, Tensor):
-            return self._constant(value)
+            return self._make_constant(value)
         if id(value) in self._seen:
             return value
         if isinstance(value, nn.Module):
             self.replace(value)
         elif kind in _CONTAINERS:
             self._keep(value)
-            if value and kind is not set and len(value) <= _MANY:
+            if value and kind is not set and len(value) <= _MAX_ITEMS:
                 self._replace_in(value)
         elif kind is tuple and _ATOMS.issuperset(map(type, value)):
             return value
@@ -252,13 +251,13 @@ class _Constants(TorchFunctionMode):
         elif kind in _STATES:
             self._seen[id(value)] = value
             self._states.append(_STATES[kind](value))
-        elif self._is_of_the_models_code(value):
+        elif self._belongs_to_model(value):
             self._seen[id(value)] = value
             self._keep(vars(value))
             self._replace_in(vars(value))
         return value
 
-    def _is_of_the_models_code(self, value: Any) -> bool:
+    def _belongs_to_model(self, value: Any) -> bool:
         """Whether an object's attributes are the model's own; those of a trainer or a logger are not."""
         kind = type(value)
         if not isinstance(getattr(value, "__dict__", None), dict):
@@ -266,12 +265,12 @@ class _Constants(TorchFunctionMode):
         package = kind.__module__.partition(".")[0]
         return kind in _NAMESPACES or package in self._packages or (is_dataclass(kind) and package not in _FRAMEWORKS)
 
-    def _constant(self, tensor: Tensor, *, is_buffer: bool = False) -> Tensor:
-        """The constant of a tensor, the same wherever that is held."""
+    def _make_constant(self, tensor: Tensor, *, is_buffer: bool = False) -> Tensor:
+        """The constant of a tensor, one for all its holders."""
         if id(tensor) in self._constants:
             return self._constants[id(tensor)]
-        # A model writes to its buffers, and not all operations that do can be told.
-        constant = lift(tensor).clone() if is_buffer and not is_lazy(tensor) else _constant_of(tensor)
+        # A model writes to its buffers, and not every such operation can be recognized.
+        constant = lift(tensor).clone() if is_buffer and not is_lazy(tensor) else _detach_constant(tensor)
         if (memory := _memory(tensor)) is not None and memory == _memory(constant):
             self._sharing[memory].append(tensor)
         self._seen[id(tensor)] = tensor
@@ -281,18 +280,18 @@ class _Constants(TorchFunctionMode):
         return constant
 
 
-def _constant_of(tensor: Tensor) -> Tensor:
-    """The values of a tensor as a constant of its kind, on the same memory where it can be, with a count of versions of its own."""
+def _detach_constant(tensor: Tensor) -> Tensor:
+    """The values of a tensor as a constant of its kind, on the same memory if possible, with versions of its own."""
     if is_lazy(tensor):
         return tensor
-    if type(tensor) not in (Tensor, nn.Parameter):  # its class says how it is computed with
+    if type(tensor) not in (Tensor, nn.Parameter):  # its class defines its operations
         return lift(tensor.data) if tensor.requires_grad else tensor
     values = lift(tensor.data)
     return nn.Parameter(values, requires_grad=False) if isinstance(tensor, nn.Parameter) else values
 
 
 def _refill(container: Any, items: Any) -> None:
-    """Let a container hold these items again, in this order; it stays the object that it is."""
+    """Let a container hold these items again, in this order; the container stays the same object."""
     if isinstance(container, dict):
         container.update(items)
         for added in [key for key in container if key not in items] if len(container) != len(items) else ():
@@ -306,7 +305,7 @@ def _refill(container: Any, items: Any) -> None:
 
 
 def _memory(tensor: Tensor) -> int | None:
-    """Where the values of a tensor lie; None if it has no memory of its own, as sparse and fake ones have not."""
+    """The memory of a tensor as a number; None if it has none of its own, as sparse and fake tensors."""
     try:
         return tensor.untyped_storage().data_ptr() or None
     except (RuntimeError, NotImplementedError):
@@ -327,9 +326,9 @@ def _may_write(function: Callable[..., Any]) -> bool:
 def _targets(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """The tensors that an operation may write to."""
     name = operation_name(function)
-    if name in _UPDATING:
+    if name in _UPDATING_STATISTICS:
         return [t for t in tensors_in((args, kwargs)) if not isinstance(t, nn.Parameter)]
-    if name in _RENORMALISING and (args[3] if len(args) > 3 else kwargs.get("max_norm")) is None:
+    if name in _RENORMALIZING and (args[3] if len(args) > 3 else kwargs.get("max_norm")) is None:
         return []
     if name in _WRITERS or writes_by_schema(function):
         return tensors_in((args, kwargs))
@@ -350,35 +349,26 @@ _STATES: dict[type, Callable[[Any], Callable[[], Any]]] = {
     np.random.RandomState: lambda generator: partial(generator.set_state, generator.get_state()),
     random.Random: lambda generator: partial(generator.setstate, generator.getstate()),
 }
-"""By the class of a source of random numbers: given one, what puts it back into its present state."""
+"""By the class of a random generator: a function of the generator that returns what puts its present state back."""
 
 _ATOMS = {bool, int, float, complex, str, bytes, type(None), weakref.ProxyType, weakref.CallableProxyType}
-"""Classes of which most attributes are and in which nothing is held; a proxy of what is gone must not even be asked."""
+"""Classes of most attributes, which hold nothing; asking a proxy whose object is gone raises an error."""
 
 _TENSORS = {Tensor, nn.Parameter}
 _CONTAINERS = {dict, OrderedDict, defaultdict, list, set, deque}
 _NAMESPACES = (SimpleNamespace, argparse.Namespace)
-_FRAMEWORKS = {
-    "torch",
-    "torchvision",
-    "torchmetrics",
-    "lightning",
-    "pytorch_lightning",
-    "lightning_fabric",
-    "fg_lightning",
-    "builtins",
-}
-_MANY = 1000
-"""A container of more items than this is put back as well, but what is in them is not: it is data, not a part of the model."""
+_FRAMEWORKS = set("torch torchvision torchmetrics lightning pytorch_lightning lightning_fabric fg_lightning builtins".split())
+_MAX_ITEMS = 1000
+"""The items of a larger container are data rather than parts of the model: it is put back, but they are not replaced."""
 
-_UPDATING = {"batch_norm", "instance_norm", "native_batch_norm", "batch_norm_impl_index"}
+_UPDATING_STATISTICS = {"batch_norm", "instance_norm", "native_batch_norm", "batch_norm_impl_index"}
 """Operations that update statistics."""
 
-_RENORMALISING = {"embedding", "embedding_bag"}
-"""Operations that change their weight, if they are given `max_norm`."""
+_RENORMALIZING = {"embedding", "embedding_bag"}
+"""Operations that change their weight if they get `max_norm`."""
 
-_HANDING_OUT = {"numpy", "array", "dlpack", "data_ptr", "untyped_storage", "storage", "typed_storage"}
-"""What hands out memory that torch does not watch."""
+_EXPOSING = {"numpy", "array", "dlpack", "data_ptr", "untyped_storage", "storage", "typed_storage"}
+"""Operations that give memory to code which may write to it without torch."""
 
-_WRITERS = _UPDATING | _RENORMALISING | _HANDING_OUT
-"""What may write to a tensor though its name does not tell so."""
+_WRITERS = _UPDATING_STATISTICS | _RENORMALIZING | _EXPOSING
+"""Operations that may write to a tensor although their name does not tell."""

@@ -93,16 +93,13 @@ def saved_operand(output: Tensor) -> Tensor:
 
 # --- modules
 
-MODULE_TABLES = ("_parameters", "_buffers", "_modules")
+MODULE_TABLES = ("_modules", "_buffers", "_parameters")
 """The dictionaries in which a module holds what is registered. Its own access to them may be overridden or hide an item."""
 
 
-def parameters_of(module: nn.Module) -> dict[str, Any]:
-    return module._parameters
-
-
-def buffers_of(module: nn.Module) -> dict[str, Any]:
-    return module._buffers
+def tensor_tables(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The dictionaries of a module's own parameters and buffers."""
+    return module._parameters, module._buffers
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:

@@ -18,6 +18,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fg_lightning.fullgrad.torch_internals import MODULE_TABLES
+
 FRAMEWORKS = ("torch", "lightning", "pytorch_lightning", "lightning_fabric", "torchmetrics", "torchvision")
 """Packages whose functions are known by their names: the functions that these call are not read."""
 
@@ -85,7 +87,7 @@ def _static_attribute(holder: Any, name: str) -> Any:
     if isinstance(value, property):
         return None
     if value is None and isinstance(holder, nn.Module):
-        tables = (vars(holder).get(table) for table in ("_modules", "_buffers", "_parameters"))
+        tables = (vars(holder).get(table) for table in MODULE_TABLES)
         return next((table[name] for table in tables if table and name in table), None)
     return value
 

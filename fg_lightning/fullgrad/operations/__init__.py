@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from fg_lightning.fullgrad.linearization import BiasRule, if_constant, linearize, reads_overwritten
-from fg_lightning.fullgrad.operations.attention import attention, log_softmax, native_attention, softmax
+from fg_lightning.fullgrad.operations.attention import attention, attention_layout, log_softmax, native_attention, softmax
 from fg_lightning.fullgrad.operations.bias_rules import (
     affine,
     count_dependent,
@@ -47,7 +47,6 @@ from fg_lightning.fullgrad.operations.dimensions import (
     broadcast_tensors_layout,
     complex_view_layout,
     last_dims_layout,
-    norm_layout,
     pad_layout,
     recurrent_layout,
     reduction_layout,
@@ -62,10 +61,10 @@ from fg_lightning.fullgrad.operations.normalization import (
     group_norm,
     layer_norm,
     native_group_norm,
+    norm_layout,
     rms_norm,
 )
 from fg_lightning.fullgrad.operations.products import (
-    attention_layout,
     bilinear_plus,
     cdist_layout,
     cell_layout,

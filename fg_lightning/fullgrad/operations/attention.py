@@ -1,14 +1,17 @@
-"""Softmax and attention, in closed form."""
+"""Bias rules of softmax and attention in closed form, and the layout rule of attention."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from fg_lightning.fullgrad.layout import SAMPLE, Layout, plain
 from fg_lightning.fullgrad.linearization import Bias, Deferred, linearize
 from fg_lightning.fullgrad.operation import Operation
+from fg_lightning.fullgrad.operations.layout_rule import LayoutOf, align
 
 
 def softmax(op: Operation) -> list[Bias]:
@@ -88,3 +91,11 @@ def _attention(op: Operation, mask: Tensor | None, causal: bool, dropout: float,
 
     operands = (op.value(q), op.value(k), op.value(v), op.result())
     return [Bias("implicit", Deferred(implicit, operands if mask is None else (*operands, mask)))]
+
+
+def attention_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+    """The output lies where the queries lie."""
+    layouts = [layout_of(t) for t in op.args[:3] if op.depends(t)]
+    if any(layout is None or any(dim.has(SAMPLE) for dim in layout.dims[-2:]) for layout in layouts):
+        return None
+    return align([replace(x, dims=(*x.dims[:-1], plain(output.shape[-1]))) for x in layouts if x], output.shape)

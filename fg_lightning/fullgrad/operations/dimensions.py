@@ -55,21 +55,6 @@ def _group_by_group(op: Operation, layout: Layout, weights: list[Layout], output
     return moved and replace(moved, dims=(moved.dims[0], own, *moved.dims[2:]))
 
 
-def norm_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """Normalization of [N, C, *S] within each sample or channel, or by constants."""
-    layout = first_layout(op, layout_of)
-    if len(op.dependent) > 1:
-        return None
-    first = 1 if op.name in ("group_norm", "native_group_norm") else 2
-    mixed = layout.dims[first:]
-    if op.name in ("batch_norm", "native_batch_norm_legit_no_training"):
-        own_statistics = op.name == "batch_norm" and op.argument(5, "training")
-        mixed = (layout.dims[0], *mixed) if own_statistics else ()
-    if output is not op.outputs[0]:
-        return None
-    return None if any(dim.has(SAMPLE) for dim in mixed) else layout
-
-
 def last_dims_layout(count: Callable[[Operation], int]) -> LayoutRule:
     """Operations that mix the last `count` dimensions and no others."""
 

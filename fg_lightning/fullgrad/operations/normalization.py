@@ -7,8 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fg_lightning.fullgrad.layout import SAMPLE, Layout
 from fg_lightning.fullgrad.linearization import Bias, Deferred
 from fg_lightning.fullgrad.operation import Operation
+from fg_lightning.fullgrad.operations.layout_rule import LayoutOf, first_layout
 
 BATCH_NORM_OPERANDS = ((1, "weight"), (2, "bias"), (3, "running_mean"), (4, "running_var"))
 
@@ -89,3 +91,18 @@ def _normalize(op: Operation, statistics_of: Callable[[Tensor], Tensor], bias: T
 def _per_channel(vector: Tensor, output: Tensor) -> Tensor:
     """[C] as [C, 1, ...], to be added to [N, C, *S]."""
     return vector.reshape(-1, *(1,) * (output.ndim - 2))
+
+
+def norm_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+    """Normalization of [N, C, *S] within each sample or channel, or by constants."""
+    layout = first_layout(op, layout_of)
+    if len(op.dependent) > 1:
+        return None
+    first = 1 if op.name in ("group_norm", "native_group_norm") else 2
+    mixed = layout.dims[first:]
+    if op.name in ("batch_norm", "native_batch_norm_legit_no_training"):
+        own_statistics = op.name == "batch_norm" and op.argument(5, "training")
+        mixed = (layout.dims[0], *mixed) if own_statistics else ()
+    if output is not op.outputs[0]:
+        return None
+    return None if any(dim.has(SAMPLE) for dim in mixed) else layout

@@ -114,14 +114,6 @@ def outer_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout |
     return Layout(tuple(dims))
 
 
-def attention_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """The output lies where the queries lie."""
-    layouts = [layout_of(t) for t in op.args[:3] if op.depends(t)]
-    if any(layout is None or any(dim.has(SAMPLE) for dim in layout.dims[-2:]) for layout in layouts):
-        return None
-    return align([replace(x, dims=(*x.dims[:-1], plain(output.shape[-1]))) for x in layouts if x], output.shape)
-
-
 def cell_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     """Cells of LSTM, GRU and RNN, and F.bilinear: [..., C] and [..., D] -> [..., E], row by row."""
     layouts = [layout for t in op.dependent if (layout := layout_of(t))]
