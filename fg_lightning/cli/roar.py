@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Union
 
+from jsonargparse.typing import NonNegativeFloat, PositiveFloat
 from lightning.pytorch import LightningDataModule, LightningModule
 from rich.console import Console
 from rich.table import Table
@@ -22,8 +23,8 @@ def roar(
     model: Union[Callable[[], LightningModule], None] = None,
     engine: Literal["local", "ray"] = "local",
     address: Union[str, None] = None,
-    num_cpus: float = 1.0,
-    num_gpus: float = 0.0,
+    num_cpus: PositiveFloat = 1.0,
+    num_gpus: NonNegativeFloat = 0.0,
     retry_failed: bool = False,
     **options: Any,
 ) -> None:
