@@ -34,7 +34,7 @@ class FullGradients:
         input_term: the inner product of input-gradient and input, [N].
         bias_terms: explicit biases (those of weights and constants) by qualified module name in forward order, [N] each.
         implicit_terms: implicit biases (those of non-linearities), likewise.
-        missing_ops: operations that could not be linearised. Their biases are missing from the sum.
+        missing_ops: operations that could not be linearized. Their biases are missing from the sum.
         fallback_ops: operations without a rule, whose bias came from the general fallback.
         undrawn: operations with a bias term that is not on the image plane, as behind a global pooling, or whose place there is not
             known. FullGrad leaves them out of the map.

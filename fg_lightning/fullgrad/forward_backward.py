@@ -20,7 +20,7 @@ from fg_lightning.fullgrad.preserve_model import as_model_input, copy_argument, 
 from fg_lightning.fullgrad.readings import Reading, find_reading
 from fg_lightning.fullgrad.tape import Tape
 from fg_lightning.fullgrad.target import Selection, Target, target_rows
-from fg_lightning.fullgrad.torch_internals import unwrap_model
+from fg_lightning.fullgrad.torch_internals import registered_tensors, unwrap_model
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,7 +59,7 @@ def check_model(model: nn.Module) -> None:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
-    if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
+    if any(is_lazy(tensor) for tensor in registered_tensors(model)):
         raise ValueError("the model has lazy modules that do not know their sizes yet; run it once on a batch of images")
 
 
@@ -81,7 +81,7 @@ def check_images(model: nn.Module, images: Tensor) -> None:
         raise TypeError(
             f"images must be floating-point, not {images.dtype}: convert them as in training, e.g. images.float() / 255"
         )
-    if images.is_meta or any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+    if images.is_meta or any(tensor.is_meta for tensor in registered_tensors(model)):
         raise ValueError("images and model must hold values, but tensors on the device 'meta' have none; load them to a CPU or GPU")
     if not 3 <= images.ndim <= 5:
         raise ValueError(

@@ -31,6 +31,7 @@ from fg_lightning.fullgrad.torch_internals import (
     FAULTY,
     avoid_faults,
     has_compiled,
+    registered_tensors,
     tensor_tables,
     without_parametrization_cache,
     writes_by_schema,
@@ -55,7 +56,7 @@ def preserve_model(model: nn.Module, device: torch.device, *, autocast: bool = F
         enter(_ONE_THREAD)
         enter(torch.inference_mode(False))
         enter(torch.enable_grad())
-        enter(_random_state({device, *(tensor.device for tensor in model.parameters())}))
+        enter(_random_state({device, *(tensor.device for tensor in registered_tensors(model))}))
         enter(_constants_for(model))
         enter(_evaluation(model))
         enter(without_parametrization_cache())

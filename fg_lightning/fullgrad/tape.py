@@ -168,7 +168,7 @@ class Tape(TorchFunctionMode):
         if not self._wants_gradients and _overwrites_free_leaf(op):
             return self._run_on_constants(op)
         if isinstance(function, FunctionType) and function not in self._open_functions:
-            return self._run_opened(op, function)
+            return self._run_python_function(op, function)
         if op.name in self._readings:
             with self:
                 result = self._readings[op.name](*op.args, **op.kwargs)
@@ -176,7 +176,7 @@ class Tape(TorchFunctionMode):
                     return op.args[0].copy_(result) if op.in_place else result
         return self._record(op)
 
-    def _run_opened(self, op: Operation, function: FunctionType) -> Any:
+    def _run_python_function(self, op: Operation, function: FunctionType) -> Any:
         """Run a function of torch that is written in Python, and meet the calls in it."""
         args, kwargs = op.args, op.kwargs
         if op.name == "register_hook" and len(args) == 2:

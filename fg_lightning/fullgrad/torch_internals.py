@@ -102,6 +102,11 @@ def tensor_tables(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
     return module._parameters, module._buffers
 
 
+def registered_tensors(model: nn.Module) -> list[Tensor]:
+    """All parameters and buffers, in one pass; `parameters()` and `buffers()` ask every module for its name."""
+    return [t for part in model.modules() for table in tensor_tables(part) for t in table.values() if t is not None]
+
+
 def unwrap_model(model: nn.Module) -> nn.Module:
     """The network in what runs it on several devices, compiles it, or, as Fabric does, converts its inputs."""
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):

@@ -44,7 +44,7 @@ def test_what_can_be_differentiated_once_counts_and_is_not_drawn():
     model, images = around(OnlyOnce.apply)
 
     def layout(term, values):
-        assert term.operation != "OnlyOnce"  # whose places nobody can say
+        assert term.operation != "OnlyOnce"  # whose places are not known
 
     maps, terms = FullGrad(model, layout=layout).attribute_with_terms(images, 1)
     assert terms.fallback_ops == ("OnlyOnce in the model itself",)

@@ -21,7 +21,7 @@ def by_data(u: Tensor) -> None:
 
 def test_a_rule_that_fails_is_named_as_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(call: Any) -> Any:
-        raise TypeError("arguments of a kind that nobody thought of")
+        raise TypeError("arguments of an unexpected kind")
 
     monkeypatch.setitem(OPERATIONS, "tanh", OPERATIONS["tanh"]._replace(bias=fails))
     terms = full_gradients(Between(torch.tanh), images(), 1)

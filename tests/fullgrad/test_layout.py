@@ -91,7 +91,7 @@ BESIDE: dict[str, Callable[[nn.Module, Tensor, Tensor], Any]] = {
     "the batch's correlations": lambda model, features, logits: (logits, torch.corrcoef(features.T)),
     "kept in an attribute": _remembered,
     "its own copy overwritten": lambda model, features, logits: (logits, features.clone().copy_(features.flip(0))),
-    "what nobody knows": lambda model, features, logits: (logits, features.renorm(2, 1, 1.0)),
+    "without a rule": lambda model, features, logits: (logits, features.renorm(2, 1, 1.0)),
     "no gradient": lambda model, features, logits: logits - features.detach().mean() + features.mean().detach(),
 }
 
@@ -138,7 +138,7 @@ def test_samples_in_another_order_are_refused() -> None:
 
 
 class Blurred(torch.autograd.Function):
-    """Somebody's: every entry and its neighbour to the right, in a tensor of the same shape."""
+    """A function of the user: every entry and its neighbour to the right, in a tensor of the same shape."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ class Blurred(torch.autograd.Function):
 
 
 class Swapped(torch.autograd.Function):
-    """Somebody's: two samples change places."""
+    """A function of the user: two samples change places."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ class Swapped(torch.autograd.Function):
 
 
 class Doubled(torch.autograd.Function):
-    """Somebody's: entry by entry."""
+    """A function of the user: entry by entry."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -30,7 +30,6 @@ from fg_lightning.fullgrad.operations.bias_rules import (
     of_degree,
     pad,
     pointwise,
-    pointwise_with_output,
     power_degree,
     prelu_degree,
     quotient_degree,
@@ -97,6 +96,8 @@ from fg_lightning.fullgrad.operations.slicing_and_joining import (
     stack_layout,
     view_layout,
 )
+
+__all__ = ["OPERATIONS", "UNKNOWN", "Rules", "affine", "elementwise", "homogeneous", "no_bias", "of_degree", "pointwise"]
 
 
 class Rules(NamedTuple):
@@ -237,9 +238,9 @@ _ROWS: tuple[tuple[BiasRule, LayoutRule | None, str], ...] = (
     (homogeneous(prelu_degree), broadcast_layout, "prelu prelu_kernel"),
     (hardtanh, broadcast_layout, "hardtanh"),
     (relu6, broadcast_layout, "relu6"),
-    (pointwise_with_output(sigmoid_bias), broadcast_layout, "sigmoid"),
-    (pointwise_with_output(tanh_bias), broadcast_layout, "tanh"),
-    (pointwise_with_output(silu_bias), broadcast_layout, "silu"),
+    (pointwise(sigmoid_bias, of_output=True), broadcast_layout, "sigmoid"),
+    (pointwise(tanh_bias, of_output=True), broadcast_layout, "tanh"),
+    (pointwise(silu_bias, of_output=True), broadcast_layout, "silu"),
     (pointwise(hardswish_bias), broadcast_layout, "hardswish"),
     (reads_overwritten()(gelu), broadcast_layout, "gelu"),
     (elementwise, broadcast_layout, "elu celu selu mish softplus log_sigmoid hardsigmoid hardshrink softshrink threshold"),

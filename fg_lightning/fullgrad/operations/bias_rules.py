@@ -138,20 +138,12 @@ def count_dependent(op: Operation) -> float:
     return float(len(op.dependent))
 
 
-def pointwise(bias: Callable[[Tensor], Tensor]) -> BiasRule:
-    """A non-linearity given by its implicit bias as a function of its operand."""
+def pointwise(bias: Callable[..., Tensor], *, of_output: bool = False) -> BiasRule:
+    """A non-linearity given by its implicit bias as a function of its operand, and of its output if `of_output`."""
 
     def rule(op: Operation) -> list[Bias]:
-        return [Bias("implicit", Pointwise(bias, (op.value(op.args[0]),)))]
-
-    return reads_overwritten()(rule)
-
-
-def pointwise_with_output(bias: Callable[[Tensor, Tensor], Tensor]) -> BiasRule:
-    """A non-linearity given by its implicit bias as a function of its operand and its output."""
-
-    def rule(op: Operation) -> list[Bias]:
-        return [Bias("implicit", Pointwise(bias, (op.value(op.args[0]), op.result())))]
+        operand = op.value(op.args[0])
+        return [Bias("implicit", Pointwise(bias, (operand, op.result()) if of_output else (operand,)))]
 
     return reads_overwritten()(rule)
 

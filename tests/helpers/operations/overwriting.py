@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.helpers.operations.definition import cases, const, in_place, z
 from tests.helpers.operations.moving import GRID
-from tests.helpers.operations.normalising import AFFINE, STATISTICS
+from tests.helpers.operations.normalization import AFFINE, STATISTICS
 
 
 def _view_then_base(x: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ VIEWS = cases(
     }
 )
 
-# Some of these return a view of a tensor that nobody sees, and a network may go on to overwrite it.
+# Some of these return a view of a hidden tensor, and a network may overwrite it later.
 OVERWRITTEN_RESULTS = cases(
     {
         f"{name}, overwritten": (lambda *args, function=function: function(*args).add_(0.5).mul_(const(4)), *operands)

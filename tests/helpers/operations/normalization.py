@@ -14,7 +14,7 @@ STATISTICS = (const(4), const(4, seed=8).abs() + 0.2)
 
 AFFINE = {"weight": const(4, seed=9), "bias": const(4, seed=10)}
 
-NORMALISING = cases(
+NORMALIZATION = cases(
     {
         "batch_norm": (lambda x: F.batch_norm(x, *STATISTICS, **AFFINE), z(2, 4, 3)),
         "batch_norm without weights": (lambda x: F.batch_norm(x, *STATISTICS), z(2, 4, 2, 2)),
