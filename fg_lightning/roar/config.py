@@ -51,8 +51,9 @@ class ROARConfig:
         max_epochs: Number of epochs of each training.
         order: morf, the most relevant pixels first, or lerf, the least relevant first.
         mode: roar removes a fraction of the pixels; kar keeps it and removes the rest; road removes it and does not retrain.
-        fill: What replaces removed pixels: dataset_mean (the training images' mean of each channel), noisy_linear, image_mean, a
-            number or one for each channel in the units of the images before their transform, or a function, see `ROARDataModule`.
+        fill: What replaces removed pixels: dataset_mean (the training images' mean of each channel), noisy_linear, image_mean,
+            black, a number or one for each channel in the units of the images before their transform, or a function, see
+            `ROARDataModule`.
             Default: dataset_mean; noisy_linear for mode road.
         checkpoint: Lightning's, of the network that is explained. Default: a network is trained on intact images, like the cells.
         target: The class that is explained. With label, the masks may leak it.
