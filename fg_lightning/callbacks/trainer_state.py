@@ -1,6 +1,6 @@
 """What the monitor reads of Lightning's Trainer, and the numbers that it puts there for callbacks and schedulers.
 
-Each private name of Lightning that the package reads stands here. They were seen in Lightning 2.5 and 2.6:
+The private names of Lightning that the monitor reads stand here, as they are in Lightning 2.6:
 
 - `epoch_loop._batches_that_stepped`: the step of Lightning's loggers. `trainer.global_step` counts the steps of all optimizers.
 - `EarlyStopping._check_on_train_epoch_end`, `ModelCheckpoint._should_save_on_train_epoch_end` and `._every_n_train_steps`: when

@@ -155,7 +155,7 @@ class Explanation:
         answers: of the network.
         terms: output, input_term, bias_term, implicit_term and completeness_error, each [N].
         layers: the input, then modules in the order in which they are registered.
-        classes: number of classes that the network tells apart; None if it tells none.
+        num_classes: number of classes that the network distinguishes; None if it has no classes.
         missing_ops: operations whose bias is missing from the sum.
     """
 
@@ -163,7 +163,7 @@ class Explanation:
     answers: Answers
     terms: dict[str, Float[Tensor, " n"]]
     layers: list[LayerTerms]
-    classes: int | None = None
+    num_classes: int | None = None
     missing_ops: tuple[str, ...] = ()
 
     def image_cells(self, labels: Tensor | None) -> list[tuple[Any, ...]]:

@@ -202,6 +202,7 @@ class Evidence:
         names = collect_names(module, STEPS, lambda name: bool(_loss_kinds(name)))
         kinds = {kind for name in names for kind in _loss_kinds(name)}
         kinds |= {"embeddings" for base in type(module).__mro__ if "embeddings" in _loss_kinds(base.__name__)}
+        # `hparams`, a property of Lightning's modules, would add `_hparams` to a module without hyperparameters
         counts, heads = {*user_counts, *_class_counts(module), *_class_counts(read_attribute(module, "_hparams"))}, set()
         layers = {(m.in_features, m.out_features) for m in module.modules() if isinstance(m, nn.Linear)}
         for child in _modules_to_read(module):

@@ -360,7 +360,7 @@ class FullGradRecorder:
             normalization = normalization or self._metadata.normalization(probe.images)
         assert normalization is None or isinstance(normalization, Normalization)
         pictures = [to_rgb(image, normalization) for image in planar(probe.images)]
-        renderer = Renderer(probe.images, pictures, explainer.labels, normalization, self._class_names(explanation.classes))
+        renderer = Renderer(probe.images, pictures, explainer.labels, normalization, self._class_names(explanation.num_classes))
         with self._messages.errors_as_warnings():
             self.history.begin(self._about(model, type(explainer.task).__name__, renderer), probe.images, probe.labels, pictures)
             blind = ", ".join(type(log.logger).__name__ for log in self._logs if not log.takes_pictures)

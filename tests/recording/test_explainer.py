@@ -243,7 +243,7 @@ def test_a_target_of_an_output_without_classes_is_an_entry():
     assert torch.allclose(found.answers.predicted, scores[:, 3], atol=1e-6)
     assert found.answers.explained is None
     assert found.answers.confidence is None
-    assert found.classes is None
+    assert found.num_classes is None
 
 
 TOLD = {

@@ -366,7 +366,7 @@ def test_a_checkpoint_of_another_branch_takes_what_is_its_own(tmp_path):
 SCRIPT = """
 import sys
 sys.path.insert(0, {root!r})
-from tests.callbacks.test_resume import fit
+from tests.recording.test_resume import fit
 from fg_lightning import FullGradMonitor
 from pathlib import Path
 
