@@ -118,7 +118,7 @@ def _move(data: Any, device: torch.device | str) -> Any:
     return data if moved is None else moved  # a `to` that works in place
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Probe:
     """Images and what else their batch holds.
 
