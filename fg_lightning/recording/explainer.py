@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
-from typing import Any, Union, cast
+from typing import Any, Union
 from unittest.mock import patch
 
 import torch
@@ -26,9 +26,6 @@ Forward = Callable[[Any, Any], Any]
 """(module, batch) -> the module's output: how to call a module whose forward takes more than the images."""
 
 HOW_TO_CALL = "say how it is called: forward=lambda module, batch: module.network(batch[0], batch[1])"
-
-WRAPPERS = ("_FabricModule", "DistributedDataParallel", "DataParallel")
-"""Classes that hold the network in `module`. Its own names are recorded, and its forward waits for no other process."""
 
 SCORE = re.compile("pred_score|anomaly|distance|error", re.IGNORECASE)
 """Names of parts of an output that are numbers and not probabilities."""
@@ -256,13 +253,6 @@ def _only_network(module: nn.Module) -> str:
         listed = f"the networks in it are {', '.join(networks)}" if networks else "there is no network in it"
         raise ValueError(f"{type(module).__name__} has no forward, and {listed}; {HOW_TO_CALL}")
     return networks[0]
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The network within the wrappers of Fabric and of data-parallel training."""
-    while type(model).__name__ in WRAPPERS:
-        model = cast(nn.Module, model.module)
-    return model
 
 
 def device_of(model: nn.Module) -> torch.device:

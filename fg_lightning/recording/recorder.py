@@ -20,13 +20,14 @@ from torch import Tensor, nn
 
 from fg_lightning.fullgrad import TargetError
 from fg_lightning.fullgrad.postprocess import Psi, find_psi
+from fg_lightning.fullgrad.torch_internals import unwrap_model
 from fg_lightning.history import Explanation, History, Snapshot
 from fg_lightning.history.records import ClassNames
 from fg_lightning.history.run_files import unused_folder
 from fg_lightning.loggers import log_for
 from fg_lightning.recording.dataset_metadata import DatasetMetadata
 from fg_lightning.recording.evidence import Evidence
-from fg_lightning.recording.explainer import Explainer, Forward, device_of, snapshot_numbers, unwrap
+from fg_lightning.recording.explainer import Explainer, Forward, device_of, snapshot_numbers
 from fg_lightning.recording.probe import NoProbe, Probe
 from fg_lightning.recording.resume import ProbeChanged, ResumedRun, pack_state
 from fg_lightning.recording.snapshot_images import Renderer
@@ -217,7 +218,7 @@ class FullGradRecorder:
         """Explains the network as it is, writes the result and logs it. If one of them fails, the others are still done.
 
         Args:
-            model: the network, also as Fabric or DDP wraps it.
+            model: the network, also as Fabric, DDP or torch.compile wraps it.
             step: at which its numbers are logged.
             epoch: number of epochs that it was trained for; 0 is the untrained network.
             is_last: whether no snapshot follows, as far as is known; then the pictures of the whole run are logged with it.
@@ -227,7 +228,7 @@ class FullGradRecorder:
         """
         snapshot = None
         with self._messages.errors_as_warnings():
-            model = unwrap(model)
+            model = unwrap_model(model)
             explanation = self._explain(model)
             if self._renderer is None:
                 self._renderer = self._begin(model, explanation)
@@ -238,7 +239,7 @@ class FullGradRecorder:
     def measure(self, model: nn.Module) -> dict[str, float]:
         """The numbers of the network as it is, without a snapshot; empty if it could not be explained."""
         with self._messages.errors_as_warnings():
-            self._explain(unwrap(model))
+            self._explain(unwrap_model(model))
         return self.numbers
 
     def conclude(self) -> Path | None:
@@ -295,8 +296,6 @@ class FullGradRecorder:
             self._explainer, self._fingerprint = self._build_explainer(probe, resumed), resumed.fingerprint
             self._renderer = None
 
-    # --- how
-
     def _build_explainer(self, probe: Probe, resumed: ResumedRun | None = None) -> Explainer:
         chosen, task = self._settings, None if resumed is None else resumed.task
         explainer = Explainer(probe, chosen.psi, chosen.target, chosen.forward, chosen.task, task, self._read_evidence)
@@ -327,10 +326,9 @@ class FullGradRecorder:
 
     def _keep(self, snapshot: Snapshot, explanation: Explanation, renderer: Renderer, *, is_last: bool) -> None:
         """Writes and logs a snapshot."""
-        assert self._explainer is not None
         pictures = renderer.pictures(snapshot, explanation)
         with self._messages.errors_as_warnings():
-            self.history.add(snapshot, explanation, self._explainer.labels)
+            self.history.add(snapshot, explanation, renderer.labels)
             if not any(log.takes_pictures for log in self._logs):
                 self.history.add_sheet(snapshot, pil_to_rgb(pictures.sheet))
         if is_last:

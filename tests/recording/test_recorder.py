@@ -129,6 +129,14 @@ def test_with_fabric_the_network_is_recorded_under_its_own_names(tmp_path):
     )
 
 
+def test_a_compiled_network_is_recorded_under_its_own_names():
+    expected, recorder = record(None), record(None)
+    expected.snapshot(network(), step=0, epoch=0)
+    recorder.snapshot(torch.compile(network(), backend="eager"), step=0, epoch=0)
+    assert torch.equal(recorder.history.maps(0), expected.history.maps(0))
+    assert recorder.history.snapshots == expected.history.snapshots
+
+
 def test_a_module_in_data_parallel_training_is_explained_itself(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
     try:
