@@ -18,7 +18,7 @@ from fg_lightning.fullgrad.torch_internals import base_of, storage_of
 _ALIASING = frozenset({"detach", "data"})
 """Operations that return a second tensor on the same memory."""
 
-_EXPOSING = frozenset({"numpy", "array", "array_interface", "dlpack", "storage", "untyped_storage", "typed_storage", "data_ptr"})
+EXPOSING = frozenset({"numpy", "array", "array_interface", "dlpack", "storage", "untyped_storage", "typed_storage", "data_ptr"})
 """Operations that give the memory to code which may write to it without torch."""
 
 Report = Callable[[str, Tensor], None]
@@ -44,7 +44,7 @@ class HiddenWrites:
             for owner in (tensor, base_of(tensor)):
                 if owner is not None:
                     self._aliased[storage_of(tensor)].append(ref(owner))
-        elif op.name in _EXPOSING and op.args and self._aliased:
+        elif op.name in EXPOSING and op.args and self._aliased:
             for owner in self._owners(op.args[0])[:1]:
                 self._exposed[storage_of(owner)] = owner, owner.detach().clone()
 

@@ -26,6 +26,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
+from fg_lightning.fullgrad.hidden_writes import EXPOSING
 from fg_lightning.fullgrad.operation import operation_name, tensors_in, works_in_place
 from fg_lightning.fullgrad.torch_internals import (
     FAULTY,
@@ -368,8 +369,5 @@ _UPDATING_STATISTICS = {"batch_norm", "instance_norm", "native_batch_norm", "bat
 _RENORMALIZING = {"embedding", "embedding_bag"}
 """Operations that change their weight if they get `max_norm`."""
 
-_EXPOSING = {"numpy", "array", "dlpack", "data_ptr", "untyped_storage", "storage", "typed_storage"}
-"""Operations that give memory to code which may write to it without torch."""
-
-_WRITERS = _UPDATING_STATISTICS | _RENORMALIZING | _EXPOSING
+_WRITERS = _UPDATING_STATISTICS | _RENORMALIZING | EXPOSING
 """Operations that may write to a tensor although their name does not tell."""

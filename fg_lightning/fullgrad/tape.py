@@ -7,7 +7,7 @@ call, from a module, from torch.nn.functional or from an operator.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from threading import get_ident
@@ -219,7 +219,8 @@ class Tape(TorchFunctionMode):
         outputs = [op.args[0]] if op.in_place else tensors_in(result)
         if op.in_place:
             self._free.discard(op.args[0])  # something that depends on the input was written to it
-        with without_function_modes():
+        # A layout without a rule is inferred by a backward pass, perhaps of the user, which the mode below has to meet.
+        with without_function_modes() if rules.layout else nullcontext():
             op = op.with_outputs(outputs, self.is_free, overwritten, state)
             counts = self._mark_outputs(op, rules, was_constant)
         if counts:

@@ -176,12 +176,8 @@ def from_history(op: Operation) -> list[Bias]:
     return [Bias("implicit", y.detach() - slope_times_z)]
 
 
-def relu6(op: Operation) -> list[Bias]:
-    return [Bias("implicit", Pointwise(partial(_saturation, low=0.0, high=6.0), (op.result(),)))]
-
-
 def hardtanh(op: Operation) -> list[Bias]:
-    low, high = op.argument(1, "min_val", -1.0), op.argument(2, "max_val", 1.0)
+    low, high = (0.0, 6.0) if op.name == "relu6" else (op.argument(1, "min_val", -1.0), op.argument(2, "max_val", 1.0))
     return [Bias("implicit", Pointwise(partial(_saturation, low=low, high=high), (op.result(),)))]
 
 

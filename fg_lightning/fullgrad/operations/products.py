@@ -122,13 +122,15 @@ def cell_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | 
     return align([replace(layout, dims=(*layout.dims[:-1], plain(output.shape[-1]))) for layout in layouts], output.shape)
 
 
-def cosine_similarity_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """Along one dimension, which is removed, of two tensors that are broadcast."""
+def similarity_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+    """cosine_similarity, pairwise_distance: of two tensors that are broadcast, one dimension is removed or gets size 1."""
     shape = torch.broadcast_shapes(op.argument(0, "x1").shape, op.argument(1, "x2").shape)
-    layout, along = align([layout_of(t) for t in op.dependent], shape), op.argument(2, "dim", 1) % len(shape)
+    layout = align([layout_of(t) for t in op.dependent], shape)
+    along = (op.argument(2, "dim", 1) if op.name == "cosine_similarity" else -1) % len(shape)
     if layout is None or layout.dims[along].has(SAMPLE):
         return None
-    return Layout((*layout.dims[:along], *layout.dims[along + 1 :]))
+    kept = (plain(1),) if output.ndim == len(shape) else ()
+    return Layout((*layout.dims[:along], *kept, *layout.dims[along + 1 :]))
 
 
 def cdist_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
@@ -143,15 +145,6 @@ def cdist_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout |
     if layouts[0] and not columns.has(SAMPLE):
         columns = plain(columns.size)
     return rest and Layout((*rest.dims[:-2], rows, columns))
-
-
-def pairwise_distance_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """Along the last dimension, which is removed or gets size 1, of two tensors that are broadcast."""
-    shape = torch.broadcast_shapes(op.argument(0, "x1").shape, op.argument(1, "x2").shape)
-    layout = align([layout_of(t) for t in op.dependent], shape)
-    if layout is None or layout.dims[-1].has(SAMPLE):
-        return None
-    return Layout((*layout.dims[:-1], plain(1)) if output.ndim == len(shape) else layout.dims[:-1])
 
 
 def matrix_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
