@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import FrozenInstanceError
 from typing import Any
 
 import pytest
@@ -127,3 +128,9 @@ def test_fallback_says_when_an_operation_cannot_be_run_again() -> None:
     op = Operation.meet(Once.apply, (x,), {}).with_outputs([Once.apply(x)])
     with pytest.raises(NotDifferentiable, match="once only"):
         linearize(op)
+
+
+def test_an_operation_is_frozen() -> None:
+    op, _ = call_of("sin")
+    with pytest.raises(FrozenInstanceError):
+        op.outputs = ()  # type: ignore[misc]

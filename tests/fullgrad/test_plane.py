@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from weakref import ref
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fg_lightning.fullgrad.layout import Layout
+from fg_lightning.fullgrad.layout import Layout, TensorTable
 from fg_lightning.fullgrad.tape import Tape
 from tests.helpers.moving_networks import C, H, W, const, padded_rolled_windows, patched, tokens, windows, windows_reversed
 
@@ -301,3 +302,16 @@ OFF_PLANE: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("name", OFF_PLANE)
 def test_what_lies_on_no_plane_is_not_taken_for_one(name: str) -> None:
     assert not layout_behind(OFF_PLANE[name], torch.zeros(2, C, H, W)).on_plane(2)
+
+
+def test_a_table_keeps_no_tensor_alive_and_knows_a_base_through_its_view() -> None:
+    table: TensorTable[str] = TensorTable()
+    gone, base = torch.rand(2), torch.rand(4)
+    table[gone], table[base] = "gone", "base"
+    reference, view = ref(gone), base[1:]
+    del gone, base
+    assert reference() is None
+    assert len(table._entries) == 1
+    assert view._base in table
+    del view
+    assert not table._entries
