@@ -180,13 +180,11 @@ class PixelPerturbation(Metric):
         if not self.fractions or any(a >= b for a, b in zip(self.fractions, self.fractions[1:], strict=False)):
             raise ValueError(f"fractions must be one or more numbers, each larger than the one before, but are {self.fractions}")
         find_fill(fill)  # raises if there is no such fill
-        self.order = order
+        self.order, self.fill, self.change, self.output, self.seed = order, fill, change or USUAL[order], output, seed
         self.__dict__["higher_is_better"] = order == "morf"  # torchmetrics forbids to assign it
-        self.change = change or USUAL[order]
-        self._settings: dict[str, Any] = {"order": order, "fill": fill, "change": self.change, "output": output, "seed": seed}
         self.add_state("sums", torch.zeros(len(self.fractions)), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
-        keep_apart(self, self.fractions, *self._settings.values())
+        keep_apart(self, *self._settings().values())
 
     @property
     def label(self) -> str:
@@ -201,10 +199,14 @@ class PixelPerturbation(Metric):
         additional_forward_args: Any = None,
     ) -> None:
         """Takes what `pixel_perturbation` does, and raises it."""
-        options = {"fractions": self.fractions, "additional_forward_args": additional_forward_args, **self._settings}
-        changes = pixel_perturbation(model, images, maps, target, **options)
+        settings = self._settings()
+        changes = pixel_perturbation(model, images, maps, target, additional_forward_args=additional_forward_args, **settings)
         self.sums += changes.sum(0).to(self.sums)
         self.count += len(changes)
+
+    def _settings(self) -> dict[str, Any]:
+        """What `pixel_perturbation` takes by name."""
+        return {name: getattr(self, name) for name in ("fractions", "order", "fill", "change", "output", "seed")}
 
     def compute(self) -> Float[Tensor, "*f"]:
         """The mean change for every fraction, [F]; of a single fraction a scalar, as in torchmetrics."""

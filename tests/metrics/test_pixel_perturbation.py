@@ -247,6 +247,12 @@ def test_it_says_which_way_is_better(order: str, better: bool) -> None:
     assert PixelPerturbation([0.5], order).higher_is_better is better
 
 
+def test_it_tells_its_settings() -> None:
+    metric = PixelPerturbation([0.5], "morf", "noisy_linear", output="probability", seed=3)
+    settings = metric.fractions, metric.order, metric.fill, metric.change, metric.output, metric.seed
+    assert settings == ([0.5], "morf", "noisy_linear", "drop", "probability", 3)
+
+
 def test_it_can_be_pickled_and_collected() -> None:
     model, (images, maps) = network(), images_and_maps()
     metrics = MetricCollection({order: PixelPerturbation([0.5], order) for order in ("lerf", "morf")})
