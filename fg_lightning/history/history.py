@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from fg_lightning.atomic_files import PREFIX, replace_file, sweep, write_json
+from fg_lightning.history.growing_files import Row
 from fg_lightning.history.records import COLUMNS, FORMAT, HISTORY, IMAGES, LAYERS, MAPS, Explanation, ImageRow, LayerTerms, Snapshot
 from fg_lightning.history.run_files import RunFiles, agree_in_concentration, group_by_snapshot, locate_damage, sibling_folders
 
@@ -150,14 +151,15 @@ class History:
 
     def images_by_snapshot(self) -> dict[int, list[ImageRow]]:
         """All rows of `images.csv`, by the index of their snapshot."""
-        return group_by_snapshot((index, row) for index, row in self._files.images() if self._holds(index))
+        return self._by_snapshot(RunFiles.images)
 
     def layers_by_snapshot(self) -> dict[int, list[LayerTerms]]:
         """All rows of `layers.csv`, by the index of their snapshot."""
-        return group_by_snapshot((index, row) for index, row in self._files.layers() if self._holds(index))
+        return self._by_snapshot(RunFiles.layers)
 
-    def _holds(self, index: int) -> bool:
-        return self.source is not None and 0 <= index < len(self.snapshots) and index not in self._lost
+    def _by_snapshot(self, read: Callable[[RunFiles], list[tuple[int, Row]]]) -> dict[int, list[Row]]:
+        own = set(range(len(self.snapshots))) - self._lost
+        return {} if self.source is None else group_by_snapshot((i, row) for i, row in read(self._files) if i in own)
 
     # --- writing
 

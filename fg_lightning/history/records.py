@@ -64,7 +64,8 @@ class Snapshot:
     @classmethod
     def from_row(cls, row: Mapping[str, str]) -> Snapshot:
         """Raises KeyError or ValueError if the row is damaged."""
-        numbers = {f"fullgrad/{key}": float(row[key]) for key in NUMBERS if row.get(key)}
+        cells = {key: parse_number(row.get(key, "")) for key in NUMBERS}
+        numbers = {f"fullgrad/{key}": float(value) for key, value in cells.items() if value is not None}
         return cls(int(row["epoch"]), int(row["step"]), numbers)
 
 

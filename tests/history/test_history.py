@@ -57,8 +57,12 @@ def test_maps_stay_in_memory_of_the_first_and_the_last_snapshot_alone(tmp_path):
     assert not any(isinstance(value, torch.Tensor) for one in history.snapshots for value in vars(one).values())
 
 
-def test_without_a_folder_nothing_is_written_and_the_ends_are_known(tmp_path):
+def test_without_a_folder_nothing_is_written_and_the_ends_are_known(tmp_path, monkeypatch):
     history = written(None, num_snapshots=3)
+    monkeypatch.chdir(tmp_path)
+    for name in ("images.csv", "layers.csv"):  # the user's own
+        (tmp_path / name).write_text("file,width\na.png,3\n")
+    assert history.images_by_snapshot() == history.layers_by_snapshot() == {}
     assert torch.equal(history.maps(0), explanation(0).maps)
     assert torch.equal(history.maps(-1), explanation(2).maps)
     with pytest.raises(ValueError, match="kept in memory alone"):
