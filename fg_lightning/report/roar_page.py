@@ -132,8 +132,12 @@ def _read_table(path: Path, about: dict[str, Any], notes: list[str]) -> list[Cel
     """Results from the table, if the folder does not hold the cells."""
     results = list[CellResult]()
     try:
-        text = path.read_text(errors="replace")
-        rows = list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
+        text = path.read_text(encoding="utf-8", errors="replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
+        lines, _, rest = text.rpartition("\n")
+        rows = list(csv.DictReader(io.StringIO(lines)))
+    except FileNotFoundError:
+        notes.append(f"{path.name} is missing.")
+        return []
     except (OSError, csv.Error) as error:
         notes.append(f"{path.name} cannot be read: {error}.")
         return []
@@ -144,6 +148,8 @@ def _read_table(path: Path, about: dict[str, Any], notes: list[str]) -> list[Cel
             continue
         about.setdefault("mode", row["mode"])
         about.setdefault("order", row["order"])
+    if rest:
+        notes.append(f"The last line of {path.name} was not ended and is left out.")
     if len(results) < len(rows):
         notes.append(f"{len(rows) - len(results)} of {len(rows)} rows of {path.name} are damaged and left out.")
     return results

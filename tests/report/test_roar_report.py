@@ -117,17 +117,20 @@ def test_without_cells_the_table_is_read(tmp_path):
     from fg_lightning.report.roar_page import read_experiment
 
     read_experiment(tmp_path).results.write_table(tmp_path / "results.csv")
+    with (tmp_path / "results.csv").open("a") as file:
+        file.write("roar,morf,random,0.5,9")
     for name in ("cells", "stores"):
         shutil.rmtree(tmp_path / name)
     (tmp_path / "experiment.json").unlink()
     page = Page(write_report(tmp_path))
     assert page.data("figures") == expected
     assert "experiment.json is missing" in page.words
+    assert "The last line of results.csv was not ended and is left out." in page.words
 
 
 def test_an_experiment_without_a_training_is_said_to_be_one(tmp_path):
     experiment(tmp_path, seeds=0)
-    with pytest.raises(CannotRun, match="no training has been recorded"):
+    with pytest.raises(CannotRun, match=r"no training has been recorded in it yet \(results.csv is missing\.\)"):
         write_report(tmp_path)
 
 
