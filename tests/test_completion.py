@@ -61,6 +61,13 @@ def test_options_choices_and_files_are_offered(script: Path, words: list[str], o
     assert completed(script, *words) == offered
 
 
+def test_commands_are_described_without_their_example(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["completion", "zsh"])
+    script = capsys.readouterr().out
+    assert "or your own, on your images" in script
+    assert "For example" not in script
+
+
 def test_without_shtab_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "shtab", None)
     with pytest.raises(SystemExit, match=r"pip install 'fg-lightning\[completion\]'"):

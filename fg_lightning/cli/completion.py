@@ -42,7 +42,7 @@ def _plain_parser() -> ArgumentParser:
     plain = ArgumentParser("fg-lightning")
     commands = plain.add_subparsers()
     for name, parser in {**_commands_of(own), **_commands_of(training_parser(DESCRIPTIONS))}.items():
-        described = (parser.description or "").split("\n")[0].partition(": ")[0]
+        described = (parser.description or "").split("\n")[0].partition(". ")[0]  # without the example
         command = commands.add_parser(name, help=described.replace("%", "%%"), add_help=False)
         for action in parser._actions:
             _copy(action, command)
