@@ -66,6 +66,7 @@ def test_numbers_below_0_are_values(number):
 
 def test_options_have_short_forms():
     assert cli._join_values(["roar", "--seeds", "2", "-o", "x"]) == ["roar", "--num_seeds", "2", "--output", "x"]
+    assert cli._join_values(["roar", "--seeds=2", "a=b=c"]) == ["roar", "--num_seeds=2", "a=b=c"]
 
 
 def test_a_name_that_is_too_long_is_a_sentence():

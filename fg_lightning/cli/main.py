@@ -106,7 +106,8 @@ def _join_values(args: Sequence[str]) -> list[str]:
         if re.match(r"-\.?\d", word) and words and words[-1].startswith("--") and "=" not in words[-1]:
             words[-1] += f"={word}"
         else:
-            words.append(SHORT.get(word, word))
+            option, *value = word.split("=", 1)
+            words.append("=".join([SHORT.get(option, option), *value]))
     return words
 
 
