@@ -15,10 +15,15 @@ from rich.table import Table
 
 from fg_lightning.errors import CannotRun
 from fg_lightning.roar import LocalEngine, RayEngine, ROARExperiment, ROARResults
+from fg_lightning.roar.config import DEFAULT_METHODS
+
+METHODS = ",".join(DEFAULT_METHODS)
 
 
 def roar(
     output: Path = Path("fg_roar"),
+    methods: Union[str, list[str]] = METHODS,
+    fill: Union[float, list[float], str, None] = None,
     data: Union[Callable[[], LightningDataModule], None] = None,
     model: Union[Callable[[], LightningModule], None] = None,
     engine: Literal["local", "ray"] = "local",
@@ -35,6 +40,10 @@ def roar(
 
     Args:
         output: The folder that everything is kept in.
+        methods: Names with commas between them, or all. Random is always added.
+        fill: What replaces removed pixels: dataset_mean (the training images' mean of each channel), noisy_linear, image_mean,
+            black, or a number, or one for each channel, in the units of the images before their transform. Default: dataset_mean;
+            noisy_linear for mode road.
         data: Class path of your LightningDataModule. Its arguments: --data.NAME.
         model: Class path of your LightningModule, which takes images and logs its test accuracy. Its arguments: --model.NAME.
         engine: local, one training after the other, or ray.
@@ -54,7 +63,14 @@ def roar(
     try:
         try:
             experiment = ROARExperiment(
-                output, data or DigitsDataModule, model or DigitClassifier, engine=chosen, console=console, **options
+                output,
+                data or DigitsDataModule,
+                model or DigitClassifier,
+                methods=methods,
+                fill=fill,
+                engine=chosen,
+                console=console,
+                **options,
             )
         except (TypeError, ValueError) as error:  # of the settings; the user's own code has not run yet
             raise CannotRun(str(error)) from error
