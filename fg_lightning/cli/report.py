@@ -7,11 +7,11 @@ from typing import Union
 
 
 def report(run_dir: Path, output: Union[Path, None] = None) -> None:
-    """Write what a monitored run or a ROAR experiment found as one HTML file that opens without a network.
+    """Write what a monitored run or a ROAR experiment found as one HTML file that works offline.
 
     Args:
-        run_dir: the folder of the run (or any folder above its only fullgrad/), or that of the experiment.
-        output: the file; by default report.html in the folder.
+        run_dir: The folder of the run (or any folder above its only fullgrad/), or of the experiment.
+        output: The file. Default: report.html in the folder.
     """
     from rich.console import Console
     from rich.progress import Progress
