@@ -11,8 +11,8 @@ from PIL import Image
 
 from fg_lightning.errors import CannotRun
 from fg_lightning.explain.pictures import overlay_names, read_picture, stack_batches
-from fg_lightning.visualization.plots import curves
 from fg_lightning.visualization.image_grids import comparison
+from fg_lightning.visualization.plots import curves
 
 
 def test_overlays_of_files_of_one_name_are_kept_apart() -> None:
