@@ -205,13 +205,14 @@ class SmoothFullGrad(FullGrad):
     a forward and a backward pass, and the image itself one more. Every average has the size of its operation's output. The images
     of a batch are therefore run in parts: a batch needs no more memory than one FullGrad map of it, one image about twice that.
 
+    The arguments psi, implicit, reading, layout and autocast are those of `FullGrad`.
+
     Args:
         model: any network of differentiable operations.
         num_samples: number of noisy versions of each image.
         noise: the standard deviation of the Gaussian noise, as a share of the image's range (maximum - minimum).
         seed: seed of the noise, which is the same for every image in any batch. No global random state is touched.
         internal_batch_size: number of images that are run together; None for a third of the batch.
-        psi, implicit, reading, layout, autocast: as in `FullGrad`.
 
     Raises:
         TypeError: if the model is no module.

@@ -137,13 +137,13 @@ class FullGradRecorder:
     Each snapshot explains the same images: it computes their FullGrad maps and checks that they are complete, writes maps and
     numbers to a folder, and logs them. `docs/monitor.md` lists the numbers and the files. Training is not affected: the network,
     its gradients, the images and the random state come back as they were. An error in a snapshot is a warning. With several
-    processes, call it in one of them.
+    processes, call it in one of them. The arguments psi, target, forward, normalization, class_names, task and animation are
+    those of `FullGradMonitor`.
 
     Args:
         folder: of the run. If it exists already, the first free one of `..._1`, `..._2`, ... is used, unless `load_state_dict`
             continues the run in it. None: nothing is written.
         probe: images [N, C, *S] as the network takes them, or (images, labels). None: the images of `load_state_dict`.
-        psi, target, forward, normalization, class_names, task, animation: see `FullGradMonitor`.
         loggers: Lightning's or Fabric's loggers, or runs of Weights & Biases.
         data: a loader or data set, or several, whose transforms and labels tell the normalization and the classes.
         strict: raise errors instead of warning.
