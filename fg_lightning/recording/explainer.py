@@ -142,7 +142,7 @@ class Explainer:
         self._which = len(probe.candidates) if meaning.labels is None else meaning.labels
         if meaning.labels is not None:
             self.labels = self._candidates[meaning.labels]
-        elif self.task.tells_classes:
+        elif self.task.has_classes:
             self.labels = None  # they are labels of something else
 
     def _meaning(self, scores: Tensor, images: Tensor, candidates: Sequence[Tensor], evidence: Evidence) -> Meaning:
@@ -161,13 +161,13 @@ class Explainer:
         if wrong is None:
             rows = tuple(candidate[: len(scores)] for candidate in self._candidates)
             meaning = self._meaning(scores, probe.images, rows, evidence)
-            if scores.ndim == 2 and not meaning.task.tells_classes and meaning.assumed is None:
+            if scores.ndim == 2 and not meaning.task.has_classes and meaning.assumed is None:
                 task = Entry()
             elif isinstance(meaning.task, type(task)):
                 task = meaning.task
             wrong = task.misfit(scores, probe.labels)
         if wrong is not None:
-            raise TargetError(f"target {self._target} is no class: {wrong}")
+            raise TargetError(f"target {self._target} is not a class: {wrong}")
         return task
 
     def _select(self, candidates: Sequence[Tensor]) -> Tensor | None:

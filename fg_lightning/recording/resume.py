@@ -142,11 +142,11 @@ class ResumedRun:
 
     def _difference(self, fresh: Probe) -> str:
         if self.probe is None:
-            return "the images or labels are others"
+            return "the images or labels differ"
         if fresh.images.shape != self.probe.images.shape:
             return f"the images were {list(self.probe.images.shape)} and are {list(fresh.images.shape)}"
         others = (fresh.images != self.probe.images.to(fresh.images.dtype)).flatten(1).any(1).nonzero().flatten().tolist()
-        return f"images {', '.join(map(str, others))} are others" if others else "the labels are others"
+        return f"images {', '.join(map(str, others))} differ" if others else "the labels differ"
 
     def history(self, folder: Path | None, *, is_same_run: bool) -> History:
         """The history up to the checkpoint.

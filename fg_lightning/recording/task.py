@@ -25,12 +25,12 @@ class Task:
     Attributes:
         name: under which the user may choose it.
         words: what the output is, for messages.
-        tells_classes: whether an integer in its answers is a class.
+        has_classes: whether integers in its answers are classes.
     """
 
     name = "number"
     words = "a number, or several whose mean is explained"
-    tells_classes = False
+    has_classes = False
 
     def fix_labels(self, output: Any, labels: Tensor | None) -> Tensor | None:
         """The labels that stay explained, so that maps can be compared over time; the prediction replaces labels that do not fit.
@@ -72,7 +72,7 @@ class Binary(Task):
 
     name = "logit"
     words = "the logit of class 1"
-    tells_classes = True
+    has_classes = True
 
     def answers(self, output: Any, labels: Tensor | None) -> Answers:
         probability = self.probability(self.score(output, labels))
@@ -100,7 +100,7 @@ class Classes(Task):
 
     name = "classes"
     words = "scores of classes"
-    tells_classes = True
+    has_classes = True
 
     def fix_labels(self, output: Any, labels: Tensor | None) -> Tensor:
         scores = main_output(output).detach()
@@ -159,7 +159,7 @@ class Regions(Task):
 
     name = "regions"
     words = "scores of a class for every place"
-    tells_classes = True
+    has_classes = True
 
     def fix_labels(self, output: Any, labels: Tensor | None) -> Tensor:
         scores = main_output(output).detach()

@@ -189,7 +189,7 @@ def test_a_module_whose_name_has_several_lines_is_read_back(tmp_path):
 
 def test_the_tasks_whose_integers_are_numbers_are_known_to_the_reader():
     """It reads their names from `probe.json` and lies below the tasks."""
-    assert set(NUMERIC_TASKS) == {name for name, task in TASKS.items() if not task.tells_classes} | {"Chosen"}
+    assert set(NUMERIC_TASKS) == {name for name, task in TASKS.items() if not task.has_classes} | {"Chosen"}
 
 
 # --- of a run

@@ -228,7 +228,7 @@ def test_a_function_of_the_output_is_explained():
 
 
 def test_a_target_that_is_no_class_is_refused():
-    with pytest.raises(TargetError, match=r"target 9 is no class: labels .* out of range"):
+    with pytest.raises(TargetError, match=r"target 9 is not a class: labels .* out of range"):
         explain(Gives(4), LABELS, target=9)
     with pytest.raises(ValueError, match="one for each of 3 images"):
         explain(Gives(4), LABELS, target=[1, 2])

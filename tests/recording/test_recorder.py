@@ -169,7 +169,7 @@ def test_other_images_begin_another_history(tmp_path):
     with record(tmp_path / "run") as recorder:
         recorder.snapshot(network(), step=0, epoch=0)
     other = record(tmp_path / "run", images_and_labels(4, seed=9), strict=False)
-    with pytest.warns(UserWarning, match=r"FullGradRecorder: ProbeChanged: .* are others \(a new history begins"):
+    with pytest.warns(UserWarning, match=r"FullGradRecorder: ProbeChanged: .* differ \(a new history begins"):
         other.load_state_dict(recorder.state_dict())
     other.snapshot(network(), step=3, epoch=1)
     assert other.history.folder == tmp_path / "run_1"

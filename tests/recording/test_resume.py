@@ -127,11 +127,11 @@ def test_other_images_are_noticed_and_the_old_ones_still_explained(tmp_path):
     images[5] += 1
     changed = DataLoader(TensorDataset(images, labels), 8)
     monitor = FullGradMonitor(num_samples=4)
-    with pytest.warns(UserWarning, match="ProbeChanged: since the checkpoint was written, images 1 are others.*still explained"):
+    with pytest.warns(UserWarning, match="ProbeChanged: since the checkpoint was written, images 1 differ.*still explained"):
         fit(tmp_path, monitor, 2, resume=tmp_path / "saved/epoch=0.ckpt", val=changed)
     assert torch.equal(monitor.probe.images, images_and_labels(16, seed=2)[0][[0, 5, 10, 15]])
     assert epochs_of(monitor.history) == [0, 1, 2]
-    with pytest.raises(ValueError, match="images 1 are others"):
+    with pytest.raises(ValueError, match="images 1 differ"):
         fit(tmp_path, FullGradMonitor(num_samples=4, strict=True), 2, resume=tmp_path / "saved/epoch=0.ckpt", val=changed)
 
 
@@ -141,7 +141,7 @@ def test_other_images_are_noticed_and_the_old_ones_still_explained(tmp_path):
         ({"num_samples": 5}, r"the images were \[4, 1, 8, 8\] and are \[5, 1, 8, 8\]"),
         ({"num_samples": 4, "psi": "signed"}, "psi was absolute and is signed"),
         ({"num_samples": 4, "target": 1}, "target was None and is 1"),
-        ({"probe": images_and_labels(4, seed=7)}, "images 0, 1, 2, 3 are others"),
+        ({"probe": images_and_labels(4, seed=7)}, "images 0, 1, 2, 3 differ"),
     ],
 )
 def test_what_cannot_be_compared_begins_a_new_history(tmp_path, options, reason):
@@ -391,7 +391,7 @@ def test_the_images_of_a_checkpoint_keep_their_labels(tmp_path):
     monitor = FullGradMonitor(num_samples=4)
     images, labels = images_and_labels(16, seed=3)
     val = DataLoader(TensorDataset(images, (labels + 1) % 3), 8)
-    with pytest.warns(UserWarning, match="since the checkpoint was written, images .* are others"):
+    with pytest.warns(UserWarning, match="since the checkpoint was written, images .* differ"):
         fit(tmp_path, monitor, 2, resume=tmp_path / "saved/epoch=0.ckpt", val=val)
     before, now = monitor.history.images(0), monitor.history.images(2)
     assert [row.label for row in now] == [row.label for row in before]
