@@ -1,4 +1,4 @@
-"""Everything of a model, an input and the process that a look at the model might change."""
+"""Everything of a model, an input and the process that an explanation of the model might change."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Stream(IterableDataset):
 
 
 class Classifier(pl.LightningModule):
-    """Convolution, batch norm, dropout: everything that a careless look could disturb."""
+    """Convolution, batch norm, dropout: everything that a careless snapshot could disturb."""
 
     def __init__(self):
         super().__init__()
