@@ -15,14 +15,14 @@ from fg_lightning.errors import CannotRun
 def completion(shell: Literal["bash", "zsh", "tcsh"]) -> None:
     """Print a script by which a shell completes the commands of fg-lightning and their options.
 
-    It is made once and read by the shell, so that a tab does not wait for torch: for bash, write it to
+    Write it to a file once, so that a tab does not wait for torch. For bash:
     ~/.local/share/bash-completion/completions/fg-lightning.
 
     Args:
-        shell: the shell.
+        shell: The shell.
 
     Raises:
-        CannotRun: where shtab is not installed.
+        CannotRun: if shtab is not installed.
     """
     try:
         import shtab

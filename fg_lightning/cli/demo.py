@@ -19,12 +19,12 @@ from fg_lightning.errors import CannotRun
 def demo(max_epochs: PositiveInt = 5, output: Path = Path("fg_demo"), seed: int = 0) -> None:
     """Train a small residual network on 5,000 real MNIST digits and watch what it looks at.
 
-    Leaves a Weights & Biases run (offline, unless you are logged in or have set WANDB_MODE), a film strip and a page to look at.
+    Writes a Weights & Biases run (offline, unless you are logged in or have set WANDB_MODE), a film strip and a report.
 
     Args:
-        max_epochs: how long to train, in passes over the 4,000 training digits.
-        output: the folder that everything is written to.
-        seed: of the weights and the order of the digits.
+        max_epochs: Number of passes over the 4,000 training digits.
+        output: The folder that everything is written to.
+        seed: Seed of the weights and of the order of the digits.
 
     Raises:
         CannotRun: if the folder cannot be made or written to.

@@ -31,28 +31,28 @@ def explain(
     Writes a picture for every image, with the map of each method over it, and a table of what was predicted.
 
     Args:
-        images: a file, a folder, a pattern such as 'photos/*.jpg' (in quotes), or a list of these, [a.jpg,b.jpg].
-        model: a classifier of torchvision by name, or the import path of your own: a module, a function that returns one, or, with
+        images: A file, a folder, a pattern such as 'photos/*.jpg' (in quotes), or a list of these, [a.jpg,b.jpg].
+        model: A classifier of torchvision by name, or the import path of your own: a module, a function that returns one, or, with
             a checkpoint, a LightningModule class.
-        methods: names with commas between them, or all; random and edges know nothing of the network.
-        target: the class to explain, an index or a name; by default the predicted one.
-        output: the folder that everything is written to.
-        weights: of a torchvision model: DEFAULT, another of its sets, or none for random ones.
-        checkpoint: of a LightningModule class.
-        size: of your own model's images: their shorter side is resized to so many pixels, and the middle square cut out.
-        mean: of your own model's images: subtracted from every channel, in 0..1; a single one for grey images.
-        std: of your own model's images: what every channel is then divided by.
-        transform: instead of these three, the import path of a function from a PIL image to a tensor [C, H, W].
-        perturb: also measure how the output changes as pixels are replaced in the order of each map, a table and a plot: lerf, the
-            least relevant first (a small change is good), or morf, the most relevant first (a large one is).
-        fractions: of the pixels that are replaced, each 0 to 1.
-        fill: what replaces them, in the network's own units: a number, or one for every channel, [-2.1,-2.0,-1.8]; or
-            image_mean or noisy_linear.
-        batch_size: how many images are explained at once.
-        device: cpu, cuda, or any other of torch's; auto takes a GPU where there is one.
+        methods: Names with commas between them, or all. Random and edges know nothing of the network.
+        target: The class to explain, an index or a name. Default: the predicted one.
+        output: The folder that everything is written to.
+        weights: Weights of a torchvision model: DEFAULT, another of its sets, or none for random ones.
+        checkpoint: Checkpoint of a LightningModule class.
+        size: For your own model: pixels of the shorter side after resizing. The middle square is then cut out.
+        mean: For your own model: the mean subtracted from each channel, in 0..1; a single one for grey images.
+        std: For your own model: the standard deviation by which each channel is then divided.
+        transform: The import path of a function from a PIL image to a tensor [C, H, W], instead of size, mean and std.
+        perturb: Also measure how the output changes as pixels are replaced in the order of each map, a table and a plot: lerf, the
+            least relevant first (a small change is good), or morf, the most relevant first (a large change is good).
+        fractions: Shares of the pixels that are replaced, each 0 to 1.
+        fill: What replaces them, in the network's own units: a number, or one for each channel, [-2.1,-2.0,-1.8]; image_mean;
+            noisy_linear; or black, for images that are not normalized.
+        batch_size: Number of images that are explained at once.
+        device: cpu, cuda, or any other of torch's; auto for a GPU if there is one.
 
     Raises:
-        CannotRun: if there is nothing to explain, or no way to; the message says why and what to do.
+        CannotRun: if the pictures cannot be explained; the message says why and what to do.
     """
     # The command line reads this signature to print its help, which takes no torch.
     from fg_lightning.explain.network import find_network

@@ -118,19 +118,18 @@ def _check_names(part: str, kind: type, given: dict[str, str]) -> None:
 
 
 SHARDED = (".metadata", "meta.pt", "checkpoint", "latest")
-"""What lies in a checkpoint that is a folder: those of FSDP, of model parallelism and of DeepSpeed."""
+"""Files in a checkpoint that is a folder: FSDP's, model parallelism's and DeepSpeed's."""
 
 
 def check_checkpoint(path: str, command: str) -> None:
-    """Whether there is a checkpoint to begin with.
+    """Checks the checkpoint that a command begins with, without running code in it.
 
     Args:
-        path: as in `--ckpt_path`. Addresses, Lightning's registry and folders of shards are not looked into, nor what `last` and
-            `hpc` stand for when a training goes on. What is in a file is looked at, and none of its code runs.
+        path: as in `--ckpt_path`. Addresses, Lightning's registry, folders of shards, and `last` and `hpc` of fit are not checked.
         command: fit, validate, test or predict.
 
     Raises:
-        CannotRun: if there is not, or it is not Lightning's, or not one with which a training can go on.
+        CannotRun: if it is missing or not Lightning's, or fit cannot continue with it.
     """
     if "://" in path or path.startswith("registry") or (command == "fit" and path in ("last", "hpc")):
         return
@@ -151,7 +150,7 @@ def check_checkpoint(path: str, command: str) -> None:
 
 
 def check_version(path: Path | str, version: Any) -> None:
-    """Raises CannotRun if what stands for Lightning's version in a checkpoint is none."""
+    """Raises CannotRun if Lightning's version in a checkpoint is no version."""
     try:
         Version(version)
     except (InvalidVersion, TypeError) as error:
@@ -163,8 +162,8 @@ def model_of(path: Path, usual: str) -> dict[str, Any] | None:
 
     Args:
         path: of the checkpoint.
-        usual: the class path where the checkpoint names none, as after a training that a script began; of what is kept then, the
-            arguments of that class count.
+        usual: the class path if the checkpoint names none, as after a training that a script began. Then only the arguments of
+            that class are read.
 
     Raises:
         CannotRun: if the file cannot be read.

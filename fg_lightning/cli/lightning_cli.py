@@ -30,7 +30,7 @@ BEST = {
     "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
     "init_args": {"monitor": "val/accuracy", "mode": "max", "filename": "best", "save_last": True},
 }
-"""Of a classifier's weights the best and the last are kept, unless the configuration says which."""
+"""Keeps the best and the last weights of a classifier, unless the configuration has another ModelCheckpoint."""
 
 PREDICTIONS = {"class_path": "fg_lightning.training.predictions_table.PredictionsTable"}
 
@@ -52,10 +52,10 @@ class TrainingCLI(LightningCLI):
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Reads the options, which those in a checkpoint overrule afterwards.
+        """Reads the options. Those in a checkpoint overrule them later.
 
         Raises:
-            CannotRun: if there is no checkpoint where one is named, or none is named of a network that is to be measured.
+            CannotRun: if there is no such checkpoint, or an untrained network is measured without one.
         """
         super().parse_arguments(parser, args)
         command = self.config.subcommand
@@ -67,12 +67,12 @@ class TrainingCLI(LightningCLI):
             raise CannotRun(f"{command} needs a trained network: name its weights, --ckpt_path best.ckpt")
 
     def _parse_ckpt_path(self) -> None:
-        """Has the checkpoint's hyper_parameters overrule the model's options, as Lightning's own does.
+        """Lets the checkpoint's hyper_parameters overrule the model's options, as Lightning does.
 
-        Lightning's takes those alone that its command line wrote, and gives up on those of a training that a script began.
+        Lightning reads only those that its command line wrote, and fails on those of a training that a script began.
 
         Raises:
-            CannotRun: if they are not of the model.
+            CannotRun: if the model does not take them.
         """
         command = self.config.subcommand
         given = self.config[command]
@@ -81,14 +81,14 @@ class TrainingCLI(LightningCLI):
         kept = model_of(Path(given.ckpt_path), given.model.class_path)
         if kept is None:
             return
-        said = io.StringIO()
+        messages = io.StringIO()
         try:
-            with redirect_stderr(said):
+            with redirect_stderr(messages):
                 self.config = self.parser.parse_object({command: {"model": kept}}, self.config)
         except SystemExit:
             raise CannotRun(
                 f"the hyper_parameters of {given.ckpt_path} do not fit the model {kept['class_path']}; name the same --model as "
-                f"for the training that left it: {one_line(said.getvalue().rpartition('error: ')[2])}"
+                f"for the training that left it: {one_line(messages.getvalue().rpartition('error: ')[2])}"
             ) from None
 
     def before_instantiate_classes(self) -> None:
@@ -106,7 +106,7 @@ class TrainingCLI(LightningCLI):
         trainer.callbacks = callbacks or None
 
     def after_fit(self) -> None:
-        """Says where the weights are, and what else can be done with them."""
+        """Prints where the weights are, and the commands that use them."""
         kept = self.trainer.checkpoint_callback
         path = getattr(kept, "best_model_path", "") or getattr(kept, "last_model_path", "")  # without validation none is the best
         if path and self.trainer.is_global_zero:

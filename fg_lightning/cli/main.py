@@ -22,10 +22,10 @@ ADVICE = {
     errno.EDQUOT: "make room, or take another folder",
     errno.EROFS: "take another folder",
 }
-"""What to do about faults of a disk that no command has words of its own for."""
+"""What to do about faults of a disk, if the command does not say it itself."""
 
 SHOWN = 200
-"""So many letters of a file's name are shown."""
+"""Letters of a file's name that a message shows."""
 
 COMMANDS = {
     "demo": "fg_lightning.cli.demo",
@@ -39,12 +39,12 @@ COMMANDS = {
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Runs a command of `fg-lightning`; what the user has to change is a sentence on standard error, with exit status 1.
+    """Runs a command of `fg-lightning`. A mistake of the user's is one sentence on standard error, with exit status 1.
 
     Args:
-        args: what stands behind the program's name; by default what the process was started with.
+        args: the words after the program's name. Default: those of the process.
     """
-    if args is None and isinstance(sys.stdout, TextIOWrapper):  # a path is printed whatever letters are in it
+    if args is None and isinstance(sys.stdout, TextIOWrapper):  # paths with any letters can be printed
         sys.stdout.reconfigure(errors="surrogateescape" if sys.stdout.encoding == "utf-8" else "backslashreplace")
     try:
         put_current_folder_last()
@@ -63,9 +63,9 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def put_current_folder_last() -> None:
-    """Lets the user's own classes be found in the current folder, but nothing there stand for Python's or an installed module.
+    """Finds the user's own classes in the current folder, but Python's and installed modules first.
 
-    A folder that PYTHONPATH names is left where the user put it.
+    If PYTHONPATH names the folder, it stays where the user put it.
 
     Raises:
         CannotRun: if the current folder was removed.

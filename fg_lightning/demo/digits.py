@@ -36,8 +36,8 @@ class DigitsDataModule(LightningDataModule):
     """4,000 digits to train on, 500 to validate and 500 to test, always the same ones.
 
     Args:
-        batch_size: of the training batches.
-        num_workers: of every loader.
+        batch_size: Number of images in a training batch. Default: 64.
+        num_workers: Number of worker processes of each data loader. Default: 0.
 
     Raises:
         CannotRun: if a number is out of range.

@@ -33,9 +33,9 @@ class Network:
     """
     Attributes:
         model: on the CPU.
-        transform: makes a picture into what it takes.
-        normalization: the last step of that, to be undone for the eye; None where it is not known.
-        classes: names of its outputs; empty where they are not known.
+        transform: makes a picture into the model's input.
+        normalization: its last step, which pictures undo; None if it is unknown.
+        classes: names of the outputs; empty if they are unknown.
     """
 
     model: nn.Module
@@ -44,7 +44,7 @@ class Network:
     classes: Sequence[str] = ()
 
     def index_of(self, target: int | str) -> int:
-        """The index of a class that is given by either.
+        """The index of a class, given by its index or its name.
 
         Raises:
             CannotRun: if there is no class of that name.
@@ -59,7 +59,7 @@ class Network:
         return names.index(target.lower())
 
     def class_name(self, index: int) -> str:
-        """What an output is called: its class, or its index where that is not known."""
+        """The name of an output: its class, or its index if the class is unknown."""
         return self.classes[index] if index < len(self.classes) else f"class {index}"
 
 
@@ -72,10 +72,10 @@ def find_network(
     std: Sequence[float],
     transform: str | None,
 ) -> Network:
-    """A network as the arguments of `explain` name it.
+    """The network that the arguments of `explain` name.
 
     Raises:
-        CannotRun: if they lead nowhere.
+        CannotRun: if there is none.
     """
     if "." not in model and ":" not in model:
         if checkpoint is not None or transform is not None:
@@ -133,8 +133,8 @@ def from_import_path(path: str, checkpoint: Path | None, transform: Transform, n
         path: a module, a function without arguments that returns one, or a LightningModule class, such as my_package.my_module.Net;
             looked for in the current folder, too.
         checkpoint: for a LightningModule class: the checkpoint that it is loaded from.
-        transform: makes a picture into what it takes.
-        normalization: the last step of that; None where it is not known.
+        transform: makes a picture into the network's input.
+        normalization: its last step; None if it is unknown.
 
     Raises:
         CannotRun: if there is nothing there, it is no network, or the checkpoint is not its own.
@@ -153,7 +153,7 @@ def from_import_path(path: str, checkpoint: Path | None, transform: Transform, n
 
 
 def picture_transform(size: int, mean: Sequence[float], std: Sequence[float]) -> Transform:
-    """Resizes the shorter side, cuts out the middle square, and normalizes; grey pictures where there is one mean."""
+    """Resizes the shorter side, cuts out the middle square, and normalizes. One mean makes grey pictures."""
     colours: list[Any] = [v2.Grayscale()] if len(mean) == 1 else []
     steps = [
         v2.PILToTensor(),
@@ -166,10 +166,10 @@ def picture_transform(size: int, mean: Sequence[float], std: Sequence[float]) ->
 
 
 def import_object(path: str) -> Any:
-    """What an import path such as package.module.name leads to.
+    """The object at an import path such as package.module.name.
 
     Raises:
-        CannotRun: if it leads nowhere.
+        CannotRun: if there is none.
     """
     try:
         return pkgutil.resolve_name(path)
@@ -195,7 +195,7 @@ def _without_advice(error: Exception) -> str:
 
 
 def _suggestion(name: str, names: Sequence[str]) -> str:
-    """What might have been meant."""
+    """The names that the user may have meant."""
     close = get_close_matches(name, names, n=3, cutoff=0.6)
     return f" (did you mean {' or '.join(close)}?)" if close else ""
 
@@ -204,8 +204,8 @@ def _suggestion(name: str, names: Sequence[str]) -> str:
 class Prediction:
     """
     Attributes:
-        target: the classes that are explained, [N]; None where the network has one output for each image.
-        captions: for each image what was predicted and, if that is another class, what is explained, in a line each.
+        target: the explained classes, [N]; None if the network has one output for each image.
+        captions: for each image a line for the predicted class, and one for the explained class if it is another.
         rows: for each image the same by column of a table.
     """
 
@@ -217,12 +217,12 @@ class Prediction:
 def predict(network: Network, images: Tensor, target: int | None) -> Prediction:
     """
     Args:
-        network: what is explained; it is left as it was.
+        network: the network, which comes back as it was.
         images: [N, C, H, W].
         target: the class to explain; None for the predicted one.
 
     Raises:
-        CannotRun: if the network does not take these images, or what it gives are no scores of classes, or not finite.
+        CannotRun: if the network does not take these images, or its output is not finite, or no scores of classes.
     """
     try:
         with preserve_model(network.model, images.device), torch.no_grad():

@@ -17,13 +17,13 @@ from fg_lightning.explain.network import Transform
 
 
 def find_pictures(images: str | Sequence[str]) -> list[Path]:
-    """The files that are meant, in order, each once.
+    """The files of pictures, in order, each once.
 
     Args:
         images: files, folders (of which every file that is a picture by its name), or patterns such as "photos/*.jpg".
 
     Raises:
-        CannotRun: if one of them stands for no picture.
+        CannotRun: if one of them names no picture.
     """
     paths: list[Path] = []
     if not isinstance(images, str) and Path(whole := f"[{','.join(images)}]").exists():
@@ -52,7 +52,7 @@ def _pictures_in(folder: Path) -> list[Path]:
 
 
 def read_picture(path: Path, transform: Transform) -> Tensor:
-    """A picture as [C, H, W], turned as its camera says.
+    """A picture as [C, H, W], turned upright by its EXIF orientation.
 
     Raises:
         CannotRun: if the file is no picture or damaged, or the transform does not give [C, H, W], all finite.
@@ -77,7 +77,7 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
     """A picture of 16 bits in 8, which Pillow's conversion cuts off at 255; any other as it is.
 
     Raises:
-        ValueError: where nothing says which number is white.
+        ValueError: if it is unknown which number is white.
     """
     if not picture.mode.startswith(("I", "F")):
         return picture
@@ -88,7 +88,7 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
 
 
 def overlay_names(files: Sequence[Path]) -> dict[Path, str]:
-    """The name of each file's overlay: its own with the suffix .png, and a number where several would be called the same."""
+    """The name of each file's overlay: its own with the suffix .png, and a number if several would have the same name."""
     names: dict[Path, str] = {}
     taken: set[str] = set()
     for path in files:

@@ -40,7 +40,7 @@ class PerturbationCurves:
         fill: what replaces them.
 
     Raises:
-        CannotRun: if one of these makes no sense.
+        CannotRun: if one of these is invalid.
     """
 
     def __init__(self, fractions: Sequence[float], order: Order, fill: Fill) -> None:
@@ -60,10 +60,10 @@ class PerturbationCurves:
             model: the network.
             images: [N, C, H, W].
             maps: [N, 1, H, W].
-            target: [N], or None where the network has one output.
+            target: [N], or None if the network has one output.
 
         Raises:
-            CannotRun: if no change can be measured, as where the output is 0.
+            CannotRun: if no change can be measured, for example if the output is 0.
         """
         metric = self._metrics.setdefault(method, self._new_metric().to(images.device))
         try:
@@ -95,13 +95,13 @@ class PerturbationCurves:
 
 
 def find_methods(methods: str | Sequence[str]) -> dict[str, Factory]:
-    """The methods that are meant, by name.
+    """The factories of methods, by name.
 
     Args:
         methods: names with commas between them, a list of them, or "all".
 
     Raises:
-        CannotRun: if there is no method of one of the names.
+        CannotRun: if a name is no method's.
     """
     names = [name.strip() for name in methods.split(",")] if isinstance(methods, str) else list(methods)
     if not names:
@@ -118,13 +118,13 @@ class Session:
     A picture that cannot be read, and a method that cannot explain this network, is named on the console and left out.
 
     Args:
-        network: what is explained.
+        network: the network to explain.
         methods: the factories of the methods, by name.
         target: a class by index or name; None for the predicted one.
         output: a folder, made when something is written to it.
-        device: cpu, cuda, or any other of torch's; "auto" for a GPU where there is one.
+        device: cpu, cuda, or any other of torch's; "auto" for a GPU if there is one.
         curves: measures how the output changes as pixels are replaced; None to leave that out.
-        console: shows the progress and the notes; by default the terminal.
+        console: shows the progress and the notes. Default: the terminal.
 
     Raises:
         CannotRun: if the class or the device is unknown.
@@ -149,7 +149,7 @@ class Session:
         try:
             self.device = torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
             network.model.to(self.device).eval()
-        except (RuntimeError, AssertionError) as error:  # the last is torch's where it was built without CUDA
+        except (RuntimeError, AssertionError) as error:  # the last is torch's if it was built without CUDA
             raise CannotRun(str(error)) from error
         self._attributions: dict[str, Attribution] = {name: factory(network.model) for name, factory in methods.items()}
 
@@ -231,7 +231,7 @@ class Session:
                 comparison(images[i], own, caption=caption, normalization=self.network.normalization).save(file, "PNG")
 
     def _write_tables(self, rows: Sequence[dict[str, Any]], num_pictures: int) -> dict[str, str]:
-        """Writes the table and the curves, and says where all is."""
+        """Writes the table and the curves. Returns what was written, and where."""
         table = self.output / "predictions.csv"
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, fieldnames=list(rows[0]))

@@ -52,7 +52,7 @@ def lr_factor(step: int, steps: float, warmup: float) -> float:
 
 
 SMALL = 64
-"""Images whose shorter side has at most so many pixels are small."""
+"""Pixels of the shorter side of a small image, at most."""
 
 
 class ImageClassifier(LightningModule):
@@ -66,17 +66,17 @@ class ImageClassifier(LightningModule):
     data than what it was trained on.
 
     Args:
-        name: of the network: resnet18, convnext_tiny, vit_b_16, or any other in `torchvision.models.list_models()`.
-        weights: to begin with: DEFAULT, or another of the network's sets such as IMAGENET1K_V1; by default random ones.
-        num_classes: by default what the datamodule has.
-        in_channels: of the images, by default what the datamodule's have. Trained weights are added up for grey images.
-        small_images: keep the resolution at the network's beginning, which halves it twice or more otherwise. By default so for
-            images of at most 64 pixels and random weights.
-        optimizer: adamw or sgd, which wants a higher learning rate.
-        lr: the highest learning rate.
-        weight_decay: of kernels and matrices.
-        warmup: the share of the training in which the learning rate rises; it falls along a cosine after that.
-        label_smoothing: the share of every training label that is spread over all classes, 0 to 1.
+        name: The network: resnet18, convnext_tiny, vit_b_16, or any other in `torchvision.models.list_models()`. Default: resnet18.
+        weights: The first weights: DEFAULT, or another of the network's sets such as IMAGENET1K_V1. Default: random ones.
+        num_classes: Number of classes. Default: the datamodule's.
+        in_channels: Number of channels of the images. Default: the datamodule's. Trained weights are added up for grey images.
+        small_images: Whether the first layers keep the resolution, which they halve twice or more otherwise. Default: yes for
+            images of at most 64 pixels with random weights.
+        optimizer: adamw, or sgd, which needs a higher learning rate. Default: adamw.
+        lr: The highest learning rate. Default: 0.001.
+        weight_decay: Weight decay of kernels and matrices. Default: 0.05.
+        warmup: Share of the training in which the learning rate rises. Then it falls along a cosine. Default: 0.05.
+        label_smoothing: Share of each training label that is spread over all classes, 0 to 1. Default: 0.
 
     Raises:
         CannotRun: if there is no such network or set of weights, or the weights cannot be downloaded.
@@ -104,7 +104,7 @@ class ImageClassifier(LightningModule):
     ) -> None:
         super().__init__()
         _check(num_classes, in_channels, lr, weight_decay, warmup, label_smoothing)
-        self.save_hyperparameters(ignore=["weights"])  # a checkpoint has its own, and is loaded where none can be downloaded
+        self.save_hyperparameters(ignore=["weights"])  # a checkpoint has its own, and loads without a download
         self.network = classifier(name, weights)
         self.starts_trained = weights not in (None, "none")
         self.is_small = False
@@ -117,7 +117,7 @@ class ImageClassifier(LightningModule):
         return self.network(images)
 
     def setup(self, stage: str) -> None:
-        """Makes the network fit the datamodule, unless it is to be measured as it was trained.
+        """Makes the network fit the datamodule, unless it is trained already and not trained further.
 
         Raises:
             CannotRun: if there are more classes than outputs, it is unknown how many there are, or the network takes no images of

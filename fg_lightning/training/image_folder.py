@@ -49,8 +49,8 @@ class ImageFolderDataModule(ImageDataModule):
     share of the training images. With validation images and no test images, the test uses the validation images.
 
     Args:
-        root: the folder.
-        size: how many pixels wide and high the images become.
+        root: The folder.
+        size: Width and height of the images in pixels. Default: 224.
         mean: Mean of each channel, in 0..1, subtracted from the images. Default: ImageNet's.
         std: Standard deviation of each channel, by which the images are divided. Default: ImageNet's.
         mirror: Whether a mirror image shows the same class; False for letters. Default: True.

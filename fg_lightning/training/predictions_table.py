@@ -20,11 +20,11 @@ from fg_lightning.atomic_files import replace_file, sweep
 class PredictionsTable(BasePredictionWriter):
     """Writes `predictions.csv` into the run's folder: a row for every image, in the order of the data.
 
-    Columns: `loader`, 0 unless there are several; `image`, its place in that loader's data, or, where Lightning cannot tell it (an
-    IterableDataset, a batch sampler of your own), among what came from that loader; `label` where the batch has one; `prediction`,
-    the likeliest class; `class`, its name, where the datamodule has the attribute `classes`; `confidence`, its probability. In
-    several processes each writes a table of its own, `predictions_0.csv`, ... A table that is there is replaced once the new one is
-    whole.
+    Columns: `loader`, 0 unless there are several; `image`, its place in that loader's data, or among what came from that loader if
+    Lightning does not know it (an IterableDataset, a batch sampler of the user's own); `label`, if the batch has labels;
+    `prediction`, the likeliest class; `class`, its name, if the datamodule has the attribute `classes`; `confidence`, its
+    probability. With several processes each writes its own table, `predictions_0.csv`, ... An old table is replaced once the new
+    one is whole.
 
     `predict_step` must give probabilities [N, K], as `ImageClassifier`'s does.
     """
@@ -67,7 +67,7 @@ class PredictionsTable(BasePredictionWriter):
         before = self.written[dataloader_idx]
         self.written[dataloader_idx] += len(prediction)
         places: Sequence[int] = range(before, self.written[dataloader_idx])
-        if batch_indices and batch_indices is not self.told:  # where Lightning has none, it hands on the last ones again
+        if batch_indices and batch_indices is not self.told:  # if Lightning has none, it hands on the last ones again
             places = batch_indices
         self.told = batch_indices
         self._write(

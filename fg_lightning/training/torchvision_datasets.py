@@ -32,12 +32,12 @@ class Source:
 
     Attributes:
         classes: how many it has.
-        size: of its images, which are square; None where they are of any size.
+        size: of its images, which are square; None if they are of any size.
         normalization: the mean and standard deviation of every channel.
         train: arguments for the training images.
-        val: for the validation images; None where they are held out from the training images.
-        test: for the test images; None where they are, too.
-        mirror: whether a mirror image is of the same class.
+        val: for the validation images; None if they are held out from the training images.
+        test: for the test images; None if these are held out, too.
+        mirror: whether a mirror image shows the same class.
     """
 
     classes: int
@@ -89,15 +89,14 @@ ANY_SIZE = 224
 class TorchvisionDataModule(ImageDataModule):
     """A data set of torchvision, downloaded if it is not there.
 
-    Where it has no validation images, a share of the training images is held out; where it has no test images, too, as
-    many again.
+    Without validation images, a share of the training images is held out. Without test images, as many again are.
 
     Args:
-        name: MNIST, FashionMNIST, CIFAR10, CIFAR100, SVHN, Food101, ... FakeData, which is noise, needs no download.
-        root: the folder that it lies in.
-        size: how many pixels wide and high the images become; by default they stay as they are, and 224 where they differ in size.
-        mean: of every channel, in 0..1, taken off the images; by default the data set's.
-        std: of every channel, that they are then divided by.
+        name: MNIST, FashionMNIST, CIFAR10, CIFAR100, SVHN, Food101, ... FakeData is noise and needs no download. Default: MNIST.
+        root: Its folder. Default: data.
+        size: Width and height of the images in pixels. Default: their own, or 224 if they differ in size.
+        mean: Mean of each channel, in 0..1, subtracted from the images. Default: the data set's.
+        std: Standard deviation of each channel, by which the images are divided. Default: the data set's.
         **kwargs: see `ImageDataModule`.
 
     Raises:
@@ -170,7 +169,7 @@ class TorchvisionDataModule(ImageDataModule):
 
 
 def class_names(dataset: Any, count: int) -> list[str]:
-    """The names that a data set has for so many classes, or else their numbers."""
+    """The names of a data set's classes; their numbers if it has not so many names."""
     names = getattr(dataset, "classes", None) or getattr(dataset, "categories", None) or []
     if len(names) != count:
         return [str(number) for number in range(count)]
