@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from itertools import takewhile
+from pathlib import Path
 from typing import Any, ClassVar, Union
 from weakref import WeakSet
 
@@ -11,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from fg_lightning.callbacks import trainer_state
+from fg_lightning.callbacks import callback_metrics
 from fg_lightning.callbacks.probe_source import load_probe, reads_by_index, training_loader, validation_loader
 from fg_lightning.fullgrad import Psi
 from fg_lightning.history import History
@@ -190,12 +192,12 @@ class FullGradMonitor(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """A checkpoint that is saved after a number of steps reads the numbers next."""
-        if self._is_read(trainer, trainer_state.BATCH_END):
+        if self._is_read(trainer, callback_metrics.BATCH_END):
             self._measure(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A callback that reads the numbers when validation ends may stand before this one then, but not here."""
-        if trainer.state.fn == "fit" and trainer.validating and self._is_read(trainer, trainer_state.VALIDATION_END):
+        if trainer.state.fn == "fit" and trainer.validating and self._is_read(trainer, callback_metrics.VALIDATION_END):
             try:
                 if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
                     self._snapshot_after_epoch(trainer, pl_module)
@@ -206,7 +208,7 @@ class FullGradMonitor(Callback):
         try:
             self._snapshot_after_epoch(trainer, pl_module)
         finally:
-            if self._is_read(trainer, trainer_state.EPOCH_END):
+            if self._is_read(trainer, callback_metrics.EPOCH_END):
                 self._measure(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -253,7 +255,7 @@ class FullGradMonitor(Callback):
         if probe is None and not self._checkpoint:
             return
         recorder = FullGradRecorder(
-            None if getattr(trainer, "fast_dev_run", False) else trainer_state.run_folder(trainer),
+            None if getattr(trainer, "fast_dev_run", False) else run_folder(trainer),
             probe,
             **vars(self.settings),
             loggers=trainer.loggers,
@@ -268,11 +270,11 @@ class FullGradMonitor(Callback):
         """Takes a snapshot: the first; after every n-th epoch; and at the end, if the network changed since the last one."""
         if self._recorder is None:
             return
-        last, step = next(reversed(self._recorder.history.snapshots), None), trainer_state.logging_step(trainer, module, epoch)
+        last, step = next(reversed(self._recorder.history.snapshots), None), logging_step(trainer, module, epoch)
         is_due = last is None or (last.epoch < epoch and epoch % self.every_n_epochs == 0)
         has_changed = last is not None and ((last.epoch, last.step) < (epoch, step) or self._ends_averaged(trainer))
         if is_due or (is_last and has_changed):
-            self._measured_at = trainer_state.num_batches(trainer)
+            self._measured_at = num_batches(trainer)
             is_last = is_last or trainer.should_stop or epoch == trainer.max_epochs
             self._recorder.snapshot(module, step=step, epoch=epoch, is_last=is_last)
 
@@ -287,19 +289,19 @@ class FullGradMonitor(Callback):
         """Publishes the numbers of the current weights; if no snapshot is due, they are neither logged nor kept."""
         try:
             with self._messages.errors_as_warnings():
-                if self._recorder is not None and self._measured_at != trainer_state.num_batches(trainer):
-                    self._measured_at = trainer_state.num_batches(trainer)
+                if self._recorder is not None and self._measured_at != num_batches(trainer):
+                    self._measured_at = num_batches(trainer)
                     self._recorder.measure(module)
         finally:  # the other processes wait for it
             self._publish(trainer, is_awaited=True)
 
     def _is_read(self, trainer: Trainer, moment: str) -> bool:
-        return not self._is_disabled and trainer_state.are_numbers_read(trainer, moment)
+        return not self._is_disabled and callback_metrics.are_numbers_read(trainer, moment)
 
     def _publish(self, trainer: Trainer, *, is_awaited: bool = False) -> None:
         """Puts the numbers where callbacks find them; in several processes and if attached only if a callback reads them."""
         if is_awaited or (trainer.world_size == 1 and self._recorder is not None and self.attached_by is None):
-            trainer_state.publish_numbers(trainer, {} if self._recorder is None else self._recorder.numbers)
+            callback_metrics.publish_numbers(trainer, {} if self._recorder is None else self._recorder.numbers)
 
     def _conclude(self) -> None:
         strip = None if self._recorder is None else self._recorder.conclude()
@@ -344,3 +346,41 @@ class FullGradMonitor(Callback):
                 raise NotImplementedError(
                     f"{name} spreads the weights over processes, which is not supported; the monitor is disabled"
                 )
+
+
+def run_folder(trainer: Trainer) -> Path:
+    """`fullgrad/` beside the run's checkpoints; without a logger `fullgrad/version_0/` in the default root.
+
+    A run whose files lie elsewhere (s3://...) gets a folder in the working directory.
+    """
+    logger, root = trainer.logger, str(trainer.default_root_dir)
+    log_dir = getattr(logger, "log_dir", None)
+    places = [getattr(logger, name, None) for name in ("save_dir", "name", "version")]
+    if isinstance(log_dir, (str, Path)):
+        folder = os.path.join(log_dir, "fullgrad")
+    elif logger is None or not all(place is None or isinstance(place, (str, int, Path)) for place in (log_dir, *places)):
+        folder = os.path.join(root, "fullgrad", "version_0")  # the name of a mock, for example, is not text
+    else:
+        save_dir, name, version = places
+        version = version if isinstance(version, str) else f"version_{version}"
+        folder = os.path.join(save_dir or root, str(name), version, "fullgrad")
+    return Path("fullgrad", "version_0") if "://" in folder else Path(folder)
+
+
+def logging_step(trainer: Trainer, module: LightningModule, epoch: int) -> int:
+    """The step at which Lightning logs what belongs to the current weights.
+
+    After `epoch` epochs it is the last step, with which Lightning logs the epoch's own metrics; in the first epoch the next one.
+    Steps are batches, or with accumulated gradients the batches after which the optimizer steps.
+    """
+    # The step of Lightning's loggers, private as of Lightning 2.6; `global_step` counts the steps of all optimizers.
+    stepped: int = trainer.fit_loop.epoch_loop._batches_that_stepped
+    stepped += bool(trainer.validating)  # Lightning counts a batch when its validation is over
+    if module.automatic_optimization:
+        stepped = max(stepped, trainer.global_step)  # a checkpoint that was saved in validation has counted one less
+    return max(stepped - 1, 0) if epoch else stepped
+
+
+def num_batches(trainer: Trainer) -> int:
+    """Number of batches that the network was trained on."""
+    return trainer.fit_loop.epoch_loop.batch_progress.total.ready

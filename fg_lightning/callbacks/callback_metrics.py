@@ -1,64 +1,23 @@
-"""What the monitor reads of Lightning's Trainer, and the numbers that it puts there for callbacks and schedulers.
+"""The monitor's numbers in `trainer.callback_metrics`, for callbacks and schedulers that monitor one of them.
 
-The private names of Lightning that the monitor reads stand here, as they are in Lightning 2.6:
-
-- `epoch_loop._batches_that_stepped`: the step of Lightning's loggers. `trainer.global_step` counts the steps of all optimizers.
-- `EarlyStopping._check_on_train_epoch_end`, `ModelCheckpoint._should_save_on_train_epoch_end` and `._every_n_train_steps`: when
-  these callbacks read what they monitor. Their arguments do not tell: the defaults depend on the Trainer.
+Private names of Lightning that are read here, as in Lightning 2.6: `EarlyStopping._check_on_train_epoch_end`,
+`ModelCheckpoint._should_save_on_train_epoch_end` and `._every_n_train_steps` tell when these callbacks read what they monitor.
+Their arguments do not: the defaults depend on the Trainer.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 
 from fg_lightning.history.records import NUMBERS
 
 PREFIX = "fullgrad/"
 BATCH_END, VALIDATION_END, EPOCH_END = "batch end", "validation end", "epoch end"
 """The moments at which callbacks and schedulers read `callback_metrics`."""
-
-
-def run_folder(trainer: Trainer) -> Path:
-    """`fullgrad/` beside the run's checkpoints; without a logger `fullgrad/version_0/` in the default root.
-
-    A run whose files lie elsewhere (s3://...) gets a folder in the working directory.
-    """
-    logger, root = trainer.logger, str(trainer.default_root_dir)
-    log_dir = getattr(logger, "log_dir", None)
-    places = [getattr(logger, name, None) for name in ("save_dir", "name", "version")]
-    if isinstance(log_dir, (str, Path)):
-        folder = os.path.join(log_dir, "fullgrad")
-    elif logger is None or not all(place is None or isinstance(place, (str, int, Path)) for place in (log_dir, *places)):
-        folder = os.path.join(root, "fullgrad", "version_0")  # the name of a mock, for example, is not text
-    else:
-        save_dir, name, version = places
-        version = version if isinstance(version, str) else f"version_{version}"
-        folder = os.path.join(save_dir or root, str(name), version, "fullgrad")
-    return Path("fullgrad", "version_0") if "://" in folder else Path(folder)
-
-
-def logging_step(trainer: Trainer, module: LightningModule, epoch: int) -> int:
-    """The step at which Lightning logs what belongs to the current weights.
-
-    After `epoch` epochs it is the last step, with which Lightning logs the epoch's own metrics; in the first epoch the next one.
-    Steps are batches, or with accumulated gradients the batches after which the optimizer steps.
-    """
-    stepped: int = trainer.fit_loop.epoch_loop._batches_that_stepped
-    stepped += bool(trainer.validating)  # Lightning counts a batch when its validation is over
-    if module.automatic_optimization:
-        stepped = max(stepped, trainer.global_step)  # a checkpoint that was saved in validation has counted one less
-    return max(stepped - 1, 0) if epoch else stepped
-
-
-def num_batches(trainer: Trainer) -> int:
-    """Number of batches that the network was trained on."""
-    return trainer.fit_loop.epoch_loop.batch_progress.total.ready
 
 
 def are_numbers_read(trainer: Trainer, moment: str) -> bool:
