@@ -100,22 +100,22 @@ class ROARConfig:
                 "metric must be one that is higher for a better network, such as accuracy, since scores are differences of it; "
                 f"{self.metric!r} is lower: log its negative in test_step under another name, and name that"
             )
-        names = self.methods
-        if isinstance(names, str):
-            names = list(METHODS) if names == "all" else [name.strip() for name in names.split(",")]
+        names = [name.strip() for name in self.methods.split(",")] if isinstance(self.methods, str) else list(self.methods)
+        if names == ["all"] and not isinstance(self.methods, Mapping):
+            names = list(METHODS)
         _check_names(names)
         check_order(self.order)
         _check_fractions(self.fractions)
         fill = self.fill if self.fill is not None else "noisy_linear" if self.mode == "road" else "dataset_mean"
         _check_choice("target", self.target, get_args(Target))
         find_fill(fill, dataset_mean=0.0)
-        factories = dict(names) if isinstance(names, Mapping) else {name: find_method(name) for name in names}
+        factories = self.methods if isinstance(self.methods, Mapping) else {name: find_method(name) for name in names}
         for name, value in {
             "output": Path(self.output).resolve(),
             "methods": {"random": find_method("random"), **factories},
             "fill": fill,
             "checkpoint": None if self.checkpoint is None else Path(self.checkpoint),
-            "trainer": check_trainer_options(self.trainer),
+            "trainer": check_trainer_options(self.trainer or {}),
         }.items():
             object.__setattr__(self, name, value)  # as frozen dataclasses do
 

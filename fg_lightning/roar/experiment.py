@@ -66,7 +66,7 @@ class ROARExperiment:
         model: makes an untrained network.
         engine: where the trainings run. Default: in this process; see `RayEngine`.
         console: where progress is printed. Default: standard error.
-        options: the other settings of `ROARConfig`, by name.
+        options: the other settings of `ROARConfig`, by name. `ROARExperiment(**vars(config))` runs a configuration.
 
     Raises:
         TypeError: if a setting or the engine is of the wrong type.

@@ -87,7 +87,9 @@ def test_methods_are_given_as_text_as_a_list_or_as_factories(tmp_path):
         ("edges, gradient", ["random", "edges", "gradient"]),
         (["edges", "random"], ["random", "edges"]),
         ({"mine": mine}, ["random", "mine"]),
+        (iter(["edges", "gradient"]), ["random", "edges", "gradient"]),
         ("all", [*METHODS]),
+        (["all"], [*METHODS]),
     ):
         factories = ROARConfig(tmp_path, Data, Net, methods=given).factories
         assert list(factories) == expected
@@ -98,6 +100,17 @@ def test_methods_are_given_as_text_as_a_list_or_as_factories(tmp_path):
 def test_the_fill_depends_on_the_mode(tmp_path, mode, fill):
     assert ROARConfig(tmp_path, Data, Net, mode=mode).fill == fill
     assert ROARConfig(tmp_path, Data, Net, mode=mode, fill=0.0).fill == 0
+
+
+def test_no_arguments_of_the_trainer(tmp_path):
+    assert ROARConfig(tmp_path, Data, Net, trainer=None).trainer == {}
+
+
+def test_an_experiment_takes_the_settings_of_a_configuration(tmp_path):
+    config = ROARConfig(tmp_path, Data, Net, methods="edges", fractions=[0.25], mode="kar", num_seeds=2)
+    experiment = ROARExperiment(**vars(config))
+    assert vars(experiment.config) == vars(config)
+    assert len(experiment.cells) == 2 * (2 + 2)
 
 
 def test_a_configuration_is_frozen_and_compared_by_identity(tmp_path):
