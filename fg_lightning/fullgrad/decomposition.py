@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -65,8 +65,9 @@ class FullGradients:
 
     def __repr__(self) -> str:
         """A summary in a few lines."""
+        count = f"{len(self.output)} image{'s' * (len(self.output) != 1)}"
         lines = [
-            f"FullGradients of {len(self.output)} images: output {_shorten([f'{value:.4g}' for value in self.output.tolist()])}",
+            f"FullGradients of {count}: output {_shorten([f'{value:.4g}' for value in self.output.tolist()])}",
             f"terms: the input, {len(self.bias_terms)} explicit, {len(self.implicit_terms)} implicit; "
             f"largest completeness error {float(self.completeness_error.max()):.1e}",
         ]
@@ -82,8 +83,7 @@ class FullGradients:
             unbatched_by: the operation because of which the batch was not run together.
         """
         targets = [part.target for part in parts if part.target is not None]
-        unbatched_by = next((part.unbatched_by for part in parts if part.unbatched_by), unbatched_by)
-        return replace(_merge(parts, torch.cat, torch.cat(targets) if targets else None), unbatched_by=unbatched_by)
+        return _merge(parts, torch.cat, torch.cat(targets) if targets else None, unbatched_by)
 
     @classmethod
     def average(cls, parts: Sequence[FullGradients]) -> FullGradients:
@@ -99,7 +99,12 @@ def _total(terms: dict[str, Tensor], like: Tensor) -> Tensor:
     return torch.stack(list(terms.values())).sum(0) if terms else torch.zeros_like(like)
 
 
-def _merge(parts: Sequence[FullGradients], merge: Callable[[list[Tensor]], Tensor], target: Tensor | None) -> FullGradients:
+def _merge(
+    parts: Sequence[FullGradients],
+    merge: Callable[[list[Tensor]], Tensor],
+    target: Tensor | None,
+    unbatched_by: str | None = None,
+) -> FullGradients:
     """The parts merged field by field."""
     return FullGradients(
         output=merge([part.output for part in parts]),
@@ -111,6 +116,7 @@ def _merge(parts: Sequence[FullGradients], merge: Callable[[list[Tensor]], Tenso
         missing_ops=_unique(op for part in parts for op in part.missing_ops),
         fallback_ops=_unique(op for part in parts for op in part.fallback_ops),
         undrawn=_unique(op for part in parts for op in part.undrawn),
+        unbatched_by=next((part.unbatched_by for part in parts if part.unbatched_by), unbatched_by),
     )
 
 

@@ -206,3 +206,7 @@ def test_results_of_parts_are_put_together_as_the_result_of_the_batch() -> None:
     for name, term in whole.bias_terms.items():
         torch.testing.assert_close(together.bias_terms[name], term)
     assert (together.undrawn, together.missing_ops, together.unbatched_by) == (whole.undrawn, (), None)
+    alone = replace(whole, unbatched_by="sort in 1")
+    assert (
+        FullGradients.average([alone, alone]).unbatched_by == FullGradients.concatenate([whole, alone]).unbatched_by == "sort in 1"
+    )
