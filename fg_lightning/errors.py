@@ -1,5 +1,9 @@
 """Errors that tell the user what to change."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 
 class CannotRun(ValueError):
     """What was asked for cannot be done, or not here. The message says why and what to do.
@@ -22,3 +26,8 @@ class UnfitData(CannotRun, TypeError):
 
 class Diverged(ArithmeticError):
     """The loss of a training is no longer finite."""
+
+
+def list_briefly(items: Sequence[object], at_most: int = 8) -> str:
+    """The first items for a message, with commas between them, and how many more there are."""
+    return ", ".join(map(str, items[:at_most])) + (f" and {len(items) - at_most} more" if len(items) > at_most else "")

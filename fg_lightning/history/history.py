@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from fg_lightning.atomic_files import PREFIX, replace_file, sweep, write_json
+from fg_lightning.errors import list_briefly
 from fg_lightning.history.growing_files import Row
 from fg_lightning.history.records import COLUMNS, FORMAT, HISTORY, IMAGES, LAYERS, MAPS, Explanation, ImageRow, LayerTerms, Snapshot
 from fg_lightning.history.run_files import RunFiles, agree_in_concentration, group_by_snapshot, locate_damage, sibling_folders
@@ -342,8 +343,7 @@ def _incomplete_snapshots(files: RunFiles, name: str, indices: Set[int]) -> list
 
 def _enumerate(indices: Sequence[int]) -> str:
     """Snapshots by their numbers, at most five."""
-    listed = ", ".join(map(str, indices[:5])) + (f" and {len(indices) - 5} more" if len(indices) > 5 else "")
-    return f"snapshot {listed}" if len(indices) == 1 else f"snapshots {listed}"
+    return f"snapshot{'' if len(indices) == 1 else 's'} {list_briefly(indices, 5)}"
 
 
 def _copy_tree(source: Path, folder: Path) -> None:

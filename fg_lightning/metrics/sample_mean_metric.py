@@ -23,12 +23,6 @@ def keep_apart(metric: Metric, *choices: object) -> None:
     metric.add_state("identity", torch.tensor(crc32(identity)), dist_reduce_fx="max")
 
 
-def check_not_empty(batch: Tensor) -> None:
-    """Raises ValueError if the batch holds no sample, so that its mean would be NaN."""
-    if not len(batch):
-        raise ValueError("the batch is empty, so it has no mean; leave empty batches out")
-
-
 class SampleMeanMetric(Metric):
     """Means over samples.
 
@@ -58,7 +52,8 @@ class SampleMeanMetric(Metric):
         Raises:
             ValueError: if there are none.
         """
-        check_not_empty(numbers[0])
+        if not len(numbers[0]):
+            raise ValueError("the batch is empty, so it has no mean; leave empty batches out")
         self.sums += torch.stack(numbers).detach().sum(1).to(self.sums)
         self.count += len(numbers[0])
 

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from fg_lightning.errors import list_briefly
 from fg_lightning.sample_seeds import Seed, seeds_of
 
 Order = Literal["morf", "lerf"]
@@ -142,10 +143,6 @@ def check_maps(maps: Tensor, images: Tensor | None = None) -> None:
     if bool(unknown.any()):
         where = unknown.nonzero().flatten().tolist()
         raise ValueError(
-            f"{int(unknown.sum())} of {maps.numel()} saliency values are NaN, in the maps at {_list_briefly(where)} of the batch; "
+            f"{int(unknown.sum())} of {maps.numel()} saliency values are NaN, in the maps at {list_briefly(where)} of the batch; "
             "pixels cannot be ranked by them: was the model's output or gradient finite?"
         )
-
-
-def _list_briefly(places: list[int]) -> str:
-    return ", ".join(map(str, places[:8])) + (f" and {len(places) - 8} more" if len(places) > 8 else "")

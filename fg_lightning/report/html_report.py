@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
 from fg_lightning.atomic_files import sweep, write_atomically
-from fg_lightning.errors import CannotRun
+from fg_lightning.errors import CannotRun, list_briefly
 from fg_lightning.history.records import HISTORY
 from fg_lightning.report.figures import Page
 from fg_lightning.report.image_encoding import to_base64
@@ -74,7 +74,7 @@ def locate_run(folder: Path) -> Path:
         )
     if len(candidates) > 1 and candidates[0] != folder:
         newest_first = sorted(candidates, key=lambda path: -path.stat().st_mtime)
-        listed = ", ".join(map(str, newest_first[:8])) + (f" and {len(newest_first) - 8} more" if len(newest_first) > 8 else "")
+        listed = list_briefly(newest_first)
         raise CannotRun(f"there are {len(candidates)} runs below {folder}, name one, the newest is first: {listed}")
     return candidates[0]
 
