@@ -15,7 +15,7 @@ from PIL import Image
 from fg_lightning.checkpoints import read_checkpoint
 from fg_lightning.cli.fit_options import check_checkpoint
 from fg_lightning.errors import CannotRun
-from fg_lightning.explain.network import from_import_path
+from fg_lightning.explain.load_network import from_import_path
 
 RAN = []
 

@@ -22,7 +22,7 @@ from fg_lightning.cli.explain import explain
 from fg_lightning.cli.main import main
 from fg_lightning.demo import DigitClassifier
 from fg_lightning.errors import CannotRun
-from fg_lightning.explain.network import from_torchvision, picture_transform
+from fg_lightning.explain.load_network import from_torchvision, picture_transform
 from fg_lightning.explain.pictures import find_pictures, read_picture
 from fg_lightning.visualization import Normalization
 from fg_lightning.visualization.image_grids import comparison

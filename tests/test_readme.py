@@ -109,7 +109,12 @@ def test_the_monitors_manual_reads_a_history() -> None:
     logger = CSVLogger(".", name="lightning_logs", version=0)
     monitor = FullGradMonitor(num_samples=2, strict=True)
     Trainer(logger=logger, callbacks=[monitor], accelerator="cpu", **options).fit(DigitClassifier(width=2), images, images)
-    own = {"model": DigitClassifier(width=2), "images": torch.rand(2, 1, 28, 28), "loader": images, "train_one_epoch": lambda model: 1}
+    own = {
+        "model": DigitClassifier(width=2),
+        "images": torch.rand(2, 1, 28, 28),
+        "loader": images,
+        "train_one_epoch": lambda model: 1,
+    }
     names = run_page(ROOT / "docs/monitor.md", **own)
     assert len(names["history"].snapshots) == 2
     assert len(names["recorder"].history.snapshots) == 11

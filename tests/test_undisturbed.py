@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 from fg_lightning import FullGrad, SimpleFullGrad, SmoothFullGrad, full_gradients
 from fg_lightning.attribution import METHODS
 from fg_lightning.errors import CannotRun
-from fg_lightning.explain.network import Network, predict
+from fg_lightning.explain.load_network import Network, predict
 from fg_lightning.metrics import CompletenessError, PixelPerturbation, completeness_error, pixel_perturbation
 from tests.helpers.attribution_cases import FAST
 from tests.helpers.holding_networks import Middle

@@ -55,7 +55,7 @@ def explain(
         CannotRun: if the pictures cannot be explained; the message says why and what to do.
     """
     # The command line reads this signature to print its help, which takes no torch.
-    from fg_lightning.explain.network import find_network
+    from fg_lightning.explain.load_network import find_network
     from fg_lightning.explain.pictures import find_pictures
     from fg_lightning.explain.session import PerturbationCurves, Session, find_methods
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from fg_lightning.errors import CannotRun
-from fg_lightning.explain.network import Transform
+from fg_lightning.explain.load_network import Transform
 
 
 def find_pictures(images: str | Sequence[str]) -> list[Path]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fg_lightning.atomic_files import replace_file, sweep, write_atomically
 from fg_lightning.attribution import CONTROLS, METHODS, Factory, find_method
 from fg_lightning.errors import CannotRun
-from fg_lightning.explain.network import Network, Prediction, predict
+from fg_lightning.explain.load_network import Network, Prediction, predict
 from fg_lightning.explain.pictures import overlay_names, read_picture, stack_batches
 from fg_lightning.metrics import PixelPerturbation
 from fg_lightning.removal import Fill, Order

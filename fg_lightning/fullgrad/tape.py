@@ -25,7 +25,7 @@ from fg_lightning.fullgrad.layout import Layout, TensorLayouts, TensorTable
 from fg_lightning.fullgrad.linearization import linearize
 from fg_lightning.fullgrad.operation import Operation, map_tensors, operation_name, random_state, tensors_in, works_in_place
 from fg_lightning.fullgrad.operations import OPERATIONS, UNKNOWN, Rules
-from fg_lightning.fullgrad.operations.layout_rule import output_layout
+from fg_lightning.fullgrad.operations.layout_rules import output_layout
 from fg_lightning.fullgrad.operations.slicing_and_joining import base_layout
 from fg_lightning.fullgrad.torch_internals import (
     SET_GRAD_ENABLED,

@@ -1,7 +1,7 @@
 """The history of a run: the records, the files they are kept in, and who writes and reads them."""
 
-from fg_lightning.history.history import History
 from fg_lightning.history.records import Answers, Explanation, ImageRow, LayerTerms, Snapshot
-from fg_lightning.history.run_files import Run, read_run
+from fg_lightning.history.run_history import History
+from fg_lightning.history.run_reader import Run, read_run
 
 __all__ = ["Answers", "Explanation", "History", "ImageRow", "LayerTerms", "Run", "Snapshot", "read_run"]

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fg_lightning.recording.evidence import collect_names, read_attribute
+from fg_lightning.recording.output_evidence import collect_names, read_attribute
 from fg_lightning.visualization.saliency_overlay import Normalization
 
 TRANSFORMS = ("Normalize", "Normalization", "PrefetchLoader")

@@ -17,7 +17,7 @@ from fg_lightning.fullgrad import FullGrad, FullGradients, Psi, TargetError, mai
 from fg_lightning.history.records import NUMBERS, Answers, Explanation, LayerTerms
 from fg_lightning.metrics.concentration import gini_index
 from fg_lightning.metrics.drift import cosine_drift
-from fg_lightning.recording.evidence import Evidence
+from fg_lightning.recording.output_evidence import Evidence
 from fg_lightning.recording.output_meaning import YES_OR_NO, Meaning, infer_task, task_by_name
 from fg_lightning.recording.probe import HOW_TO_EXPLAIN_A_DETECTOR, Probe, are_detections, describe_parts, tensor_parts
 from fg_lightning.recording.task import Chosen, Classes, Entry, ProbeTarget, Regions, Task

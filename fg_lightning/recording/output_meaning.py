@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fg_lightning.fullgrad import TargetError
-from fg_lightning.recording.evidence import Evidence
+from fg_lightning.recording.output_evidence import Evidence
 from fg_lightning.recording.task import (
     Binary,
     Classes,

@@ -23,11 +23,11 @@ from fg_lightning.fullgrad.postprocess import Psi, find_psi
 from fg_lightning.fullgrad.torch_internals import unwrap_model
 from fg_lightning.history import Explanation, History, Snapshot
 from fg_lightning.history.records import ClassNames
-from fg_lightning.history.run_files import unused_folder
+from fg_lightning.history.run_reader import unused_folder
 from fg_lightning.loggers import log_for
 from fg_lightning.recording.dataset_metadata import DatasetMetadata
-from fg_lightning.recording.evidence import Evidence
 from fg_lightning.recording.explainer import Explainer, Forward, device_of, snapshot_numbers
+from fg_lightning.recording.output_evidence import Evidence
 from fg_lightning.recording.probe import NoProbe, Probe
 from fg_lightning.recording.resume import ProbeChanged, ResumedRun, pack_state
 from fg_lightning.recording.snapshot_images import Renderer

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fg_lightning.history.history import History, OtherRun, find_lost_snapshots
 from fg_lightning.history.records import Snapshot
-from fg_lightning.history.run_files import unused_folder
+from fg_lightning.history.run_history import History, OtherRun, find_lost_snapshots
+from fg_lightning.history.run_reader import unused_folder
 from fg_lightning.recording.probe import Probe
 from fg_lightning.recording.task import TASKS, Task
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from fg_lightning.errors import CannotRun, StoreError
-from fg_lightning.history.run_files import load_picture, read_json
+from fg_lightning.history.run_reader import load_picture, read_json
 from fg_lightning.removal import removal_mask
 from fg_lightning.report.figures import Page, accuracy_figure
 from fg_lightning.report.image_encoding import arrange_tiles, encode_picture, encode_webp, num_columns, to_base64
@@ -31,7 +31,7 @@ from fg_lightning.roar.results import (
     mean_and_interval,
     read_result,
 )
-from fg_lightning.roar.store import SaliencyStore
+from fg_lightning.roar.saliency_store import SaliencyStore
 from fg_lightning.visualization.film_strips import spread_indices
 
 MAX_IMAGES = 6

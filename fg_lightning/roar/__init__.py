@@ -7,7 +7,7 @@ from fg_lightning.roar.datamodule import ROARDataModule
 from fg_lightning.roar.engines import Engine, LocalEngine, RayEngine
 from fg_lightning.roar.experiment import ROARExperiment
 from fg_lightning.roar.results import ROARResults
-from fg_lightning.roar.store import SaliencyStore
+from fg_lightning.roar.saliency_store import SaliencyStore
 
 __all__ = [
     "CannotRun",

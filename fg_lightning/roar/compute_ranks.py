@@ -22,7 +22,7 @@ from fg_lightning.roar.cell_training import QUIET, silence_lightning
 from fg_lightning.roar.dataset_views import SplitView
 from fg_lightning.roar.experiment_folder import explain_disk_faults
 from fg_lightning.roar.image_pixels import Picture, apply_transform, channel_sums, images_and_labels, spatial_shape
-from fg_lightning.roar.store_files import Manifest, StoreWriter
+from fg_lightning.roar.saliency_store_files import Manifest, StoreWriter
 
 
 class ImageBatch(NamedTuple):

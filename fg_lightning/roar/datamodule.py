@@ -32,7 +32,7 @@ from fg_lightning.roar.image_pixels import (
     replace_image,
     spatial_shape,
 )
-from fg_lightning.roar.store import SaliencyStore
+from fg_lightning.roar.saliency_store import SaliencyStore
 
 Values = npt.NDArray[np.float64]
 

@@ -43,7 +43,7 @@ from fg_lightning.roar.results import (
     read_result,
     write_result,
 )
-from fg_lightning.roar.store import SaliencyStore
+from fg_lightning.roar.saliency_store import SaliencyStore
 
 BASE_SEED = 0
 """Of the network that is explained."""

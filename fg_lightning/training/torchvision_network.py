@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torchvision.models import GoogLeNet, Inception3
 
-from fg_lightning.explain.network import from_torchvision
+from fg_lightning.explain.load_network import from_torchvision
 
 
 def classifier(name: str, weights: str | None = None) -> nn.Module:

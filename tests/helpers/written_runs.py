@@ -16,7 +16,7 @@ from fg_lightning.history.records import NUMBERS, TERMS, Answers, Explanation, L
 from fg_lightning.removal import ranks
 from fg_lightning.roar.experiment_folder import digest
 from fg_lightning.roar.results import ALL, Cell, CellResult, write_result
-from fg_lightning.roar.store_files import Manifest, SplitIdentity, checksums_of
+from fg_lightning.roar.saliency_store_files import Manifest, SplitIdentity, checksums_of
 
 NAMES = ["cat", "dog", "bird"]
 

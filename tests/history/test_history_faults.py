@@ -15,7 +15,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-import fg_lightning.history.history
+import fg_lightning.history.run_history
 from fg_lightning import FullGradMonitor
 from fg_lightning import atomic_files as atomic
 from fg_lightning.history import History
@@ -30,7 +30,11 @@ STAGES = ["probe/000.png", "probe.npz", "probe.json", "maps.npy", "images.csv", 
 @contextmanager
 def faulty(monkeypatch, stage, code, *, short=0, only=None):
     """A disk that raises where one file is written, after so many bytes of a table; only as long as the last says."""
-    real_append, real_replace_file, real_array = GrowingTable.append, fg_lightning.history.history.replace_file, GrowingArray.append
+    real_append, real_replace_file, real_array = (
+        GrowingTable.append,
+        fg_lightning.history.run_history.replace_file,
+        GrowingArray.append,
+    )
 
     def fail(path):
         if str(path).endswith(stage) and (only is None or only.is_faulty):
@@ -60,8 +64,8 @@ def faulty(monkeypatch, stage, code, *, short=0, only=None):
 
     with monkeypatch.context() as patched:
         patched.setattr(GrowingTable, "append", append)
-        patched.setattr("fg_lightning.history.history.replace_file", replace_file)
-        patched.setattr("fg_lightning.history.history.write_json", write_json)
+        patched.setattr("fg_lightning.history.run_history.replace_file", replace_file)
+        patched.setattr("fg_lightning.history.run_history.write_json", write_json)
         patched.setattr(GrowingArray, "append", grown)
         yield
 

@@ -12,7 +12,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import BinaryAUROC, MulticlassAccuracy, MultilabelAccuracy
 from torchmetrics.regression import MeanSquaredError
 
-from fg_lightning.recording.evidence import Evidence
+from fg_lightning.recording.output_evidence import Evidence
 
 
 class Base(pl.LightningModule):

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from fg_lightning.fullgrad import TargetError
-from fg_lightning.recording.evidence import Evidence
 from fg_lightning.recording.explainer import Explainer
+from fg_lightning.recording.output_evidence import Evidence
 from fg_lightning.recording.probe import Probe
 from fg_lightning.recording.task import (
     TASKS,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fg_lightning.recording.evidence import Evidence
+from fg_lightning.recording.output_evidence import Evidence
 from fg_lightning.recording.output_meaning import infer_task
 from fg_lightning.recording.task import Binary, Classes, Probability, Regions, SeveralClasses, SeveralProbabilities, Task
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from fg_lightning import FullGradMonitor
 from fg_lightning.history import History
-from fg_lightning.history import history as history_module
+from fg_lightning.history import run_history as history_module
 from fg_lightning.recording import resume as resume_module
 from fg_lightning.report import write_report
 from tests import ROOT

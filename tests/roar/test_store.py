@@ -21,7 +21,7 @@ from fg_lightning.removal import ranks
 from fg_lightning.roar import CannotRun, RandomImages, SaliencyStore, StoreError
 from fg_lightning.roar.dataset_views import views_of
 from fg_lightning.roar.image_pixels import images_and_labels
-from fg_lightning.roar.store_files import StoreWriter
+from fg_lightning.roar.saliency_store_files import StoreWriter
 from tests import ROOT
 from tests.helpers.tiny_squares import SIDE, TENSOR, Data, Net, Squares
 

@@ -13,7 +13,7 @@ import pytest
 
 from fg_lightning.atomic_files import PREFIX
 from fg_lightning.roar import ROARDataModule, SaliencyStore, StoreError
-from fg_lightning.roar.store_files import StoreWriter
+from fg_lightning.roar.saliency_store_files import StoreWriter
 from tests.helpers.tiny_squares import SIDE, Data
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from fg_lightning.fullgrad.linearization import BiasRule, if_constant, linearize, reads_overwritten
-from fg_lightning.fullgrad.operations.attention import attention, attention_layout, log_softmax, native_attention, softmax
 from fg_lightning.fullgrad.operations.bias_rules import (
     affine,
     count_dependent,
@@ -38,7 +37,7 @@ from fg_lightning.fullgrad.operations.bias_rules import (
     sum_of,
     tanh_bias,
 )
-from fg_lightning.fullgrad.operations.dimensions import (
+from fg_lightning.fullgrad.operations.elementwise_and_reductions import (
     affine_grid_layout,
     along_dims_layout,
     broadcast_layout,
@@ -52,7 +51,7 @@ from fg_lightning.fullgrad.operations.dimensions import (
     repeat_layout,
     window_layout,
 )
-from fg_lightning.fullgrad.operations.layout_rule import LayoutRule
+from fg_lightning.fullgrad.operations.layout_rules import LayoutRule
 from fg_lightning.fullgrad.operations.normalization import (
     BATCH_NORM_OPERANDS,
     batch_norm,
@@ -93,6 +92,13 @@ from fg_lightning.fullgrad.operations.slicing_and_joining import (
     slice_scatter_layout,
     stack_layout,
     view_layout,
+)
+from fg_lightning.fullgrad.operations.softmax_and_attention import (
+    attention,
+    attention_layout,
+    log_softmax,
+    native_attention,
+    softmax,
 )
 
 __all__ = ["OPERATIONS", "UNKNOWN", "Rules", "affine", "elementwise", "homogeneous", "no_bias", "of_degree", "pointwise"]

@@ -10,7 +10,7 @@ from torch import Tensor
 from fg_lightning.fullgrad.layout import SAMPLE, Layout
 from fg_lightning.fullgrad.linearization import Bias, Deferred
 from fg_lightning.fullgrad.operation import Operation
-from fg_lightning.fullgrad.operations.layout_rule import LayoutOf, first_layout
+from fg_lightning.fullgrad.operations.layout_rules import LayoutOf, first_layout
 
 BATCH_NORM_OPERANDS = ((1, "weight"), (2, "bias"), (3, "running_mean"), (4, "running_var"))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from fg_lightning.fullgrad.layout import SAMPLE, Dim, Layout, plain
 from fg_lightning.fullgrad.linearization import Bias, BiasRule, Deferred, Pointwise, reads_overwritten
 from fg_lightning.fullgrad.operation import Operation
-from fg_lightning.fullgrad.operations.layout_rule import LayoutOf, align, first_layout
+from fg_lightning.fullgrad.operations.layout_rules import LayoutOf, align, first_layout
 
 
 def bilinear_plus(*, addend: tuple[int, str] | None, factors: tuple[tuple[int, str], tuple[int, str]]) -> BiasRule:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fg_lightning.fullgrad.layout import SAMPLE, Dim, Factor, Layout, Tokens, plain, whole_dim
 from fg_lightning.fullgrad.operation import Operation
-from fg_lightning.fullgrad.operations.layout_rule import LayoutOf, first_layout, resample
+from fg_lightning.fullgrad.operations.layout_rules import LayoutOf, first_layout, resample
 
 
 def reshape_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fg_lightning.fullgrad.layout import SAMPLE, Axis, Dim, Factor, Layout, plain
 from fg_lightning.fullgrad.operation import Operation
-from fg_lightning.fullgrad.operations.layout_rule import LayoutOf, align, extend, first_layout, resample, surround, with_item
+from fg_lightning.fullgrad.operations.layout_rules import LayoutOf, align, extend, first_layout, resample, surround, with_item
 from fg_lightning.fullgrad.torch_internals import base_of
 
 

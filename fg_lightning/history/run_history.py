@@ -18,7 +18,7 @@ from fg_lightning.atomic_files import PREFIX, replace_file, sweep, write_json
 from fg_lightning.errors import list_briefly
 from fg_lightning.history.growing_files import Row
 from fg_lightning.history.records import COLUMNS, FORMAT, HISTORY, IMAGES, LAYERS, MAPS, Explanation, ImageRow, LayerTerms, Snapshot
-from fg_lightning.history.run_files import RunFiles, agree_in_concentration, group_by_snapshot, locate_damage, sibling_folders
+from fg_lightning.history.run_reader import RunFiles, agree_in_concentration, group_by_snapshot, locate_damage, sibling_folders
 
 
 class History:

@@ -11,7 +11,7 @@ from torch import Tensor
 from fg_lightning.fullgrad.layout import SAMPLE, Layout, plain
 from fg_lightning.fullgrad.linearization import Bias, Deferred, linearize
 from fg_lightning.fullgrad.operation import Operation
-from fg_lightning.fullgrad.operations.layout_rule import LayoutOf, align
+from fg_lightning.fullgrad.operations.layout_rules import LayoutOf, align
 
 
 def softmax(op: Operation) -> list[Bias]:

@@ -18,7 +18,7 @@ from fg_lightning.roar.compute_ranks import compute_ranks
 from fg_lightning.roar.config import Target
 from fg_lightning.roar.dataset_views import SplitView, set_up, views_of
 from fg_lightning.roar.experiment_folder import describe, digest
-from fg_lightning.roar.store_files import (
+from fg_lightning.roar.saliency_store_files import (
     MANIFEST_FILE,
     Manifest,
     SplitIdentity,

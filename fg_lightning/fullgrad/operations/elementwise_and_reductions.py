@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fg_lightning.fullgrad.layout import SAMPLE, Dim, Factor, Layout, plain
 from fg_lightning.fullgrad.operation import Operation
-from fg_lightning.fullgrad.operations.layout_rule import LayoutOf, LayoutRule, align, extend, first_layout, resize, with_item
+from fg_lightning.fullgrad.operations.layout_rules import LayoutOf, LayoutRule, align, extend, first_layout, resize, with_item
 
 
 def broadcast_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
