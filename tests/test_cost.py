@@ -1,4 +1,4 @@
-"""benchmarks/cost.py, run as a person would."""
+"""benchmarks/cost.py, run as a user would."""
 
 from __future__ import annotations
 

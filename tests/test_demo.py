@@ -1,4 +1,4 @@
-"""fg-lightning demo as a person runs it, in a process of its own."""
+"""fg-lightning demo as a user runs it, in a process of its own."""
 
 import os
 import subprocess

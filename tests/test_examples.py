@@ -1,4 +1,4 @@
-"""Every example that a person copies runs."""
+"""Every example that users copy runs."""
 
 import runpy
 

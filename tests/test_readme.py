@@ -1,4 +1,4 @@
-"""What the README and the pages of docs/ tell a person to type does what they say."""
+"""What the README and the pages of docs/ tell the user to type does what they say."""
 
 from __future__ import annotations
 

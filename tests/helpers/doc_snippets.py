@@ -1,4 +1,4 @@
-"""The fenced code of the pages that a person reads, and the commands in it."""
+"""The fenced code of the pages that users read, and the commands in it."""
 
 from __future__ import annotations
 

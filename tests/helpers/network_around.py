@@ -29,7 +29,7 @@ def images(n: int = 2) -> Tensor:
     return torch.randn(n, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-# --- backward passes that somebody wrote -----------------------------------------------------------------------------------------
+# --- backward passes of users -----------------------------------------------------------------------------------------------
 
 
 def custom(backward: Callable[..., Any], forward: Callable[..., Any] = lambda z: z.sin() + z) -> Callable[..., Tensor]:

@@ -1,4 +1,4 @@
-"""Images as a person sees them, with saliency over them."""
+"""Images as the user sees them, with saliency over them."""
 
 import matplotlib
 import numpy as np
