@@ -1,4 +1,4 @@
-"""Every private name of torch that is read or patched, each with its reason. Seen in torch 2.6 to 2.14.
+"""Every private name of torch that is read or patched, each with its reason. All of them were seen in torch 2.14.1.
 
 Torch also has faults, in backward passes that depend on how a gradient lies in memory; `avoid_faults` works around them.
 
