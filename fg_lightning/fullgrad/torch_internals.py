@@ -97,8 +97,8 @@ MODULE_TABLES = ("_modules", "_buffers", "_parameters")
 """The dictionaries in which a module holds what is registered. Its own access to them may be overridden or hide an item."""
 
 
-def tensor_tables(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The dictionaries of a module's own parameters and buffers."""
+def tensor_tables(module: nn.Module) -> tuple[Any, Any]:
+    """The dictionaries of a module's own parameters and buffers; of a TorchScript module what stands for them there."""
     return module._parameters, module._buffers
 
 
