@@ -54,6 +54,7 @@ def test_every_command_is_offered(script: Path) -> None:
         (["fit", "--data.k"], set()),
         (["test", "--ckpt"], {"--ckpt_path"}),
         (["roar", "--mode", ""], {"roar", "kar", "road"}),
+        (["cite", "fullgrad", "smoothgrad"], {"smoothgrad", "smoothgrad_squared"}),
         (["report", ""], {"fg-lightning"}),  # the only file in the folder
     ],
 )

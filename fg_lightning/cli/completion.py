@@ -33,6 +33,7 @@ def completion(shell: Literal["bash", "zsh", "tcsh"]) -> None:
 
 def _plain_parser() -> ArgumentParser:
     """The command line as argparse alone knows it; jsonargparse's own actions are about types, which a shell does not ask for."""
+    from fg_lightning.cli.cite import list_names
     from fg_lightning.cli.fit import DESCRIPTIONS
     from fg_lightning.cli.lightning_cli import training_parser
     from fg_lightning.cli.main import COMMANDS
@@ -46,6 +47,8 @@ def _plain_parser() -> ArgumentParser:
         command = commands.add_parser(name, help=described.replace("%", "%%"), add_help=False)
         for action in parser._actions:
             _copy(action, command)
+        if name == "cite":
+            command.add_argument("names", nargs="*", choices=list_names())
         if name not in functions:
             for option in _class_options():
                 command.add_argument(option)

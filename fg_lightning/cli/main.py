@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from io import TextIOWrapper
+from itertools import takewhile
 from pathlib import Path
 
 from jsonargparse import auto_cli
@@ -32,6 +33,7 @@ COMMANDS = {
     "explain": "fg_lightning.cli.explain",
     "roar": "fg_lightning.cli.roar",
     "report": "fg_lightning.cli.report",
+    "cite": "fg_lightning.cli.cite",
     "completion": "fg_lightning.cli.completion",
     **dict.fromkeys(("fit", "validate", "test", "predict"), "fg_lightning.cli.fit"),
 }
@@ -85,6 +87,8 @@ def _run(given: Sequence[str]) -> None:
     if COMMANDS.get(command) == "fg_lightning.cli.fit":
         _function(command)(*given[1:])  # Lightning's command line parses them
     elif command in COMMANDS:
+        if command == "cite":
+            given = _join_names(given)
         auto_cli({command: _function(command)}, args=list(given), prog="fg-lightning")
     else:
         of = _function if command.startswith("--config") else _summary  # a configuration may have options of any command
@@ -109,6 +113,12 @@ def _join_values(args: Sequence[str]) -> list[str]:
             option, *value = word.split("=", 1)
             words.append("=".join([SHORT.get(option, option), *value]))
     return words
+
+
+def _join_names(args: Sequence[str]) -> list[str]:
+    """The words after `cite`, up to the first option, as its option `--names`: `auto_cli` takes no words without a name."""
+    names = list(takewhile(lambda word: not word.startswith("-"), args[1:]))
+    return [args[0], *([f"--names={','.join(names)}"] if names else []), *args[1 + len(names) :]]
 
 
 def _function(command: str) -> Callable[..., None]:
