@@ -109,6 +109,16 @@ def test_this_package_is_cited_with_its_version_and_without_invented_people(caps
     assert fields["title"].replace("{", "").replace("}", "") == citation["title"]
 
 
+def test_the_page_names_every_paper_with_its_names():
+    rows = (ROOT / "docs/references.md").read_text().splitlines()
+    for entry, keywords in read_references().items():
+        names = ", ".join(f"`{keyword}`" for keyword in keywords)
+        (row,) = [row for row in rows if row.startswith(f"| {names} |")]
+        fields = parse(entry)[2]
+        assert re.sub(r"\s+", " ", re.sub(r"[{}]", "", fields["title"])) in row
+        assert fields.get("eprint", "") in row
+
+
 def test_an_unknown_name_is_one_sentence_with_the_names_that_exist():
     with pytest.raises(SystemExit, match=r"no reference is known for 'fulgrad' \(did you mean fullgrad\?\); known names are"):
         main(["cite", "fulgrad"])
