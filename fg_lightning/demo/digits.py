@@ -41,7 +41,12 @@ class DigitsDataModule(LightningDataModule):
 
     Raises:
         CannotRun: if a number is out of range.
+
+    Attributes:
+        normalization: mean and std by which pixels in 0..1 became the images from -1 to 1.
     """
+
+    normalization = ((0.5,), (0.5,))
 
     def __init__(self, batch_size: int = 64, num_workers: int = 0) -> None:
         super().__init__()

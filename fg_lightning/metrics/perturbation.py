@@ -21,6 +21,7 @@ from fg_lightning.fullgrad.target import Selection, Target, main_output
 from fg_lightning.fullgrad.torch_internals import unwrap_model
 from fg_lightning.metrics.sample_mean_metric import keep_apart
 from fg_lightning.removal import Fill, Order, find_fill, ranks, removal_mask
+from fg_lightning.removal.fills import MeanAndStd, Numbers
 from fg_lightning.removal.pixel_ranking import check_images, check_maps, check_order
 
 Change = Literal["relative", "drop"]
@@ -30,6 +31,9 @@ Output = Literal["logit", "probability"]
 
 USUAL: dict[Order, Change] = {"lerf": "relative", "morf": "drop"}
 """The change that the authors of each order measured."""
+
+SETTINGS = ("fractions", "order", "fill", "change", "output", "seed", "dataset_mean", "normalization")
+"""What the metric passes on to `pixel_perturbation`, by name."""
 
 LABELS: dict[Change, str] = {"relative": "|f(x') - f(x)| / |f(x)|", "drop": "f(x) - f(x')"}
 
@@ -46,6 +50,8 @@ def pixel_perturbation(
     change: Change | None = None,
     output: Output = "logit",
     seed: int = 0,
+    dataset_mean: Numbers | None = None,
+    normalization: MeanAndStd | None = None,
     additional_forward_args: Any = None,
 ) -> Float[Tensor, "n f"]:
     """How the output of every image changes if a fraction of its pixels is removed.
@@ -64,12 +70,14 @@ def pixel_perturbation(
         target: as in `full_gradients`. None for the class predicted from the whole image, at every fraction.
         fractions: [F], the shares of pixels to remove, 0 to 1. Each image loses exactly round(fraction * number of pixels).
         order: "lerf" or "morf".
-        fill: what replaces them, see `fg_lightning.removal.find_fill`. A number is in the images' own units: the paper's black is
-            0.0 only if they are not normalized.
+        fill: what replaces them, see `fg_lightning.removal.find_fill`. The paper's is "black".
         change: "relative" or "drop", the formulas above; None for the one that goes with the order.
         output: what f is, "logit" (the output as it is, which FullGrad decomposes) or "probability" (its softmax; its sigmoid if
             there is one number for each image).
         seed: breaks ties between pixels of equal saliency.
+        dataset_mean: the training images' mean of each channel, for the fill of this name.
+        normalization: (mean, std), a number or one for each channel, if the images are (image - mean) / std. "black" needs it then,
+            and the numbers of a fill are of the images before.
         additional_forward_args: what the model's forward takes after the images, one value or a tuple.
 
     Returns:
@@ -98,7 +106,8 @@ def pixel_perturbation(
     if not len(images):
         raise ValueError("images must hold at least one image, but the batch is empty")
     check_maps(maps, images)
-    replace, places = find_fill(fill), ranks(maps.to(images.device), seed)
+    replace = find_fill(fill, dataset_mean=dataset_mean, normalization=normalization)
+    places = ranks(maps.to(images.device), seed)
     change_between = _CHANGES[change or USUAL[order]]
     with preserve_model(model, images.device, autocast=True), torch.no_grad():
         network = unwrap_model(model)
@@ -130,10 +139,12 @@ class PixelPerturbation(Metric):
         fractions: [F], rising, 0 to 1.
         order: "lerf" (lower is better) or "morf" (higher is better).
         fill: what replaces the pixels, see `fg_lightning.removal.find_fill`: a number in the images' own units, one for each
-            channel, "black", "image_mean", "noisy_linear", or a function.
+            channel, "black", "dataset_mean", "image_mean", "noisy_linear", or a function.
         change: "relative" or "drop"; None for the one that goes with the order.
         output: "logit" or "probability".
         seed: breaks ties between pixels of equal saliency.
+        dataset_mean: the training images' mean of each channel, for the fill of this name.
+        normalization: (mean, std) of normalized images, as in `pixel_perturbation`.
         **settings: torchmetrics' own, such as `sync_on_compute`.
 
     Attributes:
@@ -172,6 +183,8 @@ class PixelPerturbation(Metric):
         change: Change | None = None,
         output: Output = "logit",
         seed: int = 0,
+        dataset_mean: Numbers | None = None,
+        normalization: MeanAndStd | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
@@ -179,8 +192,9 @@ class PixelPerturbation(Metric):
         self.fractions = [float(fraction) for fraction in fractions]
         if not self.fractions or any(a >= b for a, b in zip(self.fractions, self.fractions[1:], strict=False)):
             raise ValueError(f"fractions must be one or more numbers, each larger than the one before, but are {self.fractions}")
-        find_fill(fill)  # raises if there is no such fill
+        find_fill(fill, dataset_mean=dataset_mean, normalization=normalization)  # raises if there is no such fill
         self.order, self.fill, self.change, self.output, self.seed = order, fill, change or USUAL[order], output, seed
+        self.dataset_mean, self.normalization = dataset_mean, normalization
         self.__dict__["higher_is_better"] = order == "morf"  # torchmetrics forbids to assign it
         self.add_state("sums", torch.zeros(len(self.fractions)), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
@@ -205,8 +219,7 @@ class PixelPerturbation(Metric):
         self.count += len(changes)
 
     def _settings(self) -> dict[str, Any]:
-        """What `pixel_perturbation` takes by name."""
-        return {name: getattr(self, name) for name in ("fractions", "order", "fill", "change", "output", "seed")}
+        return {name: getattr(self, name) for name in SETTINGS}
 
     def compute(self) -> Float[Tensor, "*f"]:
         """The mean change for every fraction, [F]; of a single fraction a scalar, as in torchmetrics."""

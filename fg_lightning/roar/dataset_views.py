@@ -17,6 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from fg_lightning.atomic_files import replace_file
 from fg_lightning.errors import CannotRun, RandomImages, UnfitData
+from fg_lightning.recording.dataset_metadata import DatasetMetadata
+from fg_lightning.removal.fills import MeanAndStd
 from fg_lightning.roar.cell_training import determinism
 from fg_lightning.roar.config import ROARConfig
 from fg_lightning.roar.dataset_transforms import Transform, split_transform, strip_transform
@@ -86,6 +88,7 @@ class SplitView:
         plane: its samples, at the size that the network sees.
         transform: what the user's data set does to an image of the plane.
         evaluation: what the test does to it, without anything random.
+        normalization: (mean, std) by which images of the plane are normalized already; None if they are not.
     """
 
     name: str
@@ -93,6 +96,7 @@ class SplitView:
     plane: Plane
     transform: Transform | None
     evaluation: Transform | None
+    normalization: MeanAndStd | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -160,9 +164,23 @@ def views_of(
             raise CannotRun(f"the {name} data set is empty")
         begins, rest = split_transform(own)
         after = rest if prepare is None and [repr(step) for step in begins] == [repr(step) for step in steps] else own
-        views[name] = SplitView(name, loaders[name], Plane(raw, steps, place_of_image(raw[0])), after, evaluation)
+        plane = Plane(raw, steps, place_of_image(raw[0]))
+        views[name] = SplitView(name, loaders[name], plane, after, evaluation, _normalization_before(plane, evaluation, data))
     check_alignment(views[name], is_own=prepare is None and transform is None)
     return views
+
+
+def _normalization_before(plane: Plane, evaluation: Transform | None, data: LightningDataModule) -> MeanAndStd | None:
+    """By what images with values below 0 were normalized: the datamodule's attribute `normalization`.
+
+    If the transform normalizes, the attribute is about that, and nothing is known of the images before.
+    """
+    images = [planes(image) for i in spread_indices(len(plane), NUM_EXAMINED) if is_picture(image := plane.image(i))]
+    is_normalized = any(image.is_floating_point() and bool((image < 0).any()) for image in images)
+    if not is_normalized or DatasetMetadata(evaluation).normalization() is not None:
+        return None
+    declared = getattr(data, "normalization", None)
+    return (declared.mean, declared.std) if isinstance(declared, Normalization) else declared
 
 
 def rebuild_loader(loader: DataLoader[Any], dataset: Dataset[Any], **changed: Any) -> DataLoader[Any]:

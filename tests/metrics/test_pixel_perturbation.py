@@ -276,6 +276,32 @@ def test_a_collection_keeps_fills_apart_that_a_black_batch_makes_alike() -> None
         assert torch.equal(collection.compute()[name], metric.compute())
 
 
+@pytest.mark.parametrize("fill", ["black", "dataset_mean", 0.75])
+def test_fills_of_normalized_images_are_those_of_the_images_before(fill: object) -> None:
+    """A network that normalizes by itself is the reference."""
+    images, maps = images_and_maps()
+    images = images.sigmoid()
+    mean, std = torch.tensor([0.5, 0.25])[:, None, None], torch.tensor([0.25, 0.5])[:, None, None]
+    model = network().eval()
+
+    class Normalizes(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return model((x - mean) / std)
+
+    given = {"fractions": FRACTIONS, "fill": fill, "dataset_mean": [0.5, 0.125]}
+    expected = pixel_perturbation(Normalizes(), images, maps, 1, **given)
+    changes = pixel_perturbation(model, (images - mean) / std, maps, 1, **given, normalization=(mean, std))
+    torch.testing.assert_close(changes, expected, rtol=1e-4, atol=1e-5)  # float32, divided by outputs of about 0.1
+    metric = PixelPerturbation(**given, normalization=(mean.flatten().tolist(), std.flatten().tolist()))
+    metric.update(model, (images - mean) / std, maps, 1)
+    torch.testing.assert_close(metric.compute(), expected.mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_black_of_normalized_images_is_refused_without_their_normalization() -> None:
+    with pytest.raises(ValueError, match=r"values below 0[.] Say how they were normalized"):
+        pixel_perturbation(network(), *images_and_maps(), 1, fractions=[0.5], fill="black")
+
+
 BAD_SETTINGS = {
     "percentages": ({"fractions": [0.5, 5, 10]}, r"2 of 3 fractions lie outside 0..1: 5, 10; .* divided by 100"),
     "nan": ({"fractions": [float("nan")]}, r"1 of 1 fractions lie outside"),
@@ -285,7 +311,10 @@ BAD_SETTINGS = {
     "an order": ({"fractions": [0.5], "order": "least"}, "order must be 'morf' .* not 'least'"),
     "a change": ({"fractions": [0.5], "change": "ratio"}, "change must be one of relative, drop, or None .* not 'ratio'"),
     "an output": ({"fractions": [0.5], "output": "softmax"}, "output must be 'logit' or 'probability', not 'softmax'"),
-    "no data set": ({"fractions": [0.5], "fill": "dataset_mean"}, "'dataset_mean' needs a data set, .* give its numbers instead"),
+    "no data set": (
+        {"fractions": [0.5], "fill": "dataset_mean"},
+        "'dataset_mean' needs the mean of the training images, .* give its numbers instead",
+    ),
     "a fill": ({"fractions": [0.5], "fill": "blur"}, "fill must be one of black, image_mean, noisy_linear"),
 }
 

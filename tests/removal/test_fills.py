@@ -55,7 +55,7 @@ def test_dataset_mean_is_the_numbers_that_are_given_with_it() -> None:
     images, mask = images_and_mask()
     filled = find_fill("dataset_mean", dataset_mean=[0.5, -2.0])(images, mask)
     assert torch.equal(filled, replaced_one_by_one(images, mask, [[0.5, -2.0]] * 3))
-    with pytest.raises(ValueError, match=r"'dataset_mean' needs a data set, .* fill=\[0.48"):
+    with pytest.raises(ValueError, match=r"'dataset_mean' needs the mean of the training images, .* fill=\[0.48"):
         find_fill("dataset_mean")
     with pytest.raises(ValueError, match="image_mean, noisy_linear, dataset_mean, a number"):
         find_fill("data_mean", dataset_mean=0.5)
@@ -65,8 +65,56 @@ def test_black_is_zero_of_images_that_are_not_normalized() -> None:
     images, mask = images_and_mask()
     assert torch.equal(find_fill("black")(images.abs(), mask), replaced_one_by_one(images.abs(), mask, [[0.0, 0.0]] * 3))
     assert find_fill("black")(images[:0], mask[:0]).shape == (0, 2, 4, 5)
-    with pytest.raises(ValueError, match=r"below 0: they are normalized, .* -mean / std"):
+    with pytest.raises(ValueError, match=r"not normalized, .* values below 0. Say .* normalization=\(\["):
         find_fill("black")(images, mask)
+
+
+NORMALIZATIONS = {
+    "a number each": ((0.5, 0.25), [0.5, 0.5], [0.25, 0.25]),
+    "for each channel": (([0.5, 0.25], [0.25, 2.0]), [0.5, 0.25], [0.25, 2.0]),
+    "mixed": ((torch.tensor([0.5, 0.25])[:, None, None], 0.5), [0.5, 0.25], [0.5, 0.5]),
+    "turned round": ((1.0, -1.0), [1.0, 1.0], [-1.0, -1.0]),
+}
+
+
+@pytest.mark.parametrize("name", NORMALIZATIONS)
+def test_fills_of_normalized_images_are_those_of_the_images_before(name: str) -> None:
+    normalization, mean, std = NORMALIZATIONS[name]
+    images, mask = torch.rand(3, 2, 4, 5, generator=torch.Generator().manual_seed(0)), images_and_mask()[1]
+    per_channel = (1, 2, 1, 1)
+    means, stds = torch.tensor(mean).reshape(per_channel), torch.tensor(std).reshape(per_channel)
+    for fill in ("black", 0.0, 0.75, [0.25, 1.0], "dataset_mean"):
+        before = find_fill(0.0 if fill == "black" else fill, dataset_mean=[0.125, 0.5])(images, mask)
+        after = find_fill(fill, dataset_mean=[0.125, 0.5], normalization=normalization)((images - means) / stds, mask)
+        torch.testing.assert_close(after, (before - means) / stds, rtol=1e-6, atol=1e-6)  # float32
+
+
+def test_image_mean_and_functions_do_not_depend_on_the_normalization() -> None:
+    images, mask = images_and_mask()
+    for fill in ("image_mean", "noisy_linear", lambda x, m: torch.where(m, -x, x)):
+        assert torch.equal(find_fill(fill, normalization=(0.5, 0.25))(images, mask), find_fill(fill)(images, mask))
+
+
+def test_a_normalization_by_which_pixels_are_darker_than_black_is_refused() -> None:
+    images, mask = torch.rand(3, 2, 4, 5, generator=torch.Generator().manual_seed(0)), images_and_mask()[1]
+    black = find_fill("black", normalization=(0.5, 0.5))
+    assert black(2 * images - 1, mask).min() == -1
+    black(2 * images - 1.05, mask)  # bicubic resizing overshoots as far
+    with pytest.raises(ValueError, match=r"some pixels were -0.\d+: images were normalized by other numbers. Give theirs"):
+        black((images - 0.5) / 0.25, mask)
+
+
+@pytest.mark.parametrize(
+    "normalization", [0.5, (0.5,), (0.5, 0.0), (0.5, float("nan")), ([0.1, 0.2], [0.1, 0.2, 0.3]), ("a", "b"), (torch.eye(2), 1.0)]
+)
+@pytest.mark.ill_typed
+def test_a_bad_normalization_is_refused(normalization: object) -> None:
+    with pytest.raises(ValueError, match=r"normalization must be \(mean, std\), .* but is"):
+        find_fill(0.5, normalization=normalization)
+    images, mask = torch.rand(1, 2, 4, 5), torch.ones(1, 1, 4, 5, dtype=torch.bool)
+    for fill in ("black", 0.5):
+        with pytest.raises(ValueError, match="normalization gives 3 numbers, one for each channel, but the images have 2 channels"):
+            find_fill(fill, normalization=([0.1, 0.2, 0.3], 1.0))(images, mask)
 
 
 def test_names_stand_for_functions() -> None:
@@ -91,10 +139,10 @@ def test_fills_keep_precision_their_input_and_the_other_pixels(fill: object, dty
     assert torch.equal(filled[~mask.expand_as(images)], images[~mask.expand_as(images)])
 
 
-@pytest.mark.parametrize("fill", [0.5, [1.0, 2.0], "image_mean", "noisy_linear", noisy_linear])
+@pytest.mark.parametrize("fill", [0.5, [1.0, 2.0], "black", "image_mean", "noisy_linear", noisy_linear])
 def test_a_fill_can_be_sent_to_a_data_loaders_workers(fill: object) -> None:
     images, mask = images_and_mask()
-    function = find_fill(fill)
+    function = find_fill(fill, normalization=(5.0, 1.0))
     assert torch.equal(pickle.loads(pickle.dumps(function))(images, mask), function(images, mask))
 
 
