@@ -123,6 +123,7 @@ def test_perturbation_curves_are_written_as_a_table_and_a_plot(photos: Path) -> 
     assert [row["fraction"] for row in rows] == ["0.1", "0.5"]
     assert all(float(row["random"]) > 0 for row in rows)
     assert imread("fg_explain/perturbation.png").shape[0] > 300
+    assert all(Path(f"fg_explain/perturbation.{ending}").stat().st_size for ending in ("pdf", "svg"))
 
 
 def test_pixels_are_replaced_by_a_number_for_every_channel(photos: Path) -> None:

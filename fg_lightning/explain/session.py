@@ -15,10 +15,10 @@ import torch
 from captum.attr import Attribution
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor, nn
+from torch import Tensor
 
 from fg_lightning.atomic_files import replace_file, sweep, write_atomically
-from fg_lightning.attribution import CONTROLS, METHODS, Factory, find_method
+from fg_lightning.attribution import METHODS, Factory, find_method
 from fg_lightning.errors import CannotRun
 from fg_lightning.explain.load_network import Network, Prediction, predict
 from fg_lightning.explain.pictures import overlay_names, read_picture, stack_batches
@@ -26,72 +26,7 @@ from fg_lightning.metrics import PixelPerturbation
 from fg_lightning.removal import Fill, Order
 from fg_lightning.removal.pixel_ranking import check_maps
 from fg_lightning.visualization.image_grids import comparison
-from fg_lightning.visualization.plots import curves
-
-DIRECTION = {"lerf": "least relevant pixels first: lower is better", "morf": "most relevant pixels first: higher is better"}
-
-
-class PerturbationCurves:
-    """One `PixelPerturbation` for each method.
-
-    Args:
-        fractions: of pixels that are replaced.
-        order: "lerf" or "morf".
-        fill: what replaces them.
-
-    Raises:
-        CannotRun: if one of these is invalid.
-    """
-
-    def __init__(self, fractions: Sequence[float], order: Order, fill: Fill) -> None:
-        self.fractions = list(fractions)
-        self.order = order
-        self._fill = fill
-        self._metrics: dict[str, PixelPerturbation] = {}
-        try:
-            self._new_metric()
-        except (TypeError, ValueError) as error:
-            raise CannotRun(str(error)) from error
-
-    def update(self, method: str, model: nn.Module, images: Tensor, maps: Tensor, target: Tensor | None) -> None:
-        """
-        Args:
-            method: whose maps they are.
-            model: the network.
-            images: [N, C, H, W].
-            maps: [N, 1, H, W].
-            target: [N], or None if the network has one output.
-
-        Raises:
-            CannotRun: if no change can be measured, for example if the output is 0.
-        """
-        metric = self._metrics.setdefault(method, self._new_metric().to(images.device))
-        try:
-            metric.update(model, images, maps, target)
-        except ValueError as error:
-            raise CannotRun(f"the perturbation by {method} cannot be measured: {error}") from error
-
-    def write(self, folder: Path, methods: Sequence[str]) -> dict[str, str]:
-        """Writes a table, a row for each fraction and a column for each of these methods, and a plot of it.
-
-        Returns:
-            What was written, and where.
-        """
-        values = {method: self._metrics[method].compute().reshape(-1).tolist() for method in methods}
-        table, plot = folder / "perturbation.csv", folder / "perturbation.png"
-        text = io.StringIO(newline="")
-        writer = csv.writer(text)
-        writer.writerow(["fraction", *values])
-        writer.writerows(zip(self.fractions, *values.values(), strict=True))
-        write_atomically(table, text.getvalue())
-        label = f"change of the output, {self._new_metric().label}"
-        figure = curves(self.fractions, values, ylabel=label, title=DIRECTION[self.order], controls=CONTROLS)
-        with replace_file(plot) as picture:
-            figure.savefig(picture, format="png")
-        return {"perturbation": str(table), "perturbation plot": str(plot)}
-
-    def _new_metric(self) -> PixelPerturbation:
-        return PixelPerturbation(self.fractions, order=self.order, fill=self._fill)
+from fg_lightning.visualization.plots import curves, save_figure
 
 
 def find_methods(methods: str | Sequence[str]) -> dict[str, Factory]:
@@ -124,6 +59,7 @@ class Session:
         output: a folder, made when something is written to it.
         device: cpu, cuda, or any other of torch's; "auto" for a GPU if there is one.
         curves: measures how the output changes as pixels are replaced; None to leave that out.
+        num_overlays: the number of pictures that get an overlay, the first ones. None for all.
         console: shows the progress and the notes. Default: the terminal.
 
     Raises:
@@ -138,12 +74,14 @@ class Session:
         output: Path,
         device: str = "auto",
         curves: PerturbationCurves | None = None,
+        num_overlays: int | None = None,
         console: Console | None = None,
     ) -> None:
         self.network = network
         self.target = None if target is None else network.index_of(target)
         self.output = output
         self.curves = curves
+        self.num_overlays = num_overlays
         self._console = console or Console()
         self._warned: set[str] = set()
         try:
@@ -180,8 +118,9 @@ class Session:
                     if own is not None:
                         maps[method] = own
                     bar.advance(task, len(paths))
+                drawn = paths if self.num_overlays is None else paths[: max(0, self.num_overlays - len(rows))]
                 with _name_write_faults(self.output):
-                    self._save([self.output / "overlays" / names[path] for path in paths], images, maps, prediction)
+                    self._save([self.output / "overlays" / names[path] for path in drawn], images, maps, prediction)
                 rows += [{"picture": path} | row for path, row in zip(paths, prediction.rows, strict=True)]
             bar.update(task, description="done", completed=len(files) * len(self._attributions))
         with _name_write_faults(self.output):
@@ -222,7 +161,7 @@ class Session:
         return maps
 
     def _save(self, paths: Sequence[Path], images: Tensor, maps: dict[str, Tensor], prediction: Prediction) -> None:
-        """The overlays of a batch, a picture for each image."""
+        """The overlays of the first images of a batch, a picture for each path."""
         for i, path in enumerate(paths):
             path.parent.mkdir(parents=True, exist_ok=True)
             own = {method: batch[i] for method, batch in maps.items()}
@@ -238,7 +177,9 @@ class Session:
         writer.writeheader()
         writer.writerows(rows)
         write_atomically(table, text.getvalue())
-        written = {"overlays": f"{self.output / 'overlays'}  ({len(rows)} of {num_pictures} pictures)", "predictions": str(table)}
+        drawn = len(rows) if self.num_overlays is None else min(self.num_overlays, len(rows))
+        written = {"overlays": f"{self.output / 'overlays'}  ({drawn} of {num_pictures} pictures)"} if drawn else {}
+        written["predictions"] = str(table)
         if self.curves is not None:
             written |= self.curves.write(self.output, list(self._attributions))
         return written

@@ -2,7 +2,7 @@
 
 from fg_lightning.visualization.film_strips import animation, film_strip, save_animation
 from fg_lightning.visualization.image_grids import comparison, contact_sheet
-from fg_lightning.visualization.plots import curves, depth_map
+from fg_lightning.visualization.plots import curves, depth_map, save_figure
 from fg_lightning.visualization.saliency_overlay import Normalization, overlay, to_rgb
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "film_strip",
     "overlay",
     "save_animation",
+    "save_figure",
     "to_rgb",
 ]

@@ -1,9 +1,10 @@
-"""Plots: curves over the fraction of removed pixels, and the depth map (bias terms by layer, over time)."""
+"""Plots: curves over the fraction of removed pixels, the depth map (bias terms by layer, over time), and files of a figure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -11,11 +12,17 @@ import numpy.typing as npt
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
+from fg_lightning.atomic_files import replace_file
 from fg_lightning.visualization.film_strips import spread_indices
 from fg_lightning.visualization.saliency_overlay import SIGNED_COLORMAP
 
 MARKERS = "osD^v<>PX*"
 """Lines differ in these and in colour."""
+
+LINE_COLOURS: tuple[tuple[float, ...], ...] = tuple(
+    matplotlib.colormaps["tab20"](i) for i in (0, 2, 4, 6, 8, 10, 12, 16, 18, 1, 3, 5, 7, 9, 11, 13, 17, 19)
+)
+"""Strong colours, then the light ones, without greys."""
 
 
 def curves(
@@ -44,8 +51,7 @@ def curves(
         raise ValueError("there are no curves to draw: values is empty")
     figure = Figure(figsize=(8, 4.8), dpi=110, layout="constrained")
     axes = figure.add_subplot()
-    # Strong colours, then the light ones, without greys.
-    colours = cycle(matplotlib.colormaps["tab20"]([0, 2, 4, 6, 8, 10, 12, 16, 18, 1, 3, 5, 7, 9, 11, 13, 17, 19]))
+    colours = cycle(LINE_COLOURS)
     for i, (name, given) in enumerate(values.items()):
         repetitions = np.atleast_2d(np.asarray(given, dtype=float))
         if repetitions.ndim != 2 or repetitions.shape[1] != len(fractions):
@@ -63,6 +69,29 @@ def curves(
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     return figure
+
+
+def save_figure(figure: Figure, path: Path) -> list[Path]:
+    """Writes a figure as PNG, PDF and SVG: the same numbers give the same files. Letters in the PDF are TrueType, as journals ask.
+
+    Args:
+        figure: the figure.
+        path: of the files, without an ending.
+
+    Returns:
+        The paths of the files.
+
+    Raises:
+        OSError: if one cannot be written.
+    """
+    undated = {"png": None, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
+    paths = []
+    with matplotlib.rc_context({"pdf.fonttype": 42, "svg.hashsalt": "fg-lightning"}):
+        for ending, metadata in undated.items():
+            paths.append(path.with_name(f"{path.name}.{ending}"))
+            with replace_file(paths[-1]) as file:
+                figure.savefig(file, format=ending, metadata=metadata)
+    return paths
 
 
 def _mean_and_error(repetitions: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
