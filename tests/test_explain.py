@@ -15,21 +15,27 @@ import torch
 from lightning.pytorch import Trainer
 from matplotlib.image import imread
 from PIL import Image
+from scipy.stats import ttest_rel
 from torch import Tensor, nn
+from torchvision.transforms import v2
 
 from fg_lightning.attribution import METHODS, method_from
 from fg_lightning.cli.explain import explain
 from fg_lightning.cli.main import main
 from fg_lightning.demo import DigitClassifier
 from fg_lightning.errors import CannotRun
-from fg_lightning.explain.load_network import from_torchvision, picture_transform
+from fg_lightning.explain import PerturbationCurves
+from fg_lightning.explain.load_network import from_torchvision, picture_transform, read_last_normalization
+from fg_lightning.explain.perturbation_curves import measure_perturbation
 from fg_lightning.explain.pictures import find_pictures, read_picture
+from fg_lightning.metrics import pixel_perturbation
 from fg_lightning.visualization import Normalization
 from fg_lightning.visualization.image_grids import comparison
 
 NETWORKS = """
 import torch
 from torch import nn
+from torchvision.transforms import v2
 
 def colours():
     torch.manual_seed(0)
@@ -51,6 +57,13 @@ def tiny(picture):
 
 def numbers(picture):
     return [1, 2]
+
+composed = v2.Compose([
+    v2.PILToTensor(), v2.Resize((8, 8)), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.25] * 3)
+])
+
+def hidden(picture):
+    return composed(picture)
 
 def failing():
     raise OSError("weights.pt is missing")
@@ -116,19 +129,124 @@ def test_what_is_drawn_is_what_the_methods_say(photos: Path) -> None:
     assert table()[0]["explained"] == "3"
 
 
-def test_perturbation_curves_are_written_as_a_table_and_a_plot(photos: Path) -> None:
+def test_perturbation_curves_are_written_as_tables_and_a_figure(photos: Path) -> None:
     run(str(photos), *NET, "--methods", "gradient,random", "--perturb", "morf", "--fractions", "[0.1,0.5]")
     rows = table("fg_explain/perturbation.csv")
-    assert list(rows[0]) == ["fraction", "gradient", "random"]
-    assert [row["fraction"] for row in rows] == ["0.1", "0.5"]
-    assert all(float(row["random"]) > 0 for row in rows)
+    assert list(rows[0]) == ["method", "order", "fraction", "mean", "standard_error", "num_images"]
+    assert [(row["method"], row["fraction"]) for row in rows] == [(m, f) for m in ("gradient", "random") for f in ("0.1", "0.5")]
+    assert all(row["order"] == "morf" and row["num_images"] == "2" for row in rows)
+    assert all(float(row["mean"]) != 0 for row in rows)
+    scores = {row["method"]: row for row in table("fg_explain/perturbation_summary.csv")}
+    assert scores["gradient"]["reference"] == "random"
+    assert scores["random"]["reference"] == scores["random"]["p"] == ""
+    means = {row["fraction"]: float(row["mean"]) for row in rows if row["method"] == "gradient"}
+    assert float(scores["gradient"]["area"]) == pytest.approx((means["0.1"] + means["0.5"]) / 2, rel=1e-4)  # six digits are written
     assert imread("fg_explain/perturbation.png").shape[0] > 300
-    assert all(Path(f"fg_explain/perturbation.{ending}").stat().st_size for ending in ("pdf", "svg"))
+    assert all(Path(f"fg_explain/perturbation.{ending}").stat().st_size > 1000 for ending in ("pdf", "svg"))
 
 
-def test_pixels_are_replaced_by_a_number_for_every_channel(photos: Path) -> None:
-    run(str(photos), *NET, "--methods", "random", "--perturb", "lerf", "--fractions", "[0.5]", "--fill", "[-2.118,-2.036,-1.804]")
-    assert float(table("fg_explain/perturbation.csv")[0]["random"]) > 0
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+FILLS_OF_PICTURES = {
+    "[0.25,0.5,0.75]": [(0.25, 0.5, 0.75)[i] / STD[i] - MEAN[i] / STD[i] for i in range(3)],
+    "0.5": [(0.5 - MEAN[i]) / STD[i] for i in range(3)],
+    "black": [-MEAN[i] / STD[i] for i in range(3)],
+    None: [-MEAN[i] / STD[i] for i in range(3)],
+    "image_mean": "image_mean",
+}
+"""What is given, None for nothing, and the same in the network's own units."""
+
+
+@pytest.mark.parametrize("fill", FILLS_OF_PICTURES)
+def test_a_fill_is_in_the_pictures_own_units(photos: Path, fill: str | None) -> None:
+    given = [] if fill is None else ["--fill", fill]
+    run(str(photos / "chelsea.png"), *NET, "--methods", "edges", "--perturb", "lerf", "--fractions", "[0.2,0.5]", *given)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+    image = read_picture(photos / "chelsea.png", picture_transform(32, MEAN, STD))[None]
+    maps = METHODS["edges"](model).attribute(image)
+    (changes,) = pixel_perturbation(model, image, maps, fractions=[0.2, 0.5], fill=FILLS_OF_PICTURES[fill]).tolist()
+    written = [float(row["mean"]) for row in table("fg_explain/perturbation.csv")]
+    assert written == pytest.approx(changes, rel=1e-4)  # float32; six digits are written
+
+
+def test_the_units_of_a_transform_are_read_from_its_only_normalize_or_said(photos: Path) -> None:
+    options = [str(photos / "chelsea.png"), *NET, "--methods", "random", "--perturb", "lerf", "--fractions", "[0.5]"]
+    means = []
+    for given in (
+        ["--transform", "networks_of_a_user.composed"],
+        ["--transform", "networks_of_a_user.hidden", "--mean", "[0.5,0.5,0.5]", "--std", "[0.25,0.25,0.25]"],
+    ):
+        run(*options, *given)
+        means.append(table("fg_explain/perturbation.csv")[0]["mean"])
+    assert means[0] == means[1]
+    run(*options, "--transform", "networks_of_a_user.hidden", "--fill", "image_mean")  # which needs no units
+    for fill in ("black", "[0.5,0.5,0.5]"):
+        with pytest.raises(SystemExit, match=r"pictures' own units, .* could not be read from it: give --mean and --std"):
+            run(*options, "--transform", "networks_of_a_user.hidden", "--fill", fill)
+
+
+def test_only_one_normalization_is_taken_for_the_transforms() -> None:
+    once, twice = v2.Normalize([0.5], [0.25]), v2.Compose([v2.Normalize([0.5], [0.25]), v2.Normalize([0.1], [0.1])])
+    assert read_last_normalization(v2.Compose([v2.Resize(8), v2.Compose([once])])) == Normalization((0.5,), (0.25,))
+    assert read_last_normalization(twice) is None
+    assert read_last_normalization(lambda picture: once(picture)) is None
+
+
+def test_dataset_mean_is_that_of_torchvisions_weights(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torchvision.models
+
+    made = torchvision.models.get_model("squeezenet1_1", weights=None)
+    monkeypatch.setattr(torchvision.models, "get_model", lambda name, weights: made)
+    network = from_torchvision("squeezenet1_1")
+    assert network.dataset_mean == MEAN
+    image = network.transform(Image.open(photos / "chelsea.png"))[None]
+    curves = measure_perturbation(network, [0.5, 1.0], "lerf", "dataset_mean")
+    curves.update("edges", network.model.eval(), image, image.mean(1, keepdim=True), torch.tensor([3]))
+    expected = pixel_perturbation(made, image, image.mean(1, keepdim=True), 3, fractions=[0.5, 1.0], fill=0.0)
+    assert curves.changes("edges")[0] == pytest.approx(expected[0].numpy(), rel=1e-4)  # float32
+    with pytest.raises(CannotRun, match="mean of the training images, which is not known here: give its numbers"):
+        measure_perturbation(from_torchvision("squeezenet1_1", "none"), [0.5], "lerf", "dataset_mean")
+
+
+@pytest.mark.parametrize("order", ["lerf", "morf"])
+def test_scores_are_those_of_plain_formulas(order: str) -> None:
+    generator = np.random.default_rng(0)
+    changes = {name: generator.normal(mean, 1, (6, 3)) for name, mean in (("random", 1.0), ("fullgrad", 0.0), ("edges", 0.5))}
+    curves = PerturbationCurves([0.1, 0.2, 0.5], order, 0.0, reference="fullgrad")
+    curves._changes = {name: [torch.from_numpy(values[:4]), torch.from_numpy(values[4:])] for name, values in changes.items()}
+    scores = {score.method: score for score in curves.scores(list(changes))}
+    areas = {name: [(0.1 * (a + b) / 2 + 0.3 * (b + c) / 2) / 0.4 for a, b, c in values] for name, values in changes.items()}
+    assert list(scores) == sorted(areas, key=lambda name: np.mean(areas[name]), reverse=order == "morf")
+    tests = {name: ttest_rel(areas[name], areas["fullgrad"]) for name in ("random", "edges")}
+    smaller, larger = sorted(tests, key=lambda name: tests[name].pvalue)
+    for name, result in tests.items():
+        score, interval = scores[name], result.confidence_interval(0.95)
+        assert score.area == pytest.approx(np.mean(areas[name]))
+        assert score.interval_95 == pytest.approx(2.5705818 * np.std(areas[name], ddof=1) / 6**0.5)  # t of 5 degrees of freedom
+        assert score.difference == pytest.approx(np.mean(areas[name]) - np.mean(areas["fullgrad"]))
+        assert score.difference_interval_95 == pytest.approx((interval.high - interval.low) / 2)
+        assert score.p == pytest.approx(result.pvalue)
+    assert scores[smaller].p_holm == pytest.approx(min(1, 2 * tests[smaller].pvalue))
+    assert scores[larger].p_holm == pytest.approx(max(scores[smaller].p_holm, tests[larger].pvalue))
+    assert scores["fullgrad"].reference == ""
+    assert np.isnan(scores["fullgrad"].p)
+
+
+def test_a_single_image_has_no_interval_and_no_p_value(photos: Path) -> None:
+    run(str(photos / "chelsea.png"), *NET, "--methods", "edges,random", "--perturb", "lerf", "--fractions", "[0.5]")
+    (row, _) = table("fg_explain/perturbation_summary.csv")
+    assert row["area"]
+    assert row["interval_95"] == row["p"] == row["p_holm"] == ""
+
+
+def test_overlays_may_be_few_or_none(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, drawn in (("1", ["camera.png"]), ("0", [])):
+        run(str(photos), *NET, "--methods", "random", "--num_overlays", number, "--output", f"few{number}", "--batch_size", "1")
+        folder = Path(f"few{number}/overlays")
+        assert [path.name for path in folder.iterdir()] == drawn if drawn else not folder.exists()
+        assert ("overlays" in capsys.readouterr().out) == bool(drawn)
+        assert len(table(f"few{number}/predictions.csv")) == 2
 
 
 def test_pictures_of_every_kind_are_read(photos: Path) -> None:
@@ -241,6 +359,11 @@ def test_a_transform_of_ones_own_may_give_every_size(photos: Path) -> None:
 def test_pictures_are_found_by_file_folder_and_pattern(photos: Path) -> None:
     assert find_pictures("photos") == [photos / "camera.jpg", photos / "chelsea.png"]
     assert find_pictures(["photos/*.png", "photos"]) == [photos / "chelsea.png", photos / "camera.jpg"]
+    (photos / "cats").mkdir()
+    (photos / ".thumbnails").mkdir()
+    for folder in ("cats", ".thumbnails"):
+        (photos / folder / "cat.JPEG").touch()
+    assert find_pictures("photos") == [photos / "camera.jpg", photos / "cats" / "cat.JPEG", photos / "chelsea.png"]
     assert find_pictures("photos/notes.txt") == [photos / "notes.txt"]  # a file that is named is tried
 
 
@@ -296,7 +419,13 @@ IMPOSSIBLE = {
         r"fails on images of shape \[2, 3, 30",
     ),
     "no tensor": (["photos", *NET, "--transform", "networks_of_a_user.numbers"], "transform must make a picture .*, but gave list"),
-    "one std": (["photos", *NET, "--std", "[0.5]"], "--mean and --std: .*not 3 and 1"),
+    "one std": (["photos", *NET, "--std", "[0.5]"], "--mean and --std go together"),
+    "one std for three": (["photos", *NET, "--mean", "[0,0,0]", "--std", "[0.5]"], "--mean and --std: .*not 3 and 1"),
+    "a mean for torchvision": (["photos", "--mean", "[0.5]", "--std", "[0.5]"], "resnet50 is a classifier of torchvision"),
+    "a data set that is not known": (
+        ["photos", *NET, "--perturb", "lerf", "--fill", "dataset_mean"],
+        "mean of the training images, which is not known here: give its numbers instead",
+    ),
 }
 
 
@@ -322,7 +451,9 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         assert option in printed
 
 
-@pytest.mark.parametrize("name", ["chelsea.png", "predictions.csv", "perturbation.csv", "perturbation.png"])
+@pytest.mark.parametrize(
+    "name", ["chelsea.png", "predictions.csv", "perturbation.csv", "perturbation_summary.csv", "perturbation.png"]
+)
 def test_a_full_disk_is_one_sentence_and_leaves_what_was_there(photos: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     given = (str(photos), *NET, "--methods", "random", "--perturb", "lerf", "--fractions", "[0.5]")
     run(*given)

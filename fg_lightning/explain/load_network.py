@@ -22,6 +22,7 @@ from fg_lightning.checkpoints import one_line, read_checkpoint
 from fg_lightning.errors import CannotRun
 from fg_lightning.fullgrad.preserve_model import as_model_input, preserve_model
 from fg_lightning.fullgrad.target import main_output
+from fg_lightning.recording.dataset_metadata import read_normalization
 from fg_lightning.visualization import Normalization
 
 Transform = Callable[[Image.Image], Tensor]
@@ -36,12 +37,14 @@ class Network:
         transform: makes a picture into the model's input.
         normalization: its last step, which pictures undo; None if it is unknown.
         classes: names of the outputs; empty if they are unknown.
+        dataset_mean: the training images' mean of each channel, in 0..1; None if it is unknown.
     """
 
     model: nn.Module
     transform: Transform
     normalization: Normalization | None = None
     classes: Sequence[str] = ()
+    dataset_mean: Sequence[float] | None = None
 
     def index_of(self, target: int | str) -> int:
         """The index of a class, given by its index or its name.
@@ -68,29 +71,48 @@ def find_network(
     weights: str,
     checkpoint: Path | None,
     size: int,
-    mean: Sequence[float],
-    std: Sequence[float],
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
     transform: str | None,
 ) -> Network:
     """The network that the arguments of `explain` name.
+
+    Without mean and std, a picture is normalized by ImageNet's, unless there is a transform. With both, mean and std say how the
+    transform normalizes.
 
     Raises:
         CannotRun: if there is none.
     """
     if "." not in model and ":" not in model:
-        if checkpoint is not None or transform is not None:
+        if any(option is not None for option in (checkpoint, transform, mean, std)):
             raise CannotRun(
-                f"{model} is a classifier of torchvision, with weights and a transform of its own; --checkpoint and --transform "
-                "take the import path of your own class, --model my_package.my_module.Net"
+                f"{model} is a classifier of torchvision, with weights and a transform of its own; --checkpoint, --transform, "
+                "--mean and --std take the import path of your own class, --model my_package.my_module.Net"
             )
         return from_torchvision(model, weights)
-    if transform is not None:
-        return from_import_path(model, checkpoint, import_object(transform), None)
+    if (mean is None) != (std is None):
+        raise CannotRun("--mean and --std go together: give both, a number for each channel, in 0..1")
     try:
-        normalization = Normalization(mean, std)
+        given = None if mean is None or std is None else Normalization(mean, std)
     except ValueError as error:
         raise CannotRun(f"--mean and --std: {error}") from error
-    return from_import_path(model, checkpoint, picture_transform(size, mean, std), normalization)
+    if transform is not None:
+        function = import_object(transform)
+        return from_import_path(model, checkpoint, function, given or read_last_normalization(function))
+    usual = given or Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    return from_import_path(model, checkpoint, picture_transform(size, usual.mean, usual.std), usual)
+
+
+def read_last_normalization(transform: Any) -> Normalization | None:
+    """How a transform normalizes: the numbers of its only step that does. None if it has no such step, or several."""
+    found = [read_normalization(step) for step in _steps(transform)]
+    known = [normalization for normalization in found if normalization is not None]
+    return known[0] if len(known) == 1 else None
+
+
+def _steps(transform: Any) -> list[Any]:
+    parts = getattr(transform, "transforms", None)
+    return [step for part in parts for step in _steps(part)] if isinstance(parts, list | tuple) else [transform]
 
 
 def from_torchvision(name: str, weights: str = "DEFAULT") -> Network:
@@ -122,8 +144,10 @@ def from_torchvision(name: str, weights: str = "DEFAULT") -> Network:
             f"put it into {Path(torch.hub.get_dir()) / 'checkpoints'}, or take random weights (--weights none; fit: "
             "--model.weights none)"
         ) from error
-    classes = () if weights == "none" else tuple(chosen.meta["categories"])
-    return Network(model, transform, Normalization(transform.mean, transform.std), classes)
+    normalization = Normalization(transform.mean, transform.std)
+    if weights == "none":
+        return Network(model, transform, normalization)
+    return Network(model, transform, normalization, tuple(chosen.meta["categories"]), tuple(transform.mean))
 
 
 def from_import_path(path: str, checkpoint: Path | None, transform: Transform, normalization: Normalization | None) -> Network:

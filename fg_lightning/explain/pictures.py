@@ -20,7 +20,8 @@ def find_pictures(images: str | Sequence[str]) -> list[Path]:
     """The files of pictures, in order, each once.
 
     Args:
-        images: files, folders (of which every file that is a picture by its name), or patterns such as "photos/*.jpg".
+        images: files, folders (every file in them or in folders in them that is a picture by its name), or patterns such as
+            "photos/*.jpg". Names that begin with a point are left out of folders.
 
     Raises:
         CannotRun: if one of them names no picture.
@@ -33,7 +34,7 @@ def find_pictures(images: str | Sequence[str]) -> list[Path]:
         if path.is_dir():
             files = _pictures_in(path)
             if not files:
-                raise CannotRun(f"there is no picture in the folder {path} (folders in it are not searched)")
+                raise CannotRun(f"there is no picture in the folder {path} or in folders in it")
         elif path.is_file():
             files = [path]
         else:
@@ -45,10 +46,18 @@ def find_pictures(images: str | Sequence[str]) -> list[Path]:
 
 
 def _pictures_in(folder: Path) -> list[Path]:
+    found: list[Path] = []
     try:
-        return sorted(file for file in folder.iterdir() if file.suffix.lower() in Image.registered_extensions())
+        for entry in sorted(folder.iterdir()):
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                found += _pictures_in(entry)
+            elif entry.suffix.lower() in Image.registered_extensions():
+                found.append(entry)
     except OSError as error:
         raise CannotRun(f"the folder {folder} cannot be read: {error.strerror}") from error
+    return found
 
 
 def read_picture(path: Path, transform: Transform) -> Tensor:

@@ -21,12 +21,10 @@ from fg_lightning.atomic_files import replace_file, sweep, write_atomically
 from fg_lightning.attribution import METHODS, Factory, find_method
 from fg_lightning.errors import CannotRun
 from fg_lightning.explain.load_network import Network, Prediction, predict
+from fg_lightning.explain.perturbation_curves import PerturbationCurves
 from fg_lightning.explain.pictures import overlay_names, read_picture, stack_batches
-from fg_lightning.metrics import PixelPerturbation
-from fg_lightning.removal import Fill, Order
 from fg_lightning.removal.pixel_ranking import check_maps
 from fg_lightning.visualization.image_grids import comparison
-from fg_lightning.visualization.plots import curves, save_figure
 
 
 def find_methods(methods: str | Sequence[str]) -> dict[str, Factory]:
@@ -171,6 +169,7 @@ class Session:
 
     def _write_tables(self, rows: Sequence[dict[str, Any]], num_pictures: int) -> dict[str, str]:
         """Writes the table and the curves. Returns what was written, and where."""
+        self.output.mkdir(parents=True, exist_ok=True)
         table = self.output / "predictions.csv"
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, fieldnames=list(rows[0]))

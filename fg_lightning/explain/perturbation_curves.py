@@ -1,0 +1,223 @@
+"""How a network's output changes as pixels are replaced in the order of each method's maps: tables and a figure."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from fg_lightning.atomic_files import write_atomically
+from fg_lightning.attribution import CONTROLS
+from fg_lightning.errors import CannotRun
+from fg_lightning.explain.load_network import Network
+from fg_lightning.metrics import PixelPerturbation, pixel_perturbation
+from fg_lightning.removal import Fill, Order
+from fg_lightning.removal.fills import MeanAndStd, Numbers
+from fg_lightning.roar.results import holm
+from fg_lightning.visualization.plots import curves, save_figure
+
+DIRECTION = {"lerf": "lower is better", "morf": "higher is better"}
+
+MANY_TIMES = 50
+"""If the largest fraction is so many times the smallest, the plot's axis of fractions is logarithmic."""
+
+
+@dataclass(frozen=True)
+class PerturbationScore:
+    """A method's score over the images. Its fields are the columns of `perturbation_summary.csv`; NaN becomes an empty cell.
+
+    Attributes:
+        method: its name.
+        area: the area under its curve over the range of the fractions: the mean change within it.
+        interval_95: half the 95 % interval of the area over the images. It does not cover another network.
+        reference: the method that it is compared with.
+        difference: its area minus the reference's.
+        difference_interval_95: half the 95 % interval of the difference, over the images.
+        p: of a paired t-test over the images.
+        p_holm: the same, adjusted for the number of methods (Holm 1979).
+    """
+
+    method: str
+    area: float
+    interval_95: float
+    reference: str
+    difference: float
+    difference_interval_95: float
+    p: float
+    p_holm: float
+
+
+class PerturbationCurves:
+    """Collects the changes of every image for each method. They need not fit into a device's memory.
+
+    Args:
+        fractions: [F], of pixels that are replaced, rising.
+        order: "lerf" or "morf".
+        fill: what replaces them, see `fg_lightning.removal.find_fill`.
+        normalization: (mean, std) of normalized images; the numbers of a fill are of the images before.
+        dataset_mean: the training images' mean of each channel, before the normalization.
+        reference: the method that others are compared with.
+
+    Raises:
+        CannotRun: if one of these is invalid.
+    """
+
+    def __init__(
+        self,
+        fractions: Sequence[float],
+        order: Order,
+        fill: Fill,
+        *,
+        normalization: MeanAndStd | None = None,
+        dataset_mean: Numbers | None = None,
+        reference: str = "random",
+    ) -> None:
+        self.fractions = list(fractions)
+        self.order = order
+        self.reference = reference
+        self._given: dict[str, Any] = {"fill": fill, "normalization": normalization, "dataset_mean": dataset_mean}
+        self._changes: dict[str, list[Tensor]] = {}
+        try:
+            self._label = PixelPerturbation(self.fractions, order=order, **self._given).label
+        except (TypeError, ValueError) as error:
+            raise CannotRun(str(error)) from error
+
+    def update(self, method: str, model: nn.Module, images: Tensor, maps: Tensor, target: Tensor | None) -> None:
+        """
+        Args:
+            method: whose maps they are.
+            model: the network.
+            images: [N, C, H, W].
+            maps: [N, 1, H, W].
+            target: [N], or None if the network has one output.
+
+        Raises:
+            CannotRun: if no change can be measured, for example if the output is 0.
+        """
+        try:
+            changes = pixel_perturbation(model, images, maps, target, fractions=self.fractions, order=self.order, **self._given)
+        except ValueError as error:
+            raise CannotRun(f"the perturbation by {method} cannot be measured: {error}") from error
+        self._changes.setdefault(method, []).append(changes.cpu())
+
+    def changes(self, method: str) -> npt.NDArray[np.float64]:
+        """The change of every image for every fraction, [N, F]."""
+        return torch.cat(self._changes[method]).double().numpy()
+
+    def scores(self, methods: Sequence[str]) -> list[PerturbationScore]:
+        """The methods' scores, the best first."""
+        areas = {method: self._areas(method) for method in methods}
+        scores = [self._score(method, areas) for method in methods]
+        adjusted = holm([score.p for score in scores])
+        scores = [replace(score, p_holm=p) for score, p in zip(scores, adjusted, strict=True)]
+        return sorted(scores, key=lambda score: score.area, reverse=self.order == "morf")
+
+    def write(self, folder: Path, methods: Sequence[str]) -> dict[str, str]:
+        """Writes the curves of these methods as a table and a plot, and their scores.
+
+        Returns:
+            What was written, and where.
+        """
+        table, summary = folder / "perturbation.csv", folder / "perturbation_summary.csv"
+        values = {method: self.changes(method) for method in methods}
+        rows: list[list[object]] = []
+        for method, changes in values.items():
+            errors = _standard_errors(changes)
+            points = zip(self.fractions, changes.mean(0), errors, strict=True)
+            rows += [[method, self.order, *map(_cell, point), len(changes)] for point in points]
+        _write_csv(table, ["method", "order", "fraction", "mean", "standard_error", "num_images"], rows)
+        columns = [field.name for field in fields(PerturbationScore)]
+        _write_csv(summary, columns, [[_cell(value) for value in asdict(score).values()] for score in self.scores(methods)])
+        written = {"perturbation": table, "perturbation scores": summary}
+        label = f"change of the output, {self._label}; {DIRECTION[self.order]}"
+        figure = curves(self.fractions, values, ylabel=label, controls=CONTROLS)
+        if 0 < MANY_TIMES * self.fractions[0] <= self.fractions[-1]:
+            figure.axes[0].set_xscale("log")
+        for plot in save_figure(figure, folder / "perturbation"):
+            written[f"perturbation {plot.suffix[1:]}"] = plot
+        return {what: str(where) for what, where in written.items()}
+
+    def _areas(self, method: str) -> npt.NDArray[np.float64]:
+        """The area under the curve of every image over the range of the fractions, [N]."""
+        changes = self.changes(method)
+        if len(self.fractions) == 1:
+            return changes[:, 0]
+        widths = np.diff(self.fractions)
+        return ((changes[:, 1:] + changes[:, :-1]) / 2 * widths).sum(1) / widths.sum()
+
+    def _score(self, method: str, areas: dict[str, npt.NDArray[np.float64]]) -> PerturbationScore:
+        own, mean = areas[method], float(areas[method].mean())
+        unknown = math.nan
+        if self.reference not in areas or method == self.reference:
+            return PerturbationScore(method, mean, _half_interval(own), "", unknown, unknown, unknown, unknown)
+        differences = own - areas[self.reference]
+        difference, interval = float(differences.mean()), _half_interval(differences)
+        return PerturbationScore(
+            method, mean, _half_interval(own), self.reference, difference, interval, _paired_p(differences), unknown
+        )
+
+
+def measure_perturbation(
+    network: Network, fractions: Sequence[float], order: Order, fill: Fill, reference: str = "random"
+) -> PerturbationCurves:
+    """Curves for a network, whose fill is in the units of pictures, 0..1.
+
+    Raises:
+        CannotRun: if a setting is invalid, or the fill needs to know how pictures are normalized and this is unknown.
+    """
+    given, normalization = network.normalization, None
+    if given is not None:
+        normalization = (list(given.mean), list(given.std))
+    elif fill == "black" or not (isinstance(fill, str) or callable(fill)):
+        raise CannotRun(
+            f"the fill {fill} is in the pictures' own units, 0..1, but how the transform normalizes them could not be read from "
+            "it: give --mean and --std, a number for each channel ([0] and [1] if it does not normalize)"
+        )
+    return PerturbationCurves(
+        fractions, order, fill, normalization=normalization, dataset_mean=network.dataset_mean, reference=reference
+    )
+
+
+def _standard_errors(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Of the mean over the first dimension; NaN for a single value."""
+    if len(values) < 2:
+        return np.full(values.shape[1:], np.nan)
+    return values.std(0, ddof=1) / math.sqrt(len(values))
+
+
+def _half_interval(values: npt.NDArray[np.float64]) -> float:
+    from scipy.stats import t  # type: ignore[import-untyped]
+
+    return float(t.ppf(0.975, len(values) - 1) * _standard_errors(values)) if len(values) > 1 else math.nan
+
+
+def _paired_p(differences: npt.NDArray[np.float64]) -> float:
+    from scipy.stats import ttest_1samp
+
+    if len(differences) < 2 or np.allclose(differences, differences[0], rtol=1e-9, atol=1e-12):  # no variance
+        return math.nan
+    return float(ttest_1samp(differences, 0).pvalue)
+
+
+def _cell(value: object) -> object:
+    """A number with six digits; an empty cell if it is not defined."""
+    if not isinstance(value, float):
+        return value
+    return "" if math.isnan(value) else f"{value:.6g}"
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(columns)
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue())
