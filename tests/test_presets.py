@@ -1,23 +1,34 @@
-"""Every configuration in callbacks/ is parsed by fg-lightning fit and run, on digits and with few steps."""
+"""Every configuration in callbacks/ is parsed by the command that it is for and run, on few images and with few steps."""
 
+import csv
 import inspect
 import shlex
 from pathlib import Path
 
 import pytest
+import skimage.data
+import torch
+import torchvision.models
 import wandb
 import yaml
 from lightning.pytorch.cli import LightningCLI
+from PIL import Image
 
+from fg_lightning.attribution import METHODS
 from fg_lightning.callbacks import FullGradMonitor
-from fg_lightning.cli import fit_options
+from fg_lightning.cli import presets
 from fg_lightning.cli.fit import train
-from fg_lightning.cli.fit_options import preset_path
+from fg_lightning.cli.main import main
+from fg_lightning.cli.presets import find_presets, preset_path
 from fg_lightning.demo import DigitClassifier, DigitsDataModule
+from fg_lightning.explain.load_network import from_torchvision
 from tests import ROOT
 
 PRESETS = sorted((ROOT / "callbacks").glob("*.yaml"))
 
+OF_FIT = [path for path in PRESETS if "trainer" in yaml.safe_load(path.read_text())]
+EXPERIMENTS = ["pixel_perturbation", "roar_cifar100"]
+"""Of explain and roar."""
 
 FEW = "max_epochs=1 limit_train_batches=2 limit_val_batches=1 enable_progress_bar=false enable_model_summary=false".split()
 
@@ -38,7 +49,11 @@ def _as_a_process(monkeypatch, tmp_path):
     wandb.finish()
 
 
-@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_every_preset_is_of_a_command():
+    assert sorted(path.stem for path in PRESETS) == sorted([*EXPERIMENTS, *(path.stem for path in OF_FIT)])
+
+
+@pytest.mark.parametrize("path", OF_FIT, ids=lambda path: path.stem)
 def test_presets_run(path, tmp_path, capsys):
     options = [f"--trainer.{option}" for option in FEW] + ["--data.batch_size=8"]
     if "logger" not in yaml.safe_load(path.read_text())["trainer"]:
@@ -63,10 +78,38 @@ def test_the_command_line_takes_a_preset_by_its_name(option, capsys):
     assert yaml.safe_load(capsys.readouterr().out)["trainer"]["max_epochs"] == 300
 
 
+@pytest.mark.parametrize("words", [["--config", "pixel_perturbation"], ["--config=callbacks/pixel_perturbation.yaml"]])
+def test_other_commands_take_presets_by_their_names(words):
+    path = str(ROOT / "callbacks" / "pixel_perturbation.yaml")
+    assert find_presets(["explain", "photos", *words, "--size", "8"]) in (
+        ["explain", "photos", "--config", path, "--size", "8"],
+        ["explain", "photos", f"--config={path}", "--size", "8"],
+    )
+
+
+@pytest.mark.slow
+def test_the_pixel_perturbation_preset_measures_what_it_says(tmp_path):
+    Image.fromarray(skimage.data.chelsea()).save(tmp_path / "chelsea.png")
+    preset = yaml.safe_load((ROOT / "callbacks" / "pixel_perturbation.yaml").read_text())
+    given = ["--weights", "none", "--methods", "edges,fullgrad", "--batch_size", "1", "--output", "out"]
+    main(["explain", str(tmp_path / "chelsea.png"), "--config", "pixel_perturbation", *given])
+    with open("out/perturbation.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["fraction"]) for row in rows if row["method"] == "edges"] == preset["fractions"]
+    torch.manual_seed(0)
+    network = from_torchvision(preset["model"], "none")
+    assert network.normalization == from_torchvision("resnet18", "none").normalization  # ImageNet's
+    assert set(preset["methods"]) <= set(METHODS)
+    assert (preset["perturb"], preset["fill"]) == ("lerf", "black")
+    assert preset["weights"] in torchvision.models.get_model_weights(preset["model"]).__members__
+    with open("out/perturbation_summary.csv", newline="") as file:
+        assert {row["method"]: row["reference"] for row in csv.DictReader(file)} == {"edges": "fullgrad", "fullgrad": ""}
+
+
 def test_installed_presets_come_before_those_of_a_repository(tmp_path, monkeypatch):
     (tmp_path / "presets").mkdir()
     (tmp_path / "presets" / "offline.yaml").touch()
-    monkeypatch.setattr(fit_options, "PRESETS", (tmp_path / "presets", *fit_options.PRESETS))
+    monkeypatch.setattr(presets, "PRESETS", (tmp_path / "presets", *presets.PRESETS))
     assert preset_path("offline") == str(tmp_path / "presets" / "offline.yaml")
     assert preset_path("many_epochs").endswith("callbacks/many_epochs.yaml")
 

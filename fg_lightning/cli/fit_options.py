@@ -14,24 +14,12 @@ from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-define
 from packaging.version import InvalidVersion, Version
 
 from fg_lightning.checkpoints import read_checkpoint
+from fg_lightning.cli.presets import preset_path
 from fg_lightning.demo import DigitsDataModule
 from fg_lightning.errors import CannotRun
 from fg_lightning.training.classifier import ImageClassifier
 from fg_lightning.training.image_folder import ImageFolderDataModule
 from fg_lightning.training.torchvision_datasets import SOURCES, TorchvisionDataModule
-
-PRESETS = (Path(__file__).parents[1] / "presets", Path(__file__).parents[2] / "callbacks")
-"""The folders of the configurations that come with the package: of the installed package, and of the repository."""
-
-
-def preset_path(name: str) -> str:
-    """The path of a configuration that comes with the package; the name itself if it is a file, or no preset.
-
-    The name may have `callbacks/` before it and `.yaml` behind it, as in the repository.
-    """
-    is_preset = not Path(name).is_file() and str(Path(name).parent) in (".", "callbacks")
-    paths = [folder / f"{Path(name).name.removesuffix('.yaml')}.yaml" for folder in PRESETS] if is_preset else []
-    return next((str(path) for path in paths if path.is_file()), name)
 
 
 class PresetOrFile(ActionConfigFile):

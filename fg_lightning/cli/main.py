@@ -15,6 +15,7 @@ from pathlib import Path
 
 from jsonargparse import auto_cli
 
+from fg_lightning.cli.presets import find_presets
 from fg_lightning.errors import CannotRun
 
 ADVICE = {
@@ -89,7 +90,7 @@ def _run(given: Sequence[str]) -> None:
     elif command in COMMANDS:
         if command == "cite":
             given = _join_names(given)
-        auto_cli({command: _function(command)}, args=list(given), prog="fg-lightning")
+        auto_cli({command: _function(command)}, args=find_presets(given), prog="fg-lightning")
     else:
         of = _function if command.startswith("--config") else _summary  # a configuration may have options of any command
         auto_cli({name: of(name) for name in COMMANDS}, args=list(given), prog="fg-lightning")

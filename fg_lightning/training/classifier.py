@@ -66,7 +66,8 @@ class ImageClassifier(LightningModule):
     data than what it was trained on.
 
     Args:
-        name: The network: resnet18, convnext_tiny, vit_b_16, or any other in `torchvision.models.list_models()`. Default: resnet18.
+        name: The network: resnet18, convnext_tiny, vit_b_16, any other in `torchvision.models.list_models()`, or vgg9_bn, a VGG
+            of 9 layers for CIFAR's images. Default: resnet18.
         weights: The first weights: DEFAULT, or another of the network's sets such as IMAGENET1K_V1. Default: random ones.
         num_classes: Number of classes. Default: the datamodule's.
         in_channels: Number of channels of the images. Default: the datamodule's. Trained weights are added up for grey images.

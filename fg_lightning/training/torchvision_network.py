@@ -1,4 +1,4 @@
-"""A classifier of torchvision, and what is changed in it to fit other images and classes."""
+"""A classifier of torchvision, or the 9-layer VGG, and what is changed in it to fit other images and classes."""
 
 from __future__ import annotations
 
@@ -7,22 +7,43 @@ from itertools import takewhile
 from typing import Any
 
 import torch
+import torchvision.models
 from torch import nn
-from torchvision.models import GoogLeNet, Inception3
+from torchvision.models import VGG, GoogLeNet, Inception3
 
+from fg_lightning.errors import CannotRun
 from fg_lightning.explain.load_network import from_torchvision
+
+VGG9 = "vgg9_bn"
+"""The 9-layer VGG with batch norm for CIFAR's images, which torchvision does not have."""
+
+
+def vgg9() -> VGG:
+    """The 8 convolutions of VGG-11 with batch norm and one linear layer, with random weights and 100 outputs.
+
+    So it stands in the early code of Srinivas & Fleuret (github.com/idiap/fullgrad-saliency, vgg_cifar.py at commit de6cae5). Five
+    poolings make one place of 32 x 32 pixels; of larger images the mean over places is taken.
+    """
+    network = torchvision.models.vgg11_bn()
+    network.avgpool = nn.AdaptiveAvgPool2d(1)
+    network.classifier = nn.Linear(512, 100)  # type: ignore[assignment]
+    return network
 
 
 def classifier(name: str, weights: str | None = None) -> nn.Module:
     """A classifier of torchvision without its auxiliary heads, so that its output are logits [N, K] in training, too.
 
     Args:
-        name: as in `torchvision.models.list_models()`.
+        name: as in `torchvision.models.list_models()`, or "vgg9_bn".
         weights: "DEFAULT", another of its sets of weights, or None for random ones.
 
     Raises:
         CannotRun: if there is no such classifier or set of weights, or the weights cannot be downloaded.
     """
+    if name == VGG9:
+        if weights not in (None, "none"):
+            raise CannotRun(f"{VGG9} has random weights only, not {weights!r}; leave out --model.weights")
+        return vgg9()
     with warnings.catch_warnings():  # Inception and GoogLeNet announce that their random weights will be others one day
         warnings.filterwarnings("ignore", "The default weight initialization", FutureWarning)
         network = from_torchvision(name, weights or "none").model

@@ -6,6 +6,7 @@ import torchvision.models
 from torch import nn
 from torchvision.models import get_model
 
+from fg_lightning.errors import CannotRun
 from fg_lightning.training.torchvision_network import channels, classifier, keep_resolution, outputs, set_channels, set_outputs
 
 NAMES = [
@@ -83,3 +84,18 @@ def test_networks_that_begin_with_patches_stay_as_they_are():
 def test_in_training_there_are_logits_alone():
     network = classifier("inception_v3")
     assert network.train()(torch.rand(2, 3, 96, 96)).shape == (2, 1000)
+
+
+def test_the_vgg_of_nine_layers_is_eight_convolutions_with_batch_norm_and_a_linear_layer():
+    network = classifier("vgg9_bn").eval()
+    layers = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear | nn.MaxPool2d)]
+    widths = ["M" if isinstance(layer, nn.MaxPool2d) else layer.weight.shape[0] for layer in layers]
+    assert widths == [64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M", 100]
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in network.modules()) == 8
+    assert network(torch.rand(2, 3, 32, 32)).shape == (2, 100)
+    keep_resolution(network)
+    set_outputs(network, 7)
+    set_channels(network, 1)
+    assert network(torch.rand(2, 1, 64, 64)).shape == (2, 7)
+    with pytest.raises(CannotRun, match="vgg9_bn has random weights only, not 'DEFAULT'"):
+        classifier("vgg9_bn", "DEFAULT")
