@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from collections.abc import Callable
@@ -23,7 +24,8 @@ METHODS = ",".join(DEFAULT_METHODS)
 def roar(
     output: Path = Path("fg_roar"),
     methods: Union[str, list[str]] = METHODS,
-    fill: Union[float, list[float], str, None] = None,
+    fills: Union[float, str, list[Union[float, str, list[float]]], None] = None,
+    checkpoint: Union[Path, list[Path], None] = None,
     data: Union[Callable[[], LightningDataModule], None] = None,
     model: Union[Callable[[], LightningModule], None] = None,
     engine: Literal["local", "ray"] = "local",
@@ -35,15 +37,17 @@ def roar(
 ) -> None:
     """Remove what each method calls relevant from every image, train again from scratch, and compare accuracies.
 
-    Writes results.csv, summary.csv and curves.png. If it is stopped at any moment, the same command goes on. By default it uses
-    5,000 real MNIST digits and the demo's network.
+    Writes results.csv, summary.csv (and .tex) and curves.png (and .pdf, .svg). If it is stopped at any moment, the same command
+    goes on. By default it uses 5,000 real MNIST digits and the demo's network.
 
     Args:
         output: The folder that everything is kept in.
         methods: Names with commas between them, or all. Random is always added.
-        fill: What replaces removed pixels: dataset_mean (the training images' mean of each channel), noisy_linear, image_mean,
-            black, or a number, or one for each channel, in the units of the images before their transform. Default: dataset_mean;
-            noisy_linear for mode road.
+        fills: What replaces removed pixels, one or several with commas between them: dataset_mean (of the training images), black,
+            noisy_linear, image_mean, or a number in the units of the images before their transform. One fill with a number for each
+            channel is a list in a list, [[124,116,104]]. Default: dataset_mean; noisy_linear for mode road.
+        checkpoint: Lightning's, of the network that is explained, or a list with one for each. Default: networks are trained on
+            intact images, like the cells.
         data: Class path of your LightningDataModule. Its arguments: --data.NAME.
         model: Class path of your LightningModule, which takes images and logs its test accuracy. Its arguments: --model.NAME.
         engine: local, one training after the other, or ray.
@@ -67,7 +71,8 @@ def roar(
                 data or DigitsDataModule,
                 model or DigitClassifier,
                 methods=methods,
-                fill=fill,
+                fills=fills,
+                checkpoint=checkpoint,
                 engine=chosen,
                 console=console,
                 **options,
@@ -82,7 +87,7 @@ def roar(
         chosen.close()
     if results.scores():
         console.print(_summary_table(results))
-    for name in ("results.csv", "summary.csv", "curves.png"):
+    for name in ("results.csv", "summary.csv", "summary.tex", "curves.png", "curves.pdf", "curves.svg"):
         print(f"{name:12} {experiment.output / name}")
     print(f"{'a page':12} fg-lightning report {shlex.quote(str(experiment.output))}", flush=True)
     if results.failures:
@@ -93,17 +98,38 @@ def roar(
 
 
 def _summary_table(results: ROARResults) -> Table:
-    """The methods' scores for a terminal, the best first."""
-    count = len(results.seeds)
+    """The methods' scores for a terminal, the best of each fill first."""
     table = Table(
         title="area between each method's curve and random's: more than 0 is better than random",
         title_justify="left",
-        caption=f"{count} seed{'s' * (count > 1)}" + ": intervals and p-values say little" * (count < 5),
+        caption=f"{_say_coverage(results)}\n{_say_leak(results)}",
         caption_justify="left",
     )
-    for column in ("method", "area", "± 95 %", "p", "p (Holm)", "total variation"):
-        table.add_column(column, justify="left" if column == "method" else "right")
+    for column in ("method", "fill", "area", "± 95 %", "p", "p (Holm)", "total variation", "masks alone"):
+        table.add_column(column, justify="left" if column in ("method", "fill") else "right")
     for s in results.scores():
         numbers = (f"{s.area:+.4f}", f"{s.interval:.4f}", f"{s.p:.3g}", f"{s.p_holm:.3g}", f"{s.total_variation:.3f}")
-        table.add_row(s.method, *numbers)
+        table.add_row(s.method, s.fill, *numbers, f"{s.masks_accuracy_largest:.3f}" if results.has_controls else "")
     return table
+
+
+def _say_coverage(results: ROARResults) -> str:
+    """What the intervals cover."""
+    num_networks, num_seeds = len(results.networks), len(results.seeds)
+    seeds = f"{num_seeds} seed{'s' * (num_seeds > 1)}"
+    if num_networks > 1:
+        covered = f"Over {num_networks} explained networks, {seeds} each: intervals cover the network and retraining"
+    else:
+        covered = f"Over {seeds} of one explained network: intervals cover retraining alone"
+    return covered + ("; so few say little" if (num_networks if num_networks > 1 else num_seeds) < 5 else "")
+
+
+def _say_leak(results: ROARResults) -> str:
+    """What the masks alone give away."""
+    if not results.has_controls:
+        return "No controls: what the masks alone give away is unknown"
+    known = [float(value) for value in results.masks_accuracies("random")[:, -1] if not math.isnan(value)]
+    return (
+        "Masks alone: accuracy of a network that sees no image, only which pixels were removed, at the largest fraction. "
+        f"Random's reach {f'{sum(known) / len(known):.3f}' if known else 'is unknown'}"
+    )

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import plotly.graph_objects as go  # type: ignore[import-untyped]
 
 from fg_lightning.attribution import CONTROLS
-from fg_lightning.roar.results import X_LABELS, ROARResults, mean_and_interval
+from fg_lightning.roar.results import X_LABELS, ROARResults, mean_and_interval, mean_of_known
 
 Numbers = Sequence[float | None]
 
@@ -176,25 +176,37 @@ def _shorten(name: str, max_length: int = 26) -> str:
     return html.escape(name if len(name) <= max_length else f"…{name[1 - max_length :]}")
 
 
-def accuracy_figure(results: ROARResults) -> Figure:
-    """Mean accuracy over the seeds with its 95 % band, by method. Controls are dashed and grey, blurred versions dotted."""
+def accuracy_figures(results: ROARResults) -> list[Figure]:
+    """A figure for every fill: each method's mean accuracy with its 95 % band. Dashed: networks that see its masks alone.
+
+    Controls are grey, blurred versions dotted. A method has the same colour in all of them.
+    """
+    colours, greys, symbols = cycle(COLOURS), cycle(["#777777", "#aaaaaa", "#999999"]), cycle(SYMBOLS)
+    styles = {method: (next(greys if method in CONTROLS else colours), next(symbols)) for method in results.methods}
+    fills = results.fills or [""]
+    titles = [f"Test accuracy, fill {fill}" if len(fills) > 1 else "Test accuracy" for fill in fills]
+    figures = zip(titles, fills, strict=True)
+    known = [result.accuracy for result in results.results if result.accuracy is not None]
+    span = [min(known, default=0) - 0.03 * max(known, default=1), 1.03 * max(known, default=1)]  # the same in all of them
+    return [_accuracy_figure(f"accuracy-{i}", title, results, fill, styles, span) for i, (title, fill) in enumerate(figures)]
+
+
+def _accuracy_figure(
+    name: str, title: str, results: ROARResults, fill: str, styles: Mapping[str, tuple[str, str]], span: Sequence[float]
+) -> Figure:
     figure = go.Figure(layout=plot_layout(X_LABELS.get(results.mode, "fraction of pixels")))
-    scores = [score.method for score in results.scores()]
-    in_order = [*scores, *(method for method in results.methods if method not in scores)]
-    colours, greys, symbols = cycle(COLOURS), cycle(["#777777", "#aaaaaa"]), cycle(SYMBOLS)
-    fractions = results.fractions
+    scores = [score.method for score in results.scores(fill)]
+    fractions = np.array(results.fractions)
     ranges = []
-    for method in in_order:
-        mean, half = mean_and_interval(results.accuracies(method))
-        colour = next(greys if method in CONTROLS else colours)
-        known = [i for i in range(len(fractions)) if not np.isnan(mean[i])]
-        half = np.nan_to_num(half)
+    for method in [*scores, *(method for method in results.methods if method not in scores)]:
+        mean, half = mean_and_interval(results.accuracies(method, fill))
+        colour, symbol = styles[method]
         label = html.escape(method)
-        edge = [float(v) for v in [*(np.clip(mean + half, 0, 1))[known], *np.clip(mean - half, 0, 1)[known][::-1]]]
-        along = [fractions[i] for i in known]
+        known = ~np.isnan(mean)
+        along, mean, half = fractions[known], mean[known], np.nan_to_num(half[known])
         figure.add_scatter(
             x=[*along, *along[::-1]],
-            y=edge,
+            y=[*np.clip(mean + half, 0, 1), *np.clip(mean - half, 0, 1)[::-1]],
             fill="toself",
             fillcolor=_fade(colour),
             line={"width": 0},
@@ -204,20 +216,35 @@ def accuracy_figure(results: ROARResults) -> Figure:
             legendgroup=label,
         )
         figure.add_scatter(
-            x=along,
-            y=[float(mean[i]) for i in known],
+            x=list(along),
+            y=list(mean),
             name=label,
             legendgroup=label,
             mode="lines+markers",
-            line={"color": colour, "width": 2, "dash": "dash" if method in CONTROLS else "dot" if "blurred" in method else "solid"},
-            marker={"symbol": next(symbols), "size": 7},
-            customdata=[float(half[i]) for i in known],
+            line={"color": colour, "width": 3 if method == "random" else 2, "dash": "dot" if "blurred" in method else "solid"},
+            marker={"symbol": symbol, "size": 7},
+            customdata=list(half),
             hovertemplate="%{y:.3f} ± %{customdata:.3f}",
         )
-        ranges.append(describe_range(method, [float(mean[i]) for i in known]))
-    figure.update_layout(showlegend=True, legend_y=-0.16)
-    figure.update_yaxes(title="test accuracy")
-    return Figure("accuracy", "Test accuracy", "; ".join(ranges), to_json(figure), 420, is_wide=True)
+        ranges.append(describe_range(method, list(mean)))
+        masks = mean_of_known(results.masks_accuracies(method), 0)
+        measured = ~np.isnan(masks)
+        if measured.any():
+            figure.add_scatter(
+                x=list(fractions[measured]),
+                y=list(masks[measured]),
+                name=f"{label}, masks alone",
+                legendgroup=label,
+                showlegend=False,
+                mode="lines+markers",
+                line={"color": colour, "width": 1.2, "dash": "dash"},
+                marker={"symbol": f"{symbol}-open", "size": 5},
+                hovertemplate="%{y:.3f}",
+            )
+            ranges.append(describe_range(f"{method}, masks alone", list(masks[measured])))
+    figure.update_layout(showlegend=True, legend_y=-0.16, hovermode="closest")
+    figure.update_yaxes(title="test accuracy", range=span)
+    return Figure(name, title, "; ".join(ranges), to_json(figure), 460, is_wide=len(results.fills) < 2)
 
 
 def _fade(colour: str) -> str:

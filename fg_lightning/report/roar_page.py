@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,20 +16,12 @@ from PIL import Image
 from fg_lightning.errors import CannotRun, StoreError
 from fg_lightning.history.run_reader import load_picture, read_json
 from fg_lightning.removal import removal_mask
-from fg_lightning.report.figures import Page, accuracy_figure
+from fg_lightning.report.figures import Page, accuracy_figures
 from fg_lightning.report.image_encoding import arrange_tiles, encode_picture, encode_webp, num_columns, to_base64
+from fg_lightning.roar.cells import CellResult, parse_row, read_results
 from fg_lightning.roar.experiment_folder import EXPERIMENT_FILE
-from fg_lightning.roar.results import (
-    DIRECTIONS,
-    ORDER_NAMES,
-    TABLE_COLUMNS,
-    TITLES,
-    Cell,
-    CellResult,
-    ROARResults,
-    mean_and_interval,
-    read_result,
-)
+from fg_lightning.roar.findings import list_findings
+from fg_lightning.roar.results import DIRECTIONS, ORDER_NAMES, TABLE_COLUMNS, TITLES, ROARResults, mean_and_interval, mean_of_known
 from fg_lightning.roar.saliency_store import SaliencyStore
 from fg_lightning.visualization.film_strips import spread_indices
 
@@ -87,10 +78,11 @@ def read_experiment(folder: Path) -> ExperimentFiles:
             f"{folder} is the folder of a ROAR experiment, but no training has been recorded in it yet"
             + (f" ({' '.join(notes)})" if notes else "")
         )
-    results = ROARResults(cells, str(about.get("mode", "roar")), str(about.get("order", "morf")))
+    settings = (str(about.get(name, default)) for name, default in (("mode", "roar"), ("order", "morf"), ("target", "predicted")))
+    results = ROARResults(cells, *settings)
     _note_failures(results, notes)
     fractions = [fraction for fraction in results.fractions if 0 < fraction < 1]
-    stores = _open_stores(folder / "stores", results, notes)
+    stores = _open_stores(folder / "stores" / str(results.networks[0]), results, notes)
     examples = sorted((folder / EXAMPLES).glob("*.png"))[:MAX_IMAGES]
     indices = [int(path.stem) for path in examples if path.stem.isdigit()]
     if stores and not indices:
@@ -102,18 +94,10 @@ def read_experiment(folder: Path) -> ExperimentFiles:
 
 
 def _read_cells(folder: Path, notes: list[str]) -> list[CellResult]:
-    results, num_damaged = [], 0
-    for path in sorted((folder / "cells").glob("*.json")):
-        method, _, rest = path.stem.rpartition("-")[0].rpartition("-")
-        try:
-            result = read_result(folder, Cell(method, float(rest), int(path.stem.rpartition("-")[2])))
-        except (CannotRun, ValueError):
-            num_damaged += 1
-        else:
-            results += [] if result is None else [result]
+    results, num_damaged = read_results(folder)
     if num_damaged:
         notes.append(f"{num_damaged} files in cells/ are damaged and left out. Remove them, and the experiment runs them again.")
-    return sorted(results, key=lambda result: (result.cell.method, result.cell.fraction, result.cell.seed))
+    return results
 
 
 def is_experiment(folder: Path) -> bool:
@@ -143,11 +127,12 @@ def _read_table(path: Path, about: dict[str, Any], notes: list[str]) -> list[Cel
         return []
     for row in rows:
         try:
-            results.append(_parse_result(row))
+            results.append(parse_row(row))
         except (KeyError, TypeError, ValueError):
             continue
         about.setdefault("mode", row["mode"])
         about.setdefault("order", row["order"])
+        about.setdefault("target", row["target"])
     if rest:
         notes.append(f"The last line of {path.name} was not ended and is left out.")
     if len(results) < len(rows):
@@ -155,17 +140,11 @@ def _read_table(path: Path, about: dict[str, Any], notes: list[str]) -> list[Cel
     return results
 
 
-def _parse_result(row: dict[str, str]) -> CellResult:
-    cell = Cell(row["method"], float(row["fraction"]), int(row["seed"]))
-    accuracy = float(row["accuracy"]) if row["accuracy"] else None
-    if None in row.values() or (accuracy is None and not row["reason"]) or not math.isfinite(accuracy or 0):
-        raise ValueError("a training has an accuracy, or a reason why it failed")
-    return CellResult(cell, accuracy, {}, float(row["total_variation"]) if row["total_variation"] else None, 0.0, row["reason"])
-
-
 def _note_failures(results: ROARResults, notes: list[str]) -> None:
     ends = {fraction for fraction in results.fractions if fraction in (0, 1)}
-    expected = len(results.seeds) * (len(ends) + len(results.methods) * (len(results.fractions) - len(ends)))
+    num_inside = len(results.methods) * (len(results.fractions) - len(ends))
+    num_each = len(results.seeds) * (len(ends) + num_inside * len(results.fills)) + num_inside * results.has_controls
+    expected = len(results.networks) * num_each
     if len(results.results) < expected:
         notes.append(f"{len(results.results)} of {expected} trainings have been run: the experiment goes on, or it was stopped.")
     if results.failures:
@@ -176,7 +155,7 @@ def _note_failures(results: ROARResults, notes: list[str]) -> None:
 def _open_stores(folder: Path, results: ROARResults, notes: list[str]) -> dict[str, SaliencyStore]:
     """The stores that are whole and of one kind of images, by method, the best first."""
     stores: dict[str, SaliencyStore] = {}
-    ranked = [score.method for score in results.scores()]
+    ranked = list(dict.fromkeys(score.method for score in results.scores()))
     for method in [*ranked, *(method for method in results.methods if method not in ranked)]:
         try:
             store = SaliencyStore(folder / method)
@@ -225,8 +204,12 @@ def experiment_page(folder: Path, track: Callable[[str, Sequence[Any]], Iterable
         "title": folder.name or str(folder),
         "facts": _facts(experiment),
         "notes": experiment.notes,
+        "findings": list_findings(results),
         "direction": DIRECTIONS[results.lower_is_better],
-        "methods": _methods(results),
+        "methods": [row for fill in results.fills or [""] for row in _methods(results, fill)],
+        "has_fills": len(results.fills) > 1,
+        "has_masks": results.has_controls,
+        "repetitions": "explained networks" if results.interval_over == "networks" else "seeds",
         "fractions": results.fractions,
         "cells": results.results,
         "pictures": [
@@ -248,17 +231,24 @@ def experiment_page(folder: Path, track: Callable[[str, Sequence[Any]], Iterable
             "width": width,
         },
     }
-    return Page("roar.html.j2", [accuracy_figure(results)], values)
+    return Page("roar.html.j2", accuracy_figures(results), values)
 
 
 def _facts(experiment: ExperimentFiles) -> list[str]:
     results, about = experiment.results, experiment.about
-    seeds = len(results.seeds)
+    counts = {
+        "method": len(results.methods),
+        "fraction": len(results.fractions),
+        "explained network": len(results.networks),
+        "seed": len(results.seeds),
+    }
     facts = [
         TITLES.get(results.mode, results.mode),
         ORDER_NAMES.get(results.order, results.order),
-        f"{len(results.methods)} methods, {len(results.fractions)} fractions, {seeds} seed{'' if seeds == 1 else 's'}",
-        *(f"{name} {_last_name(about[name])}" for name in ("model", "data", "fill") if about.get(name)),
+        ", ".join(f"{count} {word}{'' if count == 1 else 's'}" for word, count in counts.items()),
+        *(f"{name} {_last_name(about[name])}" for name in ("model", "data") if about.get(name)),
+        f"fill {', '.join(results.fills)}" if results.fills else "",
+        f"explained class {results.target}",
         f"max_epochs {about['max_epochs']}" if "max_epochs" in about else "",
     ]
     return [fact for fact in facts if fact]
@@ -270,18 +260,21 @@ def _last_name(setting: Any) -> str:
     return name.rpartition(".")[2] if isinstance(name, str) and not name.replace(".", "").isdigit() else str(name)
 
 
-def _methods(results: ROARResults) -> list[dict[str, Any]]:
-    """A row for every method, the best first: its score, if it has one, and its mean accuracies."""
-    scores = {score.method: score for score in results.scores()}
+def _methods(results: ROARResults, fill: str) -> list[dict[str, Any]]:
+    """A row for every method with a fill, the best first: its score, what its masks alone reach, and its mean accuracies."""
+    scores = {score.method: score for score in results.scores(fill)}
     rows = []
     for method in [*scores, *(method for method in results.methods if method not in scores)]:
         score = scores.get(method)
         variations = [r.total_variation for r in results.results if r.cell.method == method and r.total_variation is not None]
-        mean, _ = mean_and_interval(results.accuracies(method))
+        mean, _ = mean_and_interval(results.accuracies(method, fill))
+        masks = mean_of_known(results.masks_accuracies(method), 0)
         rows.append(
             {
                 "method": method,
+                "fill": fill,
                 "scores": [] if score is None else [_nan_to_none(v) for v in (score.area, score.interval, score.p, score.p_holm)],
+                "masks": [_nan_to_none(float(v)) for f, v in zip(results.fractions, masks, strict=True) if 0 < f < 1],
                 "variation": float(np.mean(variations)) if variations else None,
                 "accuracies": [_nan_to_none(float(value)) for value in mean],
             }

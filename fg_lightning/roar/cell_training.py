@@ -112,14 +112,16 @@ def fit(model: LightningModule, data: LightningDataModule, max_epochs: int, opti
         _trainer({**options, "max_epochs": max_epochs}, logger, FiniteLoss()).fit(model, data)
 
 
-def test(model: LightningModule, data: LightningDataModule, options: Mapping[str, Any], logger: Any) -> dict[str, float]:
-    """What the test of a network logs, by name; arguments as for `fit`.
+def test(
+    model: LightningModule, data: LightningDataModule, options: Mapping[str, Any], logger: Any, *callbacks: Callback
+) -> dict[str, float]:
+    """What the test of a network logs, by name; arguments as for `fit`, and more callbacks.
 
     Raises:
         CannotRun: if there is no test data.
     """
     with silence_lightning():
-        scores = _trainer(options, logger).test(model, datamodule=data, verbose=False)
+        scores = _trainer(options, logger, *callbacks).test(model, datamodule=data, verbose=False)
     if not scores:
         raise CannotRun(f"{type(data).__name__} has no test data, on which the networks are compared")
     return {key: float(value) for score in scores for key, value in score.items()}

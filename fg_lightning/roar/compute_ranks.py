@@ -21,6 +21,7 @@ from fg_lightning.removal import ranks
 from fg_lightning.roar.cell_training import QUIET, silence_lightning
 from fg_lightning.roar.dataset_views import SplitView
 from fg_lightning.roar.experiment_folder import explain_disk_faults
+from fg_lightning.roar.explained_class import choose_classes
 from fg_lightning.roar.image_pixels import Picture, apply_transform, channel_sums, images_and_labels, spatial_shape
 from fg_lightning.roar.saliency_store_files import Manifest, StoreWriter
 
@@ -95,14 +96,11 @@ class RankPredictor(LightningModule):
 
     def predict_step(self, batch: ImageBatch, batch_idx: int) -> npt.NDArray[Any]:
         images, labels = images_and_labels(batch.samples, batch.place)
-        if self._target == "label" and labels is None:
-            raise CannotRun(
-                "target='label' needs labels, but no integers [N] were found behind the images in the batches; let the data set "
-                "give the label after the image, or use target='predicted'"
-            )
+        indices = range(batch.start, batch.start + len(images))
+        classes = choose_classes(self._target, labels, self.model, images, batch.split, indices, self._seed)
         with torch.enable_grad():
-            maps = self._attribution.attribute(images, labels if self._target == "label" else None)
-        seeds = [self._seed + batch.start + i for i in range(len(images))]
+            maps = self._attribution.attribute(images, classes)
+        seeds = [self._seed + i for i in indices]
         places: npt.NDArray[Any] = ranks(maps.cpu(), seeds).numpy()
         return places
 

@@ -9,30 +9,41 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Union, get_args
 
+import numpy as np
 from lightning.pytorch import LightningDataModule, LightningModule
 
 from fg_lightning.attribution import METHODS, Factory, find_method
 from fg_lightning.removal import Fill, Order, find_fill
 from fg_lightning.removal.pixel_ranking import check_fraction, check_order
 from fg_lightning.roar.cell_training import check_trainer_options
-from fg_lightning.roar.experiment_folder import describe
-from fg_lightning.roar.results import ALL
+from fg_lightning.roar.cells import ALL, MASKS, Cell
+from fg_lightning.roar.experiment_folder import describe, hash_file
+from fg_lightning.roar.explained_class import Target, check_target
 
 Mode = Literal["roar", "kar", "road"]
-
-Target = Literal["predicted", "label"]
 
 DEFAULT_METHODS = ("random", "blurred_random", "edges", "gradient", "fullgrad", "blurred_fullgrad")
 """FullGrad, the gradient, and the controls beside which a score must be read."""
 
 MAX_NAME_BYTES = 150
-"""Of a method's name. A file system takes 255, and a fraction, a seed and a suffix need some of them."""
+"""Of a method's name. A file system takes 255, and the rest of a cell's name needs some of them."""
+
+MAX_FILL_BYTES = 60
+"""Of a fill's name."""
 
 LOWER_IS_BETTER = ("loss", "error", "perplexity")
 """Parts of the names of metrics that fall as a network gets better."""
 
-IDENTITY = "mode order max_epochs target metric batch_size num_threads data model fill prepare transform trainer methods".split()
+IDENTITY = (
+    "mode order max_epochs target metric batch_size num_threads data model prepare transform trainer redraw_random methods fills"
+).split()
 """The settings that numbers depend on."""
+
+MAX_COUNT = 1000
+"""The largest number of seeds, and of networks: seeds of trainings are 1000 times the network and the seed."""
+
+NETWORK_SEED = MAX_COUNT**2
+"""The seed of the first explained network. It is none of a training on masked images."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,16 +58,24 @@ class ROARConfig:
             name. Random is always added.
         fractions: Shares of the pixels that are removed (mode kar: kept), each 0 to 1. 0, intact images, is always added; in mode
             kar 1 is, too.
-        num_seeds: Number of trainings for each method and fraction, from seeds 0, 1, ... Mode road trains none, and tests once.
+        num_seeds: Number of trainings for each method, fraction, fill and network. Mode road trains none, and tests once.
+        num_networks: Number of networks that are explained, each trained from a seed of its own. Its maps give masks, and trainings
+            on them, of its own. With several, intervals cover the explained network as well as the trainings; with one, the
+            trainings alone.
         max_epochs: Number of epochs of each training.
         order: morf, the most relevant pixels first, or lerf, the least relevant first.
         mode: roar removes a fraction of the pixels; kar keeps it and removes the rest; road removes it and does not retrain.
-        fill: What replaces removed pixels: dataset_mean (the training images' mean of each channel), noisy_linear, image_mean,
-            black, a number or one for each channel in the units of the images before their transform, or a function, see
-            `ROARDataModule`.
-            Default: dataset_mean; noisy_linear for mode road.
-        checkpoint: Lightning's, of the network that is explained. Default: a network is trained on intact images, like the cells.
-        target: The class that is explained. With label, the masks may leak it.
+        fills: What replaces removed pixels, one or several: dataset_mean (the training images' mean of each channel), noisy_linear,
+            image_mean, black, a number in the units of the images before their transform, a list of one for each channel, or a
+            function, see `ROARDataModule`; as a list or with commas between them, or by names of your own. Default: dataset_mean;
+            noisy_linear for mode road.
+        checkpoint: Lightning's, of the network that is explained, or one for each. Default: networks are trained on intact images,
+            like the cells.
+        target: The class that is explained: predicted, label, random (drawn for every image, the same for all methods) or its
+            number. Masks give away the class that they explain: the label, or the network's prediction.
+        controls: Also train, for each method, fraction and network, on the masks alone, without any image: what they give away.
+            Mode road trains none.
+        redraw_random: Draw the masks of random anew whenever an image is read, as Hooker et al.'s code does.
         metric: The logged test metric that counts, higher for a better network. Default: the one with acc in its name.
         num_threads: Number of torch's threads of a training on a CPU, the same for every engine: numbers depend on it.
         batch_size: Number of images that are explained at once.
@@ -77,12 +96,15 @@ class ROARConfig:
     methods: Union[str, Sequence[str], Mapping[str, Factory]] = DEFAULT_METHODS
     fractions: Sequence[float] = (0.1, 0.3, 0.5, 0.7, 0.9)
     num_seeds: int = 3
+    num_networks: int = 1
     max_epochs: int = 5
     order: Order = "morf"
     mode: Mode = "roar"
-    fill: Fill | None = None
-    checkpoint: Union[str, Path, None] = None
+    fills: Union[Fill, Sequence[Fill], Mapping[str, Fill], None] = None
+    checkpoint: Union[str, Path, Sequence[Union[str, Path]], None] = None
     target: Target = "predicted"
+    controls: bool = True
+    redraw_random: bool = False
     metric: str | None = None
     num_threads: int = 1
     batch_size: int = 50
@@ -106,15 +128,16 @@ class ROARConfig:
         _check_names(names)
         check_order(self.order)
         _check_fractions(self.fractions)
-        fill = self.fill if self.fill is not None else "noisy_linear" if self.mode == "road" else "dataset_mean"
-        _check_choice("target", self.target, get_args(Target))
-        find_fill(fill, dataset_mean=0.0)
+        check_target(self.target)
+        fills = self.fills if self.fills is not None else "noisy_linear" if self.mode == "road" else "dataset_mean"
+        checkpoints = self._list_checkpoints()
         factories = self.methods if isinstance(self.methods, Mapping) else {name: find_method(name) for name in names}
         for name, value in {
             "output": Path(self.output).resolve(),
             "methods": {"random": find_method("random"), **factories},
-            "fill": fill,
-            "checkpoint": None if self.checkpoint is None else Path(self.checkpoint),
+            "fills": name_fills(fills),
+            "checkpoint": checkpoints,
+            "num_networks": len(checkpoints) if checkpoints else self.num_networks,
             "trainer": check_trainer_options(self.trainer or {}),
         }.items():
             object.__setattr__(self, name, value)  # as frozen dataclasses do
@@ -125,9 +148,15 @@ class ROARConfig:
         return Path(self.output)
 
     @property
-    def base_path(self) -> Path:
-        """Of the weights of the network that is explained."""
-        return self.folder / "base.pt"
+    def fill_values(self) -> Mapping[str, Fill]:
+        """The fills by name."""
+        assert isinstance(self.fills, Mapping)
+        return self.fills
+
+    @property
+    def checkpoints(self) -> Sequence[Path]:
+        """Of the explained networks. Empty if they are trained."""
+        return self.checkpoint or ()  # type: ignore[return-value]
 
     @property
     def factories(self) -> Mapping[str, Factory]:
@@ -135,16 +164,32 @@ class ROARConfig:
         assert isinstance(self.methods, Mapping)
         return self.methods
 
-    def store_path(self, method: str) -> Path:
-        return self.folder / "stores" / method
+    def network_path(self, network: int) -> Path:
+        """Of the weights of an explained network."""
+        return self.folder / "networks" / f"{network}.pt"
 
-    def identity(self, checkpoint: str | None) -> dict[str, Any]:
+    def store_path(self, method: str, network: int) -> Path:
+        return self.folder / "stores" / str(network) / method
+
+    def identity(self) -> dict[str, Any]:
         """The settings that may not change from one run to the next, since numbers depend on them, as JSON.
 
-        Args:
-            checkpoint: hash of the file. None if there is none.
+        Raises:
+            CannotRun: if a checkpoint cannot be read.
         """
-        return {name: describe(getattr(self, name)) for name in IDENTITY} | {"checkpoint": checkpoint}
+        hashes: list[str | None] = [*map(hash_file, self.checkpoints)] or [None] * self.num_networks
+        checkpoints = {str(network): value for network, value in enumerate(hashes)}
+        return {name: describe(getattr(self, name)) for name in IDENTITY} | {"checkpoints": checkpoints}
+
+    def _list_checkpoints(self) -> list[Path]:
+        given = self.checkpoint
+        paths = [] if given is None else [given] if isinstance(given, (str, Path)) else list(given)
+        if paths and self.num_networks not in (1, len(paths)):
+            raise ValueError(
+                f"num_networks is {self.num_networks}, but there are {len(paths)} checkpoints: give one for each network, or leave "
+                "num_networks out"
+            )
+        return [Path(path) for path in paths]
 
     def _check_makers(self) -> None:
         for name, value, kind in (("data", self.data, LightningDataModule), ("model", self.model, LightningModule)):
@@ -155,12 +200,80 @@ class ROARConfig:
                 )
 
     def _check_counts(self) -> None:
-        for name in ("num_seeds", "max_epochs", "num_threads", "batch_size"):
+        for name in ("num_seeds", "num_networks", "max_epochs", "num_threads", "batch_size"):
             count = getattr(self, name)
             if isinstance(count, bool) or not isinstance(count, int):
                 raise TypeError(f"{name} must be an integer, not {count!r}")
             if count < 1:
                 raise ValueError(f"{name} must be at least 1, not {count}")
+            if count > MAX_COUNT and name in ("num_seeds", "num_networks"):
+                raise ValueError(f"{name} must be at most {MAX_COUNT}, not {count}")
+        for name in ("controls", "redraw_random"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, not {getattr(self, name)!r}")
+
+
+def cell_seed(cell: Cell) -> int:
+    """The seed of a training. Those with the maps of two networks share none."""
+    return MAX_COUNT * cell.network + cell.seed
+
+
+def name_fills(fills: Any) -> dict[str, Fill]:
+    """Fills by name.
+
+    Args:
+        fills: one, several in a list or with commas between them, or by name. One with a number for each channel is a list in
+            that list.
+
+    Raises:
+        TypeError: if one is of no known kind.
+        ValueError: if there is no fill of a name, a name cannot be that of a file, two fills have one name, or a list of numbers
+            could be several fills or one.
+    """
+    if isinstance(fills, Mapping):
+        named = [(str(name), fill) for name, fill in fills.items()]
+    else:
+        if isinstance(fills, str):
+            fills = [_read_fill(name.strip()) for name in fills.split(",")]
+        several = list(fills) if isinstance(fills, (list, tuple)) else [fills]
+        if len(several) > 1 and all(isinstance(fill, (int, float)) for fill in several):
+            raise ValueError(
+                f"fills {several} could be {len(several)} fills, or one with a number for each channel: write [{several}] for one, "
+                f"{[[number] for number in several]} for several"
+            )
+        named = [(_fill_name(fill), fill) for fill in several]
+    if not named:
+        raise ValueError("fills must have at least one, such as dataset_mean")
+    for name, fill in named:
+        find_fill(fill, dataset_mean=0.0)
+        if name in (MASKS, "intact") or not re.fullmatch(r"[\w.+-]+", name) or len(name.encode()) > MAX_FILL_BYTES:
+            raise ValueError(
+                f"a fill's name must consist of at most {MAX_FILL_BYTES} letters, digits, _ . + and -, since files are named after "
+                f"it, and be neither {MASKS} nor intact; not {name!r}"
+            )
+    if twice := _duplicates([name for name, _ in named]):
+        raise ValueError(f"fills must differ, but {', '.join(twice)} is given more than once; give functions names, {{'mine': f}}")
+    return dict(named)
+
+
+def _read_fill(text: str) -> Fill:
+    """A number, or a name."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _fill_name(fill: Any) -> str:
+    if isinstance(fill, str):
+        return fill
+    if callable(fill) and not hasattr(fill, "shape"):
+        name = getattr(fill, "__name__", "")
+        return name if name.isidentifier() else "function"
+    try:
+        return "_".join(f"{float(value):g}" for value in np.ravel(fill))
+    except (TypeError, ValueError):
+        return type(fill).__name__  # `find_fill` refuses it
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:

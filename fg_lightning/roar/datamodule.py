@@ -10,16 +10,19 @@ from typing import Any, Union
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader, Dataset
 
 from fg_lightning.errors import CannotRun, UnfitData
 from fg_lightning.removal import Fill, Order, find_fill, noisy_linear, removal_mask
+from fg_lightning.removal.fills import MeanAndStd
 from fg_lightning.removal.pixel_ranking import check_fraction, check_order
+from fg_lightning.roar.cells import MASKS
 from fg_lightning.roar.config import ROARConfig
 from fg_lightning.roar.dataset_transforms import Transform
-from fg_lightning.roar.dataset_views import SplitView, map_loaders, rebuild_loader, views_of
+from fg_lightning.roar.dataset_views import NUM_EXAMINED, SplitView, map_loaders, rebuild_loader, views_of
 from fg_lightning.roar.image_pixels import (
     Mask,
     Picture,
@@ -33,6 +36,7 @@ from fg_lightning.roar.image_pixels import (
     spatial_shape,
 )
 from fg_lightning.roar.saliency_store import SaliencyStore
+from fg_lightning.visualization.film_strips import spread_indices
 
 Values = npt.NDArray[np.float64]
 
@@ -50,12 +54,23 @@ class Removal:
         keep: whether the share stays, and all other pixels are removed.
         mean: the numbers of "dataset_mean", one for each channel.
         seed: of "noisy_linear".
+        normalization: (mean, std) by which the images are normalized already, for "black"; None if they are not.
     """
 
-    def __init__(self, fraction: float, order: Order, fill: Fill, keep: bool, mean: Sequence[float], seed: int = 0) -> None:
+    def __init__(
+        self,
+        fraction: float,
+        order: Order,
+        fill: Fill,
+        keep: bool,
+        mean: Sequence[float],
+        seed: int = 0,
+        normalization: MeanAndStd | None = None,
+    ) -> None:
         self.fraction = fraction
         self.order = order
         self.keep = keep
+        self._is_black = False
         self._values: Values | None = None
         self._users_values: Values | None = None
         if isinstance(fill, str) and fill == "dataset_mean":
@@ -63,7 +78,8 @@ class Removal:
         elif isinstance(fill, str) and fill == "noisy_linear":
             self._fill = find_fill(partial(noisy_linear, seed=seed))
         else:
-            self._fill = find_fill(fill)
+            self._is_black = isinstance(fill, str) and fill == "black"
+            self._fill = find_fill(fill, normalization=normalization if self._is_black else None)
             if not isinstance(fill, str) and not callable(fill):
                 self._values = self._users_values = np.asarray(fill, float).reshape(-1)
 
@@ -76,7 +92,8 @@ class Removal:
         """Replaces one pixel of an image, to raise now what replacing any would raise.
 
         Raises:
-            CannotRun: if the fill is numbers that are not in the image's units, or not one for each channel.
+            CannotRun: if the fill is numbers that are not in the image's units, or not one for each channel; if it is "black" and
+                the image is normalized in an unknown way.
             UnfitData: if a fill function cannot be used on the image.
         """
         values = self._users_values
@@ -87,7 +104,16 @@ class Removal:
             )
         mask = np.zeros(spatial_shape(image), bool)
         mask.flat[0] = True
-        self(image, mask)
+        try:
+            self(image, mask)
+        except ValueError as error:
+            if not self._is_black:
+                raise
+            raise CannotRun(
+                "fill black is 0 of images that are not normalized, but the data set's have values below that before their "
+                "transform. Give the datamodule an attribute normalization = (mean, std) that says how they were normalized, such "
+                "as ((0.5,), (0.5,)) for images from -1 to 1, or give the number of black as the fill"
+            ) from error
 
     def mask(self, ranks: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
         """Which pixels of ranked images [N, *S] are removed."""
@@ -98,6 +124,30 @@ class Removal:
         return fill_with_function(image, mask, self._fill) if self._values is None else fill_with_values(image, mask, self._values)
 
 
+class MasksAlone(Removal):
+    """Shows which pixels are removed, and nothing of the image.
+
+    Args:
+        fraction: the share of pixels, 0 to 1.
+        order: "morf" or "lerf".
+        keep: whether the share stays, and all other pixels are removed.
+        white: the number of removed pixels in every channel; others are 0.
+    """
+
+    is_none = False
+
+    def __init__(self, fraction: float, order: Order, keep: bool, white: float) -> None:
+        super().__init__(fraction, order, 0.0, keep, [0.0])
+        self.white = white
+
+    def check(self, image: Picture) -> None:
+        """Any image can be replaced."""
+
+    def __call__(self, image: Picture, mask: Mask) -> Picture:
+        black = fill_with_values(image, np.ones_like(mask), np.zeros(1))
+        return fill_with_values(black, mask, np.array([self.white]))
+
+
 class MaskedDataset(Dataset[Any]):
     """A split's samples, whose images lose pixels before they are transformed.
 
@@ -105,14 +155,16 @@ class MaskedDataset(Dataset[Any]):
         view: the split.
         store: of its ranks.
         removal: which pixels are removed.
+        redraw: whether the ranks are drawn anew whenever an image is read, with torch's generator, instead of the store's.
     """
 
-    def __init__(self, view: SplitView, store: SaliencyStore, removal: Removal) -> None:
+    def __init__(self, view: SplitView, store: SaliencyStore, removal: Removal, redraw: bool = False) -> None:
         self._plane = view.plane
         self._transform = view.transform
         self._split = view.name
         self._store = store
         self._removal = removal
+        self._redraw = redraw
         self._shape = store.manifest.shape
 
     def __len__(self) -> int:
@@ -128,9 +180,14 @@ class MaskedDataset(Dataset[Any]):
                     f"image {index} of the {self._split} data is {spatial_shape(image)} before its transform, but its ranks are "
                     f"{self._shape}: images of one size are needed, or prepare=..., which brings them to it"
                 )
-            mask = self._removal.mask(self._store.read(self._split, [index]))[0]
+            mask = self._removal.mask(self._ranks(index))[0]
             sample = replace_image(sample, place, self._removal(image, mask))
         return apply_transform(sample, place, self._transform)
+
+    def _ranks(self, index: int) -> npt.NDArray[Any]:
+        if self._redraw:
+            return torch.randperm(math.prod(self._shape)).numpy().reshape(1, *self._shape)
+        return self._store.read(self._split, [index])
 
 
 class ROARDataModule(LightningDataModule):
@@ -146,19 +203,27 @@ class ROARDataModule(LightningDataModule):
         fraction: the share of pixels to remove, 0 to 1.
         order: "morf", the most relevant first, or "lerf", the least relevant first.
         fill: what replaces them: "dataset_mean", the training images' mean of each channel; "image_mean", the image's own;
-            "noisy_linear" (ROAD, Rong et al. 2022); a number or one for each channel in the images' own units before their
-            transform, 0..255 for PIL images and bytes; or a function (images [1, C, *S] in 0..1, mask [1, 1, *S]) -> images.
+            "black", 0 of the image; if images are normalized before their transform, an attribute `normalization` of the
+            datamodule, (mean, std), must say how; "noisy_linear" (ROAD, Rong et al. 2022); a number or one for each channel in the
+            images' own units before their transform, 0..255 for PIL images and bytes; or a function (images [1, C, *S] in 0..1,
+            mask [1, 1, *S]) -> images.
         keep: keep-and-retrain: the share `fraction`, in this order, stays and all other pixels are removed.
         prepare: brings images to the size of the ranks, if the evaluation transform does not begin with that.
         transform: what is done to images after the removal, if it is no attribute `transform` of the data set.
         seed: of "noisy_linear".
+        control: "masks" shows the masks alone, to measure what they give away: every channel of a removed pixel is 1, of any other
+            0, in the units of the images before their transform (255 of bytes; the largest number of a few training images if that
+            is more than 1). The fill does not matter then. None: no control.
+        redraw: draws the ranks anew at random whenever an image is read, instead of the store's: the random baseline of Hooker et
+            al.'s code.
 
     Raises:
         StoreError: if there is no store, or, in `setup`, if it is of other data.
         RandomImages: in `setup`, if the data gives another image each time for one index.
         UnfitData: in `setup`, if a data set is not map-style, or its pixels are not those that the network sees.
-        CannotRun: in `setup`, if the fill is numbers that are not in the images' units, or not one for each channel.
-        ValueError: if the fraction is not in 0..1, or order or fill are unknown.
+        CannotRun: in `setup`, if the fill is numbers that are not in the images' units, or not one for each channel, or black is
+            not known.
+        ValueError: if the fraction is not in 0..1, or order, fill or control are unknown.
 
     Examples:
         >>> data = ROARDataModule(DigitsDataModule(), "stores/fullgrad", fraction=0.3)  # doctest: +SKIP
@@ -177,13 +242,19 @@ class ROARDataModule(LightningDataModule):
         prepare: Transform | None = None,
         transform: Transform | None = None,
         seed: int = 0,
+        control: str | None = None,
+        redraw: bool = False,
     ) -> None:
         super().__init__()
         check_fraction(fraction)
         check_order(order)
+        if control not in (None, MASKS):
+            raise ValueError(f"control must be {MASKS!r} or None, not {control!r}")
         self.base = base
         self.store = store if isinstance(store, SaliencyStore) else SaliencyStore(store)
-        self.removal = Removal(fraction, order, fill, keep, self.store.manifest.channel_mean, seed)
+        self._make_removal = partial(Removal, fraction, order, fill, keep, self.store.manifest.channel_mean, seed)
+        self.removal = self._make_removal()
+        self._control, self._redraw = control, redraw
         self._adaptations = {"prepare": prepare, "transform": transform}
         self._views: dict[str, SplitView] = {}
         for hook in HOOKS:  # without one in the base, the network's is called, which a hook here would prevent
@@ -200,6 +271,11 @@ class ROARDataModule(LightningDataModule):
         for needed in ("fit", "test"):  # the evaluation transform is the test images'
             self.base.setup(needed)
         views = views_of(self.base, **self._adaptations)
+        if self._control == MASKS:
+            white = _white(next(iter(views.values())))
+            self.removal = MasksAlone(self.removal.fraction, self.removal.order, self.removal.keep, white)
+        else:
+            self.removal = self._make_removal(normalization=list(views.values())[-1].normalization)
         for view in views.values():
             self.store.check(view)
             if not self.removal.is_none:
@@ -234,7 +310,13 @@ class ROARDataModule(LightningDataModule):
         return any(name.split("_")[0] == split for name in self._views)
 
     def _mask_loader(self, name: str, loader: DataLoader[Any]) -> DataLoader[Any]:
-        return rebuild_loader(loader, MaskedDataset(self._views[name], self.store, self.removal))
+        return rebuild_loader(loader, MaskedDataset(self._views[name], self.store, self.removal, self._redraw))
+
+
+def _white(view: SplitView) -> float:
+    """The number that stands for 1 in images of a split: 255 of bytes, else the largest of a few images if that is more than 1."""
+    images = [planes(view.plane.image(index)) for index in spread_indices(len(view.plane), NUM_EXAMINED)]
+    return 255.0 if images[0].dtype is torch.uint8 else max(1.0, *(float(image.max()) for image in images))
 
 
 def _are_shares(values: Values) -> bool:
@@ -261,8 +343,8 @@ def check_removal(config: ROARConfig, views: Mapping[str, SplitView], fractions:
             )
     image = view.plane.image(0)
     mean = [0.0] * len(channel_sums(image))
-    assert config.fill is not None
-    Removal(0.5, config.order, config.fill, config.mode == "kar", mean).check(image)
+    for fill in config.fill_values.values():
+        Removal(0.5, config.order, fill, config.mode == "kar", mean, normalization=view.normalization).check(image)
     if config.target == "label" and not _has_labels(view):
         raise CannotRun(
             "target label needs labels, but no integers [N] were found behind the images in a batch; let the data set give the "

@@ -26,6 +26,9 @@ from fg_lightning.errors import CannotRun
 EXPERIMENT_FILE = "experiment.json"
 HOLDER_FILE = "running.json"
 
+GROWING = {"methods": "method", "fills": "fill", "checkpoints": "checkpoint"}
+"""Settings by name to which more may be added later, and the word for one of them."""
+
 TEMPORARY_FAULTS = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 """Error codes of the operating system that may be gone at the next try."""
 
@@ -131,7 +134,7 @@ def verify_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_identity(folder: Path, identity: Mapping[str, Any], is_begun: bool = True) -> None:
-    """Writes the settings of an experiment to its folder, or compares them with those there. New methods are added.
+    """Writes the settings of an experiment to its folder, or compares them with those there. New methods and fills are added.
 
     Args:
         folder: of the experiment.
@@ -148,38 +151,40 @@ def check_identity(folder: Path, identity: Mapping[str, Any], is_begun: bool = T
         return
     try:
         there = json.loads(path.read_text())
-        known = there.get("methods", {})
-        known.keys()
-    except (ValueError, AttributeError, RecursionError, OSError) as error:
+        known = {key: dict(there.get(key, {})) for key in GROWING}
+    except (ValueError, TypeError, AttributeError, RecursionError, OSError) as error:
         raise CannotRun(f"{path} is damaged ({error}); use another folder, or remove this one") from error
-    methods = {f"method {name}": (known.get(name, value), value) for name, value in here.pop("methods", {}).items()}
-    pairs = {key: (there.get(key), value) for key, value in here.items()} | methods
+    pairs = {key: (there.get(key), value) for key, value in here.items() if key not in GROWING}
+    for key, word in GROWING.items():
+        pairs |= {f"{word} {name}": (known[key].get(name, value), value) for name, value in here.get(key, {}).items()}
     different = [f"{key} {old!r} there, {new!r} here" for key, (old, new) in pairs.items() if old != new]
     if different:
         raise CannotRun(
             f"{folder} holds another experiment: {'; '.join(different)}. Use another folder with --output, or the same settings; "
-            "fractions and seeds may change, and methods may be added"
+            "fractions and seeds may change, and methods, fills and networks may be added"
         )
-    write_json(path, there | {"methods": known | dict(identity.get("methods", {}))})
+    write_json(path, there | {key: known[key] | here[key] for key in GROWING if key in here})
 
 
-def check_base(folder: Path, path: Path) -> None:
-    """Compares the explained network with its hash in the experiment's file, and writes the hash if there is none.
+def check_network(folder: Path, network: int, path: Path) -> None:
+    """Compares an explained network with its hash in the experiment's file, and writes the hash if there is none.
 
     Args:
         folder: of the experiment.
-        path: of the weights.
+        network: its number.
+        path: of its weights.
 
     Raises:
         CannotRun: if the weights are not those that the experiment began with.
     """
     about = folder / EXPERIMENT_FILE
     there, here = json.loads(about.read_text()), hash_file(path)
-    if "base" not in there:
-        write_json(about, {**there, "base": here})
-    elif there["base"] != here:
+    networks = there.get("networks", {})
+    if str(network) not in networks:
+        write_json(about, {**there, "networks": {**networks, str(network): here}})
+    elif networks[str(network)] != here:
         raise CannotRun(
-            f"{path} was changed: it is not the network that this experiment explains. Restore it from a copy, or use another "
+            f"{path} was changed: it is not a network that this experiment explains. Restore it from a copy, or use another "
             "folder with --output"
         )
 

@@ -1,35 +1,29 @@
-"""The cells of an experiment, their results, and what these say of the methods: scores, tables and curves."""
+"""What the results of the cells say of the methods: scores and tables."""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from itertools import cycle
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
-from matplotlib.figure import Figure
 
-from fg_lightning.atomic_files import write_atomically, write_json
-from fg_lightning.attribution import CONTROLS
+from fg_lightning.atomic_files import write_atomically
 from fg_lightning.errors import CannotRun
-from fg_lightning.roar.experiment_folder import add_checksum, verify_checksum
-from fg_lightning.visualization.plots import MARKERS
-
-ALL = "all"
-"""The method of a cell in which no pixel is removed, or every one: it is the same for all."""
+from fg_lightning.roar.cells import ALL, MASKS, Cell, CellResult
 
 CONFIDENCE = 0.95
 
-TABLE_COLUMNS = "method fraction seed order mode accuracy total_variation reason".split()
+TABLE_COLUMNS = "method control fill fraction network seed target order mode accuracy total_variation reason".split()
 
-SUMMARY_COLUMNS = "method area interval_95 p p_holm total_variation".split()
+SUMMARY_COLUMNS = (
+    "method fill area interval_95 p p_holm interval_over num_repetitions total_variation masks_accuracy_mean masks_accuracy_largest"
+).split()
 
 DIRECTIONS = {True: "lower is better", False: "higher is better"}
 
@@ -39,78 +33,7 @@ TITLES = {"roar": "Remove and retrain", "kar": "Keep and retrain", "road": "Remo
 
 ORDER_NAMES = {"morf": "most relevant first", "lerf": "least relevant first"}
 
-
-@dataclass(frozen=True)
-class Cell:
-    """One training: the images of one method at one fraction, with one seed."""
-
-    method: str
-    fraction: float
-    seed: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.method}-{self.fraction:g}-{self.seed}"
-
-
-@dataclass(frozen=True, eq=False)
-class CellResult:
-    """
-    Attributes:
-        cell: the training.
-        accuracy: on the test images. None if it failed.
-        metrics: everything that the test logged.
-        total_variation: of the masks of the test images, for each pixel.
-        seconds: that it took.
-        reason: why it failed. Empty if it did not.
-    """
-
-    cell: Cell
-    accuracy: float | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
-    total_variation: float | None = None
-    seconds: float = 0.0
-    reason: str = ""
-
-
-def list_cells(methods: Sequence[str], fractions: Sequence[float], num_seeds: int) -> list[Cell]:
-    """Every cell in the order of the table. Those that all methods share come first, one for each seed.
-
-    Fractions differ if the names of their cells differ: 0.3 and 0.1 + 0.2 are the same.
-    """
-    fractions = sorted({float(f"{fraction:g}") for fraction in fractions})
-    shared = [Cell(ALL, fraction, seed) for fraction in fractions if fraction in (0, 1) for seed in range(num_seeds)]
-    own = [(method, fraction) for method in methods for fraction in fractions if 0 < fraction < 1]
-    return shared + [Cell(method, fraction, seed) for method, fraction in own for seed in range(num_seeds)]
-
-
-def write_result(folder: Path, result: CellResult) -> None:
-    """Writes a result to the folder of the experiment. Raises what `write_atomically` does."""
-    write_json(_result_path(folder, result.cell), add_checksum(asdict(result)))
-
-
-def read_result(folder: Path, cell: Cell) -> CellResult | None:
-    """The result of a cell, or None if it has not been run.
-
-    Raises:
-        CannotRun: if its file cannot be read, was changed after it was written, or is of another cell.
-    """
-    path = _result_path(folder, cell)
-    try:
-        content: dict[str, Any] = verify_checksum(json.loads(path.read_text()))
-        result = CellResult(**{**content, "cell": Cell(**content["cell"])})
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise CannotRun(f"{path} is damaged ({reason}); remove it, and the cell is run again") from error
-    if result.cell.name != cell.name:
-        raise CannotRun(f"{path} holds the cell {result.cell.name}: it was renamed or copied; remove it, and the cell is run again")
-    return result
-
-
-def _result_path(folder: Path, cell: Cell) -> Path:
-    return folder / "cells" / f"{cell.name}.json"
+Values = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -119,20 +42,29 @@ class Score:
 
     Attributes:
         method: its name.
-        area: between its curve and random's over all fractions, mean over the seeds. More than 0 if the method is better than
-            random: the network misses the pixels that are removed first, or relies on those that are kept.
-        interval: half of the 95 % confidence interval of the area. NaN for one seed.
-        p: two-sided, of a t-test of the areas of the seeds, paired with random's. NaN for one seed, or if the areas do not vary.
-        p_holm: the same, adjusted for the number of methods (Holm 1979).
+        fill: by name.
+        area: between its curve and random's, divided by the range of the fractions: the mean difference in accuracy. Mean over the
+            repetitions. More than 0 if the method is better than random: the network misses the pixels that are removed first, or
+            relies on those that are kept.
+        interval: half of the 95 % confidence interval of the area. NaN for one repetition.
+        p: two-sided, of a t-test of the areas, paired with random's. NaN for one repetition, or if the areas do not vary.
+        p_holm: the same, adjusted for the number of methods and fills together (Holm 1979).
+        num_repetitions: number of areas: of networks if there are several, else of seeds. See `ROARResults.interval_over`.
         total_variation: of its masks, for each pixel, mean over the fractions.
+        masks_accuracy_mean: accuracy of networks that see its masks alone, mean over fractions and networks. NaN without controls.
+        masks_accuracy_largest: the same at the largest fraction.
     """
 
     method: str
+    fill: str
     area: float
     interval: float
     p: float
     p_holm: float
+    num_repetitions: int
     total_variation: float
+    masks_accuracy_mean: float
+    masks_accuracy_largest: float
 
 
 class ROARResults:
@@ -142,20 +74,33 @@ class ROARResults:
         results: of the cells, in the order of the table.
         mode: of the experiment.
         order: of the experiment.
+        target: of the experiment: the class that is explained.
+
+    Attributes:
+        methods: by name.
+        fills: by name.
+        fractions: rising.
+        networks: 0, 1, ...: the explained networks.
+        seeds: 0, 1, ...: of the trainings with the maps of each network.
     """
 
-    def __init__(self, results: Sequence[CellResult], mode: str, order: str) -> None:
+    def __init__(self, results: Sequence[CellResult], mode: str, order: str, target: Any = "predicted") -> None:
         self.results = list(results)
         self.mode = mode
         self.order = order
-        self._accuracies = {(r.cell.method, r.cell.fraction, r.cell.seed): r.accuracy for r in results}
-        self.methods = list(dict.fromkeys(r.cell.method for r in results if r.cell.method != ALL))
-        self.fractions = sorted({r.cell.fraction for r in results})
-        self.seeds = sorted({r.cell.seed for r in results})
+        self.target = target
+        cells = [result.cell for result in results]
+        self._accuracies = {result.cell: result.accuracy for result in results}
+        self.methods = list(dict.fromkeys(cell.method for cell in cells if cell.method != ALL))
+        self.fills = list(dict.fromkeys(cell.fill for cell in cells if cell.fill))
+        self.fractions = sorted({cell.fraction for cell in cells})
+        self.networks = sorted({cell.network for cell in cells})
+        self.seeds = sorted({cell.seed for cell in cells})
 
     def __repr__(self) -> str:
-        counts = f"{len(self.results)} trainings of {len(self.methods)} methods, {len(self.failures)} failed"
-        lines = [f"  {score.method:24} area {score.area:+.4f} ± {score.interval:.4f}" for score in self.scores()]
+        controls = "" if self.has_controls else ", no controls"
+        counts = f"{len(self.results)} trainings of {len(self.methods)} methods, {len(self.failures)} failed{controls}"
+        lines = [f"  {s.method:24} {s.fill:14} area {s.area:+.4f} ± {s.interval:.4f}" for s in self.scores()]
         return "\n".join([f"ROARResults(mode {self.mode}, order {self.order}: {counts})", *lines[:5]])
 
     @property
@@ -167,50 +112,145 @@ class ROARResults:
         """Whether a good method's accuracies are low, as when the pixels that it calls most relevant are removed."""
         return (self.order == "morf") != (self.mode == "kar")
 
-    def accuracies(self, method: str) -> npt.NDArray[np.float64]:
-        """[num_seeds, num_fractions]. NaN if a cell has failed or has not been run."""
-        return np.array([[self._accuracy(method, fraction, seed) for fraction in self.fractions] for seed in self.seeds])
+    @property
+    def has_controls(self) -> bool:
+        """Whether networks were trained on the masks alone."""
+        return any(result.cell.control == MASKS for result in self.results)
 
-    def scores(self) -> list[Score]:
-        """Every other method against random, the best first."""
+    @property
+    def interval_over(self) -> str:
+        """What intervals and p-values cover: "networks" if several were explained, else "seeds", which is retraining alone."""
+        return "networks" if len(self.networks) > 1 else "seeds"
+
+    def accuracies(self, method: str, fill: str | None = None) -> Values:
+        """The curves of a method, [num_repetitions, num_fractions]. NaN if a cell has failed or has not been run.
+
+        Repetitions are the networks, each the mean over its seeds, if several were explained, else the seeds.
+
+        Args:
+            method: by name.
+            fill: by name. None: the first one.
+        """
+        return self._repetitions(self._grid(method, self._first_fill() if fill is None else fill))
+
+    def masks_accuracies(self, method: str) -> Values:
+        """The accuracies of networks that see a method's masks alone, [num_networks, num_fractions]. NaN if there is none."""
+        return np.array(
+            [[self._known(Cell(method, f, 0, network, control=MASKS)) for f in self.fractions] for network in self.networks]
+        )
+
+    def scores(self, fill: str | None = None) -> list[Score]:
+        """Every other method against random, the best of each fill first.
+
+        Args:
+            fill: by name. None: all of them. P-values are adjusted for all of them either way.
+        """
         if "random" not in self.methods:
             return []
-        scores = [self._score(method) for method in self.methods if method != "random"]
+        scores = [self._score(method, one) for one in self.fills for method in self.methods if method != "random"]
         adjusted = holm([score.p for score in scores])
         scores = [replace(score, p_holm=p) for score, p in zip(scores, adjusted, strict=True)]
-        return sorted(scores, key=lambda score: -np.nan_to_num(score.area, nan=-np.inf))
+        places = {one: place for place, one in enumerate(self.fills)}
+        scores.sort(key=lambda score: (places[score.fill], -np.nan_to_num(score.area, nan=-np.inf)))
+        return [score for score in scores if fill in (None, score.fill)]
+
+    def table_rows(self) -> list[list[Any]]:
+        """A row for every cell with the TABLE_COLUMNS, in the order of methods, fractions, fills, networks and seeds."""
+        rows = []
+        for result in self.results:
+            cell = result.cell
+            where = [cell.method, cell.control, cell.fill, cell.fraction, cell.network, cell.seed]
+            numbers = [_format(result.accuracy), _format(result.total_variation)]
+            rows.append([*where, self.target, self.order, self.mode, *numbers, result.reason])
+        return rows
+
+    def to_pandas(self) -> Any:
+        """A pandas.DataFrame with a row for every cell and the TABLE_COLUMNS. Accuracies that are unknown are NaN.
+
+        Raises:
+            CannotRun: if pandas is not installed.
+        """
+        try:
+            import pandas  # type: ignore[import-untyped]
+        except ModuleNotFoundError as error:
+            raise CannotRun("a DataFrame needs pandas, which is not installed: pip install pandas, or read results.csv") from error
+        frame = pandas.DataFrame(self.table_rows(), columns=TABLE_COLUMNS)
+        for name in ("accuracy", "total_variation"):
+            frame[name] = pandas.Series([getattr(result, name) for result in self.results], dtype=float)
+        return frame
+
+    def summary_rows(self) -> list[list[Any]]:
+        """A row for every fill and method with the SUMMARY_COLUMNS, the best of each fill first, and random last."""
+        rows = []
+        for fill in self.fills:
+            for s in [*self.scores(fill), *([self._score("random", fill)] if "random" in self.methods else [])]:
+                values = {**vars(s), "interval_95": s.interval, "interval_over": self.interval_over}
+                rows.append([_shorten(values[column]) for column in SUMMARY_COLUMNS])
+        return rows
 
     def write_table(self, path: Path) -> None:
-        """A row for every cell, in the order of methods, fractions and seeds."""
-        rows = [
-            [*vars(r.cell).values(), self.order, self.mode, _format(r.accuracy), _format(r.total_variation), r.reason]
-            for r in self.results
-        ]
-        write_csv(path, TABLE_COLUMNS, rows)
+        """Writes `table_rows`."""
+        write_csv(path, TABLE_COLUMNS, self.table_rows())
 
     def write_summary(self, path: Path) -> None:
-        """A row for every method's score, the best first."""
-        rows = [[v if isinstance(v, str) else f"{v:.6g}" for v in vars(score).values()] for score in self.scores()]
-        write_csv(path, SUMMARY_COLUMNS, rows)
+        """Writes `summary_rows`."""
+        write_csv(path, SUMMARY_COLUMNS, self.summary_rows())
 
-    def _accuracy(self, method: str, fraction: float, seed: int) -> float:
-        accuracy = self._accuracies.get((ALL if fraction in (0, 1) else method, fraction, seed))
+    def _known(self, cell: Cell) -> float:
+        accuracy = self._accuracies.get(cell)
         return float("nan") if accuracy is None else accuracy
 
-    def _score(self, method: str) -> Score:
+    def _first_fill(self) -> str:
+        return self.fills[0] if self.fills else ""
+
+    def _grid(self, method: str, fill: str) -> Values:
+        """[num_networks, num_seeds, num_fractions]."""
+        return np.array(
+            [
+                [[self._known(_cell(method, f, seed, network, fill)) for f in self.fractions] for seed in self.seeds]
+                for network in self.networks
+            ]
+        )
+
+    def _repetitions(self, values: Values) -> Values:
+        """From [num_networks, num_seeds, ...] to [num_repetitions, ...]."""
+        return mean_of_known(values, 1) if len(self.networks) > 1 else values[0]
+
+    def _score(self, method: str, fill: str) -> Score:
         from scipy.integrate import trapezoid  # type: ignore[import-untyped]
 
         sign = 1 if self.lower_is_better else -1
-        differences = sign * (self.accuracies("random") - self.accuracies(method))
-        areas = trapezoid(differences, self.fractions, axis=1)
+        differences = sign * (self._grid("random", fill) - self._grid(method, fill))
+        width = self.fractions[-1] - self.fractions[0]
+        areas = self._repetitions(trapezoid(differences, self.fractions, axis=2) / (width or 1.0))
         areas = areas[~np.isnan(areas)]
         mean, half = mean_and_interval(areas[:, None]) if len(areas) else (np.full(1, np.nan), np.full(1, np.nan))
-        variations = [r.total_variation for r in self.results if r.cell.method == method and r.total_variation is not None]
+        own = [r.total_variation for r in self.results if (r.cell.method, r.cell.fill) == (method, fill)]
+        variations = [value for value in own if value is not None]
+        inside = [i for i, fraction in enumerate(self.fractions) if 0 < fraction < 1]
+        masks = self.masks_accuracies(method)[:, inside]
         p = _paired_p(areas)
-        return Score(method, float(mean[0]), float(half[0]), p, p, float(np.mean(variations)) if variations else float("nan"))
+        return Score(
+            method,
+            fill,
+            float(mean[0]),
+            float(half[0]),
+            p,
+            p,
+            len(areas),
+            float(np.mean(variations)) if variations else float("nan"),
+            float(mean_of_known(masks.mean(1), 0)) if inside else float("nan"),
+            float(mean_of_known(masks[:, -1], 0)) if inside else float("nan"),
+        )
 
 
-def mean_and_interval(values: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def mean_of_known(values: Values, axis: int) -> Values:
+    """The mean along an axis without NaNs. NaN if there is nothing else."""
+    count = (~np.isnan(values)).sum(axis)
+    return np.where(count > 0, np.nansum(values, axis) / np.maximum(count, 1), np.nan)
+
+
+def mean_and_interval(values: Values) -> tuple[Values, Values]:
     """The mean over repetitions [R, F], and half of its 95 % confidence interval by Student's t, [F] each, without NaNs.
 
     The interval of a single repetition is NaN.
@@ -219,8 +259,7 @@ def mean_and_interval(values: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.f
 
     count = (~np.isnan(values)).sum(0)
     safe = np.maximum(count, 2)
-    filled = np.where(np.isnan(values), 0, values)
-    mean = np.where(count > 0, filled.sum(0) / np.maximum(count, 1), np.nan)
+    mean = mean_of_known(values, 0)
     squares = np.where(np.isnan(values), 0, (values - mean) ** 2).sum(0)
     half = t.ppf((1 + CONFIDENCE) / 2, safe - 1) * np.sqrt(squares / (safe - 1) / safe)
     return mean, np.where(count > 1, half, np.nan)
@@ -244,7 +283,11 @@ def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]])
     write_atomically(path, buffer.getvalue())
 
 
-def _paired_p(areas: npt.NDArray[np.float64]) -> float:
+def _cell(method: str, fraction: float, seed: int, network: int, fill: str) -> Cell:
+    return Cell(ALL, fraction, seed, network) if fraction in (0, 1) else Cell(method, fraction, seed, network, fill)
+
+
+def _paired_p(areas: Values) -> float:
     from scipy.stats import ttest_1samp  # type: ignore[import-untyped]
 
     if len(areas) < 2 or np.allclose(areas, areas[0], rtol=1e-9, atol=1e-12):  # no variance to compare the mean with
@@ -252,42 +295,12 @@ def _paired_p(areas: npt.NDArray[np.float64]) -> float:
     return float(ttest_1samp(areas, 0).pvalue)
 
 
+def _shorten(value: Any) -> Any:
+    """Numbers in six digits. NaN is empty."""
+    if not isinstance(value, float):
+        return value
+    return "" if math.isnan(value) else f"{value:.6g}"
+
+
 def _format(value: float | None) -> str:
     return "" if value is None else f"{value:.6f}"
-
-
-def accuracy_curves(results: ROARResults) -> Figure:
-    """Mean test accuracy over the seeds, with its 95 % interval. Controls are dashed and grey, blurred versions dotted.
-
-    The legend shows the area between each curve and random's, and the total variation of the masks: smooth masks alone raise a
-    score (Song et al. 2023, arXiv 2304.13836).
-    """
-    figure = Figure(figsize=(10, 5.2), dpi=110, layout="constrained")
-    axes = figure.add_subplot()
-    colours = cycle(matplotlib.colormaps["tab20"]([0, 2, 4, 6, 8, 10, 12, 16, 18, 1, 3, 5, 7, 9, 11, 13, 17, 19]))
-    greys = cycle(["black", "grey", "darkgrey"])
-    scores = {score.method: score for score in results.scores()}
-    highest = 1 if all(result.accuracy is None or result.accuracy <= 1 for result in results.results) else 100  # per cent
-    in_order = [*scores, *(method for method in results.methods if method not in scores)]
-    for i, method in enumerate(in_order):
-        mean, half = mean_and_interval(results.accuracies(method))
-        colour = next(greys if method in CONTROLS else colours)
-        line = "--" if method in CONTROLS else ":" if method.startswith("blurred") else "-"
-        label = method
-        if method in scores:
-            label += f"  {scores[method].area:+.3f}  (TV {scores[method].total_variation:.2f})"
-        style: dict[str, Any] = {"color": colour, "linewidth": 1.4, "markersize": 4}
-        axes.plot(results.fractions, mean, f"{MARKERS[i % len(MARKERS)]}{line}", label=label, **style)
-        low, high = (np.clip(mean + side * np.nan_to_num(half), 0, highest) for side in (-1, 1))
-        axes.fill_between(results.fractions, low, high, color=colour, alpha=0.12, linewidth=0)
-    seeds = len(results.seeds)
-    axes.set(
-        xlabel=X_LABELS[results.mode],
-        ylabel="test accuracy",
-        title=f"{TITLES[results.mode]}, {ORDER_NAMES[results.order]}: {DIRECTIONS[results.lower_is_better]} "
-        f"({seeds} seed{'s' if seeds > 1 else ''}{', bands: 95 %' if seeds > 1 else ''})",
-    )
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8, title="area to random, total variation", title_fontsize=8)
-    return figure

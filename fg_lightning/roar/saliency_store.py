@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Union, get_args
+from typing import Any, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +15,9 @@ from torch import nn
 from fg_lightning.attribution import Factory, find_method
 from fg_lightning.errors import StoreError
 from fg_lightning.roar.compute_ranks import compute_ranks
-from fg_lightning.roar.config import Target
 from fg_lightning.roar.dataset_views import SplitView, set_up, views_of
 from fg_lightning.roar.experiment_folder import describe, digest
+from fg_lightning.roar.explained_class import Target, check_target
 from fg_lightning.roar.saliency_store_files import (
     MANIFEST_FILE,
     Manifest,
@@ -157,9 +157,10 @@ class SaliencyStore:
             data: the user's. Its images are explained after their evaluation transform and the batch hooks.
             method: a name in `fg_lightning.attribution.METHODS` or a factory.
             settings: of the method, as JSON.
-            target: the class that is explained. With "label", the masks may leak it.
+            target: the class that is explained: "predicted", "label", "random" (drawn for every image from the seed) or its number.
+                Masks give away the class that they explain: the label, or what the network predicts.
             batch_size: number of consecutive images that are explained as one batch, on any number of devices.
-            seed: of ties.
+            seed: of ties, and of the target "random".
             prepare: see `views_of`.
             transform: see `views_of`.
             trainer: its `predict` is used, and its devices and nodes share the batches. Default: one device, with a progress bar on
@@ -169,12 +170,11 @@ class SaliencyStore:
             StoreError: if a store of something else is there.
             RandomImages: if an image changes when it is read again.
             UnfitData: if the data is not map-style, or its pixels are not those that the network sees, see `check_alignment`.
-            CannotRun: if images are of several sizes or numbers of channels, or there are no labels to explain.
-            ValueError: if there is no such method, or maps and images are not of one size.
+            CannotRun: if images are of several sizes or numbers of channels, or there are no labels or classes to explain.
+            ValueError: if there is no such method or target, or maps and images are not of one size.
         """
         factory = find_method(method)
-        if target not in get_args(Target):
-            raise ValueError(f"target must be 'predicted' or 'label', not {target!r}")
+        check_target(target)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1 image, not {batch_size}")
         set_up(data)

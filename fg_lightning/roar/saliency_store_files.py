@@ -22,6 +22,7 @@ from torch import nn
 from fg_lightning.atomic_files import sweep, write_atomically, write_json
 from fg_lightning.errors import StoreError
 from fg_lightning.roar.experiment_folder import add_checksum, digest, verify_checksum
+from fg_lightning.roar.explained_class import Target
 
 CHECKSUM_BYTES = 8
 """Of the checksum of one image's ranks."""
@@ -67,12 +68,12 @@ class Manifest:
     Attributes:
         method: its name, or its factory as `describe` gives it.
         settings: of the method, by name, as JSON.
-        target: the class that is explained: "predicted" or "label".
+        target: the class that is explained: "predicted", "label", "random" or its number.
         model: class and fingerprint of the network.
         shape: of an image without its channels, such as (H, W).
         batch_size: number of consecutive images that are explained as one batch, always the same ones.
         splits: by name.
-        seed: of the ties.
+        seed: of the ties, and of the target "random".
         finished: whether every image is ranked.
         channel_mean: of the training images before their transform, in their own units.
         versions: of the software that made the store.
@@ -80,7 +81,7 @@ class Manifest:
 
     method: Any
     settings: Mapping[str, Any]
-    target: str
+    target: Target
     model: str
     shape: tuple[int, ...]
     batch_size: int

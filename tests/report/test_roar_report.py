@@ -10,7 +10,9 @@ from PIL import Image
 from fg_lightning.errors import CannotRun
 from fg_lightning.removal import removal_mask
 from fg_lightning.report import write_report
-from fg_lightning.roar.results import Cell, CellResult, ROARResults, read_result, write_result
+from fg_lightning.roar.cells import Cell, CellResult, read_results, write_result
+from fg_lightning.roar.findings import list_findings
+from fg_lightning.roar.results import ROARResults
 from tests.helpers.written_runs import Page, decoded, experiment
 
 
@@ -57,28 +59,93 @@ def test_images_stand_behind_their_masks_where_the_folder_holds_them(tmp_path):
     assert ((tiles <= 0) == removal_mask(ranks[methods_of(page)[0]], 0.25)[[1, 4]].numpy()).all()
 
 
+def rows_of(page, width):
+    """The rows of the table of methods, whose cells have values."""
+    values = [attributes["data-value"] for tag, attributes in page.elements if tag == "td" and "data-value" in attributes]
+    return [values[i * width : i * width + width] for i in range(len(values) // width)]
+
+
 def test_the_table_holds_the_scores_and_accuracies(written):
     folder, _, page = written
-    results = ROARResults([read_result(folder, Cell("all", 0.0, seed)) for seed in (0, 1)], "roar", "morf")
+    results = ROARResults(read_results(folder)[0], "roar", "morf")
     assert results.accuracies("random")[0].tolist()[0] == 0.9
-    values = [attributes["data-value"] for tag, attributes in page.elements if tag == "td" and "data-value" in attributes]
-    rows = [values[i * 9 : i * 9 + 9] for i in range(2)]
-    assert [row[0] for row in rows] == ["fullgrad", "random"]
-    # the curves part by 0.125 at a quarter and 0.25 at a half: trapezes of 0.25 * 0.125 / 2 + 0.25 * 0.375 / 2
-    assert float(rows[0][1]) == pytest.approx(0.0625)
-    assert rows[1][1:5] == [""] * 4  # random against itself
-    assert [float(value) for value in rows[0][6:]] == pytest.approx([0.9, 0.645, 0.395])
-    assert float(rows[0][5]) == pytest.approx(0.2)
+    first, second = rows_of(page, 11)[:2]
+    assert [first[0], second[0]] == ["fullgrad", "random"]
+    # the curves part by 0.125 at a quarter and 0.25 at a half: trapezes of 0.25 * 0.125 / 2 + 0.25 * 0.375 / 2, over a range of 0.5
+    assert float(first[1]) == pytest.approx(0.125)
+    assert second[1:5] == [""] * 4  # random against itself
+    assert [float(value) for value in first[6:9]] == pytest.approx([0.9, 0.645, 0.395])
+    assert [float(value) for value in first[9:]] == pytest.approx([0.6, 0.6])  # of masks alone
+    assert [float(value) for value in second[9:]] == pytest.approx([0.1, 0.1])
+    assert float(first[5]) == pytest.approx(0.2)
+
+
+def curves_of(page, name="accuracy-0"):
+    return {trace["name"]: trace for trace in page.data("figures")[name]["data"] if "name" in trace}
 
 
 def test_curves_have_bands(written):
-    traces = written[2].data("figures")["accuracy"]["data"]
-    assert [trace["name"] for trace in traces[1::2]] == ["fullgrad", "random"]
+    traces = written[2].data("figures")["accuracy-0"]["data"]
+    assert list(curves_of(written[2])) == ["fullgrad", "fullgrad, masks alone", "random", "random, masks alone"]
     assert traces[1]["y"] == pytest.approx([0.9, 0.645, 0.395])
     assert traces[0]["fill"] == "toself"
     # two seeds, 0.01 apart: Student's t for one degree of freedom, 12.706, times 0.01 / 2
     assert traces[1]["customdata"][1] == pytest.approx(0.0635, abs=1e-4)
     assert max(traces[0]["y"][1:2]) == pytest.approx(0.645 + 0.0635, abs=1e-4)
+
+
+def test_masks_alone_are_dashed_and_hidden_with_their_method(written):
+    curves = curves_of(written[2])
+    for method, accuracy in (("fullgrad", 0.6), ("random", 0.1)):
+        dashed = curves[f"{method}, masks alone"]
+        assert dashed["line"]["dash"] == "dash"
+        assert dashed["line"]["color"] == curves[method]["line"]["color"]
+        assert dashed["legendgroup"] == curves[method]["legendgroup"]
+        assert (dashed["x"], dashed["y"]) == ([0.25, 0.5], pytest.approx([accuracy] * 2))
+    assert curves["random"]["line"]["color"] != curves["fullgrad"]["line"]["color"]
+
+
+def test_several_fills_are_figures_side_by_side_in_the_same_colours_and_range(tmp_path):
+    experiment(tmp_path, fills=("black", "dataset_mean"))
+    page = Page(write_report(tmp_path))
+    figures = page.data("figures")
+    assert list(figures) == ["accuracy-0", "accuracy-1"]
+    assert "Test accuracy, fill black" in page.words
+    assert not any("wide" in attributes.get("class", "") for tag, attributes in page.elements if tag == "section")
+    black, mean = (curves_of(page, name) for name in figures)
+    assert black["fullgrad"]["line"]["color"] == mean["fullgrad"]["line"]["color"]
+    assert black["fullgrad"]["y"] != mean["fullgrad"]["y"]
+    assert black["fullgrad, masks alone"]["y"] == mean["fullgrad, masks alone"]["y"]  # fills do not matter to them
+    assert figures["accuracy-0"]["layout"]["yaxis"]["range"] == figures["accuracy-1"]["layout"]["yaxis"]["range"]
+    rows = rows_of(page, 12)[:4]
+    assert [row[:2] for row in rows] == [
+        ["fullgrad", "black"],
+        ["random", "black"],
+        ["fullgrad", "dataset_mean"],
+        ["random", "dataset_mean"],
+    ]
+    assert float(rows[2][2]) < 0 < float(rows[0][2])
+
+
+@pytest.mark.parametrize("networks", [1, 2])
+def test_the_page_says_what_the_numbers_say(tmp_path, networks):
+    experiment(tmp_path, target="label", networks=networks, seeds=3)
+    page = Page(write_report(tmp_path))
+    findings = list_findings(ROARResults(read_results(tmp_path)[0], "roar", "morf", "label"))
+    assert len(findings) == 4
+    for finding in findings:
+        assert finding in page.words
+    assert "fullgrad 0.60; with random's masks 0.10" in page.words
+    assert "The label is explained" in page.words
+    assert f"{networks} explained network{'s' * (networks > 1)}, 3 seeds" in page.words
+
+
+def test_without_controls_the_page_says_so(tmp_path):
+    experiment(tmp_path, controls=False)
+    page = Page(write_report(tmp_path))
+    assert "What the masks alone give away was not measured" in page.words
+    assert not any("masks alone" in name for name in curves_of(page))
+    assert len(rows_of(page, 9)[0]) == 9
 
 
 def test_a_whole_experiment_has_nothing_to_note(written):
@@ -91,13 +158,14 @@ def test_a_whole_experiment_has_nothing_to_note(written):
 
 def test_an_unfinished_experiment_shows_what_there_is(tmp_path):
     experiment(tmp_path)
-    (tmp_path / "cells" / "fullgrad-0.5-1.json").unlink()
-    (tmp_path / "cells" / "fullgrad-0.25-1.json").write_text("{")
-    write_result(tmp_path, CellResult(Cell("random", 0.5, 1), reason="Diverged: the loss is <nan>\nlong trace"))
-    (tmp_path / "stores" / "random" / "test.ranks").write_bytes(b"12")
+    (tmp_path / "cells" / "fullgrad-0.5-dataset_mean-0-1.json").unlink()
+    (tmp_path / "cells" / "fullgrad-0.25-dataset_mean-0-1.json").write_text("{")
+    failed = Cell("random", 0.5, 1, 0, "dataset_mean")
+    write_result(tmp_path, CellResult(failed, reason="Diverged: the loss is <nan>\nlong trace"))
+    (tmp_path / "stores" / "0" / "random" / "test.ranks").write_bytes(b"12")
     page = Page(write_report(tmp_path))
     assert "1 files in cells/ are damaged" in page.words
-    assert "8 of 10 trainings have been run" in page.words
+    assert "12 of 14 trainings have been run" in page.words
     assert "1 trainings failed: Diverged: the loss is <nan>" in page.words
     assert re.search(r"The masks of random are not shown: .*truncated", page.words)
     assert methods_of(page) == ["fullgrad"]
@@ -118,7 +186,7 @@ def test_without_cells_the_table_is_read(tmp_path):
 
     read_experiment(tmp_path).results.write_table(tmp_path / "results.csv")
     with (tmp_path / "results.csv").open("a") as file:
-        file.write("roar,morf,random,0.5,9")
+        file.write("random,,dataset_mean,0.5,0,0,pred")
     for name in ("cells", "stores"):
         shutil.rmtree(tmp_path / name)
     (tmp_path / "experiment.json").unlink()
@@ -139,5 +207,5 @@ def test_words_of_a_user_stay_words(tmp_path):
     page = Page(write_report(tmp_path))
     assert "<i>mine & yours<" in page.words
     assert not any(tag == "i" for tag, _ in page.elements)
-    names = [trace.get("name") for trace in page.data("figures")["accuracy"]["data"]]
+    names = [trace.get("name") for trace in page.data("figures")["accuracy-0"]["data"]]
     assert "&lt;i&gt;mine &amp; yours&lt;" in names  # plotly takes markup

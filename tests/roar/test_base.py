@@ -1,4 +1,4 @@
-"""The weights of the network that is explained."""
+"""The networks that are explained."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from rich.console import Console
 from torch import nn
 
 from fg_lightning.roar import CannotRun, ROARExperiment
-from fg_lightning.roar.experiment import read_weights, write_weights
 from fg_lightning.roar.experiment_folder import hash_file
+from fg_lightning.roar.explained_networks import read_weights, write_weights
 from tests.helpers.tiny_squares import Data, Net
 
 
@@ -59,14 +59,16 @@ def test_a_base_network_that_was_changed_is_refused(tmp_path, change):
         return ROARExperiment(tmp_path, Data, Net, console=Console(quiet=True), **settings).run()
 
     run()
-    path = tmp_path / "base.pt"
+    path = tmp_path / "networks" / "0.pt"
     before = path.read_bytes()
     if change is None:  # another network of the same kind
         write_weights(path, Net().state_dict())
     else:
         path.write_bytes(change(before))
     assert path.read_bytes() != before
-    with pytest.raises(CannotRun, match=r"base.pt was changed: it is not the network that this experiment explains. Restore it"):
+    with pytest.raises(
+        CannotRun, match=r"networks/0.pt was changed: it is not a network that this experiment explains. Restore it"
+    ):
         run(num_seeds=2)
     path.write_bytes(before)
     run(num_seeds=2)

@@ -12,8 +12,10 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from fg_lightning.removal import noisy_linear
 from fg_lightning.roar import ROARConfig, SaliencyStore
 from fg_lightning.roar.cell_training import silence_lightning
-from fg_lightning.roar.experiment import make_store, run_cell, train_base
-from fg_lightning.roar.results import Cell
+from fg_lightning.roar.cells import MASKS, Cell
+from fg_lightning.roar.config import cell_seed
+from fg_lightning.roar.experiment import make_store, run_cell
+from fg_lightning.roar.explained_networks import train_network
 from tests.helpers.tiny_squares import Data, Net
 
 pytestmark = pytest.mark.filterwarnings("error")  # the package silences Lightning's advice itself
@@ -44,6 +46,8 @@ def fill_pixels(image, gone, fill, mean, seed):
         batch = torch.from_numpy(image)[None, None] / 255
         filled = noisy_linear(batch, torch.from_numpy(gone)[None, None], seed=seed)[0, 0]
         image[gone] = (filled * 255).round().clamp(0, 255).byte().numpy()[gone]
+    elif fill == MASKS:
+        image[gone], image[~gone] = 255, 0
     else:
         image[gone] = round(mean if fill == "dataset_mean" else fill)
 
@@ -56,14 +60,28 @@ def variation(masks):
 
 @pytest.mark.parametrize(("mode", "order", "fill", "target"), CASES)
 def test_a_cell_is_a_training_on_what_is_left(tmp_path, mode, order, fill, target):
-    settings = {"mode": mode, "order": order, "fill": fill, "target": target, "max_epochs": 1}
+    settings = {"mode": mode, "order": order, "fills": fill, "target": target, "max_epochs": 1}
     config = ROARConfig(tmp_path, Data, Precise, methods=["gradient"], **settings)
-    seed = 0 if mode == "road" else 1
-    train_base(config, 0)
-    make_store(config, "gradient")
-    mine = run_cell(config, Cell("gradient", FRACTION, seed))
-    store = SaliencyStore(tmp_path / "stores" / "gradient")
-    assert store.manifest.target == target
+    network = 0 if mode == "road" else 1
+    (name,) = config.fill_values
+    cell = Cell("gradient", FRACTION, 0 if mode == "road" else 1, network, name)
+    check_cell(config, cell, fill)
+
+
+@pytest.mark.parametrize(("mode", "order"), [("roar", "morf"), ("roar", "lerf"), ("kar", "morf")])
+def test_the_control_sees_which_pixels_are_removed_and_nothing_else(tmp_path, mode, order):
+    config = ROARConfig(tmp_path, Data, Precise, methods=["gradient"], mode=mode, order=order, max_epochs=1)
+    check_cell(config, Cell("gradient", FRACTION, 0, 0, control=MASKS), MASKS)
+
+
+def check_cell(config, cell, fill):
+    """Runs a cell, and again by hand."""
+    mode, order, seed = config.mode, config.order, cell_seed(cell)
+    train_network(config, cell.network)
+    make_store(config, ("gradient", cell.network))
+    mine = run_cell(config, cell)
+    store = SaliencyStore(config.store_path("gradient", cell.network))
+    assert store.manifest.target == config.target
 
     data = Data()
     data.setup("fit")
@@ -89,7 +107,7 @@ def test_a_cell_is_a_training_on_what_is_left(tmp_path, mode, order, fill, targe
             model = Precise()
             trainer = Trainer(max_epochs=1, accelerator="cpu", num_sanity_val_steps=0, **silent)
             if mode == "road":
-                model.load_state_dict(torch.load(tmp_path / "base.pt", weights_only=True))
+                model.load_state_dict(torch.load(config.network_path(cell.network), weights_only=True))
             else:
                 trainer.fit(model, data)
             (scores,) = trainer.test(model, data, verbose=False)

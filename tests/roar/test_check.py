@@ -74,4 +74,4 @@ class Split(Data):
 def test_data_that_cannot_be_used(tmp_path, data, error, why):
     with pytest.raises(error, match=why):
         ROARExperiment(tmp_path, data, Net, console=Console(quiet=True)).run()
-    assert not (tmp_path / "base.pt").exists()
+    assert not (tmp_path / "networks").exists()

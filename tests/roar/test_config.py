@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import FrozenInstanceError, fields
 
 import pytest
+import torch
 
 from fg_lightning.attribution import METHODS
 from fg_lightning.cli.main import main
 from fg_lightning.roar import ROARConfig, ROARExperiment
 from fg_lightning.roar.cell_training import check_trainer_options
-from fg_lightning.roar.results import CellResult, read_result, write_result
+from fg_lightning.roar.cells import CellResult, read_result, write_result
 from tests.helpers.tiny_squares import Data, Net
 
 
@@ -24,12 +25,31 @@ def test_names_that_no_file_or_row_can_have(tmp_path, name, why):
     ("given", "error", "why"),
     [
         (
-            {"fill": "meen"},
+            {"fills": "meen"},
             ValueError,
             "^fill must be one of black, image_mean, noisy_linear, dataset_mean, .*, not 'meen'",
         ),
-        ({"fill": float("nan")}, ValueError, "^fill must be a finite number"),
-        ({"target": "foo"}, ValueError, "target must be one of predicted, label, not 'foo'"),
+        ({"fills": float("nan")}, ValueError, "^fill must be a finite number"),
+        (
+            {"target": "foo"},
+            ValueError,
+            "target must be one of predicted, label, random, or the number of a class, from 0; not 'foo'",
+        ),
+        ({"fills": "black,meen"}, ValueError, "^fill must be one of black, .*, not 'meen'"),
+        ({"fills": []}, ValueError, "fills must have at least one"),
+        ({"fills": "black,black"}, ValueError, "fills must differ, but black is given more than once"),
+        ({"fills": [lambda i, m: i, lambda i, m: i]}, ValueError, "function is given more than once; give functions names"),
+        ({"fills": [124, 116, 104]}, ValueError, r"could be 3 fills, or one .*: write \[\[124, 116, 104\]\] for one, \[\[124\], "),
+        ({"fills": {"a/b": 0.0}}, ValueError, "a fill's name must consist of .* not 'a/b'"),
+        ({"fills": {"masks": 0.0}}, ValueError, "be neither masks nor intact"),
+        ({"fills": object()}, TypeError, "^fill must be one of"),
+        ({"target": -1}, ValueError, "the number of a class, from 0; not -1"),
+        ({"target": True}, ValueError, "target must be one of"),
+        ({"controls": "no"}, TypeError, "controls must be True or False, not 'no'"),
+        ({"num_networks": 0}, ValueError, "num_networks must be at least 1"),
+        ({"num_networks": 1001}, ValueError, "num_networks must be at most 1000"),
+        ({"num_networks": 3, "checkpoint": ["a", "b"]}, ValueError, "num_networks is 3, but there are 2 checkpoints"),
+        ({"num_networks": 3, "checkpoint": "a"}, ValueError, "num_networks is 3, but there are 1 checkpoints"),
         ({"engine": "ray"}, TypeError, "engine must be .*RayEngine"),
         ({"num_seeds": 0}, ValueError, "num_seeds must be at least 1"),
         ({"num_seeds": 1.5}, TypeError, "num_seeds must be an integer, not 1.5"),
@@ -98,8 +118,40 @@ def test_methods_are_given_as_text_as_a_list_or_as_factories(tmp_path):
 
 @pytest.mark.parametrize(("mode", "fill"), [("roar", "dataset_mean"), ("kar", "dataset_mean"), ("road", "noisy_linear")])
 def test_the_fill_depends_on_the_mode(tmp_path, mode, fill):
-    assert ROARConfig(tmp_path, Data, Net, mode=mode).fill == fill
-    assert ROARConfig(tmp_path, Data, Net, mode=mode, fill=0.0).fill == 0
+    assert ROARConfig(tmp_path, Data, Net, mode=mode).fills == {fill: fill}
+    assert ROARConfig(tmp_path, Data, Net, mode=mode, fills=0.0).fills == {"0": 0}
+
+
+def grey(images, mask):
+    return images
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("black", {"black": "black"}),
+        ("black, dataset_mean,-0.5", {"black": "black", "dataset_mean": "dataset_mean", "-0.5": -0.5}),
+        (-1, {"-1": -1}),
+        (["black", 7.0], {"black": "black", "7": 7.0}),
+        ([[124, 116, 104], "black"], {"124_116_104": [124, 116, 104], "black": "black"}),
+        ([[0.5], [0.25]], {"0.5": [0.5], "0.25": [0.25]}),
+        (grey, {"grey": grey}),
+        ([grey, "black"], {"grey": grey, "black": "black"}),
+        ({"mine": grey, "dark": 0.0}, {"mine": grey, "dark": 0.0}),
+    ],
+)
+def test_fills_are_one_or_several(tmp_path, given, expected):
+    assert ROARConfig(tmp_path, Data, Net, fills=given).fills == expected
+
+
+def test_a_fill_is_a_number_for_each_channel_as_a_tensor(tmp_path):
+    (name,) = ROARConfig(tmp_path, Data, Net, fills=[torch.tensor([0.5, 0.25])]).fills
+    assert name == "0.5_0.25"
+
+
+def test_checkpoints_are_one_for_each_network(tmp_path):
+    assert ROARConfig(tmp_path, Data, Net, checkpoint="a.ckpt").num_networks == 1
+    assert ROARConfig(tmp_path, Data, Net, checkpoint=["a.ckpt", "b.ckpt"]).num_networks == 2
 
 
 def test_no_arguments_of_the_trainer(tmp_path):
@@ -110,7 +162,7 @@ def test_an_experiment_takes_the_settings_of_a_configuration(tmp_path):
     config = ROARConfig(tmp_path, Data, Net, methods="edges", fractions=[0.25], mode="kar", num_seeds=2)
     experiment = ROARExperiment(**vars(config))
     assert vars(experiment.config) == vars(config)
-    assert len(experiment.cells) == 2 * (2 + 2)
+    assert len(experiment.cells) == 2 * (2 + 2) + 2
 
 
 def test_a_configuration_is_frozen_and_compared_by_identity(tmp_path):
@@ -126,4 +178,4 @@ def test_every_setting_is_an_option_of_the_command(capsys):
     printed = capsys.readouterr().out
     for field in fields(ROARConfig):
         assert f"--{field.name} " in printed
-    assert "Number of trainings for each method and fraction" in " ".join(printed.split())
+    assert "Number of trainings for each method, fraction, fill and network" in " ".join(printed.split())

@@ -51,12 +51,14 @@ def done(tmp_path_factory):
 
 def test_every_cell_is_a_row_and_everything_is_there(done):
     folder, results = done
-    found = [(row["method"], row["fraction"], row["seed"]) for row in rows(folder)]
-    expected = [("all", "0.0", "0"), ("all", "0.0", "1")]
-    expected += [(method, "0.5", seed) for method in ("random", "gradient") for seed in "01"]
+    found = [tuple(row[name] for name in ("method", "control", "fill", "fraction", "network", "seed")) for row in rows(folder)]
+    expected = [("all", "", "", "0.0", "0", "0"), ("all", "", "", "0.0", "0", "1")]
+    for method in ("random", "gradient"):
+        expected += [(method, "", "dataset_mean", "0.5", "0", seed) for seed in "01"] + [(method, "masks", "", "0.5", "0", "0")]
     assert found == expected
     assert all(0 <= float(row["accuracy"]) <= 1 and not row["reason"] for row in rows(folder))
-    names = {"base.pt", "cells", "curves.png", "examples", "experiment.json", "results.csv", "stores", "summary.csv"}
+    names = {"cells", "examples", "experiment.json", "networks", "results.csv", "stores", "summary.csv", "summary.tex"}
+    names |= {f"curves.{ending}" for ending in ("png", "pdf", "svg")}
     assert {path.name for path in folder.iterdir()} - {".lock"} == names
     assert [score.method for score in results.scores()] == ["gradient"]
 
@@ -71,8 +73,11 @@ def test_run_again_nothing_is_trained_and_more_seeds_add_to_it(done, tmp_path, m
     assert not trained
     assert (folder / "results.csv").read_text() == first
     experiment(folder, num_seeds=3).run()
-    assert len(trained) == 3
-    assert len(rows(folder)) == 9
+    assert len(trained) == 3  # the masks alone are not seen again
+    assert len(rows(folder)) == 2 + 9
+    trained.clear()
+    experiment(folder, fills="dataset_mean,black").run()
+    assert len(trained) == 4  # nor for another fill
     experiment(folder).run()  # fewer are asked for again: the table is of those
     assert (folder / "results.csv").read_text() == first
 
@@ -94,7 +99,7 @@ def test_the_other_modes(tmp_path, mode):
     assert set(found) == shared | {("random", 0.5), ("gradient", 0.5)}
     if mode == "road":  # nothing is trained but the base network
         model = Net()
-        model.load_state_dict(torch.load(tmp_path / "base.pt", weights_only=True))
+        model.load_state_dict(torch.load(tmp_path / "networks" / "0.pt", weights_only=True))
         data = Data()
         data.setup("test")
         images, labels = zip(*data.test, strict=True)
@@ -107,14 +112,15 @@ def test_a_training_that_diverges_is_recorded_and_tried_again_on_request(tmp_pat
     settings = {"model": Diverging, "checkpoint": tmp_path / "net.ckpt", "methods": ["random"]}
     folder = tmp_path / "out"
     results = experiment(folder, **settings).run()
-    assert [r.cell.seed for r in results.failures] == [1, 1]
+    assert [r.cell.seed for r in results.failures] == [1, 1]  # of intact images and of random
     assert all("not finite any more after epoch 1" in r.reason for r in results.failures)
-    assert [bool(row["accuracy"]) for row in rows(folder)] == [True, False, True, False]
-    stamp = (folder / "cells" / "all-0-1.json").stat().st_mtime_ns
+    assert [bool(row["accuracy"]) for row in rows(folder)] == [True, False, True, False, True]
+    path = folder / "cells" / "all-0-intact-0-1.json"
+    stamp = path.stat().st_mtime_ns
     experiment(folder, **settings).run()
-    assert (folder / "cells" / "all-0-1.json").stat().st_mtime_ns == stamp
+    assert path.stat().st_mtime_ns == stamp
     experiment(folder, **settings).run(retry_failed=True)
-    assert (folder / "cells" / "all-0-1.json").stat().st_mtime_ns > stamp
+    assert path.stat().st_mtime_ns > stamp
 
 
 def test_a_method_without_maps_fails_alone(tmp_path):
@@ -172,7 +178,7 @@ def test_a_factory_of_ones_own_is_used_under_a_known_name_and_told_from_another(
     experiment(
         tmp_path, methods={"same": METHODS["edges"], "other": METHODS["gradient"]}, num_seeds=1
     ).run()  # adds to what is there
-    own, same, other = (SaliencyStore(tmp_path / "stores" / name).ranks("test") for name in ("gradient", "same", "other"))
+    own, same, other = (SaliencyStore(tmp_path / "stores" / "0" / name).ranks("test") for name in ("gradient", "same", "other"))
     assert np.array_equal(own, same)
     assert not np.array_equal(own, other)
     assert set(json.loads((tmp_path / "experiment.json").read_text())["methods"]) == {"random", "gradient", "same", "other"}
@@ -191,7 +197,7 @@ def test_a_network_is_tested_before_one_is_trained(tmp_path):
         experiment(tmp_path, metric="f1").run()
     with pytest.raises(CannotRun, match=r"a network cannot be tested on the data: TypeError: no such class \(test_experiment.py"):
         experiment(tmp_path, model=untestable).run()
-    assert not (tmp_path / "base.pt").exists()
+    assert not (tmp_path / "networks").exists()
 
 
 def untestable():
@@ -199,7 +205,7 @@ def untestable():
 
 
 def test_one_network_is_tested_once(tmp_path):
-    results = experiment(tmp_path, mode="road", fill=0.0, num_seeds=3).run()
+    results = experiment(tmp_path, mode="road", fills=0.0, num_seeds=3).run()
     (score,) = results.scores()
     assert results.seeds == [0]
     assert np.isnan([score.interval, score.p, score.p_holm]).all()
@@ -215,7 +221,7 @@ def test_a_disk_that_is_full_when_a_result_is_written_is_said(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.EROFS, errno.ENOSPC])
-@pytest.mark.parametrize("name", ["base.pt", "random-0.5-0.json", "results.csv", "curves.png", "manifest.json"])
+@pytest.mark.parametrize("name", ["0.pt", "random-0.5-dataset_mean-0-0.json", "results.csv", "curves.png", "manifest.json"])
 def test_a_fault_of_the_disk_is_one_sentence_and_it_goes_on_from_there(tmp_path, monkeypatch, code, name):
     real = os.replace
 
@@ -240,12 +246,12 @@ def test_umask_holds_for_all_that_is_written(tmp_path, mask, mode):
     finally:
         os.umask(before)
     files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
-    assert {".lock", "base.pt", "manifest.json", "train.ranks", "results.csv", "curves.png"} <= {path.name for path in files}
+    assert {".lock", "0.pt", "manifest.json", "train.ranks", "results.csv", "curves.png"} <= {path.name for path in files}
     assert {path.stat().st_mode & 0o777 for path in files} == {mode}
 
 
 def test_what_a_killed_run_left_is_swept_up(tmp_path):
-    left = [tmp_path / place / f"{PREFIX}0" for place in (".", "cells", "stores/random")]
+    left = [tmp_path / place / f"{PREFIX}0" for place in (".", "cells", "stores/0/random")]
     for path in left:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
@@ -255,17 +261,17 @@ def test_what_a_killed_run_left_is_swept_up(tmp_path):
 
 def test_ranks_that_were_changed_between_two_runs_are_made_again(tmp_path):
     experiment(tmp_path, methods=["random"], num_seeds=1).run()
-    path = tmp_path / "stores" / "random" / "train.ranks"
+    path = tmp_path / "stores" / "0" / "random" / "train.ranks"
     before = path.read_bytes()
     path.write_bytes(bytes(128) + before[128:])
-    with pytest.warns(UserWarning, match=r"stores/random was changed after it was written.*are made again"):
+    with pytest.warns(UserWarning, match=r"stores/0/random was changed after it was written.*are made again"):
         experiment(tmp_path, methods=["random"], num_seeds=2).run()
     assert path.read_bytes() == before
 
 
 def test_the_trainers_arguments_may_be_objects(tmp_path):
     trainer = {"callbacks": [Timer(duration="00:01:00:00")], "accelerator": "cpu"}
-    check_identity(tmp_path, experiment(tmp_path, trainer=trainer).config.identity(None))
+    check_identity(tmp_path, experiment(tmp_path, trainer=trainer).config.identity())
     assert json.loads((tmp_path / "experiment.json").read_text())["trainer"] == {"callbacks": ["Timer"], "accelerator": "cpu"}
 
 
@@ -321,7 +327,7 @@ def test_killed_and_started_again_it_ends_with_the_same_table(tmp_path, environm
     """Killed in the fourth training, the base network's included: three are done, and the one that was lost is begun again."""
     whole = subprocess.run(command(tmp_path / "whole"), env=environment, capture_output=True, text=True, check=False)
     assert whole.returncode == 0, whole.stderr[-2000:]
-    assert begun(environment) == 7  # the base network, and 2 + 4 cells
+    assert begun(environment) == 9  # the explained network, and 2 + 4 + 2 cells
     Path(environment["BEGUN"]).unlink()
     hanging = {**environment, "HANG_AT": "4"}
     process = subprocess.Popen(command(tmp_path / "killed"), env=hanging, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -334,9 +340,9 @@ def test_killed_and_started_again_it_ends_with_the_same_table(tmp_path, environm
     assert not (tmp_path / "killed" / "results.csv").exists()
     again = subprocess.run(command(tmp_path / "killed"), env=environment, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr[-2000:]
-    assert "6 done" in again.stdout
-    assert begun(environment) == 8
-    for name in ("results.csv", "summary.csv", "base.pt"):
+    assert "8 done" in again.stdout
+    assert begun(environment) == 10
+    for name in ("results.csv", "summary.csv", "networks/0.pt"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 

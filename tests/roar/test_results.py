@@ -9,18 +9,18 @@ import pytest
 from scipy import stats
 
 from fg_lightning.roar import CannotRun
-from fg_lightning.roar.results import (
+from fg_lightning.roar.cells import (
     ALL,
+    MASKS,
     Cell,
     CellResult,
-    ROARResults,
-    accuracy_curves,
-    holm,
     list_cells,
-    mean_and_interval,
+    parse_row,
     read_result,
+    read_results,
     write_result,
 )
+from fg_lightning.roar.results import ROARResults, holm, mean_and_interval, mean_of_known
 
 ACCURACIES = {"random": ([0.8, 0.6], [0.9, 0.5], [0.85, 0.55]), "fullgrad": ([0.6, 0.3], [0.8, 0.3], [0.55, 0.35])}
 """By seed, at fractions 0.4 and 0.8."""
@@ -31,32 +31,69 @@ def results(mode="roar", order="morf", accuracies=ACCURACIES):
     for method, table in accuracies.items():
         for seed, row in enumerate(table):
             found += [
-                CellResult(Cell(method, fraction, seed), accuracy, total_variation=fraction)
+                CellResult(Cell(method, fraction, seed, 0, "black"), accuracy, total_variation=fraction)
                 for fraction, accuracy in zip((0.4, 0.8), row, strict=True)
             ]
     return ROARResults(found, mode, order)
 
 
+NETWORKS = {
+    ("random", "black"): [[[0.8, 0.6], [0.9, 0.5]], [[0.85, 0.55], [0.7, 0.5]], [[0.75, 0.6], [0.8, 0.4]]],
+    ("fullgrad", "black"): [[[0.6, 0.3], [0.8, 0.3]], [[0.55, 0.35], [0.6, 0.5]], [[0.65, 0.2], [0.6, 0.3]]],
+    ("random", "mean"): [[[0.7, 0.6], [0.6, 0.5]], [[0.8, 0.5], [0.7, 0.5]], [[0.7, 0.6], [0.8, 0.4]]],
+    ("fullgrad", "mean"): [[[0.9, 0.8], [0.8, 0.7]], [[0.9, 0.8], [0.8, 0.6]], [[0.9, 0.7], [0.9, 0.8]]],
+}
+"""By method and fill: [networks, seeds, fractions]."""
+
+LEAKS = {"random": [[0.1, 0.12], [0.11, 0.1], [0.1, 0.09]], "fullgrad": [[0.8, 0.7], [0.9, 0.6], [0.7, 0.8]]}
+"""By method: [networks, fractions]."""
+
+
+def several():
+    """Results of three networks with two seeds each, two fills and controls."""
+    found = [CellResult(Cell(ALL, 0.0, seed, network), 1.0) for network in range(3) for seed in range(2)]
+    for (method, fill), values in NETWORKS.items():
+        for (network, seed, i), accuracy in np.ndenumerate(np.array(values)):
+            found.append(CellResult(Cell(method, (0.4, 0.8)[i], seed, network, fill), accuracy))
+    for method, values in LEAKS.items():
+        for (network, i), accuracy in np.ndenumerate(np.array(values)):
+            found.append(CellResult(Cell(method, (0.4, 0.8)[i], 0, network, control=MASKS), accuracy))
+    return ROARResults(found, "roar", "morf")
+
+
 @pytest.fixture
 def cell_file(tmp_path):
     (tmp_path / "cells").mkdir()
-    write_result(tmp_path, CellResult(Cell("fullgrad", 0.5, 1), 0.75, {"test/accuracy": 0.75, "odd": float("nan")}, 0.1, 2.5))
-    return tmp_path / "cells" / "fullgrad-0.5-1.json"
+    cell, metrics = Cell("fullgrad", 0.5, 1, 0, "black"), {"test/accuracy": 0.75, "odd": float("nan")}
+    write_result(tmp_path, CellResult(cell, 0.75, metrics, 0.1, 2.5))
+    return tmp_path / "cells" / "fullgrad-0.5-black-0-1.json"
 
 
 def test_a_cell_comes_back_as_it_was(cell_file):
-    result = read_result(cell_file.parents[1], Cell("fullgrad", 0.5, 1))
+    result = read_result(cell_file.parents[1], Cell("fullgrad", 0.5, 1, 0, "black"))
     assert (result.accuracy, result.metrics["test/accuracy"], result.total_variation, result.seconds) == (0.75, 0.75, 0.1, 2.5)
-    assert read_result(cell_file.parents[1], Cell("fullgrad", 0.5, 2)) is None
+    assert read_result(cell_file.parents[1], Cell("fullgrad", 0.5, 2, 0, "black")) is None
 
 
-@pytest.mark.parametrize("name", ["fullgrad-0.5-2", "random-0.5-1", "fullgrad-0.3-1"])
-def test_a_cell_under_another_name_is_noticed(cell_file, name):
+@pytest.mark.parametrize(
+    "cell",
+    [
+        Cell("fullgrad", 0.5, 2, 0, "black"),
+        Cell("random", 0.5, 1, 0, "black"),
+        Cell("fullgrad", 0.3, 1, 0, "black"),
+        Cell("fullgrad", 0.5, 1, 1, "black"),
+        Cell("fullgrad", 0.5, 1, 0, "mean"),
+        Cell("fullgrad", 0.5, 1, control=MASKS),
+    ],
+)
+def test_a_cell_under_another_name_is_noticed(cell_file, cell):
     """Renamed, or copied over another."""
-    (cell_file.parent / f"{name}.json").write_bytes(cell_file.read_bytes())
-    method, fraction, seed = name.split("-")
-    with pytest.raises(CannotRun, match=rf"{name}.json holds the cell fullgrad-0.5-1: it was renamed or copied; remove it"):
-        read_result(cell_file.parents[1], Cell(method, float(fraction), int(seed)))
+    (cell_file.parent / f"{cell.name}.json").write_bytes(cell_file.read_bytes())
+    with pytest.raises(CannotRun, match=rf"{cell.name}.json holds the cell fullgrad-0.5-black-0-1: it was renamed"):
+        read_result(cell_file.parents[1], cell)
+    results, num_damaged = read_results(cell_file.parents[1])
+    assert [result.cell.name for result in results] == ["fullgrad-0.5-black-0-1"]
+    assert num_damaged == 1
 
 
 @pytest.mark.parametrize(
@@ -77,14 +114,18 @@ def test_a_cell_that_was_changed_is_one_sentence(cell_file, change):
     raw = cell_file.read_bytes()
     cell_file.write_bytes(change(raw))
     assert cell_file.read_bytes() != raw
-    with pytest.raises(CannotRun, match=r"fullgrad-0.5-1.json is damaged \(.*\); remove it, and the cell is run again"):
-        read_result(cell_file.parents[1], Cell("fullgrad", 0.5, 1))
+    with pytest.raises(CannotRun, match=r"fullgrad-0.5-black-0-1.json is damaged \(.*\); remove it, and the cell is run again"):
+        read_result(cell_file.parents[1], Cell("fullgrad", 0.5, 1, 0, "black"))
+    assert read_results(cell_file.parents[1]) == ([], 1)
+
+
+def area_under(first, second):
+    """By trapezes: 0 to 0.4 from the shared 1.0, and 0.4 to 0.8. Divided by the range."""
+    return (0.4 * (1 + first) / 2 + 0.4 * (first + second) / 2) / 0.8
 
 
 def area(method, seed):
-    """By trapezes: 0 to 0.4 from the shared 1.0, and 0.4 to 0.8."""
-    first, second = ACCURACIES[method][seed]
-    return 0.4 * (1 + first) / 2 + 0.4 * (first + second) / 2
+    return area_under(*ACCURACIES[method][seed])
 
 
 @pytest.mark.parametrize(
@@ -98,6 +139,59 @@ def test_the_area_between_a_method_and_random(mode, order, sign):
     paired = stats.ttest_rel([area("random", seed) for seed in range(3)], [area("fullgrad", seed) for seed in range(3)])
     assert score.p == score.p_holm == pytest.approx(paired.pvalue)
     assert score.total_variation == pytest.approx(0.6)
+    assert (score.fill, score.num_repetitions, results(mode, order).interval_over) == ("black", 3, "seeds")
+    assert np.isnan([score.masks_accuracy_mean, score.masks_accuracy_largest]).all()
+
+
+@pytest.mark.parametrize("fill", ["black", "mean"])
+def test_an_interval_over_networks_is_that_of_their_means_over_seeds(fill):
+    """Seeds of one network share its maps: they are no repetitions of each other."""
+    found = several()
+    (score,) = found.scores(fill)
+    areas = [
+        np.mean([area_under(*r) - area_under(*f) for r, f in zip(random, fullgrad, strict=True)])
+        for random, fullgrad in zip(NETWORKS["random", fill], NETWORKS["fullgrad", fill], strict=True)
+    ]
+    assert score.area == pytest.approx(np.mean(areas))
+    assert score.interval == pytest.approx(np.std(areas, ddof=1) / 3**0.5 * stats.t.ppf(0.975, 2))
+    assert score.p == pytest.approx(stats.ttest_1samp(areas, 0).pvalue)
+    assert (score.num_repetitions, found.interval_over) == (3, "networks")
+    assert found.accuracies("fullgrad", fill) == pytest.approx(
+        np.array([[1, *np.mean(network, 0)] for network in NETWORKS["fullgrad", fill]])
+    )
+
+
+def test_p_values_are_adjusted_for_methods_and_fills_together():
+    scores = several().scores()
+    assert [score.fill for score in scores] == ["black", "mean"]
+    assert [score.p_holm for score in scores] == holm([score.p for score in scores])
+    assert [score.p_holm for score in several().scores("mean")] == [scores[1].p_holm]
+
+
+def test_what_the_masks_alone_give_away_is_a_column(tmp_path):
+    found = several()
+    assert found.has_controls
+    assert found.masks_accuracies("fullgrad")[:, 1:] == pytest.approx(np.array(LEAKS["fullgrad"]))
+    assert np.isnan(found.masks_accuracies("fullgrad")[:, 0]).all()
+    found.write_summary(tmp_path / "s.csv")
+    rows = list(csv.DictReader((tmp_path / "s.csv").read_text().splitlines()))
+    assert [(row["method"], row["fill"]) for row in rows] == [
+        ("fullgrad", "black"),
+        ("random", "black"),
+        ("fullgrad", "mean"),
+        ("random", "mean"),
+    ]
+    for row in rows:
+        assert float(row["masks_accuracy_mean"]) == pytest.approx(np.mean(LEAKS[row["method"]]), rel=1e-5)
+        assert float(row["masks_accuracy_largest"]) == pytest.approx(np.mean(LEAKS[row["method"]], 0)[1], rel=1e-5)
+    assert (rows[1]["area"], rows[1]["p"], rows[0]["interval_over"], rows[0]["num_repetitions"]) == ("0", "", "networks", "3")
+
+
+def test_a_mean_over_fractions_of_which_one_failed_is_unknown():
+    some = [result for result in several().results if result.cell != Cell("fullgrad", 0.8, 0, 1, control=MASKS)]
+    scores = ROARResults(some, "roar", "morf").scores("black")
+    assert scores[0].masks_accuracy_mean == pytest.approx(np.mean([LEAKS["fullgrad"][n] for n in (0, 2)]))
+    assert np.isnan(mean_of_known(np.array([[np.nan], [np.nan]]), 0)).all()
 
 
 def test_the_mean_and_its_interval_leave_out_what_failed():
@@ -120,29 +214,44 @@ def test_differences_that_do_not_vary_are_no_evidence(by):
     """One network that is tested three times; 0.85 - 0.1 and 0.9 - 0.1 are off by rounding."""
     same = {"random": ACCURACIES["random"], "fullgrad": [[a - by for a in row] for row in ACCURACIES["random"]]}
     (score,) = results(accuracies=same).scores()
-    assert score.area == pytest.approx(by * (0.4 / 2 + 0.4))
+    assert score.area == pytest.approx(by * (0.4 / 2 + 0.4) / 0.8)
     assert np.isnan(score.p)
     assert np.isnan(score.p_holm)
 
 
 def test_cells_are_every_method_fraction_and_seed_and_intact_images_once_a_seed():
-    cells = list_cells(["a", "b"], [0.0, 0.5, 1.0], 2)
-    assert [cell.name for cell in cells] == ["all-0-0", "all-0-1", "all-1-0", "all-1-1", "a-0.5-0", "a-0.5-1", "b-0.5-0", "b-0.5-1"]
+    cells = list_cells(["a", "b"], [0.0, 0.5, 1.0], ["black"], num_seeds=2)
+    assert [cell.name for cell in cells] == [
+        *("all-0-intact-0-0", "all-0-intact-0-1", "all-1-intact-0-0", "all-1-intact-0-1"),
+        *("a-0.5-black-0-0", "a-0.5-black-0-1", "b-0.5-black-0-0", "b-0.5-black-0-1"),
+    ]
+
+
+def test_the_control_is_one_cell_for_each_method_fraction_and_network():
+    cells = list_cells(["a", "b"], [0, 0.5, 0.7], ["black", "mean"], num_networks=2, num_seeds=3, controls=True)
+    assert len({cell.name for cell in cells}) == len(cells) == 2 * 3 + 2 * 2 * 2 * 2 * 3 + 2 * 2 * 2
+    assert {(c.seed, c.fill) for c in cells if c.control} == {(0, "")}
+    assert {(c.seed, c.network) for c in cells if not c.control} == {(seed, network) for seed in range(3) for network in range(2)}
 
 
 def test_fractions_of_one_name_are_one_cell():
-    cells = list_cells(["a"], [0.3, 0.1 + 0.2], 1)
-    assert [(cell.name, cell.fraction) for cell in cells] == [("a-0.3-0", 0.3)]
+    cells = list_cells(["a"], [0.3, 0.1 + 0.2], ["black"])
+    assert [(cell.name, cell.fraction) for cell in cells] == [("a-0.3-black-0-0", 0.3)]
 
 
 def test_the_table_says_what_failed(tmp_path):
-    failed = ROARResults([*results().results, CellResult(Cell("fullgrad", 0.9, 0), reason="Diverged: nan")], "roar", "morf")
+    broken = CellResult(Cell("fullgrad", 0.9, 0, 0, "black"), reason="Diverged: nan")
+    failed = ROARResults([*results().results, broken], "roar", "morf", 3)
     failed.write_table(tmp_path / "t.csv")
     rows = list(csv.DictReader((tmp_path / "t.csv").read_text().splitlines()))
     assert rows[0] == {
         "method": "all",
+        "control": "",
+        "fill": "",
         "fraction": "0.0",
+        "network": "0",
         "seed": "0",
+        "target": "3",
         "order": "morf",
         "mode": "roar",
         "accuracy": "1.000000",
@@ -151,24 +260,9 @@ def test_the_table_says_what_failed(tmp_path):
     }
     assert (rows[-1]["accuracy"], rows[-1]["reason"]) == ("", "Diverged: nan")
     assert failed.failures == [failed.results[-1]]
-
-
-def test_the_curves_show_every_method_with_its_band():
-    (axes,) = accuracy_curves(results()).axes
-    lines = {line.get_label().split()[0]: line for line in axes.get_lines()}
-    assert lines["random"].get_linestyle() == "--"
-    assert lines["fullgrad"].get_ydata() == pytest.approx([1, 0.65, 0.95 / 3])
-    assert len(axes.collections) == 2
-    assert "lower is better" in axes.get_title()
-
-
-@pytest.mark.parametrize("unit", [1, 100])
-def test_bands_lie_about_their_lines_in_per_cent_too(unit):
-    scaled = {method: [[a * unit for a in row] for row in table] for method, table in ACCURACIES.items()}
-    (axes,) = accuracy_curves(results(accuracies=scaled)).axes
-    for line, band in zip(axes.get_lines(), axes.collections, strict=True):
-        own = [y for x, y in band.get_paths()[0].vertices if x == 0.4]
-        assert min(own) < line.get_ydata()[1] < max(own) <= unit
+    assert [parse_row(row).cell for row in rows] == [result.cell for result in failed.results]
+    with pytest.raises(ValueError, match="an accuracy, or a reason"):
+        parse_row({**rows[0], "accuracy": ""})
 
 
 def test_results_are_summed_up_and_compared_by_identity():
@@ -176,5 +270,6 @@ def test_results_are_summed_up_and_compared_by_identity():
     assert first == first != second
     assert len({first, second, *first.results[:2]}) == 4
     head, *lines = repr(first).splitlines()
-    assert head == "ROARResults(mode roar, order morf: 15 trainings of 2 methods, 0 failed)"
-    assert [line.split()[:2] for line in lines] == [["fullgrad", "area"]]
+    assert head == "ROARResults(mode roar, order morf: 15 trainings of 2 methods, 0 failed, no controls)"
+    assert "no controls" not in repr(several())
+    assert [line.split()[:2] for line in lines] == [["fullgrad", "black"]]

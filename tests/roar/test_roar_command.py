@@ -80,7 +80,7 @@ class Faulty(Net):
 
 def test_trainings_that_failed_end_with_status_1(tmp_path, capsys):
     with pytest.raises(
-        SystemExit, match=r"2 of 2 trainings failed, see .*results\.csv.*--retry_failed.*a fault of the user's \[/x\]"
+        SystemExit, match=r"3 of 3 trainings failed, see .*results\.csv.*--retry_failed.*a fault of the user's \[/x\]"
     ):
         roar(tmp_path, model="tests.roar.test_roar_command.Faulty")
     assert f"results.csv  {tmp_path}/results.csv" in capsys.readouterr().out
@@ -91,7 +91,7 @@ def test_trainings_that_failed_end_with_status_1(tmp_path, capsys):
     [
         (["--fractions", "[0.001]"], "rounds to no pixels"),
         (["--fractions", "[0.999]"], "rounds to 64 pixels"),
-        (["--fill", "[1,2]"], "2 numbers to fill pixels with, but the images have 1 channels"),
+        (["--fills", "[[1,2]]"], "2 numbers to fill pixels with, but the images have 1 channels"),
         (["--data", "tests.roar.test_roar_command.NoLabels", "--target", "label"], "target label needs labels"),
         (["--data", "tests.roar.test_roar_command.NotFinite"], "image 0 of the test data set has pixels that are not finite"),
     ],
@@ -99,7 +99,7 @@ def test_trainings_that_failed_end_with_status_1(tmp_path, capsys):
 def test_a_corrected_command_goes_on_in_the_same_folder(tmp_path, more, why):
     with pytest.raises(SystemExit, match=why):
         roar(tmp_path, *more)
-    assert not (tmp_path / "base.pt").exists()
+    assert not (tmp_path / "networks").exists()
     roar(tmp_path, "--max_epochs", "2")
     assert (tmp_path / "results.csv").exists()
 

@@ -1,0 +1,106 @@
+"""The class that is explained: predicted, the label, one drawn at random, or a given one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal, Union
+from zlib import crc32
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback
+from torch import Tensor, nn
+
+from fg_lightning.errors import CannotRun
+from fg_lightning.fullgrad.preserve_model import as_model_input, preserve_model
+from fg_lightning.fullgrad.target import Selection, TargetError, main_output
+from fg_lightning.fullgrad.torch_internals import unwrap_model
+from fg_lightning.roar.image_pixels import images_and_labels
+
+Target = Union[Literal["predicted", "label", "random"], int]
+"""A class by its number, or one of these:
+
+- predicted: the class that the explained network predicts. Its masks give that prediction away.
+- label: the right class. Its masks give the right answer away.
+- random: a class drawn for every image from the seed, the same for all methods.
+"""
+
+NAMES = ("predicted", "label", "random")
+
+
+def check_target(target: Any) -> None:
+    """Raises ValueError if it is no `Target`."""
+    if isinstance(target, str) and target in NAMES:
+        return
+    if isinstance(target, bool) or not isinstance(target, int) or target < 0:
+        raise ValueError(f"target must be one of {', '.join(NAMES)}, or the number of a class, from 0; not {target!r}")
+
+
+def choose_classes(
+    target: Target, labels: Tensor | None, model: nn.Module, images: Tensor, split: str, indices: Iterable[int], seed: int
+) -> Tensor | int | None:
+    """The explained class of each image, [N], or one of all. None for the predicted one.
+
+    Args:
+        target: which one.
+        labels: of the images, [N].
+        model: the network, whose output has a number for each class.
+        images: [N, C, *S], as the network takes them.
+        split: by name.
+        indices: of the images in it.
+        seed: of the classes that are drawn.
+
+    Raises:
+        CannotRun: if there are no labels to explain, or no classes to draw from.
+    """
+    if target == "predicted" or isinstance(target, int):
+        return None if isinstance(target, str) else target
+    if target == "label":
+        if labels is None:
+            raise CannotRun(
+                "target label needs labels, but no integers [N] were found behind the images in the batches; let the data set "
+                "give the label after the image, or use target predicted"
+            )
+        return labels
+    scores = main_output(_output(model, images))
+    if scores.ndim != 2 or scores.shape[1] < 2:
+        raise CannotRun(
+            "target random draws a class for each image, but the network's output is not one number for each class: it has "
+            f"shape {list(scores.shape)} for {len(images)} images, expected [{len(images)}, K]; use target predicted"
+        )
+    return torch.tensor([draw_class(scores.shape[1], split, index, seed) for index in indices])
+
+
+def draw_class(num_classes: int, split: str, index: int, seed: int) -> int:
+    """A class for one image, each as likely as any other. It depends on the arguments alone."""
+    return int(np.random.default_rng([seed, crc32(split.encode()), index]).integers(num_classes))
+
+
+class TargetCheck(Callback):
+    """Checks with the first batch of a test that its images have the class that is to be explained.
+
+    Args:
+        target: of the experiment.
+
+    Raises:
+        CannotRun: in the test, if they do not.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+
+    def on_test_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        if self.target == "predicted":
+            return
+        images, labels = images_and_labels(batch, None)
+        classes = choose_classes(self.target, labels, pl_module, images, "test", range(len(images)), 0)
+        try:
+            Selection(classes, len(images))(_output(pl_module, images))
+        except TargetError as error:
+            raise CannotRun(f"target {self.target} does not fit the network: {error}") from error
+
+
+def _output(model: nn.Module, images: Tensor) -> Any:
+    with preserve_model(model, images.device), torch.no_grad():
+        network = unwrap_model(model)
+        return network(as_model_input(images, network).clone())

@@ -1,0 +1,172 @@
+"""What the numbers of an experiment say, in sentences. P-values adjusted by Holm decide the words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from fg_lightning.attribution import CONTROLS
+from fg_lightning.roar.results import ROARResults, Score, mean_of_known
+
+ALPHA = 0.05
+"""A method differs from random if its p-value, adjusted by Holm, is below this."""
+
+MARGIN = 0.1
+"""Masks give the class away if they alone reach more than random's by chance, but no more than this is asked for."""
+
+MAX_NAMES = 4
+"""Methods without a difference that are named."""
+
+
+def list_findings(results: ROARResults) -> list[str]:
+    """Sentences on the methods against random, what the p-values cover, what the masks give away, and the explained class."""
+    return [*describe_scores(results), *describe_fills(results), *describe_masks(results), *describe_target(results)]
+
+
+def describe_scores(results: ROARResults) -> list[str]:
+    """Which methods are better than random, which are worse, and which are not told apart from it, for each fill."""
+    scores = results.scores()
+    if not scores:
+        return []
+    count = len(results.networks if results.interval_over == "networks" else results.seeds)
+    if count == 1:
+        more = "" if results.mode == "road" else "; for one, repeat with --num_networks or --num_seeds"
+        return [f"No p-value says whether a method differs from random: every curve was measured once{more}."]
+    if results.interval_over == "networks":
+        covered = f"P-values and intervals cover {count} explained networks, so both their maps and the retraining."
+    else:
+        covered = f"P-values and intervals cover retraining with {count} seeds, but not the maps: one network was explained."
+    sentences = [f"A method differs from random here if its p-value, adjusted by Holm, is below {ALPHA:g}. {covered}"]
+    for fill in results.fills:
+        groups = {kind: [s for s in scores if s.fill == fill and verdict(s) == kind] for kind in ("better", "worse", "")}
+        better, worse, _ = (_join(f"{score.method} ({score.area:+.3f})" for score in group) for group in groups.values())
+        told = [
+            f"better than random: {better}" if better else "no method is better than random",
+            f"worse: {worse}" if worse else "none is worse",
+            *(
+                [f"no difference is shown for {_name_or_count(groups[''], len(groups['better'] + groups['worse']))}"]
+                if groups[""]
+                else []
+            ),
+        ]
+        where = f"With fill {fill}, " if len(results.fills) > 1 else ""
+        sentence = f"{where}{'; '.join(told)}.{_compare_with_controls(groups['better'])}"
+        sentences.append(sentence[0].upper() + sentence[1:])
+    return sentences
+
+
+def verdict(score: Score) -> str:
+    """ "better" or "worse" than random, or empty if no difference is shown."""
+    if not score.p_holm < ALPHA:  # NaN: there is no p-value
+        return ""
+    return "better" if score.area > 0 else "worse"
+
+
+def describe_fills(results: ROARResults) -> list[str]:
+    """Methods that are better than random with some fills alone."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    scores = results.scores()
+    for method in results.methods:
+        verdicts = tuple(
+            verdict(score) for fill in results.fills for score in scores if (score.method, score.fill) == (method, fill)
+        )
+        if "better" in verdicts and set(verdicts) != {"better"}:
+            groups.setdefault(verdicts, []).append(method)
+    kinds = {"better than random with": "better", "worse with": "worse", "no difference is shown with": ""}
+    sentences = []
+    for verdicts, methods in groups.items():
+        fills = {words: [f for f, v in zip(results.fills, verdicts, strict=True) if v == kind] for words, kind in kinds.items()}
+        told = "; ".join(f"{words} {_join(own)}" for words, own in fills.items() if own)
+        sentences.append(f"The fill decides about {_join(methods)}: {told}.")
+    return sentences
+
+
+def describe_masks(results: ROARResults) -> list[str]:
+    """What networks reach that see the masks alone, beside random's masks."""
+    if results.mode == "road":
+        return []
+    if not results.has_controls:
+        return ["What the masks alone give away was not measured: their trainings were left out (no_controls)."]
+    leaks = find_leaks(results)
+    highest = np.nanmax(mean_of_known(results.masks_accuracies("random"), 0), initial=0.0)
+    if not leaks:
+        most = np.nanmax([results.masks_accuracies(method) for method in results.methods], initial=0.0)
+        return [f"No method's masks give the class away: alone they reach at most {most:.2f}, and random's {highest:.2f}."]
+    reached = _join(f"{method} {accuracy:.2f}" for method, accuracy in leaks.items())
+    return [
+        f"These masks give the class away. At its best fraction, a network that sees the masks and no image reaches {reached}; "
+        f"with random's masks {highest:.2f}. If the fill shows which pixels are gone, the curves of these methods can stay this "
+        "high, whatever the pixels held."
+    ]
+
+
+def find_leaks(results: ROARResults) -> dict[str, float]:
+    """Methods whose masks alone reach more than random's masks and chance together, and the most that they reach.
+
+    Random's masks know nothing of an image: what they reach stands for chance. With few classes MARGIN is asked for at most.
+    """
+    if "random" not in results.methods:
+        return {}
+    unit = _unit(results)
+    random = mean_of_known(results.masks_accuracies("random"), 0)
+    leaks = {}
+    for method in results.methods:
+        reached = mean_of_known(results.masks_accuracies(method), 0)
+        found = np.flatnonzero(reached > random + np.minimum(random, MARGIN * unit))  # NaN compares as False
+        if len(found):
+            leaks[method] = float(reached[found].max())
+    return dict(sorted(leaks.items(), key=lambda item: -item[1]))
+
+
+def describe_target(results: ROARResults) -> list[str]:
+    """What masks of the explained class can give away, and what they do in this experiment."""
+    reached = {m: np.nan_to_num(mean_of_known(results.masks_accuracies(m), 0)).max() for m in results.methods if m not in CONTROLS}
+    if not results.has_controls or not reached:
+        return []
+    method = max(reached, key=lambda method: reached[method])
+    numbers = f"Here masks alone reach up to {reached[method]:.2f} ({method})"
+    intact = _intact_accuracy(results)
+    beside = f", beside {intact:.2f} with intact images." if intact is not None else "."
+    explained = {
+        "predicted": "The predicted class is explained: masks of it can hand the explained network's answer to the network that is "
+        "trained on them.",
+        "label": "The label is explained: masks of it can give the right answer itself away.",
+        "random": "A class drawn at random for each image is explained: its masks are made without the prediction and the label. "
+        "What they give away is what they show whichever class is asked for, such as an outline.",
+    }
+    of_one = f"Class {results.target} is explained for all images: its masks can show which images are of it."
+    return [f"{explained.get(str(results.target), of_one)} {numbers}{beside}"]
+
+
+def _intact_accuracy(results: ROARResults) -> float | None:
+    """The mean accuracy with all pixels."""
+    intact = 1.0 if results.mode == "kar" else 0.0
+    known = [r.accuracy for r in results.results if r.cell.fraction == intact and r.accuracy is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _unit(results: ROARResults) -> int:
+    """1, or 100 if accuracies are in per cent."""
+    return 1 if all(result.accuracy is None or result.accuracy <= 1 for result in results.results) else 100
+
+
+def _compare_with_controls(better: Sequence[Score]) -> str:
+    """Names the methods that a control does as well as, by the areas."""
+    best = max((s for s in better if s.method in CONTROLS), key=lambda s: s.area, default=None)
+    behind = [s.method for s in better if best and s.method not in CONTROLS and s.area <= best.area]
+    if best is None or not behind:
+        return ""
+    return f" The control {best.method}, which knows nothing of the network, has a larger area than {_join(behind)}."
+
+
+def _name_or_count(scores: Sequence[Score], is_rest: bool) -> str:
+    if len(scores) <= MAX_NAMES:
+        return _join(score.method for score in scores)
+    return f"the other {len(scores)}" if is_rest else f"any of the {len(scores)}"
+
+
+def _join(words: Iterable[str]) -> str:
+    """Words with commas between them, and "and" before the last."""
+    *first, last = [*words] or [""]
+    return f"{', '.join(first)} and {last}" if first else last
