@@ -46,14 +46,17 @@ def accuracy_curves(results: ROARResults) -> Figure:
     if 0 < num_controls < len(lines):
         lines.insert(len(lines) - num_controls, gap)
     if results.has_controls:
-        lines += [gap, *(Line2D([], [], color="dimgrey", linestyle=line, linewidth=1, label=words) for words, line in KEY.items())]
+        lines += [gap, *(Line2D([], [], **style, label=words) for words, style in KEY.items())]
     figure.legend(handles=lines, loc="outside right upper", frameon=False, fontsize=8, handlelength=3)
     return figure
 
 
 CONTROL_COLOURS = {"random": "black", "edges": "dimgrey", "blurred_random": "darkgrey"}
 
-KEY = {"images without the pixels": "-", "masks alone": "--"}
+KEY: dict[str, Style] = {
+    "images without the pixels": {"color": "dimgrey", "linewidth": 1, "linestyle": "-"},
+    "masks alone": {"color": "dimgrey", "linewidth": 1, "linestyle": "--"},
+}
 """What solid and dashed lines are."""
 
 

@@ -40,16 +40,11 @@ def describe_scores(results: ROARResults) -> list[str]:
     sentences = [f"A method differs from random here if its p-value, adjusted by Holm, is below {ALPHA:g}. {covered}"]
     for fill in results.fills:
         groups = {kind: [s for s in scores if s.fill == fill and verdict(s) == kind] for kind in ("better", "worse", "")}
-        better, worse, _ = (_join(f"{score.method} ({score.area:+.3f})" for score in group) for group in groups.values())
-        told = [
-            f"better than random: {better}" if better else "no method is better than random",
-            f"worse: {worse}" if worse else "none is worse",
-            *(
-                [f"no difference is shown for {_name_or_count(groups[''], len(groups['better'] + groups['worse']))}"]
-                if groups[""]
-                else []
-            ),
-        ]
+        better, worse = (_join(f"{s.method} ({s.area:+.3f})" for s in groups[kind]) for kind in ("better", "worse"))
+        told = [f"better than random: {better}" if better else "no method is better than random"]
+        told += [f"worse: {worse}" if worse else "none is worse"]
+        if groups[""]:
+            told += [f"no difference is shown for {_name_or_count(groups[''], bool(better or worse))}"]
         where = f"With fill {fill}, " if len(results.fills) > 1 else ""
         sentence = f"{where}{'; '.join(told)}.{_compare_with_controls(groups['better'])}"
         sentences.append(sentence[0].upper() + sentence[1:])
