@@ -69,6 +69,9 @@ def failing():
     raise OSError("weights.pt is missing")
 
 seven = 7
+
+def turned(images, mask):
+    return torch.where(mask, -images, images)
 """
 
 
@@ -153,6 +156,7 @@ FILLS_OF_PICTURES = {
     "black": [-MEAN[i] / STD[i] for i in range(3)],
     None: [-MEAN[i] / STD[i] for i in range(3)],
     "image_mean": "image_mean",
+    "networks_of_a_user.turned": lambda images, mask: torch.where(mask, -images, images),
 }
 """What is given, None for nothing, and the same in the network's own units."""
 

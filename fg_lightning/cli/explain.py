@@ -50,8 +50,9 @@ def explain(
         perturb: Also measure how the output changes as pixels are replaced in the order of each map, a table and a plot: lerf, the
             least relevant first (a small change is good), or morf, the most relevant first (a large change is good).
         fractions: Shares of the pixels that are replaced, each 0 to 1.
-        fill: What replaces them: black; dataset_mean, where it is known (torchvision's weights); image_mean; noisy_linear; or a
-            number, or one for each channel, in the pictures' own units, 0..1, [0.48,0.46,0.41].
+        fill: What replaces them: black; dataset_mean, where it is known (torchvision's weights); image_mean; noisy_linear; a
+            number, or one for each channel, in the pictures' own units, 0..1, [0.48,0.46,0.41]; or the import path of a function
+            (images, mask) -> images, which gets them as the network does.
         reference: The method that others are compared with, over all pictures, if it is among the methods.
         num_overlays: The number of pictures that get an overlay, the first ones. Default: all.
         batch_size: Number of images that are explained at once.

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fg_lightning.atomic_files import write_atomically
 from fg_lightning.attribution import CONTROLS
 from fg_lightning.errors import CannotRun
-from fg_lightning.explain.load_network import Network
+from fg_lightning.explain.load_network import Network, import_object
 from fg_lightning.metrics import PixelPerturbation, pixel_perturbation
 from fg_lightning.removal import Fill, Order
 from fg_lightning.removal.fills import MeanAndStd, Numbers
@@ -169,11 +169,13 @@ class PerturbationCurves:
 def measure_perturbation(
     network: Network, fractions: Sequence[float], order: Order, fill: Fill, reference: str = "random"
 ) -> PerturbationCurves:
-    """Curves for a network, whose fill is in the units of pictures, 0..1.
+    """Curves for a network, whose fill is in the units of pictures, 0..1, or the import path of a function.
 
     Raises:
         CannotRun: if a setting is invalid, or the fill needs to know how pictures are normalized and this is unknown.
     """
+    if isinstance(fill, str) and ("." in fill or ":" in fill):
+        fill = import_object(fill)
     given, normalization = network.normalization, None
     if given is not None:
         normalization = (list(given.mean), list(given.std))

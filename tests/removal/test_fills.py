@@ -146,6 +146,15 @@ def test_a_fill_can_be_sent_to_a_data_loaders_workers(fill: object) -> None:
     assert torch.equal(pickle.loads(pickle.dumps(function))(images, mask), function(images, mask))
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("fill", [0.5, [1.0, 2.0], "black", "dataset_mean", "image_mean"])
+def test_fills_on_a_gpu_are_those_on_a_cpu(fill: object) -> None:
+    images, mask = images_and_mask()
+    function = find_fill(fill, dataset_mean=[0.5, 1.0], normalization=([5.0, 4.0], 2.0))
+    torch.testing.assert_close(function(images.cuda(), mask.cuda()).cpu(), function(images, mask), rtol=1e-6, atol=1e-6)
+
+
 BAD_FILLS = {
     "a name": ("blur", ValueError, "image_mean, noisy_linear, a number, .* not 'blur'"),
     "None": (None, TypeError, "image_mean, noisy_linear, a number, .* not NoneType"),
