@@ -71,7 +71,7 @@ def train_on_fashion(folder: Path, epochs: int, checkpoint: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, help="the folder of Fashion-MNIST's four .gz files")
-    parser.add_argument("--images", type=int, default=1000, help="how many of its test images are written")
+    parser.add_argument("--images", type=int, default=500, help="how many of its test images are written")
     parser.add_argument("--epochs", type=int, default=3, help="how long the network is trained")
     options = parser.parse_args()
     write_photographs(Path("photographs"))
