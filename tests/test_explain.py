@@ -407,6 +407,10 @@ IMPOSSIBLE = {
         ["photos", *NET, "--methods", "random", "--perturb", "lerf", "--fill", "[-1.5,1]", "--output", "photos/new"],
         "fill gives 2 numbers, one for each channel, but the images have 3 channels",
     ),
+    "no such reference": (
+        ["photos", *NET, "--perturb", "lerf", "--reference", "chance"],
+        "--reference must be one of random, .*chance",
+    ),
     "no method": (["photos", *NET, "--methods", "[]"], "--methods must have at least one name"),
     "falling fractions": (["photos", *NET, "--perturb", "lerf", "--fractions", "[0.2,0.1]"], "each larger than the one before"),
     "no such device": (["photos", *NET, "--device", "abacus"], "abacus"),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fg_lightning.atomic_files import write_atomically
-from fg_lightning.attribution import CONTROLS
+from fg_lightning.attribution import CONTROLS, METHODS
 from fg_lightning.errors import CannotRun
 from fg_lightning.explain.load_network import Network, import_object
 from fg_lightning.metrics import PixelPerturbation, pixel_perturbation
@@ -57,7 +57,7 @@ class PerturbationScore:
 
 
 class PerturbationCurves:
-    """Collects the changes of every image for each method. They need not fit into a device's memory.
+    """Collects the changes of every image for each method, in main memory.
 
     Args:
         fractions: [F], of pixels that are replaced, rising.
@@ -122,7 +122,7 @@ class PerturbationCurves:
         return sorted(scores, key=lambda score: score.area, reverse=self.order == "morf")
 
     def write(self, folder: Path, methods: Sequence[str]) -> dict[str, str]:
-        """Writes the curves of these methods as a table and a plot, and their scores.
+        """Writes the curves of these methods as a table and a figure, and their scores.
 
         Returns:
             What was written, and where.
@@ -174,6 +174,8 @@ def measure_perturbation(
     Raises:
         CannotRun: if a setting is invalid, or the fill needs to know how pictures are normalized and this is unknown.
     """
+    if reference not in METHODS:
+        raise CannotRun(f"--reference must be one of {', '.join(METHODS)}, not {reference!r}")
     if isinstance(fill, str) and ("." in fill or ":" in fill):
         fill = import_object(fill)
     given, normalization = network.normalization, None
