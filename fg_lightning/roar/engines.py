@@ -127,10 +127,10 @@ def _try(work: Callable[[Item], Any], item: Item) -> Outcome[Item]:
     except CannotRun:
         raise
     except Exception as error:
-        return Outcome(item, reason=_reason(error))
+        return Outcome(item, reason=describe_error(error))
 
 
-def _reason(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """The error, and the line of code that raised it."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({last.filename.rsplit('/', 1)[-1]}, line {last.lineno}, in {last.name})"

@@ -14,7 +14,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from rich.console import Console
 from torchmetrics.functional.image import total_variation
 
-from fg_lightning.atomic_files import write_atomically
+from fg_lightning.atomic_files import write_atomically, write_json
 from fg_lightning.errors import CannotRun
 from fg_lightning.roar.accuracy_curves import accuracy_curves
 from fg_lightning.roar.cell_training import determinism, fit, test
@@ -24,8 +24,14 @@ from fg_lightning.roar.config import NETWORK_SEED, ROARConfig, cell_seed
 from fg_lightning.roar.datamodule import ROARDataModule, check_removal
 from fg_lightning.roar.dataset_views import SplitView, load_views, write_examples
 from fg_lightning.roar.engines import Engine, LocalEngine, ProgressLine
-from fg_lightning.roar.experiment_folder import check_disk_space, check_identity, explain_disk_faults, lock_folder
-from fg_lightning.roar.explained_networks import load_network, make_networks, select_accuracy
+from fg_lightning.roar.experiment_folder import (
+    EXPERIMENT_FILE,
+    check_disk_space,
+    compare_identity,
+    explain_disk_faults,
+    lock_folder,
+)
+from fg_lightning.roar.explained_networks import check_networks, load_network, make_networks, select_accuracy
 from fg_lightning.roar.latex_table import latex_table
 from fg_lightning.roar.results import SUMMARY_COLUMNS, TABLE_COLUMNS, ROARResults
 from fg_lightning.roar.saliency_store import SaliencyStore
@@ -100,12 +106,14 @@ class ROARExperiment:
         """
         config = self.config
         with lock_folder(self.output), explain_disk_faults(self.output):
-            check_identity(self.output, config.identity(), any((self.output / "networks").glob("*.pt")))
+            about = compare_identity(self.output, config.identity(), any((self.output / "networks").glob("*.pt")))
             pending = [cell for cell in self.cells if self._needs_run(cell, retry_failed)]
             if pending:
                 views = load_views(config)
                 check_removal(config, views, {cell.fraction for cell in self.cells})
                 check_disk_space(self.output, self._store_bytes(views, pending))
+                check_networks(config, self.engine, self._methods_without_maps(pending))
+                write_json(self.output / EXPERIMENT_FILE, about)  # not before: a method that was refused may be corrected
                 write_examples(self.output, list(views.values())[-1])
                 make_networks(config, self.engine, self.console)
                 self._run_cells(self._make_stores(pending), len(self.cells) - len(pending))
@@ -148,6 +156,10 @@ class ROARExperiment:
     def _first_method(self) -> str:
         """Its stores serve the cells of intact images."""
         return next(iter(self.config.factories))
+
+    def _methods_without_maps(self, pending: Sequence[Cell]) -> list[str]:
+        stores = dict.fromkeys(self._store_of(cell) for cell in pending)
+        return list(dict.fromkeys(method for method, network in stores if not self.config.store_path(method, network).exists()))
 
     def _store_of(self, cell: Cell) -> tuple[str, int]:
         return self._first_method if cell.method == ALL else cell.method, cell.network

@@ -134,12 +134,20 @@ def verify_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_identity(folder: Path, identity: Mapping[str, Any], is_begun: bool = True) -> None:
-    """Writes the settings of an experiment to its folder, or compares them with those there. New methods and fills are added.
+    """Writes the settings of an experiment to its folder, after `compare_identity`, which see."""
+    write_json(folder / EXPERIMENT_FILE, compare_identity(folder, identity, is_begun))
+
+
+def compare_identity(folder: Path, identity: Mapping[str, Any], is_begun: bool) -> dict[str, Any]:
+    """Compares the settings of an experiment with those in its folder.
 
     Args:
         folder: of the experiment.
         identity: the settings that the results depend on, as JSON, see `ROARConfig.identity`.
-        is_begun: whether the folder holds anything that depends on them. If not, they are written anew.
+        is_begun: whether the folder holds anything that depends on them. If not, those in it do not count.
+
+    Returns:
+        The content of the experiment's file: the settings there, with the methods and fills that are new.
 
     Raises:
         CannotRun: if the folder holds another experiment.
@@ -147,8 +155,7 @@ def check_identity(folder: Path, identity: Mapping[str, Any], is_begun: bool = T
     path = folder / EXPERIMENT_FILE
     here: dict[str, Any] = json.loads(json.dumps(identity))
     if not path.exists() or not is_begun:
-        write_json(path, here)
-        return
+        return here
     try:
         there = json.loads(path.read_text())
         known = {key: dict(there.get(key, {})) for key in GROWING}
@@ -163,7 +170,7 @@ def check_identity(folder: Path, identity: Mapping[str, Any], is_begun: bool = T
             f"{folder} holds another experiment: {'; '.join(different)}. Use another folder with --output, or the same settings; "
             "fractions and seeds may change, and methods, fills and networks may be added"
         )
-    write_json(path, there | {key: known[key] | here[key] for key in GROWING if key in here})
+    return there | {key: known[key] | here[key] for key in GROWING if key in here}
 
 
 def check_network(folder: Path, network: int, path: Path) -> None:

@@ -8,14 +8,12 @@ from zlib import crc32
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback
 from torch import Tensor, nn
 
 from fg_lightning.errors import CannotRun
 from fg_lightning.fullgrad.preserve_model import as_model_input, preserve_model
-from fg_lightning.fullgrad.target import Selection, TargetError, main_output
+from fg_lightning.fullgrad.target import main_output
 from fg_lightning.fullgrad.torch_internals import unwrap_model
-from fg_lightning.roar.image_pixels import images_and_labels
 
 Target = Union[Literal["predicted", "label", "random"], int]
 """A class by its number, or one of these:
@@ -62,7 +60,7 @@ def choose_classes(
                 "give the label after the image, or use target predicted"
             )
         return labels
-    scores = main_output(_output(model, images))
+    scores = main_output(compute_output(model, images))
     if scores.ndim != 2 or scores.shape[1] < 2:
         raise CannotRun(
             "target random draws a class for each image, but the network's output is not one number for each class: it has "
@@ -76,31 +74,8 @@ def draw_class(num_classes: int, split: str, index: int, seed: int) -> int:
     return int(np.random.default_rng([seed, crc32(split.encode()), index]).integers(num_classes))
 
 
-class TargetCheck(Callback):
-    """Checks with the first batch of a test that its images have the class that is to be explained.
-
-    Args:
-        target: of the experiment.
-
-    Raises:
-        CannotRun: in the test, if they do not.
-    """
-
-    def __init__(self, target: Target) -> None:
-        self.target = target
-
-    def on_test_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        if self.target == "predicted":
-            return
-        images, labels = images_and_labels(batch, None)
-        classes = choose_classes(self.target, labels, pl_module, images, "test", range(len(images)), 0)
-        try:
-            Selection(classes, len(images))(_output(pl_module, images))
-        except TargetError as error:
-            raise CannotRun(f"target {self.target} does not fit the network: {error}") from error
-
-
-def _output(model: nn.Module, images: Tensor) -> Any:
+def compute_output(model: nn.Module, images: Tensor) -> Any:
+    """A network's output, in evaluation mode."""
     with preserve_model(model, images.device), torch.no_grad():
         network = unwrap_model(model)
         return network(as_model_input(images, network).clone())

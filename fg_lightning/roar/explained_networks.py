@@ -3,62 +3,120 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from rich.console import Console
+from torch import Tensor
 
 from fg_lightning.atomic_files import replace_file
 from fg_lightning.checkpoints import one_line, read_checkpoint
 from fg_lightning.errors import CannotRun
+from fg_lightning.fullgrad.target import Selection, TargetError, main_output
+from fg_lightning.removal.pixel_ranking import check_maps
 from fg_lightning.roar.cell_training import determinism, fit, test
 from fg_lightning.roar.config import NETWORK_SEED, ROARConfig
-from fg_lightning.roar.engines import Engine
+from fg_lightning.roar.engines import Engine, describe_error
 from fg_lightning.roar.experiment_folder import check_network, explain_disk_faults
-from fg_lightning.roar.explained_class import TargetCheck
+from fg_lightning.roar.explained_class import choose_classes, compute_output
+from fg_lightning.roar.image_pixels import images_and_labels
+
+NUM_TRIED = 2
+"""Images that every method explains before anything is trained."""
+
+
+def check_networks(config: ROARConfig, engine: Engine, methods: Sequence[str]) -> None:
+    """Checks that networks can be tested, and explained by some methods, before anything is made.
+
+    Raises:
+        CannotRun: if they cannot, or a checkpoint is not of this model.
+    """
+    for outcome in engine.run(partial(check_test, config), [tuple(methods)] if methods or _missing(config) else []):
+        if outcome.reason:
+            raise CannotRun(f"a network cannot be tested on the data: {outcome.reason}")
+    for path in config.checkpoints:
+        load_weights(config.model(), read_weights(path), path)
 
 
 def make_networks(config: ROARConfig, engine: Engine, console: Console) -> None:
-    """Makes the weights of the networks that have none yet, and checks those of the others.
+    """Makes the weights of the networks that have none yet.
 
     Raises:
-        CannotRun: if a network cannot be tested or trained, has no class to explain, is not that of a checkpoint, or was changed.
+        CannotRun: if a network cannot be trained, or the weights of another were changed.
     """
-    missing = [network for network in range(config.num_networks) if not config.network_path(network).exists()]
-    if missing:
-        for outcome in engine.run(partial(check_test, config), [NETWORK_SEED]):
-            if outcome.reason:
-                raise CannotRun(f"a network cannot be tested on the data: {outcome.reason}")
-    if missing and config.checkpoints:
-        weights = {network: read_weights(config.checkpoints[network]) for network in missing}
+    missing = _missing(config)
+    for network in set(range(config.num_networks)) - set(missing):
+        check_network(config.folder, network, config.network_path(network))
+    if config.checkpoints:
         for network in missing:
-            load_weights(config.model(), weights[network], config.checkpoints[network])
-        for network in missing:
-            write_weights(config.network_path(network), weights[network])
+            write_weights(config.network_path(network), read_weights(config.checkpoints[network]))
     elif missing:
         which = "the network that is" if len(missing) == 1 else f"{len(missing)} networks that are"
         console.print(f"training {which} explained: {config.max_epochs} epochs", highlight=False)
         for outcome in engine.run(partial(train_network, config), missing):
             if outcome.reason:
                 raise CannotRun(f"the network that is explained could not be trained: {outcome.reason}")
-    for network in range(config.num_networks):
+    for network in missing:
         check_network(config.folder, network, config.network_path(network))
 
 
-def check_test(config: ROARConfig, seed: int) -> None:
-    """Tests an untrained network on one batch, so that faults of a test are reported before anything is trained.
+def _missing(config: ROARConfig) -> list[int]:
+    return [network for network in range(config.num_networks) if not config.network_path(network).exists()]
+
+
+def check_test(config: ROARConfig, methods: Sequence[str]) -> None:
+    """Tests an untrained network on one batch, and explains images of it, so that faults are reported before anything is trained.
+
+    Args:
+        config: of the experiment.
+        methods: that explain images, by name.
 
     Raises:
-        CannotRun: if there is no test data, the test does not log the metric that counts, or images have no class to explain.
+        CannotRun: if there is no test data, the test does not log the metric that counts, images have no class to explain, or a
+            method cannot explain the network.
     """
-    with determinism(seed, config.num_threads):
+    with determinism(NETWORK_SEED, config.num_threads):
         options = {**config.trainer, "limit_test_batches": 1}
-        metrics = test(config.model(), config.data(), options, None, TargetCheck(config.target))
+        metrics = test(config.model(), config.data(), options, None, ExplanationTrial(config, methods))
     select_accuracy(metrics, config.metric)
+
+
+class ExplanationTrial(Callback):
+    """Explains a few images of the first batch of a test. See `check_test`."""
+
+    def __init__(self, config: ROARConfig, methods: Sequence[str]) -> None:
+        self.config = config
+        self.methods = methods
+
+    def on_test_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        if not self.methods:
+            return
+        images, labels = images_and_labels(batch, None)
+        target = self.config.target
+        classes = choose_classes(target, labels, pl_module, images, "test", range(len(images)), 0)
+        output = compute_output(pl_module, images)
+        if target != "predicted":
+            try:
+                Selection(classes, len(images))(output)
+            except TargetError as error:
+                raise CannotRun(f"target {target} does not fit the network: {error}") from error
+        if not main_output(output).isfinite().all():  # an untrained network; the trained one may be another matter
+            return
+        images = images[:NUM_TRIED]
+        classes = classes[:NUM_TRIED] if isinstance(classes, Tensor) else classes
+        for name in self.methods:
+            try:
+                with torch.enable_grad():
+                    check_maps(self.config.factories[name](pl_module).attribute(images, classes), images)
+            except Exception as error:  # noqa: PERF203 (each has its own)
+                raise CannotRun(
+                    f"the method {name} cannot explain the network, as a try on {len(images)} images shows: "
+                    f"{describe_error(error)}. Correct it, or leave it out of methods"
+                ) from error
 
 
 def train_network(config: ROARConfig, network: int) -> None:

@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import Timer
 from rich.console import Console
 
 from fg_lightning.atomic_files import PREFIX
-from fg_lightning.attribution import METHODS
+from fg_lightning.attribution import METHODS, method_from
 from fg_lightning.roar import CannotRun, ROARExperiment, SaliencyStore
 from fg_lightning.roar import experiment as experiment_module
 from fg_lightning.roar import experiment_folder as folder_module
@@ -125,13 +125,32 @@ def test_a_training_that_diverges_is_recorded_and_tried_again_on_request(tmp_pat
 
 def test_a_method_without_maps_fails_alone(tmp_path):
     def broken(model):
-        raise RuntimeError("no convolution in it")
+        if (tmp_path / "networks").exists():  # not yet when it is tried
+            raise RuntimeError("no convolution in it")
+        return METHODS["edges"](model)
 
     results = experiment(tmp_path, methods={"gradient": METHODS["gradient"], "broken": broken}, num_seeds=1).run()
     assert {r.cell.method: r.reason.split(" (")[0] for r in results.results if r.reason} == {
         "broken": "no maps: RuntimeError: no convolution in it"
     }
     assert [score.method for score in results.scores()] == ["gradient", "broken"]
+
+
+def test_a_method_that_cannot_explain_the_network_is_refused_before_anything_is_trained_and_may_be_corrected(tmp_path):
+    def with_factory(name, factory):
+        return experiment(tmp_path, methods={"gradient": METHODS["gradient"], name: factory}, num_seeds=1).run()
+
+    with pytest.raises(CannotRun, match=r"method mine cannot explain .* try on 2 images shows: TypeError: .* no setting sigma"):
+        with_factory("mine", partial(METHODS["smoothgrad"], sigma=3))
+    with pytest.raises(CannotRun, match=r"method mine cannot .*: ValueError: maps of shape .* do not fit images"):
+        with_factory("mine", method_from(lambda scores, images: images[:, :, 1:]))
+    with pytest.raises(CannotRun, match=r"method cam cannot .*no layer 'head'.*Correct it, or leave it out of methods"):
+        with_factory("cam", partial(METHODS["gradcam"], layer="head"))
+    assert not (tmp_path / "networks").exists()
+    assert not with_factory("mine", METHODS["edges"]).failures
+    with pytest.raises(CannotRun, match="method cam cannot explain"):  # one that is added later, too
+        with_factory("cam", partial(METHODS["gradcam"], layer="head"))
+    assert not with_factory("cam", METHODS["edges"]).failures
 
 
 def test_what_cannot_run_is_said(tmp_path, monkeypatch):
@@ -171,7 +190,7 @@ def test_a_factory_of_ones_own_is_used_under_a_known_name_and_told_from_another(
 
     before = dict(METHODS)
     experiment(tmp_path, methods={"gradient": mine}, num_seeds=1).run()
-    assert len(called) == 1
+    assert len(called) == 2  # tried, and used for the maps
     assert before == METHODS
     with pytest.raises(CannotRun, match=r"method gradient '.*<locals>.mine \w+' there, '.*controls.edges' here"):
         experiment(tmp_path, methods={"gradient": METHODS["edges"]}, num_seeds=1).run()
