@@ -2,6 +2,7 @@
 
 import csv
 import gc
+import io
 import logging
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from PIL import Image
 
 from fg_lightning import FullGradMonitor
 from fg_lightning.history.records import NUMBERS
-from fg_lightning.loggers import Pictures, log_for
+from fg_lightning.loggers import Pictures, _wandb_image, log_for
 from tests.helpers.offline_wandb import history, media_folder, summary, tables
 from tests.helpers.small_trainings import Classifier, loader, trainer
 
@@ -135,6 +136,23 @@ def test_wandb_pictures_are_let_go_of(tmp_path):
     assert counts[-1] == counts[1]
 
 
+def test_a_picture_that_stays_is_encoded_once_for_wandb(tmp_path, monkeypatch):
+    logger, made = WandbLogger(save_dir=tmp_path, offline=True), []
+    log, same = log_for(logger), np.full((112, 112, 3), 7, np.uint8)
+    monkeypatch.setattr("fg_lightning.loggers._wandb_image", lambda *args: made.append(args) or _wandb_image(*args))
+    for step in range(3):
+        other = np.full((112, 112, 3), step, np.uint8)
+        columns = {"image": [same, same], "other": [other, other.copy()], "number": [0, 1]}
+        log.log({"a": step}, Pictures("k", "t", [other] * 2, ["c"] * 2, "table", columns), step)
+    assert len(made) == 3 * (2 + 2) + 1
+    logger.experiment.finish()
+    parts = tables(tmp_path)
+    digests = [[row[1]["sha256"] for row in part["data"]] for part in parts]
+    assert len({digest for part in digests for digest in part}) == 1
+    assert len({row[2]["sha256"] for part in parts for row in part["data"]}) == 3
+    assert [[row[3] for row in part["data"]] for part in parts] == [[0, 1]] * 3
+
+
 def test_where_training_ends_early_wandb_has_the_strip_in_its_summary(tmp_path):
     class Stops(pl.Callback):
         def on_train_epoch_end(self, trainer, module):
@@ -178,8 +196,26 @@ def test_tensorboard_has_numbers_and_sheets_at_every_step(tmp_path):
     sheets = events.Images("fullgrad/saliency")
     assert [sheet.step for sheet in sheets] == [0, 2, 5]
     assert sheets[0].width > 4 * 112
+    for sheet in sheets:
+        assert Image.open(io.BytesIO(sheet.encoded_image_string)).size == (sheet.width, sheet.height)
+    (strip,) = events.Images("fullgrad/film_strip")
+    with Image.open(monitor.history.strip_path) as drawn:
+        assert (np.asarray(Image.open(io.BytesIO(strip.encoded_image_string))) == np.asarray(drawn)).all()
     assert [event.step for event in events.Images("fullgrad/film_strip")] == [5]
     assert [event.step for event in events.Images("fullgrad/bias_terms")] == [5]
+
+
+def test_a_writer_that_is_not_torchs_gets_pictures_by_its_add_image():
+    """Such as tensorboardX's."""
+    calls = []
+
+    class TensorBoardLogger:
+        experiment = SimpleNamespace(
+            add_image=lambda key, pixels, step, dataformats: calls.append((key, pixels.shape, step, dataformats)),
+        )
+
+    log_for(TensorBoardLogger()).conclude({"strip": Image.new("RGB", (20, 10))}, 9)
+    assert calls == [("strip", (10, 20, 3), 9, "HWC")]
 
 
 def test_mlflow_has_numbers_and_sheets_at_every_step(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
+from itertools import chain
 from typing import Any, Union
 from unittest.mock import patch
 
@@ -258,9 +259,9 @@ def _only_network(module: nn.Module) -> str:
 def device_of(model: nn.Module) -> torch.device:
     """The device that a model states, as Lightning's do, or else that of its first parameter."""
     device = getattr(model, "device", None)
-    first = next((tensor for tensor in (*model.parameters(), *model.buffers())), None)
     if isinstance(device, torch.device):
         return device
+    first = next(chain(model.parameters(), model.buffers()), None)
     return torch.device("cpu") if first is None else first.device
 
 

@@ -57,7 +57,7 @@ class Messages:
     def errors_as_warnings(self) -> Iterator[None]:
         """Lets training continue as if nothing had happened: errors become warnings, and the random state is restored."""
         state = torch.get_rng_state(), np.random.get_state(), random.getstate()
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # without it nothing has been drawn there
         try:
             yield
         except Exception as error:

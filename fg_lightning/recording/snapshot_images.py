@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from fg_lightning.history.records import ClassNames, Explanation, Snapshot, shar
 from fg_lightning.loggers import Pictures
 from fg_lightning.visualization.film_strips import animation, film_strip, save_animation, spread_indices
 from fg_lightning.visualization.plots import depth_map
-from fg_lightning.visualization.saliency_overlay import RGB, Normalization, any_negative, enlarge, overlay_rgb, planar
+from fg_lightning.visualization.saliency_overlay import RGB, Normalization, any_negative, enlarge, overlays_rgb, planar
 
 MOST_COLUMNS = 24
 """Number of snapshots in a film strip."""
@@ -54,11 +55,11 @@ class Renderer:
         return Pictures(
             key="fullgrad/saliency",
             title=snapshot.title,
-            overlays=[overlay_rgb(p, m, is_signed=is_signed) for p, m in zip(self.pictures_of_images, maps, strict=True)],
+            overlays=overlays_rgb(self.pictures_of_images, maps, is_signed=is_signed),
             captions=[self.classes.caption(*of_image) for of_image in zip(*columns, strict=True)],
             table_key="fullgrad/table",
             table={
-                "image": [enlarge(picture) for picture in self.pictures_of_images],
+                "image": self._enlarged,
                 "number": list(range(n)),
                 "epoch": [snapshot.epoch] * n,
                 "step": [snapshot.step] * n,
@@ -70,6 +71,11 @@ class Renderer:
             },
             is_signed=is_signed,
         )
+
+    @cached_property
+    def _enlarged(self) -> list[RGB]:
+        """The same arrays in every snapshot, so that a logger can tell that it has them already."""
+        return [enlarge(picture) for picture in self.pictures_of_images]
 
     def draw_run(self, history: History, *, with_animation: bool = False) -> dict[str, Image.Image | Path]:
         """Draws the film strip, the bias terms by depth, and the animation, into the folder of the history.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import TypeVar
 
 import numpy as np
@@ -24,7 +24,10 @@ MAX_NAME_WIDTH = 160
 """Pixels of a row's name."""
 
 LINE = 15
-"""Pixels from one line of words to the next."""
+"""Pixels for a line of words."""
+
+SPACING = 2
+"""Pixels between two lines."""
 
 
 def draw_grid(
@@ -58,33 +61,52 @@ def draw_grid(
     canvas = Image.new("RGB", (right + bar_width, top + len(rows) * pitch + GAP), "white")
     draw = ImageDraw.Draw(canvas)
 
-    _write(draw, (left, 6), title)
+    _write(canvas, (left, 6), title)
     for i, row in enumerate(rows):
         for j, frame in enumerate(row):
             canvas.paste(Image.fromarray(frame), (left + j * (width + GAP), top + i * pitch))
         for j, caption in enumerate(captions[i] if captions else ()):
             place = left + j * (width + GAP), top + i * pitch + height + 1
-            _write(draw, place, _shorten(caption, width))
+            _write(canvas, place, _shorten(caption, width))
     for j, name in enumerate(column_names):
-        _write(draw, (left + j * (width + GAP) + width // 2, 6 + heading), _shorten(name, width), anchor="ma", align="center")
+        place = left + j * (width + GAP) + width // 2, 6 + heading
+        draw.multiline_text(place, _shorten(name, width), "black", _font(), "ma", SPACING, "center")
     for i, name in enumerate(row_names):
-        _write(draw, (left - 8, top + i * pitch + height // 2), name, anchor="rm")
+        draw.multiline_text((left - 8, top + i * pitch + height // 2), name, "black", _font(), "rm", SPACING)
 
     canvas.paste(Image.fromarray(colour_bar(height, is_signed=is_signed)), (right, top))
     highest, lowest = ("for", "against") if is_signed else ("high", "low")
-    _write(draw, (right + 14, top), highest)
-    _write(draw, (right + 14, top + height - LINE), lowest)
+    _write(canvas, (right + 14, top), highest)
+    _write(canvas, (right + 14, top + height - LINE), lowest)
     return canvas
 
 
 def pil_to_rgb(picture: Image.Image) -> RGB:
     """A picture as [H, W, 3] in 0..255."""
-    rgb: RGB = np.asarray(picture.convert("RGB"))
+    rgb: RGB = np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
     return rgb
 
 
-def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], words: str, **options: str) -> None:
-    draw.multiline_text(place, words, fill="black", font=_font(), spacing=2, **options)  # type: ignore[arg-type]
+def _write(canvas: Image.Image, place: tuple[int, int], words: str) -> None:
+    """What `multiline_text` draws, left-aligned; most lines were drawn before, for another image or an earlier snapshot."""
+    for i, line in enumerate(words.split("\n") if words else ()):
+        ink, left, top = _ink(line)
+        canvas.paste("black", (place[0] + left, place[1] + i * _line_height() + top), ink)
+
+
+@lru_cache(1000)
+def _ink(line: str) -> tuple[Image.Image, int, int]:
+    """How opaque a line of text is, and where that lies relative to the line's place."""
+    left, top, right, bottom = (round(side) for side in _font().getbbox(line))
+    ink = Image.new("L", (right - left, bottom - top))
+    ImageDraw.Draw(ink).text((-left, -top), line, 255, _font())
+    return ink, left, top
+
+
+@cache
+def _line_height() -> int:
+    """From one line to the next, as `multiline_text` has it."""
+    return round(_font().getbbox("A")[3]) + SPACING
 
 
 @cache

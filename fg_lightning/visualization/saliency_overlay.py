@@ -23,6 +23,9 @@ SIGNED_COLORMAP = "RdBu_r"
 SMALLEST_SIDE = 112
 """Smaller images are enlarged by a whole factor, because viewers blur them or show them as stamps."""
 
+STRENGTH = 0.7
+"""Opacity of the colours where saliency is highest."""
+
 BAND = 32
 """Pixels of height of a signal, which has none."""
 
@@ -90,7 +93,7 @@ def overlay(
     image: Tensor,
     saliency: Tensor,
     *,
-    strength: float = 0.7,
+    strength: float = STRENGTH,
     normalization: Normalization | None = None,
     is_signed: bool | None = None,
 ) -> RGB:
@@ -110,21 +113,36 @@ def overlay(
     return overlay_rgb(to_rgb(image, normalization), saliency, strength=strength, is_signed=is_signed)
 
 
-def overlay_rgb(picture: RGB, saliency: Tensor, *, strength: float = 0.7, is_signed: bool | None = None) -> RGB:
+def overlay_rgb(picture: RGB, saliency: Tensor, *, strength: float = STRENGTH, is_signed: bool | None = None) -> RGB:
     """`overlay`, of an image that `to_rgb` made."""
     values = saliency.reshape(saliency.shape[-2:]).detach().float().cpu().numpy()
     level, is_signed = heat_levels(values, is_signed=is_signed)
-    colours = colour_table(SIGNED_COLORMAP if is_signed else COLORMAP)[(level * 255).astype(np.uint8)]
+    return _blend(picture, level, strength, is_signed)
+
+
+def overlays_rgb(pictures: Sequence[RGB], maps: Float[Tensor, "n 1 h w"], *, is_signed: bool) -> list[RGB]:
+    """`overlay_rgb` of several images and their maps."""
+    levels, _ = heat_levels(maps[:, 0].detach().float().cpu().numpy(), is_signed=is_signed)
+    return [_blend(picture, level, STRENGTH, is_signed) for picture, level in zip(pictures, levels, strict=True)]
+
+
+def _blend(picture: RGB, level: npt.NDArray[np.float32], strength: float, is_signed: bool) -> RGB:
+    """The colours of levels over a picture in grey. In place, since fresh memory costs more than the arithmetic."""
+    colours = colour_table(SIGNED_COLORMAP if is_signed else COLORMAP).take((level * 255).astype(np.uint8), axis=0)
     weight = np.abs(2 * level - 1) if is_signed else level
     opacity = (strength * (0.5 + 0.5 * weight))[..., None]
-    grey = picture.mean(-1, keepdims=True, dtype=np.float32)
-    return enlarge((grey + opacity * (colours - grey)).round().astype(np.uint8))
+    red, green, blue = np.moveaxis(picture, -1, 0)
+    grey = ((red.astype(np.float32) + green + blue) / 3)[..., None]
+    colours -= grey
+    colours *= opacity
+    colours += grey
+    return enlarge(colours.round(out=colours).astype(np.uint8))
 
 
 def heat_levels(values: npt.NDArray[np.float32], *, is_signed: bool | None = None) -> tuple[npt.NDArray[np.float32], bool]:
-    """A map as levels in 0..1 of a colour map, and whether that is the signed one, which has zero in its middle.
+    """Maps [..., H, W] as levels in 0..1 of a colour map, and whether that is the signed one, which has zero in its middle.
 
-    It is scaled by its minimum and its 99.5th percentile, so that a single pixel does not take all the contrast. A signed map is
+    Each is scaled by its minimum and its 99.5th percentile, so that a single pixel does not take all the contrast. A signed map is
     scaled by the percentile of its magnitude.
     """
     if float(values.min()) < 0 if is_signed is None else is_signed:
@@ -138,13 +156,14 @@ def any_negative(maps: Iterable[Tensor]) -> bool:
 
 
 def scale_to_unit(values: npt.NDArray[np.float32], low: float | None = None) -> npt.NDArray[np.float32]:
-    """Values scaled to 0..1 by their minimum, or `low`, and their 99.5th percentile."""
-    low = float(values.min()) if low is None else low
-    high = float(np.percentile(values, 99.5))
-    if high <= low:
-        high = float(values.max())
-    scaled: npt.NDArray[np.float32] = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
-    return scaled
+    """Maps [..., H, W], each scaled to 0..1 by its minimum, or `low`, and its 99.5th percentile."""
+    plane = (-2, -1)
+    least = values.min(plane, keepdims=True) if low is None else values.dtype.type(low)
+    high = np.percentile(values, 99.5, plane, keepdims=True)
+    high = np.where(high <= least, values.max(plane, keepdims=True), high).astype(np.float64)
+    scaled = values - least
+    scaled /= np.maximum(high - least, 1e-12).astype(values.dtype)
+    return np.clip(scaled, 0, 1, out=scaled)
 
 
 @cache
@@ -170,7 +189,7 @@ def add_colour_bar(picture: RGB, *, is_signed: bool = False) -> RGB:
 def enlarge(picture: RGB) -> RGB:
     """Repeats every pixel by a whole factor, until the shorter side has `SMALLEST_SIDE` pixels."""
     factor = max(1, -(-SMALLEST_SIDE // min(picture.shape[:2])))
-    return picture if factor == 1 else picture.repeat(factor, axis=0).repeat(factor, axis=1)
+    return picture if factor == 1 else picture.repeat(factor, axis=1).repeat(factor, axis=0)
 
 
 def shrink(picture: RGB, side: int) -> RGB:

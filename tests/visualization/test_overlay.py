@@ -13,6 +13,8 @@ from fg_lightning.visualization.saliency_overlay import (
     colour_bar,
     enlarge,
     heat_levels,
+    overlay_rgb,
+    overlays_rgb,
     scale_to_unit,
 )
 
@@ -86,6 +88,18 @@ def test_an_overlay_is_colour_over_grey():
     expected = overlay_by_definition(image, saliency[0].numpy())
     assert np.abs(drawn[::6, ::6] - expected).max() <= 1  # rounding, and float32
     assert (drawn == drawn[::6, ::6].repeat(6, 0).repeat(6, 1)).all()
+
+
+@pytest.mark.parametrize("is_signed", [False, True])
+def test_overlays_that_are_drawn_together_are_those_drawn_one_by_one(is_signed):
+    pictures = [to_rgb(original(seed)) for seed in range(4)]
+    maps = (
+        torch.randn(4, 1, 20, 30, generator=torch.Generator().manual_seed(0))
+        * torch.tensor([1, 100, 1e-20, 0])[:, None, None, None]
+    )
+    together = overlays_rgb(pictures, maps, is_signed=is_signed)
+    for picture, saliency, drawn in zip(pictures, maps, together, strict=True):
+        assert (drawn == overlay_rgb(picture, saliency, is_signed=is_signed)).all()
 
 
 def test_one_pixel_does_not_take_all_the_contrast():

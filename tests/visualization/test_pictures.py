@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from matplotlib.font_manager import findfont
+from PIL import Image, ImageDraw, ImageFont
 
 from fg_lightning.visualization import contact_sheet, depth_map, film_strip
 from fg_lightning.visualization.film_strips import animation, spread_indices
@@ -45,6 +46,21 @@ def test_of_many_snapshots_as_many_are_shown_as_there_is_room_for(strip):
     wide, narrow = film_strip(images, snapshots), film_strip(images, snapshots, max_columns=4)
     assert wide.width - narrow.width == 6 * (112 + GAP)
     assert locate_frame(pil_to_rgb(narrow), overlay(images[0], snapshots[-1][1][0]))
+
+
+def test_words_are_drawn_as_pillow_draws_lines_of_text():
+    """Lines are drawn once and then copied: below every frame stands what `multiline_text` would have drawn."""
+    frames = [np.full((30, 90, 3), 40 * i, np.uint8) for i in range(3)]
+    captions = ["class 7\n→ class 7 98%", "ÄÖgjpqy,_|\n\n(label 3)", "class 7"]
+    canvas = draw_grid([frames], captions=[captions], title="epoch 3")
+    expected = draw_grid([frames], captions=[["\n\n"] * 3])
+    (top, left), *_ = (locate_frame(pil_to_rgb(canvas), frame)[0] for frame in frames)
+    (plain_top, _), *_ = (locate_frame(pil_to_rgb(expected), frame)[0] for frame in frames)
+    draw, font = ImageDraw.Draw(expected), ImageFont.truetype(findfont("DejaVu Sans"), 11)
+    for j, caption in enumerate(captions):
+        draw.multiline_text((left + j * (90 + GAP), plain_top + 30 + 1), caption, "black", font, spacing=2)
+    assert top > plain_top  # by the title
+    assert (pil_to_rgb(canvas)[top:] == pil_to_rgb(expected)[plain_top:]).all()
 
 
 @pytest.mark.parametrize(("count", "at_most"), [(3, 5), (5, 5), (10, 4), (1000, 24), (1, 1)])
