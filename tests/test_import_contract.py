@@ -14,7 +14,7 @@ from tests import ROOT
 PACKAGE = ROOT / "fg_lightning"
 LAYERS = (
     "errors atomic_files sample_seeds checkpoints fullgrad attribution removal metrics demo visualization history loggers "
-    "recording roar report callbacks explain training cli __main__"
+    "recording roar planted report callbacks explain training cli __main__"
 ).split()
 """A module imports from its own layer and those before it."""
 

@@ -33,6 +33,7 @@ COMMANDS = {
     "demo": "fg_lightning.cli.demo",
     "explain": "fg_lightning.cli.explain",
     "roar": "fg_lightning.cli.roar",
+    "planted": "fg_lightning.cli.planted",
     "report": "fg_lightning.cli.report",
     "cite": "fg_lightning.cli.cite",
     "completion": "fg_lightning.cli.completion",

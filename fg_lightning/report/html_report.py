@@ -19,6 +19,7 @@ from fg_lightning.errors import CannotRun, list_briefly
 from fg_lightning.history.records import HISTORY
 from fg_lightning.report.figures import Page
 from fg_lightning.report.image_encoding import to_base64
+from fg_lightning.report.planted_page import is_planted, planted_page
 from fg_lightning.report.roar_page import experiment_page, is_experiment
 from fg_lightning.report.run_page import run_page
 
@@ -31,7 +32,7 @@ def write_report(
     output: Union[str, Path, None] = None,
     track: Callable[[str, Sequence[Any]], Iterable[Any]] = lambda what, items: items,
 ) -> Path:
-    """Writes the report of a monitored run or of a ROAR experiment. Unfinished ones work too.
+    """Writes the report of a monitored run, of a ROAR experiment or of one with planted shortcuts. Unfinished ones work too.
 
     Args:
         folder: of the run, or above its only `fullgrad/`; or of the experiment.
@@ -45,7 +46,7 @@ def write_report(
         CannotRun: if the folder holds neither, there are no results yet, or the file cannot be written.
     """
     folder = locate_run(Path(folder))
-    page = render(run_page(folder, track) if _is_run(folder) else experiment_page(folder, track))
+    page = render(_make_page(folder, track))
     path = (folder / "report.html" if output is None else Path(output)).resolve()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,6 +55,12 @@ def write_report(
     except OSError as error:
         raise CannotRun(f"{path} cannot be written: {error.strerror}; name another file with --output") from error
     return path
+
+
+def _make_page(folder: Path, track: Callable[[str, Sequence[Any]], Iterable[Any]]) -> Page:
+    if _is_run(folder):
+        return run_page(folder, track)
+    return planted_page(folder) if is_planted(folder) else experiment_page(folder, track)
 
 
 def locate_run(folder: Path) -> Path:

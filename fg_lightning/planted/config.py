@@ -1,0 +1,156 @@
+"""The settings of a comparison of methods on planted shortcuts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Union
+
+from lightning.pytorch import LightningDataModule, LightningModule
+
+from fg_lightning.attribution import METHODS, Factory, find_method
+from fg_lightning.planted.datamodule import Mark, PlantedShortcut, Shortcut, check_shortcut
+from fg_lightning.planted.marks import Corner
+from fg_lightning.roar.cell_training import check_trainer_options
+from fg_lightning.roar.experiment_folder import describe
+
+IDENTITY = (
+    "shortcut strength size corner margin max_epochs num_images metric batch_size num_threads data model prepare transform trainer "
+    "methods"
+).split()
+"""The settings that numbers depend on."""
+
+
+@dataclass(frozen=True, eq=False)
+class PlantedConfig:
+    """What an experiment is run with. It is checked when it is made.
+
+    Args:
+        output: The folder that everything is kept in.
+        data: Makes the datamodule that marks are added to: its class, or a function without arguments.
+        model: Makes an untrained LightningModule that takes images alone, gives logits [N, classes] and logs its accuracy in
+            `test_step`.
+        methods: Names in `fg_lightning.attribution.METHODS`, as a list or with commas between them, "all" of them, or factories by
+            name.
+        shortcut: corner, a patch whose brightness tells the class; or decoy, the image beside another whose class says nothing.
+        strength: How visible the mark is, 0 to 1.
+        num_seeds: Number of networks that are trained with the mark, and of those that are trained with marks of random classes,
+            from seeds 0, 1, ...
+        max_epochs: Number of epochs of each training.
+        size: Pixels of the patch's side. Default: 3 for images of 28 pixels, in proportion for others.
+        corner: The corner of the patch: top_left, top_right, bottom_left or bottom_right.
+        margin: Number of pixels around the mark that count as the mark's. Default: 4 around a patch in images of 28 pixels, in
+            proportion for others; 0 for decoy.
+        num_images: Number of test images that are explained, evenly spaced.
+        metric: The logged test metric that counts as accuracy, 0 to 1. Default: the one with acc in its name.
+        batch_size: Number of images that are explained at once.
+        num_threads: Number of torch's threads on a CPU: numbers depend on it.
+        prepare: Brings images to the size that the network takes, see `ROARDataModule`.
+        transform: What is done to images after the marks are added, see `ROARDataModule`.
+        trainer: Further arguments of Lightning's Trainer. A training uses one device.
+
+    Raises:
+        TypeError: if data or model is an instance, or a count is not an integer.
+        ValueError: if a setting makes no sense.
+    """
+
+    output: Union[str, Path]
+    data: Callable[[], LightningDataModule]
+    model: Callable[[], LightningModule]
+    methods: Union[str, Sequence[str], Mapping[str, Factory]] = "all"
+    shortcut: Shortcut = "corner"
+    strength: float = 1.0
+    num_seeds: int = 5
+    max_epochs: int = 4
+    size: int | None = None
+    corner: Corner = "top_left"
+    margin: int | None = None
+    num_images: int = 500
+    metric: str | None = None
+    batch_size: int = 50
+    num_threads: int = 1
+    prepare: Callable[[Any], Any] | None = None
+    transform: Callable[..., Any] | None = None
+    trainer: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, value, kind in (("data", self.data, LightningDataModule), ("model", self.model, LightningModule)):
+            if isinstance(value, kind) or not callable(value):
+                raise TypeError(
+                    f"{name} must be a function that makes a new {kind.__name__}, such as the class itself or a lambda, since each "
+                    f"training starts from scratch; not {type(value).__name__}"
+                )
+        for name in ("num_seeds", "max_epochs", "num_images", "batch_size", "num_threads"):
+            count = getattr(self, name)
+            if isinstance(count, bool) or not isinstance(count, int):
+                raise TypeError(f"{name} must be an integer, not {count!r}")
+            if count < 1:
+                raise ValueError(f"{name} must be at least 1, not {count}")
+        if self.margin is not None and self.margin < 0:
+            raise ValueError(f"margin must be a number of pixels, at least 0, not {self.margin}")
+        check_shortcut(self.shortcut, self.strength, self.size, self.corner)
+        for name, made in {
+            "output": Path(self.output).resolve(),
+            "methods": choose_methods(self.methods),
+            "trainer": check_trainer_options(self.trainer or {}),
+        }.items():
+            object.__setattr__(self, name, made)  # as frozen dataclasses do
+
+    @property
+    def folder(self) -> Path:
+        """The output, absolute."""
+        return Path(self.output)
+
+    @property
+    def factories(self) -> Mapping[str, Factory]:
+        """The methods by name."""
+        assert isinstance(self.methods, Mapping)
+        return self.methods
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that may not change from one run to the next, since numbers depend on them, as JSON."""
+        return {name: describe(getattr(self, name)) for name in IDENTITY}
+
+    def plant(self, mark: Mark, seed: int, num_classes: int | None, value_range: tuple[float, float] | None) -> PlantedShortcut:
+        """A new datamodule with marks."""
+        return PlantedShortcut(
+            self.data(),
+            self.shortcut,
+            self.strength,
+            mark,
+            size=self.size,
+            corner=self.corner,
+            num_classes=num_classes,
+            value_range=value_range,
+            seed=seed,
+            prepare=self.prepare,
+            transform=self.transform,
+        )
+
+
+def choose_methods(methods: Union[str, Sequence[str], Mapping[str, Factory]]) -> dict[str, Factory]:
+    """The factories of methods by name.
+
+    Raises:
+        ValueError: if there is no such method, none is given, one is given twice, or a name cannot be that of a file.
+    """
+    if isinstance(methods, Mapping):
+        chosen = dict(methods)
+    else:
+        names = [name.strip() for name in methods.split(",")] if isinstance(methods, str) else list(methods)
+        names = list(METHODS) if names == ["all"] else names
+        chosen = {name: find_method(name) for name in names}
+        if len(chosen) < len(names):
+            raise ValueError(
+                f"methods must differ, but {', '.join(n for n in chosen if names.count(n) > 1)} is given more than once"
+            )
+    if not chosen:
+        raise ValueError("methods must have at least one name, such as fullgrad")
+    for name in chosen:
+        if not re.fullmatch(r"\w[\w.+]{,99}", name):
+            raise ValueError(
+                f"a method's name must be at most 100 letters, digits, _ . and +, since files are named after it; not {name!r}"
+            )
+    return chosen
