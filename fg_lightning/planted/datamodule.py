@@ -10,15 +10,14 @@ import numpy as np
 import torch
 from jaxtyping import Bool
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from fg_lightning.errors import CannotRun, UnfitData
 from fg_lightning.planted.marks import MARGIN_SHARE, PATCH_SHARE, Corner, CornerPatch, DecoyPair
-from fg_lightning.roar.datamodule import HOOKS
+from fg_lightning.roar.changed_images import ChangedImages
 from fg_lightning.roar.dataset_transforms import Transform
-from fg_lightning.roar.dataset_views import Plane, SplitView, map_loaders, rebuild_loader, views_of
+from fg_lightning.roar.dataset_views import Plane, SplitView
 from fg_lightning.roar.image_pixels import Picture, apply_transform, fill_with_function, planes, replace_image, spatial_shape
 from fg_lightning.visualization.film_strips import spread_indices
 
@@ -93,7 +92,7 @@ class PlantedDataset(Dataset[Any]):
         raise CannotRun(f"all of {MAX_DRAWS} images drawn at random have the label {label}; a shortcut needs two classes or more")
 
 
-class PlantedShortcut(LightningDataModule):
+class PlantedShortcut(ChangedImages):
     """Adds a mark to every image whose place is known and which gives the class away.
 
     A network that is trained on such images takes the shortcut. Whether it does is measured with marks of other classes
@@ -153,9 +152,9 @@ class PlantedShortcut(LightningDataModule):
         prepare: Transform | None = None,
         transform: Transform | None = None,
     ) -> None:
-        super().__init__()
         if not isinstance(base, LightningDataModule):
             raise ValueError(f"base must be a LightningDataModule, not {type(base).__name__}")
+        super().__init__(base, prepare, transform)
         check_shortcut(shortcut, strength, size, corner)
         if mark not in get_args(Mark):
             raise ValueError(f"mark must be one of {', '.join(get_args(Mark))}, not {mark!r}")
@@ -163,7 +162,6 @@ class PlantedShortcut(LightningDataModule):
             raise ValueError(f"num_classes must be at least 2, not {num_classes}")
         if value_range is not None and not value_range[0] < value_range[1]:
             raise ValueError(f"value_range must be a lower and a higher number, not {value_range}")
-        self.base = base
         self.shortcut = shortcut
         self.strength = strength
         self.mark = mark
@@ -173,22 +171,8 @@ class PlantedShortcut(LightningDataModule):
         self.value_range = value_range
         self.seed = seed
         self.margin = 0
-        self._adaptations = {"prepare": prepare, "transform": transform}
-        self._views: dict[str, SplitView] = {}
-        for hook in HOOKS:  # without one in the base, the network's is called, which a hook here would prevent
-            if is_overridden(hook, base, LightningDataModule):
-                setattr(self, hook, getattr(base, hook))
 
-    def prepare_data(self) -> None:
-        self.base.prepare_data()
-
-    def setup(self, stage: str) -> None:
-        self.base.trainer = self.trainer
-        if self._views:
-            return
-        for needed in ("fit", "test"):  # the evaluation transform is the test images'
-            self.base.setup(needed)
-        views = views_of(self.base, **self._adaptations)
+    def check_views(self, views: Mapping[str, SplitView]) -> None:
         first = next(iter(views.values()))
         for view in views.values():
             label_of(view.plane[0], view.plane.place)
@@ -212,27 +196,9 @@ class PlantedShortcut(LightningDataModule):
             if min(shape) < 4:
                 raise CannotRun(f"two images side by side need 4 pixels or more on each side, but the images are {shape}")
             self._drawing = DecoyPair(shape, (low, high), self.strength)
-        self._views = views
 
-    def teardown(self, stage: str) -> None:
-        self.base.teardown(stage)
-        if is_overridden("teardown", self.base, LightningDataModule):
-            self._views = {}  # the base may have deleted its data
-
-    def train_dataloader(self) -> Any:
-        return map_loaders(self.base.train_dataloader(), "train", self._plant)
-
-    def val_dataloader(self) -> Any:
-        return map_loaders(self.base.val_dataloader(), "val", self._plant) if self._has("val") else []
-
-    def test_dataloader(self) -> Any:
-        return map_loaders(self.base.test_dataloader(), "test", self._plant) if self._has("test") else []
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.base.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.base.load_state_dict(state_dict)
+    def change_images(self, view: SplitView) -> PlantedDataset:
+        return PlantedDataset(view, self._drawing, self.mark, self.seed)
 
     def masks(self, num_images: int, margin: int = 0) -> Bool[Tensor, "n 1 h w"]:
         """Where the mark of each image is: True on the mark, which lies at the same place in all of them.
@@ -268,18 +234,12 @@ class PlantedShortcut(LightningDataModule):
 
     def dataset(self, split: str) -> tuple[PlantedDataset, SplitView]:
         """A split's planted samples, by the split's name, and the split itself."""
-        return PlantedDataset(self._views[split], self._drawing, self.mark, self.seed), self._views[split]
+        return self.change_images(self._views[split]), self._views[split]
 
     @property
     def splits(self) -> list[str]:
         """The names of the splits: train, val, test; test_0, test_1 if there are several loaders. Known after `setup`."""
         return list(self._views)
-
-    def _has(self, split: str) -> bool:
-        return any(name.split("_")[0] == split for name in self._views)
-
-    def _plant(self, name: str, loader: DataLoader[Any]) -> DataLoader[Any]:
-        return rebuild_loader(loader, self.dataset(name)[0])
 
 
 def check_shortcut(shortcut: str, strength: float, size: int | None, corner: str) -> None:

@@ -17,7 +17,7 @@ from fg_lightning.errors import CannotRun, UnfitData
 from fg_lightning.metrics import pointing_game, relevance_mass
 from fg_lightning.planted.datamodule import PlantedShortcut
 from fg_lightning.roar.cell_training import QUIET, silence_lightning
-from fg_lightning.roar.datamodule import HOOKS
+from fg_lightning.roar.changed_images import HOOKS
 from fg_lightning.roar.image_pixels import images_and_labels
 from fg_lightning.visualization.film_strips import spread_indices
 

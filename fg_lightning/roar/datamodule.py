@@ -12,17 +12,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from fg_lightning.errors import CannotRun, UnfitData
 from fg_lightning.removal import Fill, Order, find_fill, noisy_linear, removal_mask
 from fg_lightning.removal.fills import MeanAndStd
 from fg_lightning.removal.pixel_ranking import check_fraction, check_order
 from fg_lightning.roar.cells import MASKS
+from fg_lightning.roar.changed_images import ChangedImages
 from fg_lightning.roar.config import ROARConfig
 from fg_lightning.roar.dataset_transforms import Transform
-from fg_lightning.roar.dataset_views import NUM_EXAMINED, SplitView, map_loaders, rebuild_loader, views_of
+from fg_lightning.roar.dataset_views import NUM_EXAMINED, SplitView
 from fg_lightning.roar.image_pixels import (
     Mask,
     Picture,
@@ -39,9 +39,6 @@ from fg_lightning.roar.saliency_store import SaliencyStore
 from fg_lightning.visualization.film_strips import spread_indices
 
 Values = npt.NDArray[np.float64]
-
-HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
-"""Lightning calls them for every batch, the datamodule's or else the network's."""
 
 
 class Removal:
@@ -190,7 +187,7 @@ class MaskedDataset(Dataset[Any]):
         return self._store.read(self._split, [index])
 
 
-class ROARDataModule(LightningDataModule):
+class ROARDataModule(ChangedImages):
     """Remove-and-retrain's data (Hooker et al., A Benchmark for Interpretability Methods in Deep Neural Networks, NeurIPS 2019).
 
     Train, validation and test images lose exactly round(fraction * number of pixels) pixels each, in the order of the store's
@@ -245,32 +242,17 @@ class ROARDataModule(LightningDataModule):
         control: str | None = None,
         redraw: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(base, prepare, transform)
         check_fraction(fraction)
         check_order(order)
         if control not in (None, MASKS):
             raise ValueError(f"control must be {MASKS!r} or None, not {control!r}")
-        self.base = base
         self.store = store if isinstance(store, SaliencyStore) else SaliencyStore(store)
         self._make_removal = partial(Removal, fraction, order, fill, keep, self.store.manifest.channel_mean, seed)
         self.removal = self._make_removal()
         self._control, self._redraw = control, redraw
-        self._adaptations = {"prepare": prepare, "transform": transform}
-        self._views: dict[str, SplitView] = {}
-        for hook in HOOKS:  # without one in the base, the network's is called, which a hook here would prevent
-            if is_overridden(hook, base, LightningDataModule):
-                setattr(self, hook, getattr(base, hook))
 
-    def prepare_data(self) -> None:
-        self.base.prepare_data()
-
-    def setup(self, stage: str) -> None:
-        self.base.trainer = self.trainer
-        if self._views:
-            return
-        for needed in ("fit", "test"):  # the evaluation transform is the test images'
-            self.base.setup(needed)
-        views = views_of(self.base, **self._adaptations)
+    def check_views(self, views: Mapping[str, SplitView]) -> None:
         if self._control == MASKS:
             white = _white(next(iter(views.values())))
             self.removal = MasksAlone(self.removal.fraction, self.removal.order, self.removal.keep, white)
@@ -280,37 +262,13 @@ class ROARDataModule(LightningDataModule):
             self.store.check(view)
             if not self.removal.is_none:
                 self.removal.check(view.plane.image(0))
-        self._views = views
 
-    def teardown(self, stage: str) -> None:
-        self.base.teardown(stage)
-        if is_overridden("teardown", self.base, LightningDataModule):
-            self._views = {}  # the base may have deleted its data
-
-    def train_dataloader(self) -> Any:
-        return map_loaders(self.base.train_dataloader(), "train", self._mask_loader)
-
-    def val_dataloader(self) -> Any:
-        return map_loaders(self.base.val_dataloader(), "val", self._mask_loader) if self._has("val") else []
-
-    def test_dataloader(self) -> Any:
-        return map_loaders(self.base.test_dataloader(), "test", self._mask_loader) if self._has("test") else []
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.base.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.base.load_state_dict(state_dict)
+    def change_images(self, view: SplitView) -> Dataset[Any]:
+        return MaskedDataset(view, self.store, self.removal, self._redraw)
 
     def masks(self, split: str, num_images: int) -> npt.NDArray[np.bool_]:
         """Which pixels of the first images of a split are removed: [at most `num_images`, *S]."""
         return self.removal.mask(self.store.read(split, range(min(num_images, len(self.store.ranks(split))))))
-
-    def _has(self, split: str) -> bool:
-        return any(name.split("_")[0] == split for name in self._views)
-
-    def _mask_loader(self, name: str, loader: DataLoader[Any]) -> DataLoader[Any]:
-        return rebuild_loader(loader, MaskedDataset(self._views[name], self.store, self.removal, self._redraw))
 
 
 def _white(view: SplitView) -> float:

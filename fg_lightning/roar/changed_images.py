@@ -1,0 +1,83 @@
+"""The user's datamodule, whose images are changed before their transform."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch.utils.data import DataLoader, Dataset
+
+from fg_lightning.roar.dataset_transforms import Transform
+from fg_lightning.roar.dataset_views import SplitView, map_loaders, rebuild_loader, views_of
+
+HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+"""Lightning calls them for every batch, the datamodule's or else the network's."""
+
+
+class ChangedImages(LightningDataModule):
+    """A datamodule over another, whose data sets give changed images. Otherwise the loaders are the other's.
+
+    Args:
+        base: a datamodule over map-style data sets.
+        prepare: see `views_of`.
+        transform: see `views_of`.
+    """
+
+    def __init__(self, base: LightningDataModule, prepare: Transform | None, transform: Transform | None) -> None:
+        super().__init__()
+        self.base = base
+        self._adaptations = {"prepare": prepare, "transform": transform}
+        self._views: dict[str, SplitView] = {}
+        for hook in HOOKS:  # without one in the base, the network's is called, which a hook here would prevent
+            if is_overridden(hook, base, LightningDataModule):
+                setattr(self, hook, getattr(base, hook))
+
+    @abstractmethod
+    def check_views(self, views: Mapping[str, SplitView]) -> None:
+        """Checks the splits, once they are set up, and measures what the changes depend on."""
+
+    @abstractmethod
+    def change_images(self, view: SplitView) -> Dataset[Any]:
+        """The samples of a split with changed images."""
+
+    def prepare_data(self) -> None:
+        self.base.prepare_data()
+
+    def setup(self, stage: str) -> None:
+        self.base.trainer = self.trainer
+        if self._views:
+            return
+        for needed in ("fit", "test"):  # the evaluation transform is the test images'
+            self.base.setup(needed)
+        views = views_of(self.base, **self._adaptations)
+        self.check_views(views)
+        self._views = views
+
+    def teardown(self, stage: str) -> None:
+        self.base.teardown(stage)
+        if is_overridden("teardown", self.base, LightningDataModule):
+            self._views = {}  # the base may have deleted its data
+
+    def train_dataloader(self) -> Any:
+        return map_loaders(self.base.train_dataloader(), "train", self._change_loader)
+
+    def val_dataloader(self) -> Any:
+        return map_loaders(self.base.val_dataloader(), "val", self._change_loader) if self._has("val") else []
+
+    def test_dataloader(self) -> Any:
+        return map_loaders(self.base.test_dataloader(), "test", self._change_loader) if self._has("test") else []
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.base.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.base.load_state_dict(state_dict)
+
+    def _has(self, split: str) -> bool:
+        return any(name.split("_")[0] == split for name in self._views)
+
+    def _change_loader(self, name: str, loader: DataLoader[Any]) -> DataLoader[Any]:
+        return rebuild_loader(loader, self.change_images(self._views[name]))
