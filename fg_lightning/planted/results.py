@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from fg_lightning.roar.results import mean_and_interval, write_csv
+from fg_lightning.roar.results import holm, mean_and_interval, paired_p, write_csv
 
 Network = Literal["planted", "control"]
 """Trained with the mark of the label, or with marks of random classes."""
@@ -30,7 +30,8 @@ LEAST_FALL = 1 / 3
 TABLE_COLUMNS = "network seed lives_on_mark method images metric value reason".split()
 
 SUMMARY_COLUMNS = (
-    "method images metric planted planted_interval_95 control control_interval_95 difference difference_interval_95 num_networks"
+    "method images metric planted planted_interval_95 control control_interval_95 difference difference_interval_95 p_holm "
+    "num_networks"
 ).split()
 
 Values = npt.NDArray[np.float64]
@@ -95,6 +96,8 @@ class Score:
         control_interval: half of its interval.
         difference: mean of planted - control, paired by seed.
         difference_interval: half of its interval.
+        p_holm: two-sided, of a t-test that the difference is 0, adjusted for the number of methods (Holm 1979). NaN for one
+            network, or if the differences do not vary.
         num_networks: how many of either kind.
     """
 
@@ -107,6 +110,7 @@ class Score:
     control_interval: float
     difference: float
     difference_interval: float
+    p_holm: float
     num_networks: int
 
 
@@ -164,6 +168,8 @@ class PlantedResults:
     def scores(self, metric: str = "pointing_game", images: str = "all") -> list[Score]:
         """Every method, the highest first. Empty if no network lives on the mark."""
         scores = [score for method in self.methods if (score := self._score(method, metric, images)) is not None]
+        adjusted = holm([score.p_holm for score in scores])
+        scores = [replace(score, p_holm=p) for score, p in zip(scores, adjusted, strict=True)]
         return sorted(scores, key=lambda score: -np.nan_to_num(score.planted, nan=-1))
 
     def write_table(self, path: Path) -> None:
@@ -214,4 +220,5 @@ class PlantedResults:
         numbers = dict[str, Any]()
         for name, values in {"planted": planted, "control": control, "difference": planted - control}.items():
             (numbers[name],), (numbers[f"{name}_interval"],) = (v.tolist() for v in mean_and_interval(values[:, None]))
-        return Score(method, images, metric, num_networks=int((~np.isnan(planted)).sum()), **numbers)
+        known = (planted - control)[~np.isnan(planted - control)]
+        return Score(method, images, metric, p_holm=paired_p(known), num_networks=int((~np.isnan(planted)).sum()), **numbers)

@@ -229,7 +229,7 @@ class ROARResults:
         variations = [value for value in own if value is not None]
         inside = [i for i, fraction in enumerate(self.fractions) if 0 < fraction < 1]
         masks = self.masks_accuracies(method)[:, inside]
-        p = _paired_p(areas)
+        p = paired_p(areas)
         return Score(
             method,
             fill,
@@ -287,7 +287,8 @@ def _cell(method: str, fraction: float, seed: int, network: int, fill: str) -> C
     return Cell(ALL, fraction, seed, network) if fraction in (0, 1) else Cell(method, fraction, seed, network, fill)
 
 
-def _paired_p(areas: Values) -> float:
+def paired_p(areas: Values) -> float:
+    """The two-sided p-value of a t-test that differences [R] of pairs are 0 on average. NaN for one, or if they do not vary."""
     from scipy.stats import ttest_1samp  # type: ignore[import-untyped]
 
     if len(areas) < 2 or np.allclose(areas, areas[0], rtol=1e-9, atol=1e-12):  # no variance to compare the mean with

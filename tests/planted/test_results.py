@@ -6,7 +6,7 @@ import csv
 
 import numpy as np
 import pytest
-from scipy.stats import t
+from scipy.stats import t, ttest_rel
 
 from fg_lightning.planted import PlantedResults
 from fg_lightning.planted.figures import score_figure
@@ -61,6 +61,20 @@ def test_scores_are_means_over_the_networks_that_live_on_the_mark(results):
     assert best.difference == pytest.approx(0.25)
     assert best.difference_interval == pytest.approx(0, abs=1e-12)  # both networks differ from their controls by a quarter
     assert results.scores("relevance_mass")[0].planted == pytest.approx(best.planted / 2)
+
+
+def test_p_values_compare_with_the_controls_and_are_adjusted_for_the_number_of_methods(results):
+    for network, seed, value in (("planted", 0, 1.0), ("planted", 1, 0.75), ("control", 0, 0.0), ("control", 1, 0.25)):
+        results.explanations.append(explained(network, seed, "third", [value] * 4))
+    more = PlantedResults(results.networks, results.explanations, 0.25)
+    scores = {score.method: score for score in more.scores()}
+    assert scores["third"].p_holm == pytest.approx(ttest_rel([1.0, 0.75], [0.0, 0.25]).pvalue)
+    assert np.isnan(scores["mine"].p_holm)  # both networks differ from their controls by a quarter
+    for network, seed, value in (("planted", 0, 1.0), ("planted", 1, 0.5), ("control", 0, 0.5), ("control", 1, 0.25)):
+        more.explanations.append(explained(network, seed, "fourth", [value] * 4))
+    scores = {score.method: score for score in PlantedResults(more.networks, more.explanations, 0.25).scores()}
+    p = sorted([ttest_rel([1.0, 0.75], [0.0, 0.25]).pvalue, ttest_rel([1.0, 0.5], [0.5, 0.25]).pvalue])
+    assert sorted([scores["third"].p_holm, scores["fourth"].p_holm]) == pytest.approx([2 * p[0], max(2 * p[0], p[1])])
 
 
 def test_images_that_follow_the_mark_are_the_same_for_the_control(results):
