@@ -97,7 +97,7 @@ def _run(given: Sequence[str]) -> None:
         auto_cli({name: of(name) for name in COMMANDS}, args=list(given), prog="fg-lightning")
 
 
-SHORT = {"-o": "--output", "--seeds": "--num_seeds"}
+SHORT = {"-o": "--output", "--seeds": "--num_seeds", "--no_controls": "--controls=false"}
 """Short forms of options."""
 
 

@@ -74,7 +74,7 @@ class ROARConfig:
         target: The class that is explained: predicted, label, random (drawn for every image, the same for all methods) or its
             number. Masks give away the class that they explain: the label, or the network's prediction.
         controls: Also train, for each method, fraction and network, on the masks alone, without any image: what they give away.
-            Mode road trains none.
+            Mode road trains none, and --no_controls leaves them out.
         redraw_random: Draw the masks of random anew whenever an image is read, as Hooker et al.'s code does.
         metric: The logged test metric that counts, higher for a better network. Default: the one with acc in its name.
         num_threads: Number of torch's threads of a training on a CPU, the same for every engine: numbers depend on it.

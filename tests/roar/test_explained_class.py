@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fg_lightning.attribution import METHODS
+from fg_lightning.attribution import METHODS, method_from
 from fg_lightning.removal import ranks
 from fg_lightning.roar import CannotRun, SaliencyStore
 from fg_lightning.roar.explained_class import draw_class
@@ -91,3 +91,19 @@ def test_a_class_that_the_network_does_not_have_is_refused_before_anything_is_tr
 
 def test_a_network_of_one_logit_is_explained(tmp_path):
     assert not experiment(tmp_path, model=OneLogit, methods=["gradient"], num_seeds=1).run().failures
+
+
+def test_a_method_of_ones_own_may_have_a_sign(net, tmp_path):
+    """As in docs/roar.md."""
+
+    def signed_gradient(scores, images):
+        return torch.autograd.grad(scores(images).sum(), images)[0].sum(1, keepdim=True)
+
+    store = SaliencyStore.make(tmp_path / "s", net, Data(), method_from(signed_gradient), target=1)
+    images = images_of("test").requires_grad_()
+    (signed,) = torch.autograd.grad(net(images)[:, 1].sum(), images)
+    order = np.argsort(store.ranks("test").reshape(20, -1), axis=1)
+    in_order = np.take_along_axis(signed.numpy().reshape(20, -1), order, axis=1)
+    assert (in_order[:, 0] > 0).all()
+    assert (in_order[:, -1] < 0).all()
+    assert (np.diff(in_order) <= 1e-7).all()

@@ -10,8 +10,10 @@ import pytest
 import torch
 from lightning.pytorch import seed_everything
 
+from fg_lightning.cli.main import main
 from fg_lightning.roar import CannotRun, SaliencyStore, cell_training
 from fg_lightning.roar.config import NETWORK_SEED
+from tests.helpers import tiny_squares
 from tests.helpers.tiny_squares import Net
 from tests.roar.test_experiment import experiment, rows
 
@@ -79,6 +81,33 @@ def test_masks_of_random_may_be_drawn_anew_at_every_reading(tmp_path):
     assert (tmp_path / "a" / "results.csv").read_text() == (tmp_path / "b" / "results.csv").read_text()
     with pytest.raises(CannotRun, match="redraw_random True there, False here"):
         experiment(tmp_path / "a").run()
+
+
+def test_one_network_after_the_other_is_tested_in_mode_road(tmp_path):
+    results = experiment(tmp_path, mode="road", fills=0.0, num_networks=2).run()
+    assert (results.networks, results.seeds, results.has_controls, results.interval_over) == ([0, 1], [0], False, "networks")
+    (score,) = results.scores()
+    areas = (results.accuracies("random") - results.accuracies("gradient"))[:, 1] / 2  # of a triangle whose one end is 0
+    assert score.area == pytest.approx(areas.mean())
+    assert score.num_repetitions == 2
+
+
+def test_the_command_takes_them(tmp_path, capsys):
+    own = ["--data", f"{tiny_squares.__name__}.Data", "--model", f"{tiny_squares.__name__}.Net", "--max_epochs", "1"]
+    given = ["--methods", "random", "--fractions", "[0.5]", "--num_seeds", "1", "--num_networks", "2", "--target", "1"]
+    main(["roar", "--output", str(tmp_path), *own, *given, "--fills", "[black,7.0]", "--no_controls"])
+    expected = [("all", "", "0"), ("all", "", "1")] + [("random", fill, network) for fill in ("black", "7") for network in "01"]
+    assert [(row["method"], row["fill"], row["network"]) for row in rows(tmp_path)] == expected
+    assert {(row["control"], row["target"]) for row in rows(tmp_path)} == {("", "1")}
+    checkpoints = [str(tmp_path / "networks" / f"{n}.pt") for n in (0, 1)]
+    given = ["--methods", "random,gradient", "--fractions", "[0.5]", "--num_seeds", "1", "--fills", "-1", "--target", "random"]
+    main(["roar", "--output", str(tmp_path / "b"), *own, *given, "--checkpoint", f"[{','.join(checkpoints)}]"])
+    assert {row["fill"] for row in rows(tmp_path / "b")} == {"", "-1"}
+    assert {row["network"] for row in rows(tmp_path / "b")} == {"0", "1"}
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Over 2 explained networks, 1 seed each: intervals cover the network and retraining; so few say little" in printed
+    assert "Masks alone: accuracy of a network that sees no image, only which pixels were removed" in printed
+    assert "No controls: what the masks alone give away is unknown" not in printed  # random alone has no score
 
 
 def accuracy(folder, **of):
