@@ -16,6 +16,8 @@ from fg_lightning.demo import DigitsDataModule, load_digits
 from fg_lightning.removal import find_fill, ranks, top_pixels
 from fg_lightning.roar import CannotRun, ROARDataModule, SaliencyStore
 from fg_lightning.roar.cell_training import silence_lightning
+from fg_lightning.roar.config import ROARConfig
+from fg_lightning.roar.datamodule import check_removal
 from fg_lightning.roar.dataset_transforms import split_transform, strip_transform
 from fg_lightning.roar.dataset_views import views_of
 from fg_lightning.roar.image_pixels import fill_with_function, fill_with_values, spatial_shape
@@ -359,6 +361,18 @@ def test_black_is_zero_of_images_that_are_normalized_later_or_never(tmp_path, tr
 def test_black_that_is_not_known_is_refused_with_what_to_declare(tmp_path, base):
     with pytest.raises(CannotRun, match=r"Give the datamodule an attribute normalization = \(mean, std\) .* or give the number"):
         of_black(tmp_path, base)
+
+
+@pytest.mark.parametrize("base", [Normalized(), Normalized((0.5, 0.5))])
+def test_an_experiment_refuses_black_that_is_not_known_before_it_trains(tmp_path, base):
+    base.setup("fit")
+    views = views_of(base)
+    config = ROARConfig(tmp_path, Normalized, Net, fills=["dataset_mean", "black"])
+    if base.normalization is None:
+        with pytest.raises(CannotRun, match="fill black is 0 of images that are not normalized"):
+            check_removal(config, views, [0.5])
+    else:
+        check_removal(config, views, [0.5])
 
 
 def test_black_of_the_demos_digits_is_their_paper():
