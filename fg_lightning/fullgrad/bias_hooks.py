@@ -14,7 +14,7 @@ from torch import Tensor
 from fg_lightning.fullgrad.layout import SAMPLE, Dim, Factor, Layout, TensorLayouts
 from fg_lightning.fullgrad.linearization import Bias, Deferred, Kind, Pointwise, Summed
 from fg_lightning.fullgrad.operation import Operation
-from fg_lightning.fullgrad.torch_internals import base_of, is_view, storage_of
+from fg_lightning.fullgrad.torch_internals import add_gradient_hook, base_of, is_view, storage_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class BiasHooks:
         self._num_images = num_images
         self._layouts = layouts
         self._suspects: list[str] = []
-        self._reached: set[str] = set()
+        self._reached: list[tuple[str, Tensor]] = []  # with whether it counts, which a GPU may not know yet
         self._is_on = False
         self._readers: dict[int, list[_WaitingBias]] = defaultdict(list)
 
@@ -102,17 +102,18 @@ class BiasHooks:
     @property
     def missing_ops(self) -> list[str]:
         """The operations reported to `report_missing` that a gradient reached, in forward order."""
-        return [text for text in self._suspects if text in self._reached]
+        reached = {text for text, counts in self._reached if bool(counts)}
+        return [text for text in self._suspects if text in reached]
 
     def report_missing(self, text: str, tensor: Tensor) -> None:
         """Name an operation without a bias behind a tensor. It counts only if the explained output depends on the tensor."""
         self._suspects.append(text)
 
         def hook(gradient: Tensor | None) -> None:
-            if gradient is not None and self._is_on and bool(gradient.any()):
-                self._reached.add(text)
+            if gradient is not None and self._is_on:
+                self._reached.append((text, gradient.any()))
 
-        tensor.register_hook(hook)
+        add_gradient_hook(tensor, hook)
 
     def watch_gradient_hook(self, hook: Callable[[Tensor], Tensor | None], text: str) -> Callable[[Tensor], Tensor | None]:
         """Wrap a gradient hook of the model, so that it is named if it changes the gradient: no rule knows of that change."""
@@ -120,8 +121,8 @@ class BiasHooks:
 
         def wrapper(gradient: Tensor) -> Tensor | None:
             result = hook(gradient)
-            if result is not None and self._is_on and not torch.equal(result.to(gradient), gradient):
-                self._reached.add(text)
+            if result is not None and self._is_on:
+                self._reached.append((text, (result.to(gradient) != gradient).any()))
             return result
 
         return wrapper
@@ -173,7 +174,7 @@ class BiasHooks:
             if gradient is not None and self._is_on:  # of several outputs, one may not be used
                 receive(read(gradient) if read else gradient)
 
-        output.register_hook(hook)
+        add_gradient_hook(output, hook)
 
     @contextmanager
     def on(self) -> Iterator[None]:

@@ -5,10 +5,12 @@ The model runs in evaluation mode on constants: the backward pass goes to the in
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from functools import wraps
+from typing import Any, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +22,10 @@ from fg_lightning.fullgrad.preserve_model import as_model_input, copy_argument, 
 from fg_lightning.fullgrad.readings import Reading, find_reading
 from fg_lightning.fullgrad.tape import Tape
 from fg_lightning.fullgrad.target import Selection, Target, target_rows
-from fg_lightning.fullgrad.torch_internals import registered_tensors, unwrap_model
+from fg_lightning.fullgrad.torch_internals import modules_by_name, registered_tensors, unwrap_model
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,6 +124,26 @@ class SamplesMixed(RuntimeError):
         self.operation, self.output = operation, output
 
 
+def _let_garbage_wait(run: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Run without Python's garbage collector.
+
+    The objects of a run would start it several times, and each time it walks the whole process. They are gone when the run ends.
+    """
+
+    @wraps(run)
+    def waiting(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        if not gc.isenabled():
+            return run(*args, **kwargs)
+        gc.disable()
+        try:
+            return run(*args, **kwargs)
+        finally:
+            gc.enable()
+
+    return waiting
+
+
+@_let_garbage_wait
 def run_forward_backward(
     model: nn.Module, batch: Batch, visitors: Sequence[TermVisitor], *, reading: Reading = "exact", autocast: bool = False
 ) -> Run:
@@ -139,12 +164,12 @@ def run_forward_backward(
         ValueError: if the target does not fit, or the explained output is not finite or does not depend on the images.
     """
     selection = Selection(batch.target, len(batch))
-    with preserve_model(model, batch.images.device, autocast=autocast):
+    with preserve_model(model, batch.images.device, autocast=autocast) as guard:
         model = unwrap_model(model)
         leaf = as_model_input(batch.images, model).requires_grad_()
-        names = {id(module): name for name, module in model.named_modules()}
-        tape = Tape(x := leaf.clone(), visitors, names, find_reading(reading))
-        with closing(tape.bias_hooks):
+        names = {id(module): name for name, module in modules_by_name(model).items()}
+        tape = Tape(x := leaf.clone(), visitors, names, find_reading(reading), guard)
+        with closing(tape):
             inputs = (x, *map_tensors(copy_argument, batch.arguments))
             with tape.meet_operations():
                 output = _select_output(model, inputs, selection)
@@ -197,7 +222,7 @@ def _call_model(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
         raise
 
 
-Result = TypeVar("Result", bound="BatchResult")
+OfBatch = TypeVar("OfBatch", bound="BatchResult")
 
 
 @runtime_checkable
@@ -208,10 +233,10 @@ class BatchResult(Protocol):
     def output(self) -> Tensor: ...
 
     @classmethod
-    def concatenate(cls: type[Result], parts: Sequence[Result], unbatched_by: str | None = None) -> Result: ...
+    def concatenate(cls: type[OfBatch], parts: Sequence[OfBatch], unbatched_by: str | None = None) -> OfBatch: ...
 
 
-def run_alone_if_mixed(run: Callable[[Batch], Result], batch: Batch) -> Result:
+def run_alone_if_mixed(run: Callable[[Batch], OfBatch], batch: Batch) -> OfBatch:
     """Run a batch. If its samples cannot be told apart, run each image alone, and check that its output stays the same.
 
     Raises:

@@ -21,6 +21,9 @@ _ALIASING = frozenset({"detach", "data"})
 EXPOSING = frozenset({"numpy", "array", "array_interface", "dlpack", "storage", "untyped_storage", "typed_storage", "data_ptr"})
 """Operations that give the memory to code which may write to it without torch."""
 
+NOTED = _ALIASING | EXPOSING
+"""Operations that `HiddenWrites.note` has to know of."""
+
 Report = Callable[[str, Tensor], None]
 """Called with (how something was written, the tensor that was written to)."""
 

@@ -14,8 +14,8 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property, partial
-from typing import Generic, TypeVar
+from functools import cache, cached_property, lru_cache
+from typing import Any, Generic, TypeVar
 from weakref import ref
 
 import torch.nn.functional as F
@@ -164,13 +164,17 @@ class Layout:
     @classmethod
     def of_images(cls, images: Tensor) -> Layout:
         """[N, C, *S]"""
-        spatial = (whole_dim(Axis(number, size)) for number, size in enumerate(images.shape[2:], start=1))
-        return cls((Dim((Factor(SAMPLE, images.shape[0]),)), plain(images.shape[1]), *spatial))
+        return _layout_of_images(images.shape)
 
     @classmethod
     def unknown(cls, shape: Iterable[int]) -> Layout:
         """Nothing is known. That is right for a single sample, to which every entry belongs."""
         return cls(tuple(plain(size) for size in shape))
+
+    @cached_property
+    def derived(self) -> dict[Any, Layout | None]:
+        """Layouts that rules made of this one, by what they depend on: the next run of the network needs the same."""
+        return {}
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
@@ -230,6 +234,10 @@ class Layout:
         order = sorted(range(len(samples)), key=lambda i: -factors[samples[i]].step)
         return tensor.permute(order).reshape(n)
 
+    def is_image(self, axes: int) -> bool:
+        """Whether the dimensions are those of [N, C, *S], at any resolution."""
+        return self._image_axes == axes
+
     def on_plane(self, axes: int) -> bool:
         """Whether this layout has all spatial axes, each whole or in pieces that tile it."""
         return self._image_axes == axes or all(self._axes.get(number) for number in range(1, axes + 1))
@@ -246,7 +254,7 @@ class Layout:
 
     def to_plane(self, tensor: Tensor, n: int, axes: int) -> Tensor:
         """A tensor of this layout as [N, C, *S], a view if possible. C is everything that is neither sample nor place."""
-        if self._image_axes == axes:
+        if self.is_image(axes):
             return tensor
         factors = [f for dim in self.dims for f in dim.factors]
         tensor = tensor.reshape([f.size for f in factors])
@@ -264,6 +272,18 @@ class Layout:
         for axis in found:
             plane = axis.place_on_image(plane, axis.number + 1)
         return plane
+
+
+@lru_cache(maxsize=1 << 13)
+def intern_layout(layout: Layout) -> Layout:
+    """One of equal layouts, always the same: comparing them then costs nothing, and what was derived of one serves the next run."""
+    return layout
+
+
+@lru_cache(maxsize=16)
+def _layout_of_images(shape: tuple[int, ...]) -> Layout:
+    spatial = (whole_dim(Axis(number, size)) for number, size in enumerate(shape[2:], start=1))
+    return Layout((Dim((Factor(SAMPLE, shape[0]),)), plain(shape[1]), *spatial))
 
 
 def _places_of(factor: Factor) -> tuple[Factor, ...]:
@@ -289,8 +309,8 @@ class TensorTable(Generic[T]):
         self._entries: dict[int, tuple[T, ref[Tensor]]] = {}
 
     def __setitem__(self, tensor: Tensor, value: T) -> None:
-        key = id(tensor)
-        self._entries[key] = value, ref(tensor, partial(self._entries.pop, key))  # which runs before the id is used again
+        key, entries = id(tensor), self._entries
+        entries[key] = value, ref(tensor, lambda _: entries.pop(key, None))  # which runs before the id is used again
 
     def __contains__(self, tensor: Tensor | None) -> bool:
         return id(tensor) in self._entries

@@ -23,10 +23,12 @@ class Pointwise(NamedTuple):
     Attributes:
         function: elementwise.
         operands: broadcastable to the operation's output.
+        is_zero: from the operands, whether the bias is 0 everywhere, if that is faster to tell than to compute it.
     """
 
     function: Callable[..., Tensor]
     operands: tuple[Tensor, ...]
+    is_zero: Callable[..., bool] | None = None
 
     def __call__(self) -> Tensor:
         return self.function(*self.operands)
@@ -137,6 +139,8 @@ def if_constant(rule: BiasRule, *operands: tuple[int, str]) -> BiasRule:
     """The rule if the named operands (weights, statistics) are constants, otherwise `linearize`."""
 
     def rule_or_linearize(op: Operation) -> list[Bias]:
+        if len(op.dependent) == 1 and op.dependent[0] is op.args[0]:
+            return rule(op)
         return linearize(op) if any(op.depends(op.argument(*operand)) for operand in operands) else rule(op)
 
     return rule_or_linearize

@@ -5,12 +5,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _REFLECTED = {"__radd__": "add", "__rmul__": "mul", "__rsub__": "rsub"}
 _IN_PLACE_DUNDERS = {"__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__", "__ipow__", "__setitem__"}
@@ -61,11 +60,10 @@ def tensors_in(tree: Any) -> list[Tensor]:
     elif not isinstance(tree, (tuple, list)):
         return found
     for item in tree:
-        if type(item) in _NUMBERS:
-            continue
-        if isinstance(item, Tensor):
+        kind = type(item)
+        if kind is Tensor or kind is nn.Parameter:
             found.append(item)
-        elif isinstance(item, (tuple, list, dict)):
+        elif kind not in _NUMBERS:
             found += tensors_in(item)
     return found
 
@@ -133,8 +131,7 @@ def is_leaf(tensor: Tensor) -> bool:
     return tensor.is_leaf
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Operation:
+class Operation(NamedTuple):
     """An operation with its operands and, after it was run, its outputs.
 
     A tensor that depends on the input requires gradients, since the model runs on detached parameters. Leaves require gradients as
@@ -148,6 +145,7 @@ class Operation:
         dependent: the operands that depend on the input.
         in_place: whether it overwrites its first operand.
         is_custom: whether it is an autograd function of the user, whose own backward defines its Jacobian.
+        dependent_ids: of the dependent operands. After an in-place operation, requires_grad tells what the operand has become.
         outputs: the outputs that depend on the input; empty before it was run.
         positions: which of all the tensors in its result they are.
         overwritten: values of the operand that it overwrote, if its rule reads them.
@@ -161,7 +159,7 @@ class Operation:
     dependent: list[Tensor]
     in_place: bool
     is_custom: bool
-    _dependent_ids: frozenset[int]  # after an in-place operation requires_grad tells what the operand has become, not what it was
+    dependent_ids: frozenset[int]
     outputs: Sequence[Tensor] = ()
     positions: Sequence[int] = ()
     overwritten: Tensor | None = None
@@ -213,8 +211,7 @@ class Operation:
         """
         positions = [i for i, t in enumerate(tensors) if t.requires_grad and not is_free(t)]
         outputs = [tensors[i] for i in positions]
-        before_run = self.function, self.name, self.args, self.kwargs, self.dependent, self.in_place, self.is_custom
-        return Operation(*before_run, self._dependent_ids, outputs, positions, overwritten, random_state)
+        return Operation(*self[:8], outputs, positions, overwritten, random_state)
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         """An argument by its position or its name."""
@@ -223,8 +220,8 @@ class Operation:
     def depends(self, operand: Any) -> bool:
         """Whether an operand, or any tensor in it, depends on the input."""
         if isinstance(operand, Tensor):
-            return id(operand) in self._dependent_ids
-        return any(id(t) in self._dependent_ids for t in tensors_in(operand))
+            return id(operand) in self.dependent_ids
+        return any(id(t) in self.dependent_ids for t in tensors_in(operand))
 
     def value(self, tensor: Tensor) -> Tensor:
         """The values of an operand as the operation read them, cut off from the graph."""

@@ -7,8 +7,9 @@ Rescaling and the sum over channels come first here. Upsampling is linear, so th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Union
 
 import torch
@@ -50,6 +51,43 @@ class Rescaling:
         # The offset goes before the sum: a nearly constant term would drown in the rounding of its sum.
         sums = (magnitude - expand_like(offset, magnitude)).sum(1)
         return sums / expand_like(span + EPSILON, sums)
+
+
+Factors = tuple[Float[Tensor, "n c *s"], Union[Float[Tensor, " c"], None]]
+"""A term as a tensor and a factor for each of its channels; None for 1."""
+
+
+def rescale_together(psi: Rescaling, terms: Sequence[Factors]) -> Float[Tensor, "n *s"]:
+    """The sum of psi of several terms on planes of one size, in about as many calls as of one."""
+    scaled = [term for term in terms if term[1] is not None]
+    terms = scaled + [term for term in terms if term[1] is None]
+    values = torch.cat([values for values, _ in terms], 1).flatten(2)
+    if scaled:
+        factors = torch.cat([factors for _, factors in scaled if factors is not None])
+        values[:, : len(factors)].mul_(factors[:, None])
+    magnitude = psi.magnitude(values, out=values)
+    low, high = magnitude.amin(2), magnitude.amax(2)  # of each channel
+    if len(terms) > 1:
+        of_term, channels = _number_channels(tuple(values.shape[1] for values, _ in terms), magnitude.device)
+        low, high = low[:, channels], high[:, channels]  # [N, terms, channels]
+        offset, span = (of_each[:, of_term] for of_each in psi.scale(low.amin(2), high.amax(2)))
+    else:
+        offset, span = psi.scale(low.amin(1, keepdim=True), high.amax(1, keepdim=True))
+    # The offset goes before the sum: a nearly constant term would drown in the rounding of its sum.
+    rescaled = magnitude.sub_(offset[..., None]).div_(span[..., None] + EPSILON)
+    return rescaled.sum(1).unflatten(1, terms[0][0].shape[2:])
+
+
+@lru_cache(maxsize=1024)
+def _number_channels(counts: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of terms side by side, with so many channels each: the term of each channel, and the channels of each term.
+
+    The rows of the second are of one length: the last channel of a term is repeated.
+    """
+    numbers = torch.arange(sum(counts)).split(counts)
+    longest = max(counts)
+    rows = torch.stack([torch.cat([row, row[-1:].expand(longest - len(row))]) for row in numbers])
+    return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(device), rows.to(device)
 
 
 def _from_minimum(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:

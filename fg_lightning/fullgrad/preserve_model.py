@@ -17,7 +17,7 @@ from dataclasses import is_dataclass
 from functools import cache, partial
 from threading import RLock, get_ident
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -31,8 +31,11 @@ from fg_lightning.fullgrad.operation import operation_name, tensors_in, works_in
 from fg_lightning.fullgrad.torch_internals import (
     FAULTY,
     avoid_faults,
+    child_table,
     has_compiled,
+    modules_by_name,
     registered_tensors,
+    share_as_parameter,
     tensor_tables,
     without_parametrization_cache,
     writes_by_schema,
@@ -41,8 +44,15 @@ from fg_lightning.fullgrad.torch_internals import (
 HALF = (torch.float16, torch.bfloat16)
 
 
+class Guard(Protocol):
+    """Runs the operations of a model."""
+
+    def run(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operation, after saving what it is about to overwrite."""
+
+
 @contextmanager
-def preserve_model(model: nn.Module, device: torch.device, *, autocast: bool = False) -> Iterator[None]:
+def preserve_model(model: nn.Module, device: torch.device, *, autocast: bool = False) -> Iterator[Guard]:
     """Run a model in evaluation mode, eagerly, on constants and with gradients; put it and the random state back, also on errors.
 
     Random state, flags and patches of torch belong to all threads, so that a second thread waits.
@@ -51,6 +61,9 @@ def preserve_model(model: nn.Module, device: torch.device, *, autocast: bool = F
         model: any module.
         device: where the images are.
         autocast: keep the autocast that is active around it.
+
+    Yields:
+        The function mode that runs operations and saves what they are about to overwrite.
     """
     with ExitStack() as stack:
         enter = stack.enter_context
@@ -58,13 +71,13 @@ def preserve_model(model: nn.Module, device: torch.device, *, autocast: bool = F
         enter(torch.inference_mode(False))
         enter(torch.enable_grad())
         enter(_random_state({device, *(tensor.device for tensor in registered_tensors(model))}))
-        enter(_constants_for(model))
+        constants = enter(_constants_for(model))
         enter(_evaluation(model))
         enter(without_parametrization_cache())
         enter(_eager())
         if not autocast:
             enter(torch.autocast(device.type, enabled=False))
-        yield
+        yield constants
 
 
 _ONE_THREAD = RLock()
@@ -75,7 +88,9 @@ def as_model_input(images: Tensor, model: nn.Module) -> Tensor:
 
     A class of its own, such as MONAI's MetaTensor, would be passed on to all results and could slice them differently.
     """
-    precision = next((p.dtype for p in model.parameters() if p.is_floating_point()), images.dtype)
+    parts = modules_by_name(model).values()
+    parameters = (p for part in parts for p in tensor_tables(part)[0].values() if p is not None)
+    precision = next((p.dtype for p in parameters if p.is_floating_point()), images.dtype)
     return lift(images.as_subclass(Tensor)).to(torch.float32 if precision in HALF else precision)
 
 
@@ -100,7 +115,7 @@ def _random_state(devices: Iterable[torch.device]) -> Iterator[None]:
 @contextmanager
 def _evaluation(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, set flag by flag, since `eval()` may be overridden to do more."""
-    in_training = [module for module in model.modules() if module.training]
+    in_training = [module for module in modules_by_name(model).values() if module.training]
     try:
         for module in in_training:
             module.training = False
@@ -123,7 +138,7 @@ def _eager() -> Iterator[None]:
 
 
 @contextmanager
-def _constants_for(model: nn.Module) -> Iterator[None]:
+def _constants_for(model: nn.Module) -> Iterator[_Constants]:
     """Run a model, and modules that it calls without registering them, on constants; put all their tensors back.
 
     Attributes, containers, objects of the model's own code and random generators are put back as well. Parameters share their
@@ -142,7 +157,7 @@ def _constants_for(model: nn.Module) -> Iterator[None]:
     try:
         constants.replace(model)
         with constants:
-            yield
+            yield constants
     finally:
         handle.remove()
         constants.put_back()
@@ -174,17 +189,24 @@ class _Constants(TorchFunctionMode):
         """Put constants into a module and the objects that it holds."""
         if id(module) in self._seen:
             return
-        new = [part for part in module.modules() if id(part) not in self._seen and not isinstance(part, torch.jit.ScriptModule)]
+        parts = modules_by_name(module).values()
+        new = [part for part in parts if id(part) not in self._seen and not isinstance(part, torch.jit.ScriptModule)]
         self._packages |= {type(part).__module__.partition(".")[0] for part in new} - _FRAMEWORKS
+        self._seen |= {id(part): part for part in new}
+        self._copy_buffers([buffer for part in new for buffer in tensor_tables(part)[1].values() if buffer is not None])
         for part in new:
-            self._seen[id(part)] = part
-            for buffer in tensor_tables(part)[1].values():
-                if buffer is not None:
-                    self._make_constant(buffer, is_buffer=True)
-        for part in new:
-            for container in (*tensor_tables(part), vars(part)):
-                self._keep(container)
-                self._replace_in(container)
+            if children := child_table(part):  # they are among the parts
+                self._keep(children)
+            for table in tensor_tables(part):
+                if table and id(table) not in self._seen:
+                    self._keep(table)
+                    for name, tensor in table.items():
+                        if tensor is not None:
+                            table[name] = self._make_constant(tensor)
+        attributes = list(map(vars, new))
+        for container in attributes:
+            self._keep(container)
+        self._replace_in(*attributes)
 
     def put_back(self) -> None:
         """Put all contents, values and states back."""
@@ -199,9 +221,12 @@ class _Constants(TorchFunctionMode):
             put_back()
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self.run(function, args, kwargs or {})
+
+    def run(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operation, after saving what it is about to overwrite."""
         if not kwargs and not _needs_care(function):  # most calls, such as those for a shape
             return function(*args)
-        kwargs = kwargs or {}
         if _may_write(function) or "out" in kwargs or "inplace" in kwargs:
             self._save(_targets(function, args, kwargs))
         result = function(*args, **kwargs)
@@ -218,18 +243,19 @@ class _Constants(TorchFunctionMode):
         self._seen[id(container)] = container
         self._contents.append((container, container.copy()))
 
-    def _replace_in(self, container: Any) -> None:
-        seen = self._seen
-        for key, value in list(container.items() if isinstance(container, dict) else enumerate(container)):
-            kind = type(value)
-            if kind in _CONTAINERS and not value:  # mostly the empty hook tables of every module
-                if (identity := id(value)) not in seen:
-                    seen[identity] = value
-                    self._empty.append(value)
-            elif kind in _ATOMS or ((identity := id(value)) in seen and identity not in self._constants):
-                continue
-            elif (replaced := self._replacement(value)) is not value:
-                container[key] = replaced
+    def _replace_in(self, *containers: Any) -> None:
+        """Replace the items of containers. Most of those of modules are numbers, and the empty tables of their hooks."""
+        atoms, kinds, seen = _ATOMS, _CONTAINERS, self._seen
+        self._empty += [item for own in containers for item in _items_of(own) if type(item) in kinds and not item]
+        others = [
+            (own, key, item)
+            for own in containers
+            for key, item in (own.items() if isinstance(own, dict) else enumerate(own))
+            if (kind := type(item)) not in atoms and (kind not in kinds or (item and id(item) not in seen))
+        ]
+        for own, key, item in others:
+            if (replaced := self._replacement(item)) is not item:
+                own[key] = replaced
 
     def _replacement(self, value: Any) -> Any:
         """The constant of a tensor. A tuple gets replaced if it holds tensors; any other object is replaced in place."""
@@ -267,16 +293,36 @@ class _Constants(TorchFunctionMode):
         package = kind.__module__.partition(".")[0]
         return kind in _NAMESPACES or package in self._packages or (is_dataclass(kind) and package not in _FRAMEWORKS)
 
-    def _make_constant(self, tensor: Tensor, *, is_buffer: bool = False) -> Tensor:
+    def _copy_buffers(self, buffers: list[Tensor]) -> None:
+        """Make constants of buffers. A model writes to them, and not every such operation can be recognized: they are copied.
+
+        Small ones, such as the statistics of norms, are copied together.
+        """
+        small: defaultdict[tuple[torch.dtype, torch.device], list[Tensor]] = defaultdict(list)
+        for buffer in {id(buffer): buffer for buffer in buffers if id(buffer) not in self._constants}.values():
+            if type(buffer) is Tensor and buffer.ndim <= 1 and 0 < buffer.numel() <= _SMALL and buffer.dtype not in HALF:
+                small[buffer.dtype, buffer.device].append(buffer)
+            else:
+                self._enter(buffer, buffer if is_lazy(buffer) else lift(buffer).clone())
+        for together in small.values():
+            copies = torch.cat([buffer.detach().reshape(-1) for buffer in together])
+            for buffer, copied in zip(together, copies.split([buffer.numel() for buffer in together]), strict=True):
+                copied = copied.data if buffer.ndim else copied[0].data  # with versions of its own
+                self._enter(buffer, copied)
+
+    def _make_constant(self, tensor: Tensor) -> Tensor:
         """The constant of a tensor, one for all its holders."""
-        if id(tensor) in self._constants:
-            return self._constants[id(tensor)]
-        # A model writes to its buffers, and not every such operation can be recognized.
-        constant = lift(tensor).clone() if is_buffer and not is_lazy(tensor) else _detach_constant(tensor)
-        if (memory := _memory(tensor)) is not None and memory == _memory(constant):
+        if (known := self._constants.get(id(tensor))) is not None:
+            return known
+        constant = _detach_constant(tensor)
+        if (memory := _memory(constant)) is not None and memory == _memory(tensor):
             self._sharing[memory].append(tensor)
-        self._seen[id(tensor)] = tensor
-        self._constants[id(tensor)] = self._constants[id(constant)] = constant
+        return self._enter(tensor, constant)
+
+    def _enter(self, tensor: Tensor, constant: Tensor) -> Tensor:
+        identity = id(tensor)
+        self._seen[identity] = tensor
+        self._constants[identity] = self._constants[id(constant)] = constant
         if constant is not tensor and (attributes := vars(tensor)):
             vars(constant).update({name: self._replacement(value) for name, value in attributes.items()})
         return constant
@@ -284,12 +330,19 @@ class _Constants(TorchFunctionMode):
 
 def _detach_constant(tensor: Tensor) -> Tensor:
     """The values of a tensor as a constant of its kind, on the same memory if possible, with versions of its own."""
-    if is_lazy(tensor):
-        return tensor
-    if type(tensor) not in (Tensor, nn.Parameter):  # its class defines its operations
+    kind = type(tensor)
+    if kind is not Tensor and kind is not nn.Parameter:  # its class defines its operations
+        if is_lazy(tensor):
+            return tensor
         return lift(tensor.data) if tensor.requires_grad else tensor
-    values = lift(tensor.data)
-    return nn.Parameter(values, requires_grad=False) if isinstance(tensor, nn.Parameter) else values
+    values = tensor.data
+    if values.dtype in HALF or values.is_inference():
+        values = lift(values)
+    return share_as_parameter(values) if kind is nn.Parameter else values
+
+
+def _items_of(container: Any) -> Iterable[Any]:
+    return container.values() if isinstance(container, dict) else container
 
 
 def _refill(container: Any, items: Any) -> None:
@@ -360,6 +413,9 @@ _TENSORS = {Tensor, nn.Parameter}
 _CONTAINERS = {dict, OrderedDict, defaultdict, list, set, deque}
 _NAMESPACES = (SimpleNamespace, argparse.Namespace)
 _FRAMEWORKS = set("torch torchvision torchmetrics lightning pytorch_lightning lightning_fabric fg_lightning builtins".split())
+_SMALL = 1 << 12
+"""Numbers in a buffer that is copied together with others. Larger ones keep memory of their own, aligned as kernels like it."""
+
 _MAX_ITEMS = 1000
 """The items of a larger container are data rather than parts of the model: it is put back, but they are not replaced."""
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from threading import get_ident
-from types import FunctionType
-from typing import Any
+from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, MethodWrapperType, WrapperDescriptorType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,20 +20,23 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 
 from fg_lightning.fullgrad.bias_hooks import BiasHooks, TermVisitor, name_operation
-from fg_lightning.fullgrad.hidden_writes import HiddenWrites
+from fg_lightning.fullgrad.hidden_writes import NOTED, HiddenWrites
 from fg_lightning.fullgrad.layout import Layout, TensorLayouts, TensorTable
 from fg_lightning.fullgrad.linearization import linearize
 from fg_lightning.fullgrad.operation import Operation, map_tensors, operation_name, random_state, tensors_in, works_in_place
 from fg_lightning.fullgrad.operations import OPERATIONS, UNKNOWN, Rules
 from fg_lightning.fullgrad.operations.layout_rules import output_layout
 from fg_lightning.fullgrad.operations.slicing_and_joining import base_layout
+from fg_lightning.fullgrad.preserve_model import Guard
 from fg_lightning.fullgrad.torch_internals import (
     SET_GRAD_ENABLED,
     base_of,
+    count_function_modes,
     drop_gradient_hooks,
     is_current_mode,
     is_view,
     open_function,
+    open_functional,
     run_custom_function,
     saved_operand,
     saves_operand,
@@ -50,6 +53,7 @@ class Tape(TorchFunctionMode):
         visitors: receive the terms.
         modules: qualified names by the id of a module.
         readings: what is run instead of an operation, by its name.
+        guard: runs the operations of the model, and is the function mode below this one; None if there is no other.
 
     Attributes:
         layouts: how samples and places lie in every tensor that depends on the images.
@@ -63,14 +67,18 @@ class Tape(TorchFunctionMode):
         visitors: Sequence[TermVisitor],
         modules: dict[int, str],
         readings: Mapping[str, Callable[..., Any]] | None = None,
+        guard: Guard | None = None,
     ) -> None:
         super().__init__()
         self.layouts = TensorLayouts(images.shape[0])
         self.bias_hooks = BiasHooks(visitors, images.shape[0], self.layouts)
         self.fallback_ops: list[str] = []
-        self._hidden_writes = HiddenWrites(lambda text, tensor: self.bias_hooks.report_missing(self._locate(text), tensor))
+        self._hidden_writes = HiddenWrites(self._report_hidden_write)
         self._wants_gradients = True  # unless the forward turns them off
         self._readings = readings or {}
+        self._guard = guard
+        self._skips_modes = False  # whether operations are run past the modes below, by the guard
+        self._is_direct = False  # whether one of them is
         self._names = modules
         self._running: list[str] = [""]
         self._thread = get_ident()  # hooks and patches are met by all threads
@@ -97,6 +105,14 @@ class Tape(TorchFunctionMode):
             return self.layouts.mixed_by(output) or self._locate("an operation")
         return None if layout.is_in_order else self._locate("an operation that changes the order of the samples")
 
+    def close(self) -> None:
+        """Release the visitors and everything that was met, so that it is gone without a search for cycles."""
+        self.bias_hooks.close()
+        del self._hidden_writes
+
+    def _report_hidden_write(self, text: str, tensor: Tensor) -> None:
+        self.bias_hooks.report_missing(self._locate(text), tensor)
+
     def is_free(self, tensor: Tensor) -> bool:
         """Whether a tensor that requires gradients does not depend on the input: a leaf, or made of leaves."""
         return tensor.is_leaf or tensor in self._free
@@ -104,7 +120,13 @@ class Tape(TorchFunctionMode):
     @contextmanager
     def meet_operations(self) -> Iterator[None]:
         """Meet the operations of this thread, including custom autograd functions, vmap, torch.func.grad and checkpoints."""
-        with self._follow_modules(), show_hidden_functions(self._is_own_thread, self._meet, self._wrap_forward), self:
+        self._skips_modes = self._guard is not None and count_function_modes() == 1
+        with (
+            self._follow_modules(),
+            open_functional(self._is_own_thread),
+            show_hidden_functions(self._is_own_thread, self._meet, self._wrap_forward),
+            self,
+        ):
             yield
 
     @contextmanager
@@ -129,29 +151,52 @@ class Tape(TorchFunctionMode):
     # --- meeting an operation
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        facts = _facts_of(function)
+        is_direct = facts.is_direct and self._skips_modes and facts.name not in self._readings
+        if not (is_direct and _PLAIN.issuperset(types)):
+            return self._meet_call(function, facts, args, kwargs or {})
+        # Modes cost more than most operations: in here, no other meets anything.
+        with without_function_modes():
+            if facts.is_question:
+                return function(*args, **kwargs or {})
+            self._is_direct = True
+            try:
+                return self._meet_call(function, facts, args, kwargs or {})
+            finally:
+                self._is_direct = False
+
+    def _meet_call(self, function: Any, facts: _Facts, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if function is SET_GRAD_ENABLED:
             (self._wants_gradients,) = args
             return None  # a backbone frozen by torch.no_grad() counts like any other
-        if operation_name(function) in _QUESTIONS:
+        if facts.is_question:
             return function(*args, **kwargs)
-        with without_function_modes():  # the mode below this one is for what the model runs, not for what is asked here
+        if self._is_direct:
             op = Operation.meet(function, args, kwargs, is_free=self.is_free)
+        else:
+            with without_function_modes():  # the mode below this one is for what the model runs, not for what is asked here
+                op = Operation.meet(function, args, kwargs, is_free=self.is_free)
         targets = self._hidden_writes.save_targets(op)
         if op.in_place:
             self.bias_hooks.secure(op.args[0])
         result = self._run(op) if op.dependent else self._run_on_constants(op)
-        self._hidden_writes.note(op)
+        if facts.is_noted:
+            self._hidden_writes.note(op)
         if targets:
             self._hidden_writes.report_changes(op, targets)
         return result
+
+    def _call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._is_direct:
+            return self._guard.run(function, args, kwargs)  # type: ignore[union-attr]
+        return function(*args, **kwargs)
 
     def _run_on_constants(self, op: Operation) -> Any:
         """Run an operation that does not depend on the input, or that changes a leaf without autograd's knowledge."""
         if not self._wants_gradients and _overwrites_free_leaf(op):
             with torch.no_grad():
-                return op.function(*op.args, **op.kwargs)
-        result = op.function(*op.args, **op.kwargs)
+                return self._call(op.function, op.args, op.kwargs)
+        result = self._call(op.function, op.args, op.kwargs)
         with without_function_modes():
             for tensor in tensors_in(result):
                 if tensor.requires_grad and not tensor.is_leaf and tensor not in self.layouts and id(tensor) not in self._hidden:
@@ -161,7 +206,7 @@ class Tape(TorchFunctionMode):
     def _run(self, op: Operation) -> Any:
         function = op.function
         if op.name == "data" and function.__name__ == "__set__":
-            result = function(*op.args, **op.kwargs)
+            result = self._call(function, op.args, op.kwargs)
             if op.depends(op.args[0]):
                 self._hidden_writes.report_assignment(op.args[0])
             return result
@@ -211,7 +256,7 @@ class Tape(TorchFunctionMode):
         state = random_state(op) if rules.bias is linearize or op.name in _RANDOM else None
         for operand in op.dependent:
             self._ensure_known(operand, op)
-        result = op.function(*op.args, **op.kwargs)
+        result = self._call(op.function, op.args, op.kwargs)
         if rules.bias is linearize and not op.in_place and len(tensors_in(result)) > 1:
             result = map_tensors(self._separate, result)
         if reads_overwritten and overwritten is None:
@@ -220,7 +265,7 @@ class Tape(TorchFunctionMode):
         if op.in_place:
             self._free.discard(op.args[0])  # something that depends on the input was written to it
         # A layout without a rule is inferred by a backward pass, perhaps of the user, which the mode below has to meet.
-        with without_function_modes() if rules.layout else nullcontext():
+        with without_function_modes() if rules.layout and not self._is_direct else nullcontext():
             op = op.with_outputs(outputs, self.is_free, overwritten, state)
             counts = self._mark_outputs(op, rules, was_constant)
         if counts:
@@ -258,13 +303,20 @@ class Tape(TorchFunctionMode):
         layouts = self.layouts
         if op.in_place:
             self._hidden_writes.update_memory(op.args[0])
-        mixed_by = next((layouts.mixed_by(t) for t in op.dependent if layouts.find(t) is None), "") or self._locate(op.name)
+        counts = False
         for index, output in enumerate(op.outputs):
             layout = output_layout(op, rules.layout, layouts.find, index, layouts.num_images)
+            mixed_by = "" if layout else self._find_mixing_operand(op)
             layouts.mark(output, layout, mixed_by)
             if op.in_place:
                 self._mark_base(output, layout, mixed_by, was_constant)
-        return any(layouts.find(output) for output in op.outputs)
+            counts = counts or layouts.find(output) is not None
+        return counts
+
+    def _find_mixing_operand(self, op: Operation) -> str:
+        """Behind which operation the samples of an operand could not be told apart; the operation itself if they could."""
+        layouts = self.layouts
+        return next((layouts.mixed_by(t) for t in op.dependent if layouts.find(t) is None), "") or self._locate(op.name)
 
     def _hook_outputs(self, op: Operation, rules: Rules) -> None:
         """Let the biases of an operation that was run wait on its outputs."""
@@ -273,6 +325,8 @@ class Tape(TorchFunctionMode):
         except Exception:  # an error in a rule or in a second run of the operation: the operation is named
             for output in op.outputs:
                 self.bias_hooks.report_missing(self._locate(op.name), output)
+            return
+        if not biases:
             return
         if any(bias.is_fallback for bias in biases):
             self.fallback_ops.append(self._locate(op.name))
@@ -346,6 +400,36 @@ class _HiddenFunction:
     inputs: tuple[Any, ...]
     outputs: list[Tensor]
     module: str
+
+
+class _Facts(NamedTuple):
+    """What is known of a function of torch before it is called.
+
+    Attributes:
+        name: of its operation.
+        is_question: whether it tells of a tensor and computes nothing.
+        is_noted: whether it may give away the memory of a tensor.
+        is_direct: whether it calls nothing that a mode could meet, so that it may be run past all modes. Functions in Python do,
+            and so do those without a layout rule, of which backward passes are run that may be the user's.
+    """
+
+    name: str
+    is_question: bool
+    is_noted: bool
+    is_direct: bool
+
+
+@cache
+def _facts_of(function: Any) -> _Facts:
+    name = operation_name(function)
+    is_question, rules = name in _QUESTIONS, OPERATIONS.get(name)
+    is_native = isinstance(function, (BuiltinFunctionType, MethodDescriptorType, MethodWrapperType, WrapperDescriptorType))
+    is_direct = is_native and (is_question or (rules is not None and rules.layout is not None))
+    return _Facts(name, is_question, name in NOTED, is_direct)
+
+
+_PLAIN = frozenset({Tensor, nn.Parameter})
+"""Classes of tensors that override nothing."""
 
 
 def _overwrites_free_leaf(op: Operation) -> bool:

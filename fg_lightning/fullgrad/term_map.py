@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Union
+from typing import NamedTuple, Union
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +14,28 @@ from torch import Tensor, nn
 from fg_lightning.fullgrad.bias_hooks import Term
 from fg_lightning.fullgrad.decomposition import warn_once
 from fg_lightning.fullgrad.layout import Layout
-from fg_lightning.fullgrad.linearization import Kind, Pointwise, compute_bias
-from fg_lightning.fullgrad.postprocess import EPSILON, Psi, Rescaling, apply_psi, describe_value, expand_like, extremes, upsample
+from fg_lightning.fullgrad.linearization import Kind, Pointwise, compute_bias, real_product
+from fg_lightning.fullgrad.postprocess import (
+    EPSILON,
+    Factors,
+    Psi,
+    Rescaling,
+    apply_psi,
+    describe_value,
+    expand_like,
+    extremes,
+    rescale_together,
+    upsample,
+)
 
 UserLayout = Callable[[Term, Tensor], Union[Tensor, None]]
 """(term, its values in the shape of the operation's output) -> [N, C, *S] at any resolution, or None."""
 
 BLOCK = 1 << 19
 """Numbers in a block for each thread, 2 MiB in float32: smaller blocks cost calls, larger ones leave the caches."""
+
+WAITING = 1 << 24
+"""Numbers of the terms that wait on a GPU to be drawn together, 64 MiB in float32."""
 
 _DROWNING = 4.0
 """If the minimum of the magnitudes is so many times their span, it is subtracted before they are summed, because of rounding."""
@@ -30,12 +44,12 @@ Product = Callable[[Tensor, Tensor], Tensor]
 """(gradient, bias), broadcastable to one another -> the term's values, in a new tensor."""
 
 
-@dataclass(frozen=True, slots=True)
-class TermValues:
-    """The values of a term, not yet computed: they are made and reduced in blocks that stay in a core's cache.
+class TermValues(NamedTuple):
+    """The values of a term, not yet computed.
 
-    psi passes over a term several times: product, magnitude, minimum, maximum, sum. Over a whole batch each pass of a CPU goes to
-    memory, and each temporary tensor is fresh pages. On other devices a term is one block: few large kernels are fastest there.
+    psi passes over a term several times: product, magnitude, minimum, maximum, sum. Over a large term each pass of a CPU goes to
+    memory, and each temporary tensor is fresh pages. Large terms are therefore made and reduced in blocks that stay in a core's
+    cache. On other devices few large kernels are fastest.
 
     Attributes:
         product: of gradient and bias.
@@ -51,34 +65,38 @@ class TermValues:
         """In the gradient's shape."""
         return self.product(self.gradient, compute_bias(self.bias))
 
+    def are_zero(self) -> bool:
+        """Whether the bias is 0 everywhere, as far as that is quickly told."""
+        bias = self.bias
+        if isinstance(bias, Tensor):
+            return bias.numel() < self.gradient.numel() // 8 and not bool(bias.any())
+        return bias.is_zero is not None and bias.is_zero(*bias.operands)
+
+    def factorize(self) -> Factors:
+        """The values on the plane as a tensor and a factor for each channel, which need not be multiplied yet."""
+        bias, shape = self.bias, self.gradient.shape
+        if self.product is real_product and isinstance(bias, Tensor) and not self.gradient.is_complex():
+            if bias.ndim == len(shape) - 1 and bias.numel() == len(bias) == shape[1]:  # [C, 1, ...]
+                return self.gradient, bias.flatten()
+            strides = bias.expand(shape).stride()
+            if all(stride == 0 or size == 1 for i, (stride, size) in enumerate(zip(strides, shape, strict=True)) if i != 1):
+                return self.gradient, bias.expand(shape).flatten(2)[0, :, 0]
+        return self.compute(), None
+
     def view(self, view: Callable[[Tensor], Tensor]) -> TermValues:
-        """The values that remain after a view of gradient and bias, which are of one shape."""
-        if isinstance(self.bias, Tensor):
-            return TermValues(self.product, view(self.bias), view(self.gradient))
-        return TermValues(self.product, Pointwise(self.bias.function, tuple(map(view, self.bias.operands))), view(self.gradient))
+        """The values that remain after a view of gradient and bias, expanded to one shape."""
+        shape = self.gradient.shape
+        bias = self.bias
+        if isinstance(bias, Tensor):
+            return TermValues(self.product, view(bias.expand(shape)), view(self.gradient))
+        operands = tuple(view(operand.expand(shape)) for operand in bias.operands)
+        return TermValues(self.product, Pointwise(bias.function, operands), view(self.gradient))
 
     def to_plane(self, layout: Layout, num_images: int, num_axes: int) -> Tensor | TermValues:
         """[N, C, *S], C everything that is neither sample nor place."""
         if layout.is_cut:  # what was cut off contributes 0, even if a bias computed from zeros does not
             return layout.to_plane(self.compute(), num_images, num_axes)
-        shape = self.gradient.shape
-        return self.view(lambda operand: layout.to_plane(operand.expand(shape), num_images, num_axes))
-
-    def reduce(self, psi: Psi) -> Tensor:
-        """psi of a term on the plane, [N, *S]."""
-        if self.gradient.device.type != "cpu" or self.gradient.numel() <= _block():
-            return apply_psi(psi, self.compute())
-        groups = list(self._split(0))
-        if not isinstance(psi, Rescaling):
-            return torch.cat([apply_psi(psi, group.compute()) for group in groups])
-        sums, lows, highs = (torch.cat(parts) for parts in zip(*[group._sum_channels(psi) for group in groups], strict=True))
-        offset, span = psi.scale(lows, highs)
-        if (offset > _DROWNING * span).any():
-            offsets = offset.split([len(group.gradient) for group in groups])
-            sums = torch.cat([group._sum_channels(psi, less)[0] for group, less in zip(groups, offsets, strict=True)])
-        else:
-            sums = sums.sub_(expand_like(offset * self.gradient.shape[1], sums))
-        return sums.div_(expand_like(span + EPSILON, sums))
+        return self.view(lambda operand: layout.to_plane(operand, num_images, num_axes))
 
     def add_to(self, total: Tensor) -> None:
         """Add the values to a tensor of the gradient's shape; on a CPU in blocks, since fresh memory for all of them is slow."""
@@ -90,6 +108,18 @@ class TermValues:
             stop = start + len(group.gradient)
             total[start:stop] += group.compute()
             start = stop
+
+    def reduce_in_blocks(self, psi: Rescaling) -> Tensor:
+        """psi of a large term on the plane, [N, *S]."""
+        groups = list(self._split(0))
+        sums, lows, highs = (torch.cat(parts) for parts in zip(*[group._sum_channels(psi) for group in groups], strict=True))
+        offset, span = psi.scale(lows, highs)
+        if (offset > _DROWNING * span).any():
+            offsets = offset.split([len(group.gradient) for group in groups])
+            sums = torch.cat([group._sum_channels(psi, less)[0] for group, less in zip(groups, offsets, strict=True)])
+        else:
+            sums = sums.sub_(expand_like(offset * self.gradient.shape[1], sums))
+        return sums.div_(expand_like(span + EPSILON, sums))
 
     def _split(self, axis: int) -> Iterator[TermValues]:
         """Blocks along an axis."""
@@ -140,7 +170,10 @@ class MapSettings:
 
 
 class TermMap:
-    """A `TermVisitor` that draws a map: psi of every term on the image plane, summed. Planes of one size are upsampled together.
+    """A `TermVisitor` that draws a map: psi of every term on the image plane, summed.
+
+    A small term costs a processor more to call than to compute, and a GPU more to launch. Terms of one plane size therefore wait
+    until they are worth it, and psi is computed of all of them together.
 
     Args:
         images: of the run, [N, C, *S].
@@ -152,13 +185,19 @@ class TermMap:
         self._num_images = len(images)
         self._size = tuple(images.shape[2:])
         self._planes: dict[torch.Size, Tensor] = {}
+        self._waiting: defaultdict[torch.Size, list[Factors]] = defaultdict(list)  # by *S
+        self._num_waiting = 0
+        self._limit = _block() if images.device.type == "cpu" else WAITING
         self._num_placed = 0
         self._lost: list[Term] = []
 
     def visit(self, term: Term, bias: Tensor | Pointwise, gradient: Tensor) -> None:
-        if term.kind not in self._settings.kinds:
+        settings = self._settings
+        if term.kind not in settings.kinds:
             return
-        values = self._to_plane(term, TermValues(self._settings.product, bias, gradient))
+        whole = TermValues(settings.product, bias, gradient)
+        is_image = settings.layout is None and term.layout.is_image(len(self._size))  # as most terms are
+        values = whole if is_image else self._to_plane(term, whole)
         if values is not None:
             self._num_placed += 1
             self._add(term, values)
@@ -170,6 +209,7 @@ class TermMap:
 
     def draw(self) -> Tensor:
         """The maps, [N, 1, *S]."""
+        self._draw_waiting()
         return torch.stack([upsample(planes, self._size) for planes in self._planes.values()]).sum(0)
 
     def warn_if_lost(self, model: nn.Module) -> None:
@@ -205,10 +245,37 @@ class TermMap:
         return values.to_plane(term.layout, self._num_images, num_axes) if term.layout.on_plane(num_axes) else None
 
     def _add(self, term: Term | None, values: Tensor | TermValues) -> None:
-        """Draw a term that is on the plane; None for the input's."""
-        planes = apply_psi(self._settings.psi, values) if isinstance(values, Tensor) else values.reduce(self._settings.psi)
-        drawn = self._planes.get(planes.shape)
-        self._planes[planes.shape] = planes if drawn is None else drawn + planes
+        """Draw a term that is on the plane, or let it wait; None for the input's."""
+        psi = self._settings.psi
+        if not isinstance(psi, Rescaling):
+            self._add_plane(apply_psi(psi, values if isinstance(values, Tensor) else values.compute()))
+            return
+        if isinstance(values, TermValues):
+            gradient = values.gradient
+            if gradient.numel() > self._limit // 2 and gradient.device.type == "cpu":
+                if self._settings.product is not real_product or not values.are_zero():
+                    self._add_plane(values.reduce_in_blocks(psi))
+                return
+            factors = values.factorize()
+        else:
+            factors = values, None
+        if num_values := factors[0].numel():
+            self._waiting[factors[0].shape[2:]].append(factors)
+            self._num_waiting += num_values
+            if self._num_waiting > self._limit:
+                self._draw_waiting()
+
+    def _draw_waiting(self) -> None:
+        psi = self._settings.psi
+        for terms in self._waiting.values():
+            assert isinstance(psi, Rescaling)  # terms wait for no other
+            self._add_plane(rescale_together(psi, terms))
+        self._waiting.clear()
+        self._num_waiting = 0
+
+    def _add_plane(self, plane: Tensor) -> None:
+        drawn = self._planes.get(plane.shape)
+        self._planes[plane.shape] = plane if drawn is None else drawn + plane
 
 
 class TermAverage(TermMap):

@@ -12,6 +12,7 @@ are right for a gradient that lies as the operation's output does.
 from __future__ import annotations
 
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cache, partial
@@ -48,6 +49,11 @@ def is_current_mode(mode: TorchFunctionMode) -> bool:
     return _get_current_function_mode() is mode
 
 
+def count_function_modes() -> int:
+    """Number of function modes that are active, such as that of torch.set_default_device."""
+    return torch._C._len_torch_function_stack()
+
+
 # --- tensors
 
 
@@ -68,6 +74,16 @@ def storage_of(tensor: Tensor) -> int:
             return tensor.untyped_storage().data_ptr()
         except RuntimeError:  # a sparse tensor has several
             return id(tensor)
+
+
+def add_gradient_hook(tensor: Tensor, hook: Callable[[Tensor], Tensor | None]) -> None:
+    """What `tensor.register_hook(hook)` does, in a third of its time: there is no handle by which to remove the hook."""
+    hooks: dict[Any, Callable[[Tensor], Tensor | None]] | None = tensor._backward_hooks
+    if hooks is None:
+        tensor._backward_hooks = hooks = OrderedDict()
+        if tensor.grad_fn is not None:
+            tensor.grad_fn._register_hook_dict(tensor)
+    hooks[object()] = hook
 
 
 def drop_gradient_hooks(tensor: Tensor) -> None:
@@ -102,9 +118,32 @@ def tensor_tables(module: nn.Module) -> tuple[Any, Any]:
     return module._parameters, module._buffers
 
 
+def child_table(module: nn.Module) -> Any:
+    """The dictionary of a module's own children."""
+    return module._modules
+
+
+def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
+    """What `named_modules()` returns, in one loop: its nested generators cost more than a run of a small network."""
+    known: set[int] = set()
+    found: dict[str, nn.Module] = {}
+    ahead = [("", model)]
+    while ahead:
+        name, module = ahead.pop()
+        if id(module) in known:
+            continue
+        known.add(id(module))
+        found[name] = module
+        if children := module._modules:
+            prefix = f"{name}." if name else ""
+            ahead += [(prefix + key, child) for key, child in reversed(list(children.items())) if child is not None]
+    return found
+
+
 def registered_tensors(model: nn.Module) -> list[Tensor]:
-    """All parameters and buffers, in one pass; `parameters()` and `buffers()` ask every module for its name."""
-    return [t for part in model.modules() for table in tensor_tables(part) for t in table.values() if t is not None]
+    """All parameters and buffers."""
+    tables = [table for part in modules_by_name(model).values() for table in tensor_tables(part) if table]
+    return [t for table in tables for t in table.values() if t is not None]
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:
@@ -116,6 +155,11 @@ def unwrap_model(model: nn.Module) -> nn.Module:
         if isinstance(inner, nn.Module):
             return unwrap_model(inner)
     return model
+
+
+def share_as_parameter(values: Tensor) -> nn.Parameter:
+    """A parameter on the memory of other values, without gradients; what `nn.Parameter(values, False)` calls after its checks."""
+    return Tensor._make_subclass(nn.Parameter, values, False)  # type: ignore[return-value]
 
 
 def without_parametrization_cache() -> AbstractContextManager[Any]:
@@ -151,7 +195,7 @@ def avoid_faults(function: Callable[..., Any], result: Any) -> None:
         return
     for output in tensors_in(result):
         if output.requires_grad and not torch._C._functorch.is_functorch_wrapped_tensor(output):
-            output.register_hook(partial(_lay_out, output.shape, output.stride()))
+            add_gradient_hook(output, partial(_lay_out, output.shape, output.stride()))
 
 
 def _lay_out(shape: torch.Size, strides: tuple[int, ...], gradient: Tensor | None) -> Tensor | None:
@@ -180,6 +224,37 @@ def open_function(function: FunctionType) -> FunctionType:
     body = FunctionType(function.__code__, scope, function.__name__, function.__defaults__, function.__closure__)
     body.__kwdefaults__ = function.__kwdefaults__
     return body
+
+
+@contextmanager
+def open_functional(is_own_thread: Callable[[], bool]) -> Iterator[None]:
+    """Run the functions of torch.nn.functional without their check for overrides, so that a mode meets only the calls inside them.
+
+    A mode would meet each of them first, and then what it calls: half of the time of a small operation. Functions called with
+    tensors of other classes, which may override them, keep their check. Other threads use torch unchanged.
+
+    Args:
+        is_own_thread: whether the thread that asks is the one that runs them so.
+    """
+
+    def check(original: Callable[..., bool], *tensors: Any) -> bool:
+        return not (is_own_thread() and all(map(_is_plain, tensors))) and original(*tensors)
+
+    def check_all(original: Callable[..., bool], tensors: Any) -> bool:
+        return not (is_own_thread() and all(map(_is_plain, tensors))) and original(tensors)
+
+    names = {"has_torch_function_unary": check, "has_torch_function_variadic": check, "has_torch_function": check_all}
+    with ExitStack() as stack:
+        for module in (torch.nn.functional, torch.functional):
+            changed = {name: partial(new, vars(module)[name]) for name, new in names.items() if name in vars(module)}
+            stack.enter_context(patch.dict(vars(module), changed))
+        yield
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is none of a class that may override functions of torch."""
+    kind = type(value)
+    return kind is Tensor or kind is nn.Parameter or not hasattr(kind, "__torch_function__")
 
 
 @contextmanager

@@ -40,7 +40,6 @@ from fg_lightning.fullgrad.operations.bias_rules import (
 from fg_lightning.fullgrad.operations.elementwise_and_reductions import (
     affine_grid_layout,
     along_dims_layout,
-    broadcast_layout,
     broadcast_tensors_layout,
     complex_view_layout,
     last_dims_layout,
@@ -51,7 +50,7 @@ from fg_lightning.fullgrad.operations.elementwise_and_reductions import (
     repeat_layout,
     window_layout,
 )
-from fg_lightning.fullgrad.operations.layout_rules import LayoutRule
+from fg_lightning.fullgrad.operations.layout_rules import LayoutRule, broadcast_layout
 from fg_lightning.fullgrad.operations.normalization import (
     BATCH_NORM_OPERANDS,
     batch_norm,

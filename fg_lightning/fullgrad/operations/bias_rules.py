@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -178,7 +178,12 @@ def from_history(op: Operation) -> list[Bias]:
 
 def hardtanh(op: Operation) -> list[Bias]:
     low, high = (0.0, 6.0) if op.name == "relu6" else (op.argument(1, "min_val", -1.0), op.argument(2, "max_val", 1.0))
-    return [Bias("implicit", Pointwise(partial(_saturation, low=low, high=high), (op.result(),)))]
+    is_zero = partial(_stays_between, low=low, high=high)
+    return [Bias("implicit", Pointwise(partial(_saturation, low=low, high=high), (op.result(),), is_zero))]
+
+
+def _stays_between(y: Tensor, low: float, high: float) -> bool:
+    return bool(y.amax() < high) and (low == 0 or bool(y.amin() > low))
 
 
 def _saturation(y: Tensor, low: float, high: float) -> Tensor:
@@ -186,8 +191,13 @@ def _saturation(y: Tensor, low: float, high: float) -> Tensor:
     between = torch.ops.aten.hardtanh_backward  # (g, z, low, high): g if z lies between, otherwise 0
     if low == 0:
         just_below = high * (1 - torch.finfo(y.dtype).eps / 2)  # the next number of y's precision
-        return between(torch.tensor(float(high), dtype=y.dtype), y, just_below, math.inf)
+        return between(_number(float(high), y.dtype), y, just_below, math.inf)
     return y - between(y, y, low, high)
+
+
+@cache
+def _number(value: float, dtype: torch.dtype) -> Tensor:
+    return torch.tensor(value, dtype=dtype)
 
 
 def sigmoid_bias(z: Tensor, y: Tensor) -> Tensor:

@@ -11,14 +11,20 @@ from torch import Tensor
 
 from fg_lightning.fullgrad.layout import SAMPLE, Dim, Factor, Layout, plain
 from fg_lightning.fullgrad.operation import Operation
-from fg_lightning.fullgrad.operations.layout_rules import LayoutOf, LayoutRule, align, extend, first_layout, resize, with_item
+from fg_lightning.fullgrad.operations.layout_rules import (
+    LayoutOf,
+    LayoutRule,
+    align,
+    broadcast_layout,
+    extend,
+    first_layout,
+    ignores_constants,
+    resize,
+    with_item,
+)
 
 
-def broadcast_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """Elementwise operations: operands are aligned at their last dimensions."""
-    return align([layout_of(t) for t in op.dependent], output.shape)
-
-
+@ignores_constants
 def window_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     """Convolution, pooling, interpolation: [N, C, *S] -> [N, C', *S']. They mix neighbors, a convolution also channels."""
     layout = layout_of(op.args[0]) if op.depends(op.args[0]) else None
@@ -64,7 +70,7 @@ def last_dims_layout(count: Callable[[Operation], int]) -> LayoutRule:
             return None
         return resize(layout, output.shape)
 
-    return rule
+    return ignores_constants(rule)
 
 
 def pad_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:

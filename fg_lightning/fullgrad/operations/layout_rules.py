@@ -7,15 +7,15 @@ function of the user, the gradients tell how it moves samples and places.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from fg_lightning.fullgrad.layout import SAMPLE, Dim, Factor, Layout, Tokens, plain, whole_dim
-from fg_lightning.fullgrad.operation import Operation
+from fg_lightning.fullgrad.layout import SAMPLE, Dim, Factor, Layout, Tokens, intern_layout, plain, whole_dim
+from fg_lightning.fullgrad.operation import Operation, tensors_in
 
 T = TypeVar("T")
 LayoutOf = Callable[[Any], "Layout | None"]
@@ -25,17 +25,51 @@ LayoutRule = Callable[[Operation, LayoutOf, Tensor], "Layout | None"]
 
 def output_layout(op: Operation, rule: LayoutRule | None, layout_of: LayoutOf, index: int, n: int) -> Layout | None:
     """The layout of an operation's output number `index`, by its rule; None if its `n` samples cannot be told apart."""
-    output, first = op.outputs[index], op.dependent[0] if op.dependent else None
-    if first is None or any(layout_of(t) is None for t in op.dependent):
+    if not op.dependent:
         return None
+    output, layouts = op.outputs[index], [layout_of(t) for t in op.dependent]
+    first = layouts[0]
+    if first is None or None in layouts:
+        return None
+    if rule is broadcast_layout and first.shape == output.shape and all(layout is first for layout in layouts):
+        return first  # as of most operations
+    key = _key(op, rule, index, output) if len(layouts) == 1 else None
+    if key is not None and key in first.derived:
+        return first.derived[key]
     try:
         layout = rule(op, layout_of, output) if rule else infer_layout(op, layout_of, output, n)
     except Exception:  # arguments of a kind that the rule does not know
         layout = infer_layout(op, layout_of, output, n)
-    if layout is layout_of(first) and first.shape == output.shape:
-        return layout
-    is_sound = layout is not None and layout.shape == tuple(output.shape) and layout.samples == n
-    return layout if is_sound else None
+    if not (layout is first and op.dependent[0].shape == output.shape):
+        is_sound = layout is not None and layout.shape == tuple(output.shape) and layout.samples == n
+        layout = intern_layout(layout) if layout is not None and is_sound else None
+    if key is not None:
+        first.derived[key] = layout
+    return layout
+
+
+def ignores_constants(rule: LayoutRule) -> LayoutRule:
+    """Mark a rule whose layout does not depend on the values of weights and other constants, nor on their shapes."""
+    rule.ignores_constants = True  # type: ignore[attr-defined]
+    return rule
+
+
+def _key(op: Operation, rule: LayoutRule | None, index: int, output: Tensor) -> Hashable | None:
+    """What the layout of an output depends on, apart from that of the one dependent operand; None if on values as well."""
+    if rule is None or op.is_custom or op.dependent[0] is not op.args[0]:
+        return None
+    rest, kwargs = op.args[1:], op.kwargs
+    if hasattr(rule, "ignores_constants"):
+        rest = tuple([None if isinstance(item, Tensor) else item for item in rest])
+        kwargs = {name: item for name, item in kwargs.items() if not isinstance(item, Tensor)}
+    elif tensors_in((rest, kwargs) if kwargs else rest):
+        return None
+    key = op.name, index, output.shape, rest, tuple(kwargs.items()) if kwargs else ()
+    try:
+        hash(key)
+    except TypeError:  # a list or a slice
+        return repr(key)
+    return key
 
 
 def first_layout(op: Operation, layout_of: LayoutOf) -> Layout:
@@ -61,6 +95,11 @@ def align(layouts: Sequence[Layout | None], shape: Sequence[int]) -> Layout | No
             if dim.size == dims[-i].size and dims[-i].is_plain():
                 dims[-i] = dim
     return Layout(tuple(dims))
+
+
+def broadcast_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
+    """Elementwise operations: operands are aligned at their last dimensions."""
+    return align([layout_of(t) for t in op.dependent], output.shape)
 
 
 def resize(layout: Layout, shape: Sequence[int]) -> Layout | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from fg_lightning.fullgrad.layout import SAMPLE, Layout
 from fg_lightning.fullgrad.linearization import Bias, Deferred
 from fg_lightning.fullgrad.operation import Operation
-from fg_lightning.fullgrad.operations.layout_rules import LayoutOf, first_layout
+from fg_lightning.fullgrad.operations.layout_rules import LayoutOf, first_layout, ignores_constants
 
 BATCH_NORM_OPERANDS = ((1, "weight"), (2, "bias"), (3, "running_mean"), (4, "running_var"))
 
@@ -31,9 +32,13 @@ def batch_norm(op: Operation) -> list[Bias]:
 
 def _shift_by_running_statistics(op: Operation, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
     """Batch norm of zero in evaluation: beta - gamma mu / sqrt(var + eps), per channel."""
-    zero = torch.zeros_like(mean).unsqueeze(0)
-    at_zero = torch.batch_norm(zero, weight, bias, mean, var, False, 0.0, eps, False)
+    at_zero = torch.batch_norm(_zero(mean.shape[0], mean.dtype, mean.device), weight, bias, mean, var, False, 0.0, eps, False)
     return _per_channel(at_zero, op.outputs[0]).to(op.outputs[0].dtype)
+
+
+@lru_cache(maxsize=256)
+def _zero(channels: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.zeros(1, channels, dtype=dtype, device=device)
 
 
 def layer_norm(op: Operation) -> list[Bias]:
@@ -93,6 +98,7 @@ def _per_channel(vector: Tensor, output: Tensor) -> Tensor:
     return vector.reshape(-1, *(1,) * (output.ndim - 2))
 
 
+@ignores_constants
 def norm_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     """Normalization of [N, C, *S] within each sample or channel, or by constants."""
     layout = first_layout(op, layout_of)

@@ -12,7 +12,7 @@ from torch import Tensor
 from fg_lightning.fullgrad.layout import SAMPLE, Dim, Layout, plain
 from fg_lightning.fullgrad.linearization import Bias, BiasRule, Deferred, Pointwise, reads_overwritten
 from fg_lightning.fullgrad.operation import Operation
-from fg_lightning.fullgrad.operations.layout_rules import LayoutOf, align, first_layout
+from fg_lightning.fullgrad.operations.layout_rules import LayoutOf, align, first_layout, ignores_constants
 
 
 def bilinear_plus(*, addend: tuple[int, str] | None, factors: tuple[tuple[int, str], tuple[int, str]]) -> BiasRule:
@@ -63,6 +63,7 @@ def _minus_product(a: Tensor, b: Tensor) -> Tensor:
     return torch.mul(a, b).neg_()
 
 
+@ignores_constants
 def linear_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
     layout = first_layout(op, layout_of)
     if len(op.dependent) > 1 or layout.dims[-1].has(SAMPLE):
