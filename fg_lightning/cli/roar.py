@@ -105,11 +105,18 @@ def _summary_table(results: ROARResults) -> Table:
         caption=f"{_say_coverage(results)}\n{_say_leak(results)}",
         caption_justify="left",
     )
-    for column in ("method", "fill", "area", "± 95 %", "p", "p (Holm)", "total variation", "masks alone"):
-        table.add_column(column, justify="left" if column in ("method", "fill") else "right")
+    for column in ("method", "fill", "area", "± 95 %", "p (Holm)", "total variation", "masks alone"):
+        is_name = column in ("method", "fill")
+        table.add_column(column, justify="left" if is_name else "right", overflow="fold", no_wrap=is_name)
     for s in results.scores():
-        numbers = (f"{s.area:+.4f}", f"{s.interval:.4f}", f"{s.p:.3g}", f"{s.p_holm:.3g}", f"{s.total_variation:.3f}")
-        table.add_row(s.method, s.fill, *numbers, f"{s.masks_accuracy_largest:.3f}" if results.has_controls else "")
+        numbers = (
+            (s.area, "+.4f"),
+            (s.interval, ".4f"),
+            (s.p_holm, ".3g"),
+            (s.total_variation, ".3f"),
+            (s.masks_accuracy_largest, ".3f"),
+        )
+        table.add_row(s.method, s.fill, *("" if math.isnan(number) else format(number, form) for number, form in numbers))
     return table
 
 

@@ -110,11 +110,12 @@ class ROARExperiment:
             pending = [cell for cell in self.cells if self._needs_run(cell, retry_failed)]
             if pending:
                 views = load_views(config)
+                last = list(views.values())[-1]
                 check_removal(config, views, {cell.fraction for cell in self.cells})
                 check_disk_space(self.output, self._store_bytes(views, pending))
-                check_networks(config, self.engine, self._methods_without_maps(pending))
+                check_networks(config, self.engine, self._methods_without_maps(pending), last.plane.place)
                 write_json(self.output / EXPERIMENT_FILE, about)  # not before: a method that was refused may be corrected
-                write_examples(self.output, list(views.values())[-1])
+                write_examples(self.output, last)
                 make_networks(config, self.engine, self.console)
                 self._run_cells(self._make_stores(pending), len(self.cells) - len(pending))
             results = self.results()

@@ -29,13 +29,19 @@ NUM_TRIED = 2
 """Images that every method explains before anything is trained."""
 
 
-def check_networks(config: ROARConfig, engine: Engine, methods: Sequence[str]) -> None:
+def check_networks(config: ROARConfig, engine: Engine, methods: Sequence[str], place: Any) -> None:
     """Checks that networks can be tested, and explained by some methods, before anything is made.
+
+    Args:
+        config: of the experiment.
+        engine: where the test runs.
+        methods: by name.
+        place: of the images in a sample, and in a batch if that has the same form.
 
     Raises:
         CannotRun: if they cannot, or a checkpoint is not of this model.
     """
-    for outcome in engine.run(partial(check_test, config), [tuple(methods)] if methods or _missing(config) else []):
+    for outcome in engine.run(partial(check_test, config, place), [tuple(methods)] if methods or _missing(config) else []):
         if outcome.reason:
             raise CannotRun(f"a network cannot be tested on the data: {outcome.reason}")
     for path in config.checkpoints:
@@ -68,11 +74,12 @@ def _missing(config: ROARConfig) -> list[int]:
     return [network for network in range(config.num_networks) if not config.network_path(network).exists()]
 
 
-def check_test(config: ROARConfig, methods: Sequence[str]) -> None:
+def check_test(config: ROARConfig, place: Any, methods: Sequence[str]) -> None:
     """Tests an untrained network on one batch, and explains images of it, so that faults are reported before anything is trained.
 
     Args:
         config: of the experiment.
+        place: see `check_networks`.
         methods: that explain images, by name.
 
     Raises:
@@ -81,21 +88,22 @@ def check_test(config: ROARConfig, methods: Sequence[str]) -> None:
     """
     with determinism(NETWORK_SEED, config.num_threads):
         options = {**config.trainer, "limit_test_batches": 1}
-        metrics = test(config.model(), config.data(), options, None, ExplanationTrial(config, methods))
+        metrics = test(config.model(), config.data(), options, None, ExplanationTrial(config, place, methods))
     select_accuracy(metrics, config.metric)
 
 
 class ExplanationTrial(Callback):
     """Explains a few images of the first batch of a test. See `check_test`."""
 
-    def __init__(self, config: ROARConfig, methods: Sequence[str]) -> None:
+    def __init__(self, config: ROARConfig, place: Any, methods: Sequence[str]) -> None:
         self.config = config
+        self.place = place
         self.methods = methods
 
     def on_test_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        if not self.methods:
+        if dataloader_idx or not self.methods:
             return
-        images, labels = images_and_labels(batch, None)
+        images, labels = images_and_labels(batch, self.place)
         target = self.config.target
         classes = choose_classes(target, labels, pl_module, images, "test", range(len(images)), 0)
         output = compute_output(pl_module, images)
