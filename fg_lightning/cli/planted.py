@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from collections.abc import Callable
@@ -71,19 +72,22 @@ def _score_table(results: PlantedResults) -> Table:
     """The methods for a terminal, the best first."""
     count = len(results.seeds)
     table = Table(
-        title="share of images whose most salient pixel lies on the mark, and share of the map that does",
+        title="pointing game and relevance mass on the mark, mean ± 95 %",
         title_justify="left",
         caption=f"{count} network{'s' * (count > 1)}; the mark's share of the pixels is {results.area:.4f}"
         + ": intervals say little" * (count < 5),
         caption_justify="left",
     )
-    headings = ("pointing game", "± 95 %", "random marks", "relevance mass", "± 95 %", "random marks")
-    table.add_column("method")
-    for heading in headings:
-        table.add_column(heading, justify="right")
+    table.add_column("method", no_wrap=True)
+    for heading in ("pointing game", "random marks", "relevance mass", "random marks"):
+        table.add_column(heading, justify="right", no_wrap=not heading.startswith("random"))
     masses = {score.method: score for score in results.scores("relevance_mass")}
     for score in results.scores():
-        both = (score, masses[score.method])
-        numbers = ["" if value != value else f"{value:.3f}" for s in both for value in (s.planted, s.planted_interval, s.control)]
-        table.add_row(score.method, *numbers)
+        mass = masses[score.method]
+        row = [number for s in (score, mass) for number in (_spread(s.planted, s.planted_interval), f"{s.control:.3f}")]
+        table.add_row(score.method, *row)
     return table
+
+
+def _spread(mean: float, half: float) -> str:
+    return f"{mean:.3f}" if math.isnan(half) else f"{mean:.3f} ± {half:.3f}"

@@ -114,6 +114,26 @@ class Score:
     num_networks: int
 
 
+@dataclass(frozen=True)
+class Difference:
+    """How much more of a method's maps lies on the mark than of another's, on the networks that live on it.
+
+    Attributes:
+        method: its name.
+        other: the other's name.
+        mean: of the differences, paired by network.
+        interval: half of its 95 % confidence interval over the networks, by Student's t. NaN for one network.
+        p_holm: two-sided, of a paired t-test, adjusted for the number of other methods (Holm 1979). NaN for one network, or if the
+            differences do not vary.
+    """
+
+    method: str
+    other: str
+    mean: float
+    interval: float
+    p_holm: float
+
+
 class PlantedResults:
     """All that was measured. Its repr is a summary.
 
@@ -171,6 +191,24 @@ class PlantedResults:
         adjusted = holm([score.p_holm for score in scores])
         scores = [replace(score, p_holm=p) for score, p in zip(scores, adjusted, strict=True)]
         return sorted(scores, key=lambda score: -np.nan_to_num(score.planted, nan=-1))
+
+    def differences(self, method: str, metric: str = "pointing_game", images: str = "all") -> list[Difference]:
+        """A method against every other, the largest difference first. Empty if no network lives on the mark.
+
+        Raises:
+            ValueError: if there is no such method.
+        """
+        if method not in self.methods:
+            raise ValueError(f"method must be one of {', '.join(self.methods)}, not {method!r}")
+        own = self.by_seed("planted", method, metric, images)
+        others = [other for other in self.methods if other != method] if len(own) else []
+        pairs = [own - self.by_seed("planted", other, metric, images) for other in others]
+        adjusted = holm([paired_p(values[~np.isnan(values)]) for values in pairs])
+        found = list[Difference]()
+        for other, values, p in zip(others, pairs, adjusted, strict=True):
+            (mean,), (half,) = (v.tolist() for v in mean_and_interval(values[:, None]))
+            found.append(Difference(method, other, mean, half, p))
+        return sorted(found, key=lambda difference: -np.nan_to_num(difference.mean, nan=-1))
 
     def write_table(self, path: Path) -> None:
         """A row for every network, seed, method, group of images and metric; accuracies have no method."""

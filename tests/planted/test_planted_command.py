@@ -30,8 +30,8 @@ def test_it_says_whether_the_networks_live_on_the_mark_and_what_maps_show(finish
     planted(finished)  # nothing is run again
     printed = capsys.readouterr().out
     assert "1 of 1 networks live on the mark (accuracy 1.000 with the mark of the label" in printed
-    assert "share of images whose most salient pixel lies on the mark" in printed
-    assert "│ gradient │      1.000 │        │" in printed
+    assert "pointing game and relevance mass on the mark" in printed
+    assert "│ gradient │         1.000 │" in printed
     assert "1 network; the mark's share of the pixels is 0.2500: intervals say little" in printed
     assert f"results.csv  {finished}/results.csv" in printed
     assert f"fg-lightning report {finished}" in printed
@@ -42,7 +42,7 @@ def test_it_states_no_result_of_networks_that_do_not_live_on_the_mark(tmp_path, 
     printed = capsys.readouterr().out
     assert "none of 1 networks lives on the mark" in printed
     assert "no result is stated" in printed
-    assert "share of images" not in printed
+    assert "pointing game" not in printed
     page = Page(write_report(tmp_path))
     assert "None of 1 networks lives on the mark" in page.words
     assert "How much of each map" not in page.words

@@ -77,6 +77,20 @@ def test_p_values_compare_with_the_controls_and_are_adjusted_for_the_number_of_m
     assert sorted([scores["third"].p_holm, scores["fourth"].p_holm]) == pytest.approx([2 * p[0], max(2 * p[0], p[1])])
 
 
+def test_methods_are_compared_pair_by_pair(results):
+    for network, seed, value in (("planted", 0, 0.25), ("planted", 1, 0.5), ("control", 0, 0.0), ("control", 1, 0.0)):
+        results.explanations.append(explained(network, seed, "third", [value] * 4))
+    more = PlantedResults(results.networks, results.explanations, 0.25)
+    first, second = more.differences("mine")  # 0.5 and 0.25 of the networks
+    assert (first.method, first.other, second.other) == ("mine", "worse", "third")
+    assert first.mean == pytest.approx(0.375)
+    assert first.interval == pytest.approx(half_interval([0.5, 0.25]))
+    assert second.mean == pytest.approx(0)
+    assert first.p_holm == pytest.approx(2 * ttest_rel([0.5, 0.25], [0, 0]).pvalue)
+    with pytest.raises(ValueError, match="method must be one of mine, worse, third, not 'nothing'"):
+        more.differences("nothing")
+
+
 def test_images_that_follow_the_mark_are_the_same_for_the_control(results):
     best = results.scores(images="following")[0]
     assert best.planted == pytest.approx((1 + 0.5) / 2)  # of the first two images
@@ -98,7 +112,7 @@ def test_it_says_which_networks_live_on_the_mark(results):
 def test_without_such_a_network_no_result_is_stated(tmp_path):
     networks = [trained(network, 0, 0.9, 0.8) for network in ("planted", "control")]
     results = PlantedResults(networks, [explained(*cell, values) for cell, values in POINTING.items() if cell[1] == 0], 0.25)
-    assert results.scores() == []
+    assert results.scores() == results.differences("mine") == []
     assert results.verdict.startswith("none of 1 networks lives on the mark (accuracy 0.900 ")
     assert results.verdict.endswith("no result is stated")
     results.write_table(tmp_path / "table.csv")
