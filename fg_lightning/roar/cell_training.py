@@ -131,12 +131,14 @@ def check_trainer_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """The Trainer's arguments. Devices "auto" are left out: the default is one device.
 
     Raises:
-        ValueError: if they are for several devices or nodes, or the Trainer has no such argument.
+        ValueError: if they are for several devices or nodes, they have max_epochs, or the Trainer has no such argument.
     """
     known = list(inspect.signature(Trainer.__init__).parameters)[1:]
     if unknown := [name for name in options if name not in known]:
         close = get_close_matches(str(unknown[0]), known, n=1)
         raise ValueError(f"Lightning's Trainer has no argument {unknown[0]!r}" + (f"; did you mean {close[0]}?" if close else ""))
+    if "max_epochs" in options:
+        raise ValueError("max_epochs is a setting of the experiment, not of the Trainer's arguments: give it as max_epochs")
     own = {key: value for key, value in options.items() if (key, value) != ("devices", "auto")}
     devices = own.get("devices", 1)
     is_one = len(devices) == 1 if isinstance(devices, (list, tuple)) else str(devices) == "1"

@@ -306,11 +306,16 @@ def load_views(config: ROARConfig) -> dict[str, SplitView]:
     """The splits of an experiment's data. A few images are compared with those of a second datamodule.
 
     Raises:
-        CannotRun: if there is no test data, images are of several sizes or numbers of channels, or they are others each time.
+        CannotRun: if there is no test data, or none to train on, images are of several sizes or numbers of channels, or they are
+            others each time.
     """
     views, again = (_load_views(config, seed) for seed in (0, 1))
     if not any(name.split("_")[0] == "test" for name in views):
         raise CannotRun("the datamodule has no test data, on which the networks are compared: give it a test_dataloader")
+    if (config.mode != "road" or not config.checkpoints) and not any(name.split("_")[0] == "train" for name in views):
+        raise CannotRun(
+            "the datamodule has no data to train on: give it a train_dataloader; mode road with a checkpoint needs none"
+        )
     for name, view in views.items():
         if view.fingerprint() != again[name].fingerprint():
             raise CannotRun(

@@ -17,6 +17,10 @@ class NoTest(Data):
     test_dataloader = None
 
 
+class NoTraining(Data):
+    train_dataloader = None
+
+
 class Mixed(Data):
     """Every third training image is grey, the others are coloured."""
 
@@ -66,6 +70,7 @@ class Split(Data):
     ("data", "error", "why"),
     [
         (NoTest, CannotRun, "has no test data"),
+        (NoTraining, CannotRun, "has no data to train on: give it a train_dataloader"),
         (Mixed, CannotRun, r"of one size and one number of channels .* 8 x 8 with 1 channel; .* with 3 channels\. .*prepare="),
         (Noisy, RandomImages, "gives another image each time"),
         (Split, CannotRun, r"other train images each time it is set up.*give it a seed: random_split"),
@@ -75,3 +80,9 @@ def test_data_that_cannot_be_used(tmp_path, data, error, why):
     with pytest.raises(error, match=why):
         ROARExperiment(tmp_path, data, Net, console=Console(quiet=True)).run()
     assert not (tmp_path / "networks").exists()
+
+
+def test_a_network_that_is_only_tested_needs_no_data_to_train_on(tmp_path):
+    torch.save(Net().state_dict(), tmp_path / "net.ckpt")
+    settings = {"mode": "road", "checkpoint": tmp_path / "net.ckpt", "methods": ["random"], "fractions": [0.5]}
+    assert not ROARExperiment(tmp_path / "out", NoTraining, Net, console=Console(quiet=True), **settings).run().failures

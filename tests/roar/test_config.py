@@ -73,9 +73,20 @@ def test_what_makes_no_sense_is_said_at_once(tmp_path, given, error, why):
 
 
 def test_the_longest_name_of_a_method_is_one_of_a_file(tmp_path):
-    experiment = ROARExperiment(tmp_path, Data, Net, methods={"ж" * 75: METHODS["edges"]}, fractions=[0.123456], num_seeds=1000)
+    experiment = ROARExperiment(
+        tmp_path,
+        Data,
+        Net,
+        methods={"ж" * 75: METHODS["edges"]},
+        fractions=[0.123456],
+        fills={"ж" * 30: 0.0},
+        num_networks=1000,
+        num_seeds=1,
+        controls=False,
+    )
     (tmp_path / "cells").mkdir()
     write_result(tmp_path, CellResult(experiment.cells[-1], accuracy=0.5))
+    assert experiment.cells[-1].network == 999
     assert read_result(tmp_path, experiment.cells[-1]).accuracy == 0.5
 
 
@@ -93,6 +104,11 @@ def test_several_devices_for_one_training(tmp_path, given):
 def test_an_argument_that_the_trainer_does_not_have():
     with pytest.raises(ValueError, match=r"no argument 'limit_train_batch'; did you mean limit_train_batches\?$"):
         check_trainer_options({"limit_train_batch": 2})
+
+
+def test_the_number_of_epochs_has_one_place(tmp_path):
+    with pytest.raises(ValueError, match="max_epochs is a setting of the experiment"):
+        ROARConfig(tmp_path, Data, Net, trainer={"max_epochs": 3})
 
 
 def test_one_device_whichever_it_is():
