@@ -30,6 +30,7 @@ from fg_lightning.roar.image_pixels import (
     channel_sums,
     fill_with_function,
     fill_with_values,
+    holds_bytes,
     images_and_labels,
     planes,
     replace_image,
@@ -39,6 +40,8 @@ from fg_lightning.roar.saliency_store import SaliencyStore
 from fg_lightning.visualization.film_strips import spread_indices
 
 Values = npt.NDArray[np.float64]
+
+ZERO = np.zeros(1)
 
 
 class Removal:
@@ -118,7 +121,8 @@ class Removal:
         return np.logical_not(mask) if self.keep else mask
 
     def __call__(self, image: Picture, mask: Mask) -> Picture:
-        return fill_with_function(image, mask, self._fill) if self._values is None else fill_with_values(image, mask, self._values)
+        values = ZERO if self._is_black and holds_bytes(image) else self._values  # a fiftieth of the function's time
+        return fill_with_function(image, mask, self._fill) if values is None else fill_with_values(image, mask, values)
 
 
 class MasksAlone(Removal):

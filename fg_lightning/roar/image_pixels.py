@@ -39,6 +39,13 @@ def is_picture(value: Any) -> bool:
     return isinstance(value, Image.Image) or (isinstance(value, (Tensor, np.ndarray)) and value.ndim >= 2)
 
 
+def holds_bytes(image: Picture) -> bool:
+    """Whether every channel of a pixel is a number in 0..255."""
+    if isinstance(image, Image.Image):
+        return image.mode in PACKED
+    return image.dtype == (torch.uint8 if isinstance(image, Tensor) else np.uint8)
+
+
 def spatial_shape(image: Picture) -> tuple[int, ...]:
     """The image's size without its channels, such as (H, W).
 

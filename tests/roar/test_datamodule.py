@@ -17,7 +17,7 @@ from fg_lightning.removal import find_fill, ranks, top_pixels
 from fg_lightning.roar import CannotRun, ROARDataModule, SaliencyStore
 from fg_lightning.roar.cell_training import silence_lightning
 from fg_lightning.roar.config import ROARConfig
-from fg_lightning.roar.datamodule import check_removal
+from fg_lightning.roar.datamodule import Removal, check_removal
 from fg_lightning.roar.dataset_transforms import split_transform, strip_transform
 from fg_lightning.roar.dataset_views import views_of
 from fg_lightning.roar.image_pixels import fill_with_function, fill_with_values, spatial_shape
@@ -373,6 +373,19 @@ def test_an_experiment_refuses_black_that_is_not_known_before_it_trains(tmp_path
             check_removal(config, views, [0.5])
     else:
         check_removal(config, views, [0.5])
+
+
+@pytest.mark.parametrize("kind", ["RGB", "L", "tensor", "array"])
+def test_black_of_bytes_is_what_the_fill_function_makes(kind):
+    pixels = np.random.default_rng(0).integers(1, 256, (6, 5, 3), dtype=np.uint8)
+    image = {"tensor": torch.from_numpy(pixels).permute(2, 0, 1), "array": pixels}.get(kind)
+    image = Image.fromarray(pixels).convert(kind) if image is None else image
+    mask = np.random.default_rng(1).random((6, 5)) < 0.5
+    filled = Removal(0.5, "morf", "black", False, [0.0])(image, mask)
+    expected = fill_with_function(image, mask, find_fill("black"))
+    assert type(filled) is type(expected)
+    assert np.array_equal(np.asarray(filled), np.asarray(expected))
+    assert np.asarray(filled).min() == 0
 
 
 def test_black_of_the_demos_digits_is_their_paper():
