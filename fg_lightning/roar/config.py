@@ -186,8 +186,8 @@ class ROARConfig:
         paths = [] if given is None else [given] if isinstance(given, (str, Path)) else list(given)
         if paths and self.num_networks not in (1, len(paths)):
             raise ValueError(
-                f"num_networks is {self.num_networks}, but the number of checkpoints is {len(paths)}: give one for each network, or leave "
-                "num_networks out"
+                f"num_networks is {self.num_networks}, but the number of checkpoints is {len(paths)}: give one for each network, "
+                "or leave num_networks out"
             )
         return [Path(path) for path in paths]
 
