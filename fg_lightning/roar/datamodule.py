@@ -172,23 +172,32 @@ class MaskedDataset(Dataset[Any]):
         return len(self._plane)
 
     def __getitem__(self, index: int) -> Any:
-        sample = self._plane[index]
-        place = self._plane.place
-        if not self._removal.is_none:
-            image = sample[place]
-            if spatial_shape(image) != self._shape:
-                raise ValueError(
-                    f"image {index} of the {self._split} data is {spatial_shape(image)} before its transform, but its ranks are "
-                    f"{self._shape}: images of one size are needed, or prepare=..., which brings them to it"
-                )
-            mask = self._removal.mask(self._ranks(index))[0]
-            sample = replace_image(sample, place, self._removal(image, mask))
-        return apply_transform(sample, place, self._transform)
+        return self.__getitems__([index])[0]
 
-    def _ranks(self, index: int) -> npt.NDArray[Any]:
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        """A batch, as torch's loaders ask for it. One kind of work at a time: to change between them takes longer than they do."""
+        if self._redraw and len(indices) > 1:  # from the generator that the transform may draw from
+            return [self[index] for index in indices]
+        samples, place = [self._plane[index] for index in indices], self._plane.place
+        if not self._removal.is_none:
+            for index, sample in zip(indices, samples, strict=True):
+                self._check_size(index, sample[place])
+            masks = self._removal.mask(self._ranks(indices))
+            images = [self._removal(sample[place], mask) for sample, mask in zip(samples, masks, strict=True)]
+            samples = [replace_image(sample, place, image) for sample, image in zip(samples, images, strict=True)]
+        return [apply_transform(sample, place, self._transform) for sample in samples]
+
+    def _check_size(self, index: int, image: Picture) -> None:
+        if spatial_shape(image) != self._shape:
+            raise ValueError(
+                f"image {index} of the {self._split} data is {spatial_shape(image)} before its transform, but its ranks are "
+                f"{self._shape}: images of one size are needed, or prepare=..., which brings them to it"
+            )
+
+    def _ranks(self, indices: Sequence[int]) -> npt.NDArray[Any]:
         if self._redraw:
             return torch.randperm(math.prod(self._shape)).numpy().reshape(1, *self._shape)
-        return self._store.read(self._split, [index])
+        return self._store.read(self._split, indices)
 
 
 class ROARDataModule(ChangedImages):

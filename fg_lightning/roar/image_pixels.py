@@ -151,17 +151,22 @@ def image_bytes(image: Picture) -> bytes:
 
 def _paste(image: Image.Image, mask: Mask, colour: list[int]) -> Image.Image:
     copy = image.copy()
-    copy.paste(tuple(colour) if len(colour) > 1 else colour[0], mask=Image.fromarray(mask))
+    opaque = np.multiply(mask, np.uint8(255), order="C")
+    copy.paste(tuple(colour) if len(colour) > 1 else colour[0], mask=Image.frombuffer("L", image.size, opaque, "raw", "L", 0, 1))
     return copy
 
 
 def _paint_bits(image: Image.Image, mask: Mask, colour: bytes) -> Image.Image:
-    """As `_paste`, bit by bit: three times as fast for large images, and slower for small ones."""
+    """As `_paste`, bit by bit and mostly in place: several times as fast for large images, and slower for small ones."""
     raw, kind = PACKED[image.mode]
     old = np.frombuffer(image.tobytes("raw", raw), kind)
     new = np.frombuffer(colour.ljust(old.itemsize, b"\xff"), kind)
-    all_bits = np.negative(mask.reshape(-1).astype(kind))
-    return Image.frombytes(image.mode, image.size, (old ^ (old ^ new) & all_bits).tobytes(), "raw", raw)
+    all_bits = mask.reshape(-1).astype(kind)
+    np.negative(all_bits, out=all_bits)
+    painted = old ^ new
+    painted &= all_bits
+    painted ^= old
+    return Image.frombytes(image.mode, image.size, painted.view(np.uint8).data, "raw", raw)
 
 
 def _nearest(values: npt.NDArray[np.float64], limits: Limits) -> npt.NDArray[np.float64]:

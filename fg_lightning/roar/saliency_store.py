@@ -94,12 +94,12 @@ class SaliencyStore:
             StoreError: if they were changed after they were written, or the store has no such split.
         """
         numbers = list(indices)
-        rows = np.asarray(self.ranks(split)[numbers])
-        wrong = np.flatnonzero(checksums_of(rows) != self._checksums_of(split)[numbers])
-        if wrong.size:
+        rows = np.asarray(self.ranks(split))[numbers]
+        is_wrong = checksums_of(rows) != self._checksums_of(split)[numbers]
+        if is_wrong.any():
             path = ranks_path(self.path, split)
             raise StoreError(
-                f"{path} is damaged: the ranks of image {numbers[wrong[0]]} are not as they were written. {MAKE_AGAIN}"
+                f"{path} is damaged: the ranks of image {numbers[is_wrong.argmax()]} are not as they were written. {MAKE_AGAIN}"
             )
         return rows
 
@@ -215,7 +215,7 @@ class SaliencyStore:
             raw = path.read_bytes() if path.is_file() else b""
             if digest(raw) != self.manifest.splits[split].checksum:
                 raise StoreError(f"{path} is missing or damaged. {MAKE_AGAIN}")
-            self._checksums[split] = np.memmap(path, "<u8", "r")
+            self._checksums[split] = np.asarray(np.memmap(path, "<u8", "r"))
         return self._checksums[split]
 
     def _check_file(self, split: str) -> None:

@@ -88,6 +88,20 @@ def test_loaders_are_the_users_in_all_else(store):
     assert len(list(loader)) == 6
 
 
+@pytest.mark.parametrize("options", [{}, {"fill": "noisy_linear"}, {"fraction": 0.0}, {"redraw": True}])
+def test_a_batch_is_made_of_what_its_images_are_one_by_one(store, options):
+    """Also where a random transform, or ranks that are drawn anew, draw from torch's generator."""
+    dataset = masked(store, Data(augment=True), **{"fraction": 0.5, **options}).train_dataloader().dataset
+    indices = [7, 3, 3, 20, 11]
+    torch.manual_seed(0)
+    batch = dataset.__getitems__(indices)
+    torch.manual_seed(0)
+    singles = [dataset[index] for index in indices]
+    for (image, label), (alone, own) in zip(batch, singles, strict=True):
+        assert torch.equal(image, alone)
+        assert label == own
+
+
 def test_workers_give_the_same(store):
     alone, shared = (masked(store, Data(num_workers=workers)) for workers in (0, 2))
     for (a, _), (b, _) in zip(alone.test_dataloader(), shared.test_dataloader(), strict=True):
