@@ -3,10 +3,13 @@
 Three measurements, each paired: the baseline and a method take turns in one process after a warm-up, and the ratios of neighbours
 give minimum, median and maximum. The baseline is the gradient of the explained output at the input, with frozen parameters.
 
+    operations operations that torch runs for one image, without views, on the path that a GPU takes: a count, no timing
+    small      processor time of one image on one thread, where Python and calls count: 32^2, and 224^2 for the transformer
     networks   eight of torchvision's at 224^2; time by turns, peak memory each in a process of its own
     samples    methods of many passes (Captum's and grad-cam's) on one image of 224^2; time by turns, peak memory likewise
     growth     FullGrad as batch, image side and depth grow
 
+Networks have random weights, and random statistics and biases: a bias of zero would make its term free.
 `--only` runs some of them and keeps what the files hold of the others.
 Writes docs/cost.csv, docs/cost.md and docs/images/cost.png; `--output` puts the three files elsewhere. `--device cuda --batch 64`
 measures on a GPU, with or without `--channels_last` and `--autocast`.
@@ -24,9 +27,12 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import median
+from typing import Any
+from unittest.mock import patch
 
 import psutil
 import torch
@@ -37,12 +43,22 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from fg_lightning import FullGrad, SmoothFullGrad
+from fg_lightning.fullgrad import term_map
 
 NETWORKS = ["resnet18", "resnet50", "vgg16_bn", "mobilenet_v2", "densenet121", "efficientnet_b0", "convnext_tiny", "vit_b_32"]
 SAMPLED = ["resnet18", "resnet50", "mobilenet_v2", "vit_b_32"]  # for the methods of many passes, which take long
 SAMPLES = 50  # integration steps and noisy samples, as Sundararajan et al. 2017 and Smilkov et al. 2017 use
 GROWTH = {"batch": [1, 2, 4, 8, 16, 32, 64], "side": [64, 128, 224, 320, 512], "depth": [18, 34, 50, 101, 152]}
 COLUMNS = ["measurement", "network", "method", "batch", "side", "repetitions", "minimum", "median", "maximum", "memory"]
+COLUMNS += ["operations"]
+COUNTED = ["resnet18", "mobilenet_v2", "vit_b_32", "efficientnet_b0"]
+SMALL = {"resnet18": 32, "mobilenet_v2": 32, "densenet121": 32, "vit_b_32": 224}
+FREE = frozenset(
+    "alias as_strided chunk detach detach_ diagonal empty empty_like empty_strided expand expand_as flatten item lift_fresh "
+    "mT movedim narrow new_empty permute reshape resolve_conj result_type select set_ slice split split_with_sizes squeeze t "
+    "to transpose unbind unflatten unsqueeze view view_as _local_scalar_dense _reshape_alias _unsafe_view".split()
+)
+"""Operations that compute nothing: views, memory that is not written, questions."""
 
 Run = Callable[[], object]
 
@@ -80,6 +96,30 @@ METHODS: dict[str, Callable[[nn.Module, Tensor, int], object]] = {
 MANY_PASSES = list(METHODS)[2:]
 
 
+def count_operations(run: Run) -> int:
+    """Number of torch's operations in a run, of which each may launch a kernel; those inside another are not counted."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        run()
+    return sum(event.name not in {f"aten::{name}" for name in FREE} for event in profiler.events() if _is_outermost(event))
+
+
+def _is_outermost(event: Any) -> bool:
+    parent = event.cpu_parent
+    while parent is not None:
+        if parent.name.startswith("aten::"):
+            return False
+        parent = parent.cpu_parent
+    return bool(event.name.startswith("aten::"))
+
+
+def randomize(model: nn.Module) -> None:
+    """Make biases and statistics unlike zero, and the head of a transformer, which torchvision makes zero."""
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.is_floating_point() and (tensor.ndim == 1 or not tensor.any()):
+                tensor += 0.1 * torch.rand_like(tensor)
+
+
 # --- one case --------------------------------------------------------------------------------------------------------------------
 
 
@@ -90,7 +130,9 @@ class Case:
         torch.manual_seed(0)
         self.network, self.batch, self.side, self.device = network, batch, side, options.device
         size = {"image_size": side} if network.startswith("vit") else {}
-        self.model = torchvision.models.get_model(network, weights=None, **size).eval().requires_grad_(False).to(options.device)
+        self.model = torchvision.models.get_model(network, weights=None, **size).eval().requires_grad_(False)
+        randomize(self.model)
+        self.model = self.model.to(options.device)
         self.images = torch.randn(batch, 3, side, side).to(options.device)
         if options.channels_last:
             self.model, self.images = (t.to(memory_format=torch.channels_last) for t in (self.model, self.images))
@@ -110,17 +152,19 @@ class Case:
         return once
 
 
-def ratios(method: Run, baseline: Run, repetitions: int, warm_up: int = 1) -> list[float]:
+def ratios(
+    method: Run, baseline: Run, repetitions: int, warm_up: int = 1, clock: Callable[[], float] = time.perf_counter
+) -> list[float]:
     for _ in range(warm_up):
         baseline(), method()
     gc.collect()
     found = []
     for _ in range(repetitions):
-        start = time.perf_counter()
+        start = clock()
         baseline()
-        middle = time.perf_counter()
+        middle = clock()
         method()
-        found.append((time.perf_counter() - middle) / (middle - start))
+        found.append((clock() - middle) / (middle - start))
     return found
 
 
@@ -158,10 +202,37 @@ def peak_ratio(case: Case, method: str, options: argparse.Namespace, runs: int =
 # --- the measurements ------------------------------------------------------------------------------------------------------------
 
 
-def row(measurement: str, case: Case, method: str, found: list[float], memory: float | None = None) -> dict[str, object]:
+def row(
+    measurement: str, case: Case, method: str, found: list[float], memory: float | None = None, operations: int | None = None
+) -> dict[str, object]:
     numbers = [f"{number:.3f}" for number in (min(found), median(found), max(found))]
     values = [measurement, case.network, method, case.batch, case.side, len(found), *numbers]
-    return dict(zip(COLUMNS, [*values, "" if memory is None else f"{memory:.3f}"], strict=True))
+    return dict(
+        zip(COLUMNS, [*values, "" if memory is None else f"{memory:.3f}", "" if operations is None else operations], strict=True)
+    )
+
+
+def operations(options: argparse.Namespace) -> Iterator[dict[str, object]]:
+    for network in options.networks or COUNTED:
+        case = Case(network, options, 1)
+        method = FullGrad(case.model)
+        for _ in range(2):  # the sums of the terms are checked in calls 1, 2, 4, ..., and layouts are kept from the first on
+            method.attribute(case.images, 1)
+        with patch.object(term_map, "works_in_blocks", lambda device: False):
+            counted = count_operations(partial(method.attribute, case.images, 1))
+        ratio = counted / count_operations(case.run("input gradient"))
+        yield row("operations", case, "FullGrad", [ratio], operations=counted)
+
+
+def small(options: argparse.Namespace) -> Iterator[dict[str, object]]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for network in options.networks or SMALL:
+        case = Case(network, options, 1, SMALL.get(network, 32))
+        method = FullGrad(case.model)
+        found = ratios(partial(method.attribute, case.images, 1), case.run("input gradient"), 101, 20, time.process_time)
+        yield row("small", case, "FullGrad", found)
+    torch.set_num_threads(threads)
 
 
 def networks(options: argparse.Namespace) -> Iterator[dict[str, object]]:
@@ -206,6 +277,14 @@ def machine(options: argparse.Namespace) -> str:
 
 def markdown(rows: list[dict[str, object]], options: argparse.Namespace) -> str:
     lines = [f"{machine(options)}. Time and peak memory over those of one input gradient."]
+    if of_counts := [r for r in rows if r["measurement"] == "operations"]:
+        lines += ["", "Operations of one map, one image of {side}^2, on the path of a GPU:".format_map(of_counts[0]), ""]
+        lines += ["| network | operations | over those of an input gradient |", "|---|---|---|"]
+        lines += [f"| {r['network']} | {r['operations']} | {r['median']} |" for r in of_counts]
+    if of_small := [r for r in rows if r["measurement"] == "small"]:
+        lines += ["", "FullGrad, one image, processor time on one thread, {repetitions} pairs:".format_map(of_small[0]), ""]
+        lines += ["| network | side | time: minimum | median | maximum |", "|---|---|---|---|---|"]
+        lines += [f"| {r['network']} | {r['side']} | {r['minimum']} | {r['median']} | {r['maximum']} |" for r in of_small]
     if of_networks := [r for r in rows if r["measurement"] == "networks"]:
         lines += ["", "FullGrad, {batch} images of {side}^2, {repetitions} pairs:".format_map(of_networks[0]), ""]
         lines += ["| network | time: minimum | median | maximum | peak memory |", "|---|---|---|---|---|"]
@@ -251,7 +330,8 @@ def plot(rows: list[dict[str, object]]) -> Figure:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", help=f"by default {' '.join(NETWORKS)}; for samples {' '.join(SAMPLED)}")
-    parser.add_argument("--only", nargs="+", choices=["networks", "samples", "growth"], default=["networks", "samples", "growth"])
+    measurements = {"operations": operations, "small": small, "networks": networks, "samples": samples, "growth": growth}
+    parser.add_argument("--only", nargs="+", choices=list(measurements), default=list(measurements))
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
@@ -268,7 +348,6 @@ def main() -> None:
     console, path = Console(), options.output / "cost.csv"
     rows: list[dict[str, object]] = list(csv.DictReader(path.open())) if path.exists() else []
     rows = [r for r in rows if str(r["measurement"]).split(":")[0] not in options.only]
-    measurements = {"networks": networks, "samples": samples, "growth": growth}
     for name in options.only:
         for found in measurements[name](options):
             rows.append(found)

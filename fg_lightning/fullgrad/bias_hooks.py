@@ -6,13 +6,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from fg_lightning.fullgrad.layout import SAMPLE, Dim, Factor, Layout, TensorLayouts
-from fg_lightning.fullgrad.linearization import Bias, Deferred, Kind, Pointwise, Summed
+from fg_lightning.fullgrad.linearization import Bias, ChannelShift, Deferred, Kind, Pointwise, Summed
 from fg_lightning.fullgrad.operation import Operation
 from fg_lightning.fullgrad.torch_internals import add_gradient_hook, base_of, is_view, storage_of
 
@@ -56,7 +56,16 @@ class TermVisitor(Protocol):
 class _WaitingBias:
     """A bias that is computed when its gradient comes, or earlier if one of its inputs is about to be overwritten."""
 
-    def __init__(self, value: Tensor | Pointwise | Deferred) -> None:
+    def __init__(self, value: Tensor | Pointwise | Deferred | ChannelShift) -> None:
+        self._value = value
+
+    @property
+    def shift(self) -> ChannelShift | None:
+        """The bias, if others of its kind are best computed with it."""
+        return self._value if isinstance(self._value, ChannelShift) else None
+
+    def give(self, value: Tensor) -> None:
+        """Let the bias have a value that was computed elsewhere."""
         self._value = value
 
     def secure(self) -> None:
@@ -92,6 +101,7 @@ class BiasHooks:
         self._suspects: list[str] = []
         self._reached: list[tuple[str, Tensor]] = []  # with whether it counts, which a GPU may not know yet
         self._is_on = False
+        self._shifts: defaultdict[Any, list[_WaitingBias]] = defaultdict(list)  # by what can be computed together
         self._readers: dict[int, list[_WaitingBias]] = defaultdict(list)
 
     def secure(self, overwritten: Tensor) -> None:
@@ -137,6 +147,8 @@ class BiasHooks:
             self._wait_for_sum(op, bias.kind, output, bias.value, module)
             return
         waiting = _WaitingBias(bias.value)
+        if isinstance(bias.value, ChannelShift):
+            self._shifts[bias.value.group].append(waiting)
         for read in (bias.value,) if isinstance(bias.value, Tensor) else bias.value.operands:
             self._readers[storage_of(read)].append(waiting)
         term = self._term(module, op, bias.kind, layout)
@@ -179,11 +191,21 @@ class BiasHooks:
     @contextmanager
     def on(self) -> Iterator[None]:
         """Pass on the gradients that come inside this context. A forward may compute gradients of its own before."""
+        self._compute_shifts()
         self._is_on = True
         try:
             yield
         finally:
             self._is_on = False
+
+    def _compute_shifts(self) -> None:
+        for group in self._shifts.values():
+            pairs = [(waiting, shift) for waiting in group if (shift := waiting.shift) is not None]
+            if pairs:
+                values = ChannelShift.compute_together([shift for _, shift in pairs])
+                for (waiting, _), value in zip(pairs, values, strict=True):
+                    waiting.give(value)
+        self._shifts.clear()
 
     def close(self) -> None:
         """Release the visitors and all biases.
@@ -193,6 +215,7 @@ class BiasHooks:
         """
         self._visitors = ()
         self._readers.clear()
+        self._shifts.clear()
         self._layouts.clear()
 
 

@@ -49,6 +49,52 @@ class Deferred(NamedTuple):
         return self.function(*self.operands)
 
 
+class ChannelShift(NamedTuple):
+    """The bias of a normalization by running statistics, beta - gamma mean / sqrt(var + eps).
+
+    Many of them cost as many calls as one.
+
+    Attributes:
+        gamma: [C], as all the following.
+        beta: the shift.
+        mean: the running mean.
+        var: the running variance.
+        eps: added to the variance.
+        ndim: number of dimensions of the operation's output, [N, C, ...].
+        dtype: of the output.
+    """
+
+    gamma: Tensor
+    beta: Tensor
+    mean: Tensor
+    var: Tensor
+    eps: float
+    ndim: int
+    dtype: torch.dtype
+
+    @property
+    def operands(self) -> tuple[Tensor, ...]:
+        """What it reads."""
+        return self[:4]
+
+    def __call__(self) -> Tensor:
+        """[C, 1, ...]"""
+        return self.compute_together([self])[0]
+
+    @staticmethod
+    def compute_together(shifts: Sequence[ChannelShift]) -> list[Tensor]:
+        """Several of one epsilon, in one precision, on one device: [C, 1, ...] each."""
+        gamma, beta, mean, var = (torch.cat(vectors) for vectors in zip(*[shift.operands for shift in shifts], strict=True))
+        shift = torch.addcmul(beta, mean, var.add_(shifts[0].eps).rsqrt_().mul_(gamma), value=-1)
+        pieces = shift.split([len(shift.mean) for shift in shifts])
+        return [piece.reshape(-1, *(1,) * (own.ndim - 2)).to(own.dtype) for piece, own in zip(pieces, shifts, strict=True)]
+
+    @property
+    def group(self) -> tuple[Any, ...]:
+        """Shifts of one group can be computed together."""
+        return self.eps, self.mean.dtype, self.mean.device
+
+
 def compute_bias(bias: Tensor | Pointwise) -> Tensor:
     return bias if isinstance(bias, Tensor) else bias()
 
@@ -89,7 +135,7 @@ class Bias(NamedTuple):
     """
 
     kind: Kind
-    value: Tensor | Pointwise | Deferred | Summed
+    value: Tensor | Pointwise | Deferred | ChannelShift | Summed
     output: int = 0
     is_fallback: bool = False
 

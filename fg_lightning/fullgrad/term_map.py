@@ -100,7 +100,7 @@ class TermValues(NamedTuple):
 
     def add_to(self, total: Tensor) -> None:
         """Add the values to a tensor of the gradient's shape; on a CPU in blocks, since fresh memory for all of them is slow."""
-        if self.gradient.device.type != "cpu":
+        if not works_in_blocks(self.gradient.device):
             total += self.compute()
             return
         start = 0
@@ -148,6 +148,11 @@ class TermValues(NamedTuple):
         return self.gradient.stride(axis) if self.gradient.size(axis) > 1 else 0
 
 
+def works_in_blocks(device: torch.device) -> bool:
+    """Whether large terms are reduced block by block, as on a CPU with its caches. On a GPU each block would cost launches."""
+    return device.type == "cpu"
+
+
 def _block() -> int:
     return BLOCK * torch.get_num_threads()
 
@@ -187,7 +192,8 @@ class TermMap:
         self._planes: dict[torch.Size, Tensor] = {}
         self._waiting: defaultdict[torch.Size, list[Factors]] = defaultdict(list)  # by *S
         self._num_waiting = 0
-        self._limit = _block() if images.device.type == "cpu" else WAITING
+        self._works_in_blocks = works_in_blocks(images.device)
+        self._limit = _block() if self._works_in_blocks else WAITING
         self._num_placed = 0
         self._lost: list[Term] = []
 
@@ -252,7 +258,7 @@ class TermMap:
             return
         if isinstance(values, TermValues):
             gradient = values.gradient
-            if gradient.numel() > self._limit // 2 and gradient.device.type == "cpu":
+            if self._works_in_blocks and gradient.numel() > self._limit // 2:
                 if self._settings.product is not real_product or not values.are_zero():
                     self._add_plane(values.reduce_in_blocks(psi))
                 return

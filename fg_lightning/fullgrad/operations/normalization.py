@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from fg_lightning.fullgrad.layout import SAMPLE, Layout
-from fg_lightning.fullgrad.linearization import Bias, Deferred
+from fg_lightning.fullgrad.linearization import Bias, ChannelShift, Deferred
 from fg_lightning.fullgrad.operation import Operation
 from fg_lightning.fullgrad.operations.layout_rules import LayoutOf, first_layout, ignores_constants
 
@@ -30,15 +29,13 @@ def batch_norm(op: Operation) -> list[Bias]:
     return _normalize(op, lambda z: z.var(axes, correction=0, keepdim=True), bias, eps)
 
 
-def _shift_by_running_statistics(op: Operation, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
-    """Batch norm of zero in evaluation: beta - gamma mu / sqrt(var + eps), per channel."""
-    at_zero = torch.batch_norm(_zero(mean.shape[0], mean.dtype, mean.device), weight, bias, mean, var, False, 0.0, eps, False)
-    return _per_channel(at_zero, op.outputs[0]).to(op.outputs[0].dtype)
-
-
-@lru_cache(maxsize=256)
-def _zero(channels: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.zeros(1, channels, dtype=dtype, device=device)
+def _shift_by_running_statistics(
+    op: Operation, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float
+) -> ChannelShift:
+    """Of batch norm in evaluation, per channel."""
+    gamma = torch.ones_like(mean) if weight is None else weight
+    beta = torch.zeros_like(mean) if bias is None else bias
+    return ChannelShift(gamma, beta, mean, var, eps, op.outputs[0].ndim, op.outputs[0].dtype)
 
 
 def layer_norm(op: Operation) -> list[Bias]:

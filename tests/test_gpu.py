@@ -1,0 +1,123 @@
+"""What a GPU needs: hooks that only queue kernels, seen on a CPU. And what it computes, where there is one."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fg_lightning import FullGrad, FullGradMonitor, SaliencyStore, SmoothFullGrad, full_gradients
+from fg_lightning.demo import DigitClassifier, DigitsDataModule
+from fg_lightning.history import History
+
+
+def on_a_gpu(test: Callable[..., None]) -> Callable[..., None]:
+    return pytest.mark.cuda(pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")(test))
+
+
+READING = {"_local_scalar_dense", "equal", "nonzero", "is_nonzero"}
+"""Operations that bring values to the CPU, and so make it wait for a GPU."""
+
+
+def network(activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = [layer for _ in range(3) for layer in (nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), activation())]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 10)).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean = torch.randn(3)
+            module.running_var = 0.5 + torch.rand(3)
+    return model
+
+
+def images(*shape: int) -> Tensor:
+    return torch.randn(shape or (4, 3, 16, 16), generator=torch.Generator().manual_seed(1))
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations that wait for values in a backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counted: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch._C._current_autograd_node() is not None and function.__name__.split(".")[0] in READING:
+            self.counted.append(function.__name__)
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.ELU, nn.Softmax2d])
+@pytest.mark.parametrize("kind", [FullGrad, SmoothFullGrad])
+def test_hooks_only_queue_work(kind: type[FullGrad], activation: type[nn.Module]) -> None:
+    settings = {} if kind is FullGrad else {"num_samples": 2}
+    with Waits() as waits:
+        kind(network(activation), **settings).attribute_with_terms(images())
+    assert waits.counted == []
+
+
+def test_a_hook_that_waits_is_counted() -> None:
+    leaf = torch.ones(2, requires_grad=True)
+    product = 2 * leaf
+    product.register_hook(lambda gradient: print(float(gradient.sum())))
+    with Waits() as waits:
+        product.sum().backward()
+    assert waits.counted == ["_local_scalar_dense.default"]
+
+
+@on_a_gpu
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU])
+def test_maps_and_terms_on_a_gpu_are_those_of_the_cpu(activation: type[nn.Module], channels_last: bool) -> None:
+    expected, terms = FullGrad(network(activation)).attribute_with_terms(images(), 1)
+    model, batch = network(activation).cuda(), images().cuda()
+    if channels_last:
+        model, batch = model.to(memory_format=torch.channels_last), batch.to(memory_format=torch.channels_last)
+    maps, on_gpu = FullGrad(model).attribute_with_terms(batch, 1)
+    torch.testing.assert_close(maps.cpu(), expected, rtol=1e-4, atol=1e-4 * float(expected.max()))  # kernels sum in another order
+    for name in terms.bias_terms:
+        torch.testing.assert_close(on_gpu.bias_terms[name].cpu(), terms.bias_terms[name], rtol=1e-3, atol=1e-4)
+    assert float(on_gpu.completeness_error.max()) < 1e-3
+
+
+@on_a_gpu
+def test_autocast_on_a_gpu_rounds_and_no_more() -> None:
+    expected = FullGrad(network()).attribute(images(), 1)
+    with torch.autocast("cuda", torch.bfloat16), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        maps = FullGrad(network().cuda(), autocast=True).attribute(images().cuda(), 1)
+    similarity = torch.corrcoef(torch.stack([maps.float().cpu().flatten(), expected.flatten()]))[0, 1]
+    assert similarity > 0.95  # bfloat16 has 8 bits
+
+
+@on_a_gpu
+def test_full_gradients_on_a_gpu_are_complete() -> None:
+    terms = full_gradients(network(nn.SiLU).cuda().double(), images().cuda().double())
+    assert float(terms.completeness_error.max()) < 1e-9
+
+
+@on_a_gpu
+def test_the_monitor_watches_a_training_on_a_gpu(tmp_path: Path) -> None:
+    trainer = Trainer(
+        accelerator="gpu", devices=1, max_epochs=1, limit_train_batches=4, default_root_dir=tmp_path, callbacks=[FullGradMonitor()]
+    )
+    trainer.fit(DigitClassifier(width=4), datamodule=DigitsDataModule())
+    (history,) = tmp_path.rglob("history.csv")
+    assert len(History.read(history.parent).snapshots) >= 2
+
+
+@on_a_gpu
+def test_a_store_made_on_a_gpu_orders_pixels_as_the_cpu_does(tmp_path: Path) -> None:
+    data, model = DigitsDataModule(), DigitClassifier(width=4)
+    on_cpu = SaliencyStore.make(tmp_path / "cpu", model, data, "fullgrad")
+    on_gpu = SaliencyStore.make(tmp_path / "gpu", model.cuda(), data, "fullgrad")
+    first, second = (np.asarray(store.read("test", range(50)), dtype=float).reshape(50, -1) for store in (on_cpu, on_gpu))
+    assert min(np.corrcoef(a, b)[0, 1] for a, b in zip(first, second, strict=True)) > 0.99  # near ties change places
