@@ -25,7 +25,7 @@ from fg_lightning.cli.main import main
 from fg_lightning.demo import DigitClassifier
 from fg_lightning.errors import CannotRun
 from fg_lightning.explain import PerturbationCurves
-from fg_lightning.explain.load_network import from_torchvision, picture_transform, read_last_normalization
+from fg_lightning.explain.load_network import from_torchvision, is_import_path, picture_transform, read_last_normalization
 from fg_lightning.explain.perturbation_curves import measure_perturbation
 from fg_lightning.explain.pictures import find_pictures, read_picture
 from fg_lightning.metrics import pixel_perturbation
@@ -188,6 +188,11 @@ def test_the_units_of_a_transform_are_read_from_its_only_normalize_or_said(photo
     for fill in ("black", "[0.5,0.5,0.5]"):
         with pytest.raises(SystemExit, match=r"pictures' own units, .* could not be read from it: give --mean and --std"):
             run(*options, "--transform", "networks_of_a_user.hidden", "--fill", fill)
+
+
+def test_an_import_path_is_no_number_and_no_name() -> None:
+    words = ["a.b", "a:b", "my_package.module:name", "black", "0.5", "1e.5", "-1.0", "a.", ".b", "a,b.c"]
+    assert [word for word in words if is_import_path(word)] == words[:3]
 
 
 def test_only_one_normalization_is_taken_for_the_transforms() -> None:

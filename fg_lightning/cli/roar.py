@@ -16,7 +16,7 @@ from rich.table import Table
 
 from fg_lightning.errors import CannotRun
 from fg_lightning.roar import LocalEngine, RayEngine, ROARExperiment, ROARResults
-from fg_lightning.roar.config import DEFAULT_METHODS
+from fg_lightning.roar.config import DEFAULT_METHODS, parse_fill
 
 METHODS = ",".join(DEFAULT_METHODS)
 
@@ -44,8 +44,9 @@ def roar(
         output: The folder that everything is kept in.
         methods: Names with commas between them, or all. Random is always added.
         fills: What replaces removed pixels, one or several with commas between them: dataset_mean (of the training images), black,
-            noisy_linear, image_mean, or a number in the units of the images before their transform. One fill with a number for each
-            channel is a list in a list, [[124,116,104]]. Default: dataset_mean; noisy_linear for mode road.
+            noisy_linear, image_mean, a number in the units of the images before their transform, or the import path of a function.
+            One fill with a number for each channel is a list in a list, [[124,116,104]]. Default: dataset_mean; noisy_linear for
+            mode road.
         checkpoint: Lightning's, of the network that is explained, or a list with one for each. Default: networks are trained on
             intact images, like the cells.
         data: Class path of your LightningDataModule. Its arguments: --data.NAME.
@@ -71,7 +72,7 @@ def roar(
                 data or DigitsDataModule,
                 model or DigitClassifier,
                 methods=methods,
-                fills=fills,
+                fills=_import_fills(fills),
                 checkpoint=checkpoint,
                 engine=chosen,
                 console=console,
@@ -95,6 +96,24 @@ def roar(
             f"{len(results.failures)} of {len(results.results)} trainings failed, see {experiment.output / 'results.csv'}; to try "
             f"them again: --retry_failed true. The first: {results.failures[0].reason}"
         )
+
+
+def _import_fills(fills: Any) -> Any:
+    """Fills with the functions that import paths among them name.
+
+    Raises:
+        CannotRun: if there is no function.
+    """
+    from fg_lightning.explain.load_network import import_object, is_import_path
+
+    if isinstance(fills, str):
+        names = [name.strip() for name in fills.split(",")]
+        if not any(map(is_import_path, names)):
+            return fills
+        fills = [parse_fill(name) for name in names]
+    if not isinstance(fills, list):
+        return fills
+    return [import_object(fill) if isinstance(fill, str) and is_import_path(fill) else fill for fill in fills]
 
 
 def _summary_table(results: ROARResults) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -187,6 +188,11 @@ def picture_transform(size: int, mean: Sequence[float], std: Sequence[float]) ->
         v2.ToDtype(torch.float32, scale=True),
     ]
     return v2.Compose([*steps, v2.Normalize(list(mean), list(std))])
+
+
+def is_import_path(text: str) -> bool:
+    """Whether a word is of the form package.module.name, and no number."""
+    return re.fullmatch(r"[^\W\d]\w*([.:]\w+)+", text) is not None
 
 
 def import_object(path: str) -> Any:

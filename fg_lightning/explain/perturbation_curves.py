@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fg_lightning.atomic_files import write_atomically
 from fg_lightning.attribution import CONTROLS, METHODS
 from fg_lightning.errors import CannotRun
-from fg_lightning.explain.load_network import Network, import_object
+from fg_lightning.explain.load_network import Network, import_object, is_import_path
 from fg_lightning.metrics import PixelPerturbation, pixel_perturbation
 from fg_lightning.removal import Fill, Order
 from fg_lightning.removal.fills import MeanAndStd, Numbers
@@ -176,7 +176,7 @@ def measure_perturbation(
     """
     if reference not in METHODS:
         raise CannotRun(f"--reference must be one of {', '.join(METHODS)}, not {reference!r}")
-    if isinstance(fill, str) and ("." in fill or ":" in fill):
+    if isinstance(fill, str) and is_import_path(fill):
         fill = import_object(fill)
     given, normalization = network.normalization, None
     if given is not None:

@@ -234,7 +234,7 @@ def name_fills(fills: Any) -> dict[str, Fill]:
         named = [(str(name), fill) for name, fill in fills.items()]
     else:
         if isinstance(fills, str):
-            fills = [_read_fill(name.strip()) for name in fills.split(",")]
+            fills = [parse_fill(name.strip()) for name in fills.split(",")]
         several = list(fills) if isinstance(fills, (list, tuple)) else [fills]
         if len(several) > 1 and all(isinstance(fill, (int, float)) for fill in several):
             raise ValueError(
@@ -256,7 +256,7 @@ def name_fills(fills: Any) -> dict[str, Fill]:
     return dict(named)
 
 
-def _read_fill(text: str) -> Fill:
+def parse_fill(text: str) -> Fill:
     """A number, or a name."""
     try:
         return float(text)

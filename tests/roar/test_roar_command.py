@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from fg_lightning.cli.main import main
+from fg_lightning.roar.config import name_fills
 from tests.helpers import tiny_squares
 from tests.helpers.tiny_squares import Data, Net
 
@@ -133,3 +134,24 @@ def test_ctrl_c_is_said_to_be_no_loss(tmp_path, capsys):
         signal.signal(signal.SIGINT, before)
     assert stopped.value.code == 130
     assert "stopped; the same command goes on" in capsys.readouterr().err
+
+
+def brighter(images, mask):
+    return torch.where(mask, images + 0.5, images)
+
+
+@pytest.mark.parametrize("given", [f"{__name__}.brighter,black,-1", f"[{__name__}:brighter,black,-1]"])
+def test_fills_may_be_import_paths(given, monkeypatch, tmp_path):
+    made = []
+
+    class Stopped:
+        def __init__(self, output, data, model, *, fills, **options):
+            made.append(name_fills(fills))
+            raise ValueError("enough")
+
+    monkeypatch.setattr("fg_lightning.cli.roar.ROARExperiment", Stopped)
+    monkeypatch.setitem(sys.modules, __name__, sys.modules[brighter.__module__])
+    with pytest.raises(SystemExit, match="enough"):
+        main(["roar", "--output", str(tmp_path), "--fills", given])
+    assert list(made[0]) == ["brighter", "black", "-1"]
+    assert made[0]["brighter"] is brighter
