@@ -108,7 +108,8 @@ class ImageDataModule(LightningDataModule):
         num_workers: Number of worker processes of each data loader. Default: the number of processors, at most 8.
         augment: Whether to train on random crops, and on mirror images if these show the same class. Default: True.
         val_share: Share of the training images used for validation if there are no validation images, 0 to 1. Default: 0.1.
-        seed: Seed of the draw of these images. Default: 0.
+        max_images: Largest number of images in each part (training, validation, test). More are drawn from. Default: all are used.
+        seed: Seed of the draws of images. Default: 0.
 
     Raises:
         CannotRun: if a number is out of range.
@@ -126,6 +127,7 @@ class ImageDataModule(LightningDataModule):
         num_workers: int | None = None,
         augment: bool = True,
         val_share: float = 0.1,
+        max_images: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -135,11 +137,22 @@ class ImageDataModule(LightningDataModule):
             raise CannotRun(f"num_workers must be at least 0, which loads in the training's own process, not {num_workers}")
         if not 0 < val_share < 1:
             raise CannotRun(f"val_share must lie between 0 and 1, not be {val_share}")
+        if max_images is not None and max_images < 1:
+            raise CannotRun(f"max_images must be at least 1, not {max_images}")
         self.batch_size = batch_size
+        self.max_images = max_images
         self.num_workers = min(os.cpu_count() or 1, 8) if num_workers is None else num_workers
         self.augment = augment
         self.val_share = val_share
         self.seed = seed
+
+    def _draw(self, part: Part) -> Part:
+        """Not more than `max_images` of a part."""
+        if self.max_images is None or self.max_images >= len(part):
+            return part
+        drawn = torch.randperm(len(part), generator=torch.Generator().manual_seed(self.seed))[: self.max_images]
+        indices = [part.indices[i] for i in sorted(drawn.tolist())]
+        return Part(part.dataset, indices, part.transform, part.classes)
 
     @property
     def classes(self) -> list[str]:

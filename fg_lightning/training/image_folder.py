@@ -101,8 +101,8 @@ class ImageFolderDataModule(ImageDataModule):
         missing = [part for part in ("val", "test") if part not in own and not (part == "test" and "val" in own)]
         *lots, rest = split_indices(len(train), [self.val_share] * len(missing), self.seed)
         parts |= {part: Part(train, lot, plain, train.classes) for part, lot in zip(missing, lots, strict=True)}
-        self.train, self.val = Part(train, rest, random, train.classes), parts["val"]
-        self.test = parts.get("test", self.val)
+        chosen = Part(train, rest, random, train.classes), parts["val"], parts.get("test", parts["val"])
+        self.train, self.val, self.test = map(self._draw, chosen)
 
 
 def class_folders(folder: Path) -> list[str]:

@@ -152,7 +152,8 @@ class TorchvisionDataModule(ImageDataModule):
         names = class_names(train, self.num_classes)
         parts = {name: Part(dataset, range(len(dataset)), plain, names) for name, dataset in own.items()}
         parts |= {name: Part(train, lot, plain, names) for name, lot in zip(missing, lots, strict=True)}
-        self.train, self.val, self.test = Part(train, rest, random, names), parts["val"], parts["test"]
+        chosen = Part(train, rest, random, names), parts["val"], parts["test"]
+        self.train, self.val, self.test = map(self._draw, chosen)
 
     def _dataset(self, given: Arguments, download: bool = False) -> Any:
         if self.source_name == "FakeData":

@@ -44,6 +44,16 @@ def test_parts_are_disjoint_and_the_same_each_time():
     assert list(first.val.indices) == list(second.val.indices)
 
 
+def test_of_each_part_no_more_than_asked_is_drawn():
+    whole, some = (TorchvisionDataModule("FakeData", size=32, num_workers=0, max_images=count) for count in (None, 100))
+    whole.setup("fit")
+    some.setup("fit")
+    parts = [(part.indices, others.indices) for part, others in ((getattr(some, n), getattr(whole, n)) for n in ("train", "val"))]
+    assert [len(drawn) for drawn, _ in parts] == [100, 100]
+    assert all(set(drawn) <= set(every) for drawn, every in parts)
+    assert list(parts[0][0]) != list(parts[0][1])[:100]  # drawn, not the first
+
+
 def test_lots_are_drawn_as_asked():
     lots = split_indices(10, [0.2, 0.01], seed=0)
     assert [len(lot) for lot in lots] == [2, 1, 7]
@@ -123,7 +133,15 @@ def test_unknown_data_sets_are_refused_with_those_that_exist():
 
 @pytest.mark.parametrize(
     "given",
-    [{"batch_size": 0}, {"num_workers": -1}, {"val_share": 0.0}, {"mean": (0.5,)}, {"mean": (0.5,), "std": (0.0,)}, {"size": 0}],
+    [
+        {"batch_size": 0},
+        {"num_workers": -1},
+        {"val_share": 0.0},
+        {"max_images": 0},
+        {"mean": (0.5,)},
+        {"mean": (0.5,), "std": (0.0,)},
+        {"size": 0},
+    ],
 )
 def test_numbers_out_of_range_are_refused(given):
     with pytest.raises(CannotRun):
