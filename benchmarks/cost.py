@@ -43,7 +43,6 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from fg_lightning import FullGrad, SmoothFullGrad
-from fg_lightning.fullgrad import term_map
 
 NETWORKS = ["resnet18", "resnet50", "vgg16_bn", "mobilenet_v2", "densenet121", "efficientnet_b0", "convnext_tiny", "vit_b_32"]
 SAMPLED = ["resnet18", "resnet50", "mobilenet_v2", "vit_b_32"]  # for the methods of many passes, which take long
@@ -218,7 +217,7 @@ def operations(options: argparse.Namespace) -> Iterator[dict[str, object]]:
         method = FullGrad(case.model)
         for _ in range(2):  # the sums of the terms are checked in calls 1, 2, 4, ..., and layouts are kept from the first on
             method.attribute(case.images, 1)
-        with patch.object(term_map, "works_in_blocks", lambda device: False):
+        with patch("fg_lightning.fullgrad.term_map.works_in_blocks", lambda device: False):
             counted = count_operations(partial(method.attribute, case.images, 1))
         ratio = counted / count_operations(case.run("input gradient"))
         yield row("operations", case, "FullGrad", [ratio], operations=counted)
@@ -239,7 +238,7 @@ def networks(options: argparse.Namespace) -> Iterator[dict[str, object]]:
     for network in options.networks or NETWORKS:
         case = Case(network, options, options.batch)
         found = ratios(case.run("FullGrad"), case.run("input gradient"), options.repetitions)
-        yield row("networks", case, "FullGrad", found, peak_ratio(case, "FullGrad", options))
+        yield row("networks", case, "FullGrad", found, peak_ratio(case, "FullGrad", options, options.memory_runs))
 
 
 def samples(options: argparse.Namespace) -> Iterator[dict[str, object]]:
@@ -334,6 +333,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(measurements), default=list(measurements))
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument(
+        "--memory_runs", type=int, default=3, help="processes that measure the peak memory of a network. Default: 3"
+    )
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--channels_last", action="store_true")
