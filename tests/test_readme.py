@@ -26,6 +26,7 @@ from fg_lightning.cli.main import COMMANDS, main
 from fg_lightning.demo import DigitClassifier, DigitsDataModule
 from fg_lightning.fullgrad.operations import OPERATIONS
 from fg_lightning.loggers import PICTURE_LOGGERS
+from fg_lightning.planted import PlantedExperiment
 from fg_lightning.roar import ROARExperiment, SaliencyStore
 from tests import ROOT
 from tests.helpers.doc_snippets import PAGES, Command, blocks, commands
@@ -130,9 +131,18 @@ def test_the_manuals_of_roar_and_training_call_what_is_there(monkeypatch: pytest
     run_page(ROOT / "docs/training.md", Trainer=Idle)
 
 
+def test_the_manual_of_planted_marks_trains_and_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PlantedExperiment, "run", lambda self: Idle())
+    one_batch = {"max_epochs": 1, "limit_train_batches": 1, "limit_val_batches": 1, "limit_test_batches": 1}
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    own = {"model": DigitClassifier(width=2), "maps": torch.rand(2, 1, 28, 28), "trainer": Trainer(**one_batch, **quiet)}
+    names = run_page(ROOT / "docs/planted.md", DataModule=DigitsDataModule, Net=DigitClassifier, **own)
+    assert names["mass"] == pytest.approx(49 / 784, abs=0.03)
+
+
 def test_every_page_with_python_is_run() -> None:
     shown = {page.name for page in PAGES if blocks(page, "python")}
-    in_tests = {page.name for page in SIMPLE} | {"monitor.md", "roar.md", "training.md"}
+    in_tests = {page.name for page in SIMPLE} | {"monitor.md", "planted.md", "roar.md", "training.md"}
     assert shown == in_tests
 
 
