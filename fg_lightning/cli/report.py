@@ -7,7 +7,7 @@ from typing import Union
 
 
 def report(run_dir: Path, output: Union[Path, None] = None) -> None:
-    """Write what a monitored run or a ROAR experiment found as one HTML file that works offline.
+    """Write what a monitored run or an experiment (roar, planted) found as one HTML file that works offline.
 
     Args:
         run_dir: The folder of the run (or any folder above its only fullgrad/), or of the experiment.

@@ -72,12 +72,12 @@ def locate_run(folder: Path) -> Path:
     folder = folder.resolve()
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise CannotRun(f"{folder} {what}; name the folder of a run that FullGradMonitor recorded, or of a ROAR experiment")
+        raise CannotRun(f"{folder} {what}; name the folder of a run that FullGradMonitor recorded, or of an experiment")
     candidates = [path for path in _list_folders(folder) if _is_run(path) or is_experiment(path)]
     if not candidates:
         raise CannotRun(
-            f"{folder} holds neither a monitored run (a folder fullgrad/ with {HISTORY}) nor a ROAR experiment (experiment.json, "
-            "cells/), and no folder below it does; name the one that FullGradMonitor or fg-lightning roar wrote to"
+            f"{folder} holds neither a monitored run (a folder fullgrad/ with {HISTORY}) nor an experiment (experiment.json, "
+            "cells/), and no folder below it does; name the one that FullGradMonitor, or fg-lightning roar or planted wrote to"
         )
     if len(candidates) > 1 and candidates[0] != folder:
         newest_first = sorted(candidates, key=lambda path: -path.stat().st_mtime)
