@@ -29,6 +29,8 @@ class ChangedImages(LightningDataModule):
     def __init__(self, base: LightningDataModule, prepare: Transform | None, transform: Transform | None) -> None:
         super().__init__()
         self.base = base
+        if hasattr(base, "normalization"):  # (mean, std) of images that are normalized already
+            self.normalization = base.normalization
         self._adaptations = {"prepare": prepare, "transform": transform}
         self._views: dict[str, SplitView] = {}
         for hook in HOOKS:  # without one in the base, the network's is called, which a hook here would prevent

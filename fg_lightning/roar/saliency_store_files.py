@@ -42,7 +42,7 @@ def checksums_path(folder: Path, split: str) -> Path:
 
 def checksums_of(rows: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
     """One number for each image's ranks [N, *S], [N]."""
-    return np.frombuffer(b"".join(_checksum(row) for row in np.ascontiguousarray(rows)), "<u8")
+    return np.frombuffer(b"".join(_checksum(row.data) for row in np.ascontiguousarray(rows)), "<u8")
 
 
 @dataclass(frozen=True)
@@ -337,7 +337,7 @@ class StoreWriter:
         return self.folder / f"{split}.sums"
 
 
-def _checksum(raw: bytes | npt.NDArray[Any]) -> bytes:
+def _checksum(raw: bytes | memoryview) -> bytes:
     return blake2b(raw, digest_size=CHECKSUM_BYTES).digest()
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
+from fg_lightning.demo import DigitsDataModule
 from fg_lightning.errors import CannotRun, RandomImages, UnfitData
 from fg_lightning.planted import PlantedShortcut
 from tests.helpers.tiny_squares import Data
@@ -378,3 +379,8 @@ def test_blank_images_have_no_range():
     with pytest.raises(CannotRun, match=r"all pixels of 24 training images are 0; give value_range=\(low, high\)"):
         plant(data)
     assert plant(data, value_range=(0, 1)).dataset("test")[0][3][0].max() == 1
+
+
+def test_planted_images_say_how_they_were_normalized() -> None:
+    data = DigitsDataModule()
+    assert PlantedShortcut(data).normalization == data.normalization
