@@ -245,7 +245,7 @@ def test_the_readmes_fit_and_report_leave_a_page() -> None:
 def test_the_readmes_roar_leaves_a_table() -> None:
     (line,) = (command for command in OURS if command.page == "README.md" and command.words[1] == "roar")
     in_a_process(*line.words[1:])
-    assert len(Path("roar/results.csv").read_text().splitlines()) == 1 + 2 * 2 * 2 + 2  # and intact images, once a seed
+    assert len(Path("roar/results.csv").read_text().splitlines()) == 1 + 2 * 2 * (2 + 1) + 2  # masks alone, and intact images
 
 
 # --- links -----------------------------------------------------------------------------------------------------------------------
