@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -190,7 +191,12 @@ class TermSums:
         self._sums: dict[int, Tensor] = {}
 
     def visit(self, term: Term, bias: Tensor | Pointwise, gradient: Tensor) -> None:
-        self._sums[id(term)] = term.layout.per_sample(real_product(gradient, compute_bias(bias)), self._num_images)
+        value = compute_bias(bias)
+        is_by_channel = 2 <= value.ndim == gradient.ndim - 1 and value.numel() == len(value) and not gradient.is_complex()
+        if is_by_channel and term.layout.is_image(gradient.ndim - 2):  # [C, 1, ...], which need not be multiplied everywhere
+            self._sums[id(term)] = (gradient.flatten(2).sum(2) * value.flatten()).sum(1)
+        else:
+            self._sums[id(term)] = term.layout.per_sample(real_product(gradient, value), self._num_images)
 
     def visit_input(self, images: Tensor, gradient: Tensor) -> None:
         self._input_gradient, self._input_term = gradient, (gradient * images).flatten(1).sum(1)
@@ -223,6 +229,16 @@ _ROUNDING = 1000
 """A residual of so many units of precision of the sum of all terms is rounding, and not worth a warning."""
 
 _warned: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
+
+
+_num_runs: WeakKeyDictionary[nn.Module, Counter[Reading]] = WeakKeyDictionary()
+
+
+def is_check_due(model: nn.Module, reading: Reading) -> bool:
+    """Whether this run of a network is the first, second, fourth, eighth ... of a reading."""
+    counts = _num_runs.setdefault(model, Counter())
+    counts[reading] += 1
+    return counts[reading].bit_count() == 1
 
 
 def warn_once(model: nn.Module, about: str, message: str) -> None:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fg_lightning.fullgrad.bias_hooks import TermVisitor
-from fg_lightning.fullgrad.decomposition import FullGradients, TermSums, decompose, warn_if_incomplete
+from fg_lightning.fullgrad.decomposition import FullGradients, TermSums, decompose, is_check_due, warn_if_incomplete
 from fg_lightning.fullgrad.forward_backward import Batch, Run, run_alone_if_mixed, run_forward_backward
 from fg_lightning.fullgrad.linearization import Kind, real_product
 from fg_lightning.fullgrad.postprocess import Psi, find_psi
@@ -104,7 +104,6 @@ class FullGrad(Attribution):
         self.reading = reading
         self.layout = layout
         self.autocast = autocast
-        self._num_runs = 0
 
     @log_usage()
     def attribute(  # type: ignore[override]
@@ -148,11 +147,10 @@ class FullGrad(Attribution):
     def _draw(self, batch: Batch, *, sum_terms: bool) -> SaliencyMaps:
         """The maps of images that are run together.
 
-        Warns if the terms do not add up. This is checked whenever terms are asked for, and else in runs 1, 2, 4, 8 and so on, since
-        sums cost a pass over each term.
+        Warns if the terms do not add up. This is checked whenever terms are asked for, and else in runs 1, 2, 4, 8 and so on of the
+        network, since sums cost a pass over each term.
         """
-        self._num_runs += 1
-        is_checked = self.is_complete and (sum_terms or self._num_runs.bit_count() == 1)
+        is_checked = self.is_complete and (is_check_due(self.model, self.reading) or sum_terms)
         term_map = TermMap(batch.images, self._settings())
         sums = TermSums(len(batch)) if sum_terms or is_checked else None
         run = self._run(batch, term_map, sums)

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fg_lightning import FullGrad, SimpleFullGrad, SmoothFullGrad, full_gradients
+from fg_lightning.fullgrad.decomposition import is_check_due
 from fg_lightning.fullgrad.operations import OPERATIONS
 from tests.helpers.network_around import EXACT, Between, images
 
@@ -160,3 +161,11 @@ def test_rounding_and_what_is_complete_are_not_warned_about() -> None:
         SimpleFullGrad(Between(written)).attribute(images(), 1)  # is not complete by its definition
         with torch.autocast("cpu", torch.bfloat16):
             FullGrad(Between(torch.tanh).float(), autocast=True).attribute(images().float(), 1)
+
+
+def test_the_sum_is_checked_in_ever_fewer_runs_of_a_network() -> None:
+    model, other = nn.Identity(), nn.Identity()
+    due = [run for run in range(1, 17) if is_check_due(model, "exact")]
+    assert due == [1, 2, 4, 8, 16]
+    assert is_check_due(model, "locally_affine")
+    assert is_check_due(other, "exact")
