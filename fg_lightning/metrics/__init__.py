@@ -10,12 +10,14 @@ from fg_lightning.metrics.completeness import CompletenessError, completeness_er
 from fg_lightning.metrics.concentration import Concentration, entropy, gini_index
 from fg_lightning.metrics.drift import Drift, cosine_drift, rank_correlation
 from fg_lightning.metrics.localization import PointingGame, RelevanceMass, pointing_game, relevance_mass
+from fg_lightning.metrics.parameter_randomization import ParameterRandomization
 from fg_lightning.metrics.perturbation import PixelPerturbation, pixel_perturbation
 
 __all__ = [
     "CompletenessError",
     "Concentration",
     "Drift",
+    "ParameterRandomization",
     "PixelPerturbation",
     "PointingGame",
     "RelevanceMass",

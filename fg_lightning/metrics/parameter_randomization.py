@@ -1,0 +1,114 @@
+"""Parameter randomization: does a map depend on what the network has learned? (Adebayo et al. 2018)"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any, Literal, Union, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fg_lightning.attribution import Factory, find_method
+from fg_lightning.fullgrad.preserve_model import as_model_input, preserve_model
+from fg_lightning.fullgrad.target import Selection, Target
+from fg_lightning.metrics.drift import rank_correlation
+from fg_lightning.metrics.sample_mean_metric import SampleMeanMetric
+
+Mode = Literal["cascading", "independent"]
+
+
+class ParameterRandomization(SampleMeanMetric):
+    """Rank correlation of each map with that of a network whose layers have random parameters (Adebayo et al. 2018, section 4).
+
+    A map that hardly changes shows what is in the image, not what the network has learned. A layer is a module with parameters of
+    its own. It is made anew by its `reset_parameters`; without one, the values of each parameter change places. Layers are taken in
+    the reverse of the order in which they are registered, which is mostly that from the output to the input.
+
+    `update(images, target=None)` explains images; `compute()` gives the mean correlation by layer, from the output on. Each layer
+    costs a copy of the network and its maps.
+
+    Args:
+        model: the trained network. It is not changed.
+        method: a name in `fg_lightning.attribution.METHODS`, or a factory. Default: fullgrad.
+        mode: cascading randomizes a layer and all that came before it, independent one layer alone. Default: cascading.
+        seed: of the random parameters. No global random state is touched. Default: 0.
+        **settings: torchmetrics' own.
+
+    Raises:
+        ValueError: if there is no such method or mode, or the model has no parameters.
+
+    Examples:
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 10))
+        >>> metric = ParameterRandomization(model, "gradient")
+        >>> metric.update(torch.rand(2, 1, 8, 8))
+        >>> list(metric.compute())
+        ['3', '0']
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Union[str, Factory] = "fullgrad",
+        *,
+        mode: Mode = "cascading",
+        seed: int = 0,
+        **settings: Any,
+    ) -> None:
+        if mode not in get_args(Mode):
+            raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, not {mode!r}")
+        names = [name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))]
+        if not names:
+            raise ValueError("the model has no parameters, so there is nothing to randomize")
+        self.names = tuple(reversed(names))
+        factory = find_method(method) if isinstance(method, str) else method
+        super().__init__(method, mode, seed, **settings)
+        self._model = [model]  # in a list, since the metric's own parameters and devices do not include it
+        self._factory = factory
+        self._mode, self._seed = mode, seed
+
+    def update(self, images: Float[Tensor, "n c *s"], target: Target = None) -> None:
+        """Explain images.
+
+        Args:
+            images: [N, C, *S], as the model takes them.
+            target: as in `fg_lightning.FullGrad`. None for the classes that the trained network predicts, which the random ones
+                explain as well.
+        """
+        (model,) = self._model
+        if target is None:
+            target = _predict(model, images)
+        expected = self._factory(model).attribute(images, target)
+        maps = (self._factory(other).attribute(images, target) for other in self._randomize(model))
+        self._add(*[rank_correlation(expected, of_random) for of_random in maps])
+
+    def _randomize(self, model: nn.Module) -> Iterator[nn.Module]:
+        """The network with more and more layers randomized, or each layer alone."""
+        changed = copy.deepcopy(model)
+        devices = {tensor.device for tensor in model.parameters() if tensor.device.type == "cuda"}
+        for number, name in enumerate(self.names):
+            changed = copy.deepcopy(model) if self._mode == "independent" else changed
+            with torch.random.fork_rng(devices=list(devices)), torch.no_grad():
+                torch.manual_seed(self._seed + number)
+                _randomize_layer(changed.get_submodule(name))
+            yield changed
+
+
+def _predict(model: nn.Module, images: Tensor) -> Tensor | None:
+    """The classes that a network predicts, [N]; None if its output leaves no choice."""
+    selection = Selection(None, len(images))
+    with preserve_model(model, images.device), torch.no_grad():
+        selection(model(as_model_input(images, model)))
+    return selection.target
+
+
+def _randomize_layer(layer: nn.Module) -> None:
+    reset = getattr(layer, "reset_parameters", None)
+    if callable(reset):
+        reset()
+        return
+    for parameter in layer.parameters(recurse=False):
+        order = torch.randperm(parameter.numel()).to(parameter.device)
+        parameter.copy_(parameter.flatten()[order].reshape(parameter.shape))
