@@ -234,6 +234,11 @@ class Operation(NamedTuple):
         return self.outputs[index].detach()
 
     @property
+    def overwrites_leaf(self) -> bool:
+        """Whether it does what autograd allows under no_grad only, such as a step of an optimizer inside the forward."""
+        return works_in_place(self.function) and any(t.is_leaf and t.requires_grad for t in tensors_in(self.args[:1]))
+
+    @property
     def repeat(self) -> Callable[[tuple[Any, ...], dict[str, Any]], Any]:
         """A function of (args, kwargs) that runs the operation again, on other operands and the same random numbers.
 

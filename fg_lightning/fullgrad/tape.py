@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from threading import get_ident
-from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, MethodWrapperType, WrapperDescriptorType
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -20,14 +19,15 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 
 from fg_lightning.fullgrad.bias_hooks import BiasHooks, TermVisitor, name_operation
-from fg_lightning.fullgrad.hidden_writes import NOTED, HiddenWrites
+from fg_lightning.fullgrad.function_facts import BEFORE_RETAIN_GRAPH, PLAIN, RANDOM, Facts, facts_of
+from fg_lightning.fullgrad.hidden_writes import HiddenWrites
 from fg_lightning.fullgrad.layout import Layout, TensorLayouts, TensorTable
 from fg_lightning.fullgrad.linearization import linearize
-from fg_lightning.fullgrad.operation import Operation, map_tensors, operation_name, random_state, tensors_in, works_in_place
+from fg_lightning.fullgrad.model_constants import ModelConstants
+from fg_lightning.fullgrad.operation import Operation, map_tensors, random_state, tensors_in
 from fg_lightning.fullgrad.operations import OPERATIONS, UNKNOWN, Rules
 from fg_lightning.fullgrad.operations.layout_rules import output_layout
 from fg_lightning.fullgrad.operations.slicing_and_joining import base_layout
-from fg_lightning.fullgrad.preserve_model import Guard
 from fg_lightning.fullgrad.torch_internals import (
     SET_GRAD_ENABLED,
     base_of,
@@ -67,7 +67,7 @@ class Tape(TorchFunctionMode):
         visitors: Sequence[TermVisitor],
         modules: dict[int, str],
         readings: Mapping[str, Callable[..., Any]] | None = None,
-        guard: Guard | None = None,
+        guard: ModelConstants | None = None,
     ) -> None:
         super().__init__()
         self.layouts = TensorLayouts(images.shape[0])
@@ -151,9 +151,9 @@ class Tape(TorchFunctionMode):
     # --- meeting an operation
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        facts = _facts_of(function)
+        facts = facts_of(function)
         is_direct = facts.is_direct and self._skips_modes and facts.name not in self._readings
-        if not (is_direct and _PLAIN.issuperset(types)):
+        if not (is_direct and PLAIN.issuperset(types)):
             return self._meet_call(function, facts, args, kwargs or {})
         # Modes cost more than most operations: in here, no other meets anything.
         with without_function_modes():
@@ -165,17 +165,14 @@ class Tape(TorchFunctionMode):
             finally:
                 self._is_direct = False
 
-    def _meet_call(self, function: Any, facts: _Facts, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _meet_call(self, function: Any, facts: Facts, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if function is SET_GRAD_ENABLED:
             (self._wants_gradients,) = args
             return None  # a backbone frozen by torch.no_grad() counts like any other
         if facts.is_question:
             return function(*args, **kwargs)
-        if self._is_direct:
+        with without_function_modes():  # the mode below this one is for what the model runs, not for what is asked here
             op = Operation.meet(function, args, kwargs, is_free=self.is_free)
-        else:
-            with without_function_modes():  # the mode below this one is for what the model runs, not for what is asked here
-                op = Operation.meet(function, args, kwargs, is_free=self.is_free)
         targets = self._hidden_writes.save_targets(op)
         if op.in_place:
             self.bias_hooks.secure(op.args[0])
@@ -193,7 +190,7 @@ class Tape(TorchFunctionMode):
 
     def _run_on_constants(self, op: Operation) -> Any:
         """Run an operation that does not depend on the input, or that changes a leaf without autograd's knowledge."""
-        if not self._wants_gradients and _overwrites_free_leaf(op):
+        if not self._wants_gradients and op.overwrites_leaf:
             with torch.no_grad():
                 return self._call(op.function, op.args, op.kwargs)
         result = self._call(op.function, op.args, op.kwargs)
@@ -210,7 +207,7 @@ class Tape(TorchFunctionMode):
             if op.depends(op.args[0]):
                 self._hidden_writes.report_assignment(op.args[0])
             return result
-        if not self._wants_gradients and _overwrites_free_leaf(op):
+        if not self._wants_gradients and op.overwrites_leaf:
             return self._run_on_constants(op)
         if isinstance(function, FunctionType) and function not in self._open_functions:
             return self._run_python_function(op, function)
@@ -227,7 +224,7 @@ class Tape(TorchFunctionMode):
         if op.name == "register_hook" and len(args) == 2:
             hook = self.bias_hooks.watch_gradient_hook(args[1], self._locate("a gradient hook (register_hook)"))
             args = args[0], hook
-        if op.name in ("grad", "backward") and len(args) <= _BEFORE_RETAIN_GRAPH[op.name]:
+        if op.name in ("grad", "backward") and len(args) <= BEFORE_RETAIN_GRAPH[op.name]:
             kwargs = kwargs | {"retain_graph": True}  # the backward pass of the explanation needs the graph as well
         self._open_functions.add(function)
         try:
@@ -249,11 +246,12 @@ class Tape(TorchFunctionMode):
     def _record(self, op: Operation) -> Any:
         """Run an operation and hook its outputs."""
         rules = OPERATIONS.get(op.name, UNKNOWN)
-        reads_overwritten = op.in_place and getattr(rules.bias, "reads_overwritten", _never)(op)
+        reads = getattr(rules.bias, "reads_overwritten", None)
+        reads_overwritten = op.in_place and reads is not None and reads(op)
         overwritten = self._copy_overwritten(op) if reads_overwritten else None
         base = base_of(op.args[0]) if op.in_place else None
         was_constant = base is not None and not base.requires_grad
-        state = random_state(op) if rules.bias is linearize or op.name in _RANDOM else None
+        state = random_state(op) if rules.bias is linearize or op.name in RANDOM else None
         for operand in op.dependent:
             self._ensure_known(operand, op)
         result = self._call(op.function, op.args, op.kwargs)
@@ -392,60 +390,10 @@ class Tape(TorchFunctionMode):
         self._running.pop()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _HiddenFunction:
+class _HiddenFunction(NamedTuple):
     """A custom autograd function that was run in a module, to be recorded once something uses its outputs."""
 
     function: Any
     inputs: tuple[Any, ...]
     outputs: list[Tensor]
     module: str
-
-
-class _Facts(NamedTuple):
-    """What is known of a function of torch before it is called.
-
-    Attributes:
-        name: of its operation.
-        is_question: whether it tells of a tensor and computes nothing.
-        is_noted: whether it may give away the memory of a tensor.
-        is_direct: whether it calls nothing that a mode could meet, so that it may be run past all modes. Functions in Python do,
-            and so do those without a layout rule, of which backward passes are run that may be the user's.
-    """
-
-    name: str
-    is_question: bool
-    is_noted: bool
-    is_direct: bool
-
-
-@cache
-def _facts_of(function: Any) -> _Facts:
-    name = operation_name(function)
-    is_question, rules = name in _QUESTIONS, OPERATIONS.get(name)
-    is_native = isinstance(function, (BuiltinFunctionType, MethodDescriptorType, MethodWrapperType, WrapperDescriptorType))
-    is_direct = is_native and (is_question or (rules is not None and rules.layout is not None))
-    return _Facts(name, is_question, name in NOTED, is_direct)
-
-
-_PLAIN = frozenset({Tensor, nn.Parameter})
-"""Classes of tensors that override nothing."""
-
-
-def _overwrites_free_leaf(op: Operation) -> bool:
-    """Whether a call does what autograd allows under no_grad only, such as a step of an optimizer inside the forward."""
-    return works_in_place(op.function) and any(t.is_leaf and t.requires_grad for t in tensors_in(op.args[:1]))
-
-
-def _never(op: Operation) -> bool:
-    return False
-
-
-_RANDOM = frozenset({"alpha_dropout", "feature_alpha_dropout", "scaled_dot_product_attention"})
-"""Operations whose rule may run them again, on the same random numbers."""
-
-_BEFORE_RETAIN_GRAPH = {"grad": 3, "backward": 2}
-"""How many arguments of torch.autograd.grad and Tensor.backward stand before retain_graph."""
-
-_QUESTIONS = frozenset({"shape", "size", "dim", "ndim", "numel", "device", "dtype", "stride", "is_contiguous", "requires_grad"})
-"""What a model asks of a tensor without computing anything."""

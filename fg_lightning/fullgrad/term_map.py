@@ -90,7 +90,7 @@ class TermValues(NamedTuple):
         if isinstance(bias, Tensor):
             return TermValues(self.product, view(bias.expand(shape)), view(self.gradient))
         operands = tuple(view(operand.expand(shape)) for operand in bias.operands)
-        return TermValues(self.product, Pointwise(bias.function, operands), view(self.gradient))
+        return TermValues(self.product, Pointwise(bias.function, operands, bias.is_zero), view(self.gradient))
 
     def to_plane(self, layout: Layout, num_images: int, num_axes: int) -> Tensor | TermValues:
         """[N, C, *S], C everything that is neither sample nor place."""

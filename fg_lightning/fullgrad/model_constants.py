@@ -1,0 +1,303 @@
+"""Constants in the place of all tensors that a model holds, and everything back afterwards.
+
+It relies on no library's restore: dictionaries and lists that hold a model's tensors are copied first and refilled at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import operator
+import random
+import weakref
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterable
+from dataclasses import is_dataclass
+from functools import cache, partial
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
+
+from fg_lightning.fullgrad.hidden_writes import EXPOSING
+from fg_lightning.fullgrad.operation import operation_name, tensors_in, works_in_place
+from fg_lightning.fullgrad.torch_internals import (
+    FAULTY,
+    avoid_faults,
+    child_table,
+    modules_by_name,
+    share_as_parameter,
+    tensor_tables,
+    writes_by_schema,
+)
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+def lift(tensor: Tensor) -> Tensor:
+    """A tensor cut off from any graph and usable by autograd, in float32 if it is of half precision; copied if necessary."""
+    tensor = tensor.detach()
+    if tensor.dtype in HALF:
+        return tensor.float()
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+class ModelConstants(TorchFunctionMode):
+    """Puts constants in the place of tensors. As a function mode it meets each operation before it writes to them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._contents: list[tuple[Any, Any]] = []
+        self._empty: list[Any] = []  # containers
+        self._states: list[Callable[[], Any]] = []
+        self._seen: dict[int, Any] = {}  # the objects by their ids; held, so that no id is used again
+        self._constants: dict[int, Tensor] = {}
+        self._sharing: defaultdict[int | None, list[Tensor]] = defaultdict(list)
+        self._saved: list[tuple[Tensor, Tensor]] = []
+        self._packages: set[str] = set()
+
+    def replace(self, module: nn.Module) -> None:
+        """Put constants into a module and the objects that it holds."""
+        if id(module) in self._seen:
+            return
+        parts = modules_by_name(module).values()
+        new = [part for part in parts if id(part) not in self._seen and not isinstance(part, torch.jit.ScriptModule)]
+        self._packages |= {type(part).__module__.partition(".")[0] for part in new} - _FRAMEWORKS
+        self._seen |= {id(part): part for part in new}
+        self._copy_buffers([buffer for part in new for buffer in tensor_tables(part)[1].values() if buffer is not None])
+        for part in new:
+            if children := child_table(part):  # they are among the parts
+                self._keep(children)
+            for table in tensor_tables(part):
+                if table and id(table) not in self._seen:
+                    self._keep(table)
+                    for name, tensor in table.items():
+                        if tensor is not None:
+                            table[name] = self._make_constant(tensor)
+        attributes = list(map(vars, new))
+        for container in attributes:
+            self._keep(container)
+        self._replace_in(*attributes)
+
+    def put_back(self) -> None:
+        """Put all contents, values and states back."""
+        for container, items in self._contents:
+            _refill(container, items)
+        for container in self._empty:
+            if container:
+                container.clear()
+        for tensor, values in self._saved:
+            tensor.data.copy_(values)  # without a new version, since a backward pass may have saved the tensor
+        for put_back in self._states:
+            put_back()
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self.run(function, args, kwargs or {})
+
+    def run(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operation, after saving what it is about to overwrite."""
+        if not kwargs and not _needs_care(function):  # most calls, such as those for a shape
+            return function(*args)
+        if _may_write(function) or "out" in kwargs or "inplace" in kwargs:
+            self._save(_targets(function, args, kwargs))
+        result = function(*args, **kwargs)
+        avoid_faults(function, result)
+        return result
+
+    def _save(self, overwritten: list[Tensor]) -> None:
+        """Save the values of the model's tensors whose memory an operation is about to overwrite."""
+        for tensor in overwritten:
+            for original in self._sharing.pop(_memory(tensor), ()):
+                self._saved.append((original, original.detach().clone()))
+
+    def _keep(self, container: Any) -> None:
+        self._seen[id(container)] = container
+        self._contents.append((container, container.copy()))
+
+    def _replace_in(self, *containers: Any) -> None:
+        """Replace the items of containers. Most of those of modules are numbers, and the empty tables of their hooks."""
+        atoms, kinds, seen = _ATOMS, _CONTAINERS, self._seen
+        self._empty += [item for own in containers for item in _items_of(own) if type(item) in kinds and not item]
+        others = [
+            (own, key, item)
+            for own in containers
+            for key, item in (own.items() if isinstance(own, dict) else enumerate(own))
+            if (kind := type(item)) not in atoms and (kind not in kinds or (item and id(item) not in seen))
+        ]
+        for own, key, item in others:
+            if (replaced := self._replacement(item)) is not item:
+                own[key] = replaced
+
+    def _replacement(self, value: Any) -> Any:
+        """The constant of a tensor. A tuple gets replaced if it holds tensors; any other object is replaced in place."""
+        kind = type(value)
+        if kind in _TENSORS or isinstance(value, Tensor):
+            return self._make_constant(value)
+        if id(value) in self._seen:
+            return value
+        if isinstance(value, nn.Module):
+            self.replace(value)
+        elif kind in _CONTAINERS:
+            self._keep(value)
+            if value and kind is not set and len(value) <= _MAX_ITEMS:
+                self._replace_in(value)
+        elif kind is tuple and _ATOMS.issuperset(map(type, value)):
+            return value
+        elif kind is tuple or (isinstance(value, tuple) and hasattr(value, "_fields")):
+            items = [self._replacement(item) for item in value]
+            if not all(map(operator.is_, items, value)):
+                return kind(*items) if hasattr(value, "_fields") else tuple(items)
+        elif kind in _STATES:
+            self._seen[id(value)] = value
+            self._states.append(_STATES[kind](value))
+        elif self._belongs_to_model(value):
+            self._seen[id(value)] = value
+            self._keep(vars(value))
+            self._replace_in(vars(value))
+        return value
+
+    def _belongs_to_model(self, value: Any) -> bool:
+        """Whether an object's attributes are the model's own; those of a trainer or a logger are not."""
+        kind = type(value)
+        if not isinstance(getattr(value, "__dict__", None), dict):
+            return False
+        package = kind.__module__.partition(".")[0]
+        return kind in _NAMESPACES or package in self._packages or (is_dataclass(kind) and package not in _FRAMEWORKS)
+
+    def _copy_buffers(self, buffers: list[Tensor]) -> None:
+        """Make constants of buffers. A model writes to them, and not every such operation can be recognized: they are copied.
+
+        Small ones, such as the statistics of norms, are copied together.
+        """
+        small: defaultdict[tuple[torch.dtype, torch.device], list[Tensor]] = defaultdict(list)
+        for buffer in {id(buffer): buffer for buffer in buffers if id(buffer) not in self._constants}.values():
+            if type(buffer) is Tensor and buffer.ndim <= 1 and 0 < buffer.numel() <= _SMALL and buffer.dtype not in HALF:
+                small[buffer.dtype, buffer.device].append(buffer)
+            else:
+                self._enter(buffer, buffer if is_lazy(buffer) else lift(buffer).clone())
+        for together in small.values():
+            copies = torch.cat([buffer.detach().reshape(-1) for buffer in together])
+            for buffer, copied in zip(together, copies.split([buffer.numel() for buffer in together]), strict=True):
+                copied = copied.data if buffer.ndim else copied[0].data  # with versions of its own
+                self._enter(buffer, copied)
+
+    def _make_constant(self, tensor: Tensor) -> Tensor:
+        """The constant of a tensor, one for all its holders."""
+        if (known := self._constants.get(id(tensor))) is not None:
+            return known
+        constant = _detach_constant(tensor)
+        if (memory := _memory(constant)) is not None and memory == _memory(tensor):
+            self._sharing[memory].append(tensor)
+        return self._enter(tensor, constant)
+
+    def _enter(self, tensor: Tensor, constant: Tensor) -> Tensor:
+        identity = id(tensor)
+        self._seen[identity] = tensor
+        self._constants[identity] = self._constants[id(constant)] = constant
+        if constant is not tensor and (attributes := vars(tensor)):
+            vars(constant).update({name: self._replacement(value) for name, value in attributes.items()})
+        return constant
+
+
+def _detach_constant(tensor: Tensor) -> Tensor:
+    """The values of a tensor as a constant of its kind, on the same memory if possible, with versions of its own."""
+    kind = type(tensor)
+    if kind is not Tensor and kind is not nn.Parameter:  # its class defines its operations
+        if is_lazy(tensor):
+            return tensor
+        return lift(tensor.data) if tensor.requires_grad else tensor
+    values = tensor.data
+    if values.dtype in HALF or values.is_inference():
+        values = lift(values)
+    return share_as_parameter(values) if kind is nn.Parameter else values
+
+
+def _items_of(container: Any) -> Iterable[Any]:
+    return container.values() if isinstance(container, dict) else container
+
+
+def _refill(container: Any, items: Any) -> None:
+    """Let a container hold these items again, in this order; the container stays the same object."""
+    if isinstance(container, dict):
+        container.update(items)
+        for added in [key for key in container if key not in items] if len(container) != len(items) else ():
+            del container[added]
+        if not all(map(operator.is_, container, items)):
+            container.clear()
+            container.update(items)
+    elif len(container) != len(items) or not all(map(operator.is_, container, items)):
+        container.clear()
+        (container.update if isinstance(container, set) else container.extend)(items)
+
+
+def _memory(tensor: Tensor) -> int | None:
+    """The memory of a tensor as a number; None if it has none of its own, as sparse and fake tensors."""
+    try:
+        return tensor.untyped_storage().data_ptr() or None
+    except (RuntimeError, NotImplementedError):
+        return None
+
+
+@cache
+def _needs_care(function: Callable[..., Any]) -> bool:
+    """Whether a call without keywords may write to an operand, or has a backward pass with a fault."""
+    return _may_write(function) or operation_name(function) in FAULTY
+
+
+@cache
+def _may_write(function: Callable[..., Any]) -> bool:
+    return works_in_place(function) or operation_name(function) in _WRITERS or writes_by_schema(function)
+
+
+def _targets(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The tensors that an operation may write to."""
+    name = operation_name(function)
+    if name in _UPDATING_STATISTICS:
+        return [t for t in tensors_in((args, kwargs)) if not isinstance(t, nn.Parameter)]
+    if name in _RENORMALIZING and (args[3] if len(args) > 3 else kwargs.get("max_norm")) is None:
+        return []
+    if name in _WRITERS or writes_by_schema(function):
+        return tensors_in((args, kwargs))
+    return tensors_in((args[:1], kwargs.get("input"), kwargs.get("out")))
+
+
+def _state_of_generator(generator: torch.Generator) -> Callable[[], Any]:
+    return partial(generator.set_state, generator.get_state())
+
+
+def _state_of_numpys(generator: np.random.Generator) -> Callable[[], Any]:
+    return partial(setattr, generator.bit_generator, "state", generator.bit_generator.state)
+
+
+_STATES: dict[type, Callable[[Any], Callable[[], Any]]] = {
+    torch.Generator: _state_of_generator,
+    np.random.Generator: _state_of_numpys,
+    np.random.RandomState: lambda generator: partial(generator.set_state, generator.get_state()),
+    random.Random: lambda generator: partial(generator.setstate, generator.getstate()),
+}
+"""By the class of a random generator: a function of the generator that returns what puts its present state back."""
+
+_ATOMS = {bool, int, float, complex, str, bytes, type(None), weakref.ProxyType, weakref.CallableProxyType}
+"""Classes of most attributes, which hold nothing; asking a proxy whose object is gone raises an error."""
+
+_TENSORS = {Tensor, nn.Parameter}
+_CONTAINERS = {dict, OrderedDict, defaultdict, list, set, deque}
+_NAMESPACES = (SimpleNamespace, argparse.Namespace)
+_FRAMEWORKS = set("torch torchvision torchmetrics lightning pytorch_lightning lightning_fabric fg_lightning builtins".split())
+_SMALL = 1 << 12
+"""Numbers in a buffer that is copied together with others. Larger ones keep memory of their own, aligned as kernels like it."""
+
+_MAX_ITEMS = 1000
+"""The items of a larger container are data rather than parts of the model: it is put back, but they are not replaced."""
+
+_UPDATING_STATISTICS = {"batch_norm", "instance_norm", "native_batch_norm", "batch_norm_impl_index"}
+"""Operations that update statistics."""
+
+_RENORMALIZING = {"embedding", "embedding_bag"}
+"""Operations that change their weight if they get `max_norm`."""
+
+_WRITERS = _UPDATING_STATISTICS | _RENORMALIZING | EXPOSING
+"""Operations that may write to a tensor although their name does not tell."""
