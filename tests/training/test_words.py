@@ -55,6 +55,6 @@ def test_what_may_be_right_is_left_to_the_parser(line):
 
 def test_options_are_those_that_a_class_hands_on_too():
     assert set(option_names(TorchvisionDataModule)) == set(
-        "name root size mean std batch_size num_workers augment val_share seed".split()
+        "name root size mean std batch_size num_workers augment val_share max_images seed".split()
     )
     assert "kwargs" not in option_names(ImageClassifier)
