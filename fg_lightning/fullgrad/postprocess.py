@@ -53,7 +53,7 @@ class Rescaling:
         return sums / expand_like(span + EPSILON, sums)
 
 
-Factors = tuple[Float[Tensor, "n c *s"], Union[Float[Tensor, " c"], None]]
+Factors = tuple[Float[Tensor, "n _ *s"], Union[Float[Tensor, " _"], None]]
 """A term as a tensor and a factor for each of its channels; None for 1."""
 
 

@@ -84,6 +84,7 @@ def test_a_layer_that_cannot_be_made_anew_has_its_values_shuffled() -> None:
     assert correlations["1"] < 0.9
 
 
+@pytest.mark.ill_typed
 @pytest.mark.parametrize(
     ("settings", "message"),
     [({"mode": "both"}, "mode must be one of cascading, independent, not 'both'"), ({"method": "fulgrad"}, "fulgrad")],
