@@ -19,7 +19,7 @@ from fg_lightning.removal import removal_mask
 from fg_lightning.report.figures import Page, accuracy_figures
 from fg_lightning.report.image_encoding import arrange_tiles, encode_picture, encode_webp, num_columns, to_base64
 from fg_lightning.roar.cells import CellResult, parse_row, read_results
-from fg_lightning.roar.experiment_folder import EXPERIMENT_FILE
+from fg_lightning.roar.experiment_folder import EXPERIMENT_FILE, stores_folder
 from fg_lightning.roar.findings import list_findings
 from fg_lightning.roar.results import DIRECTIONS, ORDER_NAMES, TABLE_COLUMNS, TITLES, ROARResults, mean_and_interval, mean_of_known
 from fg_lightning.roar.saliency_store import SaliencyStore
@@ -82,7 +82,7 @@ def read_experiment(folder: Path) -> ExperimentFiles:
     results = ROARResults(cells, *settings)
     _note_failures(results, notes)
     fractions = [fraction for fraction in results.fractions if 0 < fraction < 1]
-    stores = _open_stores(folder / "stores" / str(results.networks[0]), results, notes)
+    stores = _open_stores(stores_folder(folder, results.networks[0]), results, notes)
     examples = sorted((folder / EXAMPLES).glob("*.png"))[:MAX_IMAGES]
     indices = [int(path.stem) for path in examples if path.stem.isdigit()]
     if stores and not indices:

@@ -17,7 +17,7 @@ from fg_lightning.removal import Fill, Order, find_fill
 from fg_lightning.removal.pixel_ranking import check_fraction, check_order
 from fg_lightning.roar.cell_training import check_trainer_options
 from fg_lightning.roar.cells import ALL, MASKS, Cell
-from fg_lightning.roar.experiment_folder import describe, hash_file
+from fg_lightning.roar.experiment_folder import describe, hash_file, stores_folder
 from fg_lightning.roar.explained_class import Target, check_target
 
 Mode = Literal["roar", "kar", "road"]
@@ -169,7 +169,7 @@ class ROARConfig:
         return self.folder / "networks" / f"{network}.pt"
 
     def store_path(self, method: str, network: int) -> Path:
-        return self.folder / "stores" / str(network) / method
+        return stores_folder(self.folder, network) / method
 
     def identity(self) -> dict[str, Any]:
         """The settings that may not change from one run to the next, since numbers depend on them, as JSON.

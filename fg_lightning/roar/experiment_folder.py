@@ -264,3 +264,8 @@ def _constants(code: CodeType) -> list[str]:
     """Sets are sorted: their order is another in every process."""
     constants = (constant for constant in code.co_consts if not isinstance(constant, CodeType))
     return [repr(sorted(map(repr, value)) if isinstance(value, frozenset) else value) for value in constants]
+
+
+def stores_folder(folder: Path, network: int) -> Path:
+    """Where the stores of one of the explained networks are: `stores` of the first, `stores_1` of the next."""
+    return folder / ("stores" if network == 0 else f"stores_{network}")

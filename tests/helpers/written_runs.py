@@ -102,7 +102,7 @@ def experiment(
     for i, method in enumerate(methods):
         maps = torch.rand(images, 1, side, side, generator=torch.Generator().manual_seed(i))
         stored[method] = ranks(maps)
-        store = folder / "stores" / "0" / method
+        store = folder / "stores" / method
         store.mkdir(parents=True)
         (store / "test.ranks").write_bytes(stored[method].numpy().astype(np.uint16).tobytes())
         checksums = checksums_of(stored[method].numpy().astype(np.uint16)).tobytes()

@@ -162,7 +162,7 @@ def test_an_unfinished_experiment_shows_what_there_is(tmp_path):
     (tmp_path / "cells" / "fullgrad-0.25-dataset_mean-0-1.json").write_text("{")
     failed = Cell("random", 0.5, 1, 0, "dataset_mean")
     write_result(tmp_path, CellResult(failed, reason="Diverged: the loss is <nan>\nlong trace"))
-    (tmp_path / "stores" / "0" / "random" / "test.ranks").write_bytes(b"12")
+    (tmp_path / "stores" / "random" / "test.ranks").write_bytes(b"12")
     page = Page(write_report(tmp_path))
     assert "1 files in cells/ are damaged" in page.words
     assert "12 of 14 trainings have been run" in page.words

@@ -197,7 +197,7 @@ def test_a_factory_of_ones_own_is_used_under_a_known_name_and_told_from_another(
     experiment(
         tmp_path, methods={"same": METHODS["edges"], "other": METHODS["gradient"]}, num_seeds=1
     ).run()  # adds to what is there
-    own, same, other = (SaliencyStore(tmp_path / "stores" / "0" / name).ranks("test") for name in ("gradient", "same", "other"))
+    own, same, other = (SaliencyStore(tmp_path / "stores" / name).ranks("test") for name in ("gradient", "same", "other"))
     assert np.array_equal(own, same)
     assert not np.array_equal(own, other)
     assert set(json.loads((tmp_path / "experiment.json").read_text())["methods"]) == {"random", "gradient", "same", "other"}
@@ -270,7 +270,7 @@ def test_umask_holds_for_all_that_is_written(tmp_path, mask, mode):
 
 
 def test_what_a_killed_run_left_is_swept_up(tmp_path):
-    left = [tmp_path / place / f"{PREFIX}0" for place in (".", "cells", "stores/0/random")]
+    left = [tmp_path / place / f"{PREFIX}0" for place in (".", "cells", "stores/random")]
     for path in left:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
@@ -280,10 +280,10 @@ def test_what_a_killed_run_left_is_swept_up(tmp_path):
 
 def test_ranks_that_were_changed_between_two_runs_are_made_again(tmp_path):
     experiment(tmp_path, methods=["random"], num_seeds=1).run()
-    path = tmp_path / "stores" / "0" / "random" / "train.ranks"
+    path = tmp_path / "stores" / "random" / "train.ranks"
     before = path.read_bytes()
     path.write_bytes(bytes(128) + before[128:])
-    with pytest.warns(UserWarning, match=r"stores/0/random was changed after it was written.*are made again"):
+    with pytest.warns(UserWarning, match=r"stores/random was changed after it was written.*are made again"):
         experiment(tmp_path, methods=["random"], num_seeds=2).run()
     assert path.read_bytes() == before
 

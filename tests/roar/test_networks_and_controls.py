@@ -34,7 +34,7 @@ def test_several_networks_have_maps_and_trainings_of_their_own(alone, tmp_path):
     assert len(second) == len(first)
     weights = [torch.load(tmp_path / "networks" / f"{n}.pt", weights_only=True)["network.0.weight"] for n in (0, 1)]
     assert not torch.equal(*weights)
-    one, other = (SaliencyStore(tmp_path / "stores" / str(n) / "gradient") for n in (0, 1))
+    one, other = (SaliencyStore(tmp_path / stores / "gradient") for stores in ("stores", "stores_1"))
     assert one.manifest.model != other.manifest.model
     assert not np.array_equal(one.ranks("test"), other.ranks("test"))
     assert set(json.loads((tmp_path / "experiment.json").read_text())["networks"]) == {"0", "1"}
