@@ -174,7 +174,7 @@ class ModelConstants(TorchFunctionMode):
         """
         small: defaultdict[tuple[torch.dtype, torch.device], list[Tensor]] = defaultdict(list)
         for buffer in {id(buffer): buffer for buffer in buffers if id(buffer) not in self._constants}.values():
-            if type(buffer) is Tensor and buffer.ndim <= 1 and 0 < buffer.numel() <= _SMALL and buffer.dtype not in HALF:
+            if _is_small(buffer):
                 small[buffer.dtype, buffer.device].append(buffer)
             else:
                 self._enter(buffer, buffer if is_lazy(buffer) else lift(buffer).clone())
@@ -200,6 +200,12 @@ class ModelConstants(TorchFunctionMode):
         if constant is not tensor and (attributes := vars(tensor)):
             vars(constant).update({name: self._replacement(value) for name, value in attributes.items()})
         return constant
+
+
+def _is_small(buffer: Tensor) -> bool:
+    """Whether a buffer is copied together with others."""
+    is_plain = type(buffer) is Tensor and buffer.layout is torch.strided and not buffer.is_quantized and buffer.dtype not in HALF
+    return is_plain and buffer.ndim <= 1 and 0 < buffer.numel() <= _SMALL
 
 
 def _detach_constant(tensor: Tensor) -> Tensor:

@@ -123,7 +123,7 @@ class Tape(TorchFunctionMode):
         self._skips_modes = self._guard is not None and count_function_modes() == 1
         with (
             self._follow_modules(),
-            open_functional(self._is_own_thread),
+            open_functional(lambda: self._skips_modes and self._is_own_thread() and count_function_modes() <= 2),
             show_hidden_functions(self._is_own_thread, self._meet, self._wrap_forward),
             self,
         ):

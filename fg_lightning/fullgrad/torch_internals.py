@@ -77,7 +77,7 @@ def storage_of(tensor: Tensor) -> int:
 
 
 def add_gradient_hook(tensor: Tensor, hook: Callable[[Tensor], Tensor | None]) -> None:
-    """What `tensor.register_hook(hook)` does, in a third of its time: there is no handle by which to remove the hook."""
+    """What `tensor.register_hook(hook)` does, without a handle by which to remove the hook: that takes most of its time."""
     hooks: dict[Any, Callable[[Tensor], Tensor | None]] | None = tensor._backward_hooks
     if hooks is None:
         tensor._backward_hooks = hooks = OrderedDict()
@@ -124,7 +124,7 @@ def child_table(module: nn.Module) -> Any:
 
 
 def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
-    """What `named_modules()` returns, in one loop: its nested generators cost more than a run of a small network."""
+    """What `named_modules()` returns, in one loop instead of nested generators, one in the other for each level."""
     known: set[int] = set()
     found: dict[str, nn.Module] = {}
     ahead = [("", model)]
@@ -227,21 +227,21 @@ def open_function(function: FunctionType) -> FunctionType:
 
 
 @contextmanager
-def open_functional(is_own_thread: Callable[[], bool]) -> Iterator[None]:
+def open_functional(is_alone: Callable[[], bool]) -> Iterator[None]:
     """Run the functions of torch.nn.functional without their check for overrides, so that a mode meets only the calls inside them.
 
-    A mode would meet each of them first, and then what it calls: half of the time of a small operation. Functions called with
-    tensors of other classes, which may override them, keep their check. Other threads use torch unchanged.
+    A mode would meet each of them first, and then what it calls. Functions called with tensors of other classes, which may
+    override them, keep their check.
 
     Args:
-        is_own_thread: whether the thread that asks is the one that runs them so.
+        is_alone: whether the thread that asks is the one that runs them so, and no mode of the user may want to meet them.
     """
 
     def check(original: Callable[..., bool], *tensors: Any) -> bool:
-        return not (is_own_thread() and all(map(_is_plain, tensors))) and original(*tensors)
+        return not (is_alone() and all(map(_is_plain, tensors))) and original(*tensors)
 
     def check_all(original: Callable[..., bool], tensors: Any) -> bool:
-        return not (is_own_thread() and all(map(_is_plain, tensors))) and original(tensors)
+        return not (is_alone() and all(map(_is_plain, tensors))) and original(tensors)
 
     names = {"has_torch_function_unary": check, "has_torch_function_variadic": check, "has_torch_function": check_all}
     with ExitStack() as stack:

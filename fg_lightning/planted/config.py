@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,10 +9,11 @@ from typing import Any, Union
 
 from lightning.pytorch import LightningDataModule, LightningModule
 
-from fg_lightning.attribution import METHODS, Factory, find_method
+from fg_lightning.attribution import Factory
 from fg_lightning.planted.datamodule import Mark, PlantedShortcut, Shortcut, check_shortcut
 from fg_lightning.planted.marks import Corner
 from fg_lightning.roar.cell_training import check_trainer_options
+from fg_lightning.roar.config import check_counts, check_makers, choose_methods
 from fg_lightning.roar.experiment_folder import describe
 
 IDENTITY = (
@@ -76,18 +76,9 @@ class PlantedConfig:
     trainer: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, value, kind in (("data", self.data, LightningDataModule), ("model", self.model, LightningModule)):
-            if isinstance(value, kind) or not callable(value):
-                raise TypeError(
-                    f"{name} must be a function that makes a new {kind.__name__}, such as the class itself or a lambda, since each "
-                    f"training starts from scratch; not {type(value).__name__}"
-                )
-        for name in ("num_seeds", "max_epochs", "num_images", "batch_size", "num_threads"):
-            count = getattr(self, name)
-            if isinstance(count, bool) or not isinstance(count, int):
-                raise TypeError(f"{name} must be an integer, not {count!r}")
-            if count < 1:
-                raise ValueError(f"{name} must be at least 1, not {count}")
+        check_makers(self.data, self.model)
+        counted = "num_seeds", "max_epochs", "num_images", "batch_size", "num_threads"
+        check_counts(**{name: getattr(self, name) for name in counted})
         if self.margin is not None and self.margin < 0:
             raise ValueError(f"margin must be a number of pixels, at least 0, not {self.margin}")
         check_shortcut(self.shortcut, self.strength, self.size, self.corner)
@@ -128,29 +119,3 @@ class PlantedConfig:
             prepare=self.prepare,
             transform=self.transform,
         )
-
-
-def choose_methods(methods: Union[str, Sequence[str], Mapping[str, Factory]]) -> dict[str, Factory]:
-    """The factories of methods by name.
-
-    Raises:
-        ValueError: if there is no such method, none is given, one is given twice, or a name cannot be that of a file.
-    """
-    if isinstance(methods, Mapping):
-        chosen = dict(methods)
-    else:
-        names = [name.strip() for name in methods.split(",")] if isinstance(methods, str) else list(methods)
-        names = list(METHODS) if names == ["all"] else names
-        chosen = {name: find_method(name) for name in names}
-        if len(chosen) < len(names):
-            raise ValueError(
-                f"methods must differ, but {', '.join(n for n in chosen if names.count(n) > 1)} is given more than once"
-            )
-    if not chosen:
-        raise ValueError("methods must have at least one name, such as fullgrad")
-    for name in chosen:
-        if not re.fullmatch(r"\w[\w.+]{,99}", name):
-            raise ValueError(
-                f"a method's name must be at most 100 letters, digits, _ . and +, since files are named after it; not {name!r}"
-            )
-    return chosen

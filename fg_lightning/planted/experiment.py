@@ -35,7 +35,7 @@ from fg_lightning.planted.explain_marks import Explained, explain_marks
 from fg_lightning.planted.figures import map_grid, score_figure
 from fg_lightning.planted.results import METRICS, NETWORKS, Explanation, Network, PlantedResults, TrainedNetwork
 from fg_lightning.roar.cell_training import determinism, fit, test
-from fg_lightning.roar.engines import Engine, LocalEngine, ProgressLine
+from fg_lightning.roar.engines import Engine, ProgressLine, choose_engine
 from fg_lightning.roar.experiment_folder import check_identity, explain_disk_faults, hash_file, lock_folder
 from fg_lightning.roar.explained_networks import load_weights, select_accuracy
 from fg_lightning.visualization import save_figure
@@ -82,9 +82,7 @@ class PlantedExperiment:
     ) -> None:
         self.config = PlantedConfig(output, data, model, **options)
         self.output = self.config.folder
-        if engine is not None and not isinstance(engine, Engine):
-            raise TypeError(f"engine must be a LocalEngine() or a RayEngine(), not {engine!r}")
-        self.engine = engine or LocalEngine()
+        self.engine = choose_engine(engine)
         self.console = console or Console(stderr=True)
         seeds = range(self.config.num_seeds)
         self.trainings = [Training(network, seed) for network, seed in product(NETWORKS, seeds)]

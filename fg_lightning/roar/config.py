@@ -114,24 +114,24 @@ class ROARConfig:
     wandb: str | None = None
 
     def __post_init__(self) -> None:
-        self._check_makers()
+        check_makers(self.data, self.model)
         _check_choice("mode", self.mode, get_args(Mode))
-        self._check_counts()
+        counted = "num_seeds", "num_networks", "max_epochs", "num_threads", "batch_size"
+        check_counts(**{name: getattr(self, name) for name in counted})
+        for name in ("controls", "redraw_random"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, not {getattr(self, name)!r}")
         if self.metric is not None and any(part in self.metric.lower() for part in LOWER_IS_BETTER):
             raise ValueError(
                 "metric must be one that is higher for a better network, such as accuracy, since scores are differences of it; "
                 f"{self.metric!r} is lower: log its negative in test_step under another name, and name that"
             )
-        names = [name.strip() for name in self.methods.split(",")] if isinstance(self.methods, str) else list(self.methods)
-        if names == ["all"] and not isinstance(self.methods, Mapping):
-            names = list(METHODS)
-        _check_names(names)
         check_order(self.order)
         _check_fractions(self.fractions)
         check_target(self.target)
         fills = self.fills if self.fills is not None else "noisy_linear" if self.mode == "road" else "dataset_mean"
         checkpoints = self._list_checkpoints()
-        factories = self.methods if isinstance(self.methods, Mapping) else {name: find_method(name) for name in names}
+        factories = choose_methods(self.methods)
         for name, value in {
             "output": Path(self.output).resolve(),
             "methods": {"random": find_method("random"), **factories},
@@ -191,26 +191,46 @@ class ROARConfig:
             )
         return [Path(path) for path in paths]
 
-    def _check_makers(self) -> None:
-        for name, value, kind in (("data", self.data, LightningDataModule), ("model", self.model, LightningModule)):
-            if isinstance(value, kind) or not callable(value):
-                raise TypeError(
-                    f"{name} must be a function that makes a new {kind.__name__}, such as the class itself or a lambda, since each "
-                    f"training starts from scratch; not {type(value).__name__}"
-                )
 
-    def _check_counts(self) -> None:
-        for name in ("num_seeds", "num_networks", "max_epochs", "num_threads", "batch_size"):
-            count = getattr(self, name)
-            if isinstance(count, bool) or not isinstance(count, int):
-                raise TypeError(f"{name} must be an integer, not {count!r}")
-            if count < 1:
-                raise ValueError(f"{name} must be at least 1, not {count}")
-            if count > MAX_COUNT and name in ("num_seeds", "num_networks"):
-                raise ValueError(f"{name} must be at most {MAX_COUNT}, not {count}")
-        for name in ("controls", "redraw_random"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} must be True or False, not {getattr(self, name)!r}")
+def check_makers(data: Any, model: Any) -> None:
+    """
+    Raises:
+        TypeError: if one is an instance, or cannot be called.
+    """
+    for name, value, kind in (("data", data, LightningDataModule), ("model", model, LightningModule)):
+        if isinstance(value, kind) or not callable(value):
+            raise TypeError(
+                f"{name} must be a function that makes a new {kind.__name__}, such as the class itself or a lambda, since each "
+                f"training starts from scratch; not {type(value).__name__}"
+            )
+
+
+def check_counts(**counts: Any) -> None:
+    """
+    Raises:
+        TypeError: if one is no integer.
+        ValueError: if one is less than 1, or there are too many seeds or networks.
+    """
+    for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, int):
+            raise TypeError(f"{name} must be an integer, not {count!r}")
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, not {count}")
+        if count > MAX_COUNT and name in ("num_seeds", "num_networks"):
+            raise ValueError(f"{name} must be at most {MAX_COUNT}, not {count}")
+
+
+def choose_methods(methods: Union[str, Sequence[str], Mapping[str, Factory]]) -> dict[str, Factory]:
+    """The factories of methods by name.
+
+    Raises:
+        ValueError: if there is no such method, none is given, one is given twice, or a name cannot be that of a file.
+    """
+    names = [name.strip() for name in methods.split(",")] if isinstance(methods, str) else list(methods)
+    if names == ["all"] and not isinstance(methods, Mapping):
+        names = list(METHODS)
+    _check_names(names)
+    return dict(methods) if isinstance(methods, Mapping) else {name: find_method(name) for name in names}
 
 
 def cell_seed(cell: Cell) -> int:

@@ -120,6 +120,17 @@ class RayEngine:
             self._ray.shutdown()
 
 
+def choose_engine(engine: Engine | None) -> Engine:
+    """An engine, this process by default.
+
+    Raises:
+        TypeError: if it is none.
+    """
+    if engine is not None and not isinstance(engine, Engine):
+        raise TypeError(f"engine must be a LocalEngine() or a RayEngine(), not {engine!r}")
+    return engine or LocalEngine()
+
+
 def _try(work: Callable[[Item], Any], item: Item) -> Outcome[Item]:
     try:
         with explain_disk_faults():

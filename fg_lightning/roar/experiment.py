@@ -23,7 +23,7 @@ from fg_lightning.roar.compute_ranks import make_predictor
 from fg_lightning.roar.config import NETWORK_SEED, ROARConfig, cell_seed
 from fg_lightning.roar.datamodule import ROARDataModule, check_removal
 from fg_lightning.roar.dataset_views import SplitView, load_views, write_examples
-from fg_lightning.roar.engines import Engine, LocalEngine, ProgressLine
+from fg_lightning.roar.engines import Engine, ProgressLine, choose_engine
 from fg_lightning.roar.experiment_folder import (
     EXPERIMENT_FILE,
     check_disk_space,
@@ -76,8 +76,6 @@ class ROARExperiment:
     ) -> None:
         self.config = config = ROARConfig(output, data, model, **options)
         self.output = config.folder
-        if engine is not None and not isinstance(engine, Engine):
-            raise TypeError(f"engine must be a LocalEngine() or a RayEngine(), not {engine!r}")
         intact = (0.0, 1.0) if config.mode == "kar" else (0.0,)
         is_trained = config.mode != "road"
         self.cells = list_cells(
@@ -88,7 +86,7 @@ class ROARExperiment:
             num_seeds=config.num_seeds if is_trained else 1,
             controls=config.controls and is_trained,
         )
-        self.engine = engine or LocalEngine()
+        self.engine = choose_engine(engine)
         self.console = console or Console(stderr=True)
 
     def run(self, retry_failed: bool = False) -> ROARResults:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from fg_lightning import FullGrad, SimpleFullGrad, full_gradients
 from fg_lightning.fullgrad.tape import Tape
@@ -141,3 +144,30 @@ def test_a_forward_that_converts_to_half_precision_itself_is_told() -> None:
 
     with pytest.raises(ValueError, match="converts to half precision itself"):
         full_gradients(Mixed(), torch.rand(2, 3, 8, 8), 0)
+
+
+class Recording(TorchFunctionMode):
+    """A mode of the user that notes the functions it meets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.met: list[object] = []
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.met.append(function)
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("is_inside", [True, False])
+def test_a_mode_of_the_user_meets_what_the_network_calls(is_inside: bool) -> None:
+    mode = Recording()
+
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            with mode if is_inside else nullcontext():
+                return F.softplus(F.layer_norm(x, x.shape[1:])).flatten(1)
+
+    with nullcontext() if is_inside else mode:
+        terms = full_gradients(Net(), torch.rand(2, 1, 4, 4, dtype=torch.float64), 0)
+    assert float(terms.completeness_error.max()) < 1e-9
+    assert (F.layer_norm if is_inside else torch.layer_norm) in mode.met  # the tape opens what it meets before the user's mode

@@ -231,3 +231,18 @@ def test_weights_are_not_copied() -> None:
         FullGrad(network).attribute(torch.rand(1, 3, 8, 8), 0)
     copies = [event for event in recorded.events() if event.name == "aten::clone" and event.cpu_parent is None]
     assert len(copies) <= 1  # of the images
+
+
+def test_a_sparse_buffer_is_none_that_is_copied_with_others() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("scale", torch.tensor([2.0]))
+            self.register_buffer("sparse", torch.tensor([0.0, 3.0]).to_sparse())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1) * self.scale + self.sparse.to_dense().sum()
+
+    model = Net()
+    assert float(full_gradients(model, torch.rand(2, 1, 2, 2), 0).completeness_error.max()) < 1e-5
+    assert model.sparse.is_sparse
