@@ -18,8 +18,10 @@ from fg_lightning.callbacks.probe_source import load_probe, reads_by_index, trai
 from fg_lightning.fullgrad import Psi
 from fg_lightning.history import History
 from fg_lightning.recording.explainer import Forward
+from fg_lightning.recording.messages import Messages
 from fg_lightning.recording.probe import Probe
-from fg_lightning.recording.recorder import FullGradRecorder, Messages, Settings
+from fg_lightning.recording.recorder import FullGradRecorder
+from fg_lightning.recording.settings import Settings
 from fg_lightning.recording.task import ProbeTarget
 
 SHARDING_STRATEGIES = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")

@@ -2,133 +2,35 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import os
-import random
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Union
 
-import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from fg_lightning.fullgrad import TargetError
-from fg_lightning.fullgrad.postprocess import Psi, find_psi
+from fg_lightning.fullgrad.postprocess import Psi
 from fg_lightning.fullgrad.torch_internals import unwrap_model
 from fg_lightning.history import Explanation, History, Snapshot
 from fg_lightning.history.records import ClassNames
 from fg_lightning.history.run_reader import unused_folder
 from fg_lightning.loggers import log_for
 from fg_lightning.recording.dataset_metadata import DatasetMetadata
-from fg_lightning.recording.explainer import Explainer, Forward, device_of, snapshot_numbers
+from fg_lightning.recording.explainer import Explainer, Forward, device_of
+from fg_lightning.recording.messages import Messages
 from fg_lightning.recording.output_evidence import Evidence
 from fg_lightning.recording.probe import NoProbe, Probe
 from fg_lightning.recording.resume import ProbeChanged, ResumedRun, pack_state
+from fg_lightning.recording.settings import Settings
 from fg_lightning.recording.snapshot_images import Renderer
-from fg_lightning.recording.task import ProbeTarget, check_target, check_task
+from fg_lightning.recording.snapshot_numbers import snapshot_numbers
+from fg_lightning.recording.task import ProbeTarget
 from fg_lightning.visualization.image_grids import pil_to_rgb
 from fg_lightning.visualization.saliency_overlay import Normalization, planar, to_rgb
-
-LOG = logging.getLogger("fg_lightning")
-
-
-class Messages:
-    """Tells the user what happens without disturbing training: errors become warnings, notes go to a log.
-
-    Args:
-        speaker: name of the class that the user works with.
-        strict: raise errors instead.
-        inform: gets the notes.
-    """
-
-    def __init__(self, speaker: str, strict: bool = False, inform: Callable[[str], None] = LOG.info) -> None:
-        self.speaker = speaker
-        self.strict = strict
-        self._inform = inform
-        self._given: set[tuple[str, str, int]] = set()
-
-    @contextmanager
-    def errors_as_warnings(self) -> Iterator[None]:
-        """Lets training continue as if nothing had happened: errors become warnings, and the random state is restored."""
-        state = torch.get_rng_state(), np.random.get_state(), random.getstate()
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # without it nothing has been drawn there
-        try:
-            yield
-        except Exception as error:
-            self.warn(error)
-        finally:
-            torch.set_rng_state(state[0])
-            np.random.set_state(state[1])
-            random.setstate(state[2])
-            torch.cuda.set_rng_state_all(cuda)
-
-    def warn(self, error: Exception, consequence: str = "training goes on") -> None:
-        """Raises the error if `strict`; else warns, once for each kind of error and place where it was raised.
-
-        Errors of the operating system, such as a full disk, are one kind wherever they are raised.
-        """
-        if self.strict:
-            raise error
-        place = error.__traceback__
-        while place is not None and place.tb_next is not None:
-            place = place.tb_next
-        where = ("", 0) if place is None else (place.tb_frame.f_code.co_filename, place.tb_lineno)
-        if isinstance(error, OSError) and error.errno is not None:
-            where = (os.strerror(error.errno), 0)
-        key = (type(error).__name__, *where)
-        if key not in self._given:
-            self._given.add(key)
-            cause = f"{type(error).__name__}: {error}"
-            warnings.warn(f"{self.speaker}: {cause} ({consequence}; {self.speaker}(strict=True) raises)", stacklevel=2)
-
-    def inform(self, note: str) -> None:
-        self._inform(f"{self.speaker}: {note}")
-
-
-@dataclass(frozen=True, eq=False)
-class Settings:
-    """How a probe is explained and shown; see `FullGradRecorder`.
-
-    Raises:
-        TypeError, ValueError: if an argument makes no sense.
-    """
-
-    psi: Union[str, Psi] = "absolute"
-    target: ProbeTarget = None
-    task: str | None = None
-    forward: Forward | None = None
-    normalization: Normalization | Sequence[Sequence[float]] | None = None
-    class_names: Sequence[str] | None = None
-    animation: bool = False
-
-    def __post_init__(self) -> None:
-        find_psi(self.psi)
-        check_target(self.target)
-        check_task(self.task, self.target)
-        names, normalization = self.class_names, self.normalization
-        if self.forward is not None and not callable(self.forward):
-            raise TypeError(f"forward must be a function of the module and a batch, not {self.forward!r}")
-        if names is not None and (isinstance(names, str) or not all(isinstance(name, str) for name in names)):
-            raise TypeError(f"class_names must be a list of names, not {names!r}")
-        if normalization is not None and not isinstance(normalization, Normalization):
-            try:
-                mean, std = (tuple(float(number) for number in numbers) for numbers in normalization)
-            except (TypeError, ValueError):
-                raise ValueError(f"normalization must be (mean, std), numbers for the channels, not {normalization!r}") from None
-            object.__setattr__(self, "normalization", Normalization(mean, std))
-        if not isinstance(self.animation, bool):
-            raise TypeError(f"animation must be True or False, not {self.animation!r}")
-
-    def identity(self) -> dict[str, str]:
-        """The settings that must be the same for maps to be comparable, in words."""
-        chosen = {"psi": self.psi, "target": self.target, "task": self.task}
-        return {name: str(getattr(value, "__name__", value)) for name, value in chosen.items()}
 
 
 class FullGradRecorder:

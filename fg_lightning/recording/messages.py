@@ -1,0 +1,68 @@
+"""What a recorder tells the user: errors become warnings, and notes go to a log."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+LOG = logging.getLogger("fg_lightning")
+
+
+class Messages:
+    """Tells the user what happens without disturbing training: errors become warnings, notes go to a log.
+
+    Args:
+        speaker: name of the class that the user works with.
+        strict: raise errors instead.
+        inform: gets the notes.
+    """
+
+    def __init__(self, speaker: str, strict: bool = False, inform: Callable[[str], None] = LOG.info) -> None:
+        self.speaker = speaker
+        self.strict = strict
+        self._inform = inform
+        self._given: set[tuple[str, str, int]] = set()
+
+    @contextmanager
+    def errors_as_warnings(self) -> Iterator[None]:
+        """Lets training continue as if nothing had happened: errors become warnings, and the random state is restored."""
+        state = torch.get_rng_state(), np.random.get_state(), random.getstate()
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # without it nothing has been drawn there
+        try:
+            yield
+        except Exception as error:
+            self.warn(error)
+        finally:
+            torch.set_rng_state(state[0])
+            np.random.set_state(state[1])
+            random.setstate(state[2])
+            torch.cuda.set_rng_state_all(cuda)
+
+    def warn(self, error: Exception, consequence: str = "training goes on") -> None:
+        """Raises the error if `strict`; else warns, once for each kind of error and place where it was raised.
+
+        Errors of the operating system, such as a full disk, are one kind wherever they are raised.
+        """
+        if self.strict:
+            raise error
+        place = error.__traceback__
+        while place is not None and place.tb_next is not None:
+            place = place.tb_next
+        where = ("", 0) if place is None else (place.tb_frame.f_code.co_filename, place.tb_lineno)
+        if isinstance(error, OSError) and error.errno is not None:
+            where = (os.strerror(error.errno), 0)
+        key = (type(error).__name__, *where)
+        if key not in self._given:
+            self._given.add(key)
+            cause = f"{type(error).__name__}: {error}"
+            warnings.warn(f"{self.speaker}: {cause} ({consequence}; {self.speaker}(strict=True) raises)", stacklevel=2)
+
+    def inform(self, note: str) -> None:
+        self._inform(f"{self.speaker}: {note}")
