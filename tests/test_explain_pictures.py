@@ -64,6 +64,33 @@ def test_many_methods_go_in_rows_of_about_the_same_length() -> None:
         comparison(image, {})
 
 
+def test_a_method_without_a_map_has_the_reason_in_its_place() -> None:
+    image, saliency = torch.rand(3, 112, 112), torch.rand(1, 112, 112)
+    drawn = np.asarray(comparison(image, {"gradient": saliency, "gradcam": "does not apply: it found no layer"}))
+    again = np.asarray(comparison(image, {"gradient": saliency, "gradcam": saliency}))
+    left, right = drawn[12:124, :242], drawn[12:124, 248:360]
+    assert np.array_equal(left, again[12:124, :242])
+    assert len(np.unique(right.reshape(-1, 3), axis=0)) > 2  # grey, black and the smooth edges of letters
+    assert all(len(set(pixel)) == 1 for pixel in right.reshape(-1, 3).tolist())
+    with pytest.raises(ValueError, match="at least one method"):
+        comparison(image, {"gradcam": "does not apply"})
+
+
+def test_notes_stand_below_the_names_of_methods() -> None:
+    image, saliency = torch.rand(3, 112, 112), torch.rand(1, 112, 112)
+    without = comparison(image, {"fullgrad": saliency, "gradient": saliency})
+    noted = comparison(image, {"fullgrad": saliency, "gradient": saliency}, notes={"fullgrad": "completeness\nerror 1e-7"})
+    assert noted.width == without.width
+    assert noted.height == without.height + 2 * 15
+
+
+def test_a_missing_method_is_named_in_the_legend_without_a_line() -> None:
+    figure = curves([0.1, 0.2], {"mine": [1.0, 2.0]}, ylabel="change", missing=["gradcam: does not apply"])
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["mine", "gradcam: does not apply"]
+    assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [2, 0]
+
+
 def test_curves_draw_the_mean_of_repetitions_and_its_error() -> None:
     values = np.array([[1.0, 2.0, 3.0], [3.0, 4.0, 7.0]])
     figure = curves([0.1, 0.2, 0.3], {"mine": values, "random": [1.0, 1.0, 1.0]}, ylabel="change", controls=["random"])

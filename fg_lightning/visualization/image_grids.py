@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
-from typing import TypeVar
+from typing import TypeVar, Union
 
 import numpy as np
 from jaxtyping import Float
@@ -157,27 +157,49 @@ MAX_COLUMNS = 6
 
 def comparison(
     image: Float[Tensor, "c h w"],
-    maps: Mapping[str, Float[Tensor, "1 h w"]],
+    maps: Mapping[str, Union[Float[Tensor, "1 h w"], str]],
     *,
     caption: str = "image",
+    notes: Mapping[str, str] | None = None,
     normalization: Normalization | None = None,
 ) -> Image.Image:
     """Draws an image and the map of each method over it, scaled by its own range.
 
     Args:
         image: in the model's units.
-        maps: by the names of the methods, in the order to draw them.
+        maps: by the names of the methods, in the order to draw them. A method that has no map has the reason in its place, which is
+            written into a grey frame.
         caption: below the image itself, such as what was predicted.
+        notes: lines below the names of methods.
         normalization: of the image, undone if it fits.
 
     Raises:
         ValueError: if there is no map.
     """
-    if not maps:
+    drawn = [saliency for saliency in maps.values() if not isinstance(saliency, str)]
+    if not drawn:
         raise ValueError("a comparison needs the map of at least one method")
     picture = to_rgb(image, normalization)
-    is_signed = any_negative(maps.values())
-    frames = [enlarge(picture), *(overlay_rgb(picture, saliency, is_signed=is_signed) for saliency in maps.values())]
-    captions = [caption, *maps]
+    is_signed = any_negative(drawn)
+    frames = [enlarge(picture)]
+    for saliency in maps.values():
+        is_missing = isinstance(saliency, str)
+        frames.append(_notice(frames[0].shape, saliency) if is_missing else overlay_rgb(picture, saliency, is_signed=is_signed))
+    captions = [caption, *("\n".join(filter(None, [name, (notes or {}).get(name)])) for name in maps)]
     columns = math.ceil(len(frames) / math.ceil(len(frames) / MAX_COLUMNS))
     return draw_grid(_rows(frames, columns), captions=_rows(captions, columns), is_signed=is_signed)
+
+
+def _notice(shape: tuple[int, ...], words: str) -> RGB:
+    """A grey frame with words in it, as many as there is room for."""
+    height, width = shape[:2]
+    lines = [""]
+    for word in words.split():
+        longer = f"{lines[-1]} {word}".strip()
+        lines = [*lines[:-1], longer] if _width(longer) <= width - 12 else [*lines, word]
+    room = (height - 12) // _line_height()
+    if len(lines) > room:
+        lines = [*lines[: room - 1], f"{lines[room - 1]} …"]
+    canvas = Image.new("RGB", (width, height), "gainsboro")
+    _write(canvas, (6, 6), "\n".join(_shorten(line, width - 12) for line in lines))
+    return pil_to_rgb(canvas)

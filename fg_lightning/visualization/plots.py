@@ -32,6 +32,7 @@ def curves(
     ylabel: str,
     title: str = "",
     controls: Sequence[str] = (),
+    missing: Sequence[str] = (),
     log_scale: bool = False,
 ) -> Figure:
     """Draws how a quantity changes as pixels are removed.
@@ -41,7 +42,8 @@ def curves(
         values: for each method [F], or [R, F] for R repetitions (images, seeds). Their mean is drawn, in a band of twice its
             standard error to either side.
         ylabel: what the quantity is, with its unit.
-        controls: the methods that the others should beat, in grey.
+        controls: the methods that the others should beat, in grey and dashed.
+        missing: what stands in the legend without a line, such as "gradcam: does not apply".
         log_scale: whether the axis of the quantity is logarithmic.
 
     Raises:
@@ -62,6 +64,8 @@ def curves(
         line = f"{MARKERS[i % len(MARKERS)]}{'--' if is_control else '-'}"
         axes.plot(fractions, mean, line, color=colour, label=name, linewidth=1.4, markersize=4)
         axes.fill_between(fractions, mean - 2 * error, mean + 2 * error, color=colour, alpha=0.15, linewidth=0)
+    for name in missing:
+        axes.plot([], [], " ", label=name)
     if log_scale:
         axes.set_yscale("log")
     axes.set(xlabel="fraction of pixels removed", ylabel=ylabel, title=title)
