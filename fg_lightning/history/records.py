@@ -16,16 +16,23 @@ from fg_lightning.history.growing_files import parse_number
 FORMAT = 1
 """Version of the folder's format; it rises when an older reader would be misled."""
 
-NUMBERS = {
+TERM_NUMBERS = {
     "completeness_error": "mean over the probe of |f - sum of all terms| / |f|",
     "completeness_error_max": "the largest of them",
     "input_share": "what share of the output the input explains",
     "bias_share": "the explicit biases",
     "implicit_share": "and the implicit biases",
+}
+"""The numbers of the decomposition: logged with `fullgrad/` before their names, whatever the methods are."""
+
+MAP_NUMBERS = {
     "drift": "mean cosine distance of the maps to those of the snapshot before",
     "drift_from_untrained": "and to those of the untrained network",
     "concentration": "mean Gini index of the maps: 0 if all pixels count alike, near 1 if few count",
 }
+"""The numbers of maps, of any method: logged with the method's key and a slash before their names."""
+
+NUMBERS = TERM_NUMBERS | MAP_NUMBERS
 """The numbers of a snapshot: columns of `history.csv`, logged with `fullgrad/` before their names."""
 
 HISTORY, IMAGES, LAYERS, MAPS = "history.csv", "images.csv", "layers.csv", "maps.npy"
