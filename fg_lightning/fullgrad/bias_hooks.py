@@ -11,9 +11,10 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from fg_lightning.fullgrad.layout import SAMPLE, Dim, Factor, Layout, TensorLayouts
+from fg_lightning.fullgrad.layout import SAMPLE, Dim, Factor, Layout
 from fg_lightning.fullgrad.linearization import Bias, ChannelShift, Deferred, Kind, Pointwise, Summed
 from fg_lightning.fullgrad.operation import Operation
+from fg_lightning.fullgrad.tensor_layouts import TensorLayouts
 from fg_lightning.fullgrad.torch_internals import add_gradient_hook, base_of, is_view, storage_of
 
 

@@ -21,13 +21,14 @@ from torch.overrides import TorchFunctionMode
 from fg_lightning.fullgrad.bias_hooks import BiasHooks, TermVisitor, name_operation
 from fg_lightning.fullgrad.function_facts import BEFORE_RETAIN_GRAPH, PLAIN, RANDOM, Facts, facts_of
 from fg_lightning.fullgrad.hidden_writes import HiddenWrites
-from fg_lightning.fullgrad.layout import Layout, TensorLayouts, TensorTable
+from fg_lightning.fullgrad.layout import Layout
 from fg_lightning.fullgrad.linearization import linearize
 from fg_lightning.fullgrad.model_constants import ModelConstants
 from fg_lightning.fullgrad.operation import Operation, map_tensors, random_state, tensors_in
 from fg_lightning.fullgrad.operations import OPERATIONS, UNKNOWN, Rules
 from fg_lightning.fullgrad.operations.layout_rules import output_layout
 from fg_lightning.fullgrad.operations.slicing_and_joining import base_layout
+from fg_lightning.fullgrad.tensor_layouts import TensorLayouts, TensorTable
 from fg_lightning.fullgrad.torch_internals import (
     SET_GRAD_ENABLED,
     base_of,

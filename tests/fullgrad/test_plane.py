@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fg_lightning.fullgrad.layout import Layout, TensorTable
+from fg_lightning.fullgrad.layout import Layout
 from fg_lightning.fullgrad.tape import Tape
+from fg_lightning.fullgrad.tensor_layouts import TensorTable
 from tests.helpers.moving_networks import C, H, W, const, padded_rolled_windows, patched, tokens, windows, windows_reversed
 
 # torch itself says so when forward-mode differentiation is first used.

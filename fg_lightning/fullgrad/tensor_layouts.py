@@ -1,0 +1,75 @@
+"""What is known of every tensor of a forward pass: its layout, and on which image it lies."""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+from weakref import ref
+
+from torch import Tensor
+
+from fg_lightning.fullgrad.layout import Layout
+from fg_lightning.fullgrad.torch_internals import storage_of
+
+T = TypeVar("T")
+
+
+class TensorTable(Generic[T]):
+    """Values by tensor. A tensor is found by its identity, and the table does not keep it alive."""
+
+    def __init__(self) -> None:
+        self._entries: dict[int, tuple[T, ref[Tensor]]] = {}
+
+    def __setitem__(self, tensor: Tensor, value: T) -> None:
+        key, entries = id(tensor), self._entries
+        entries[key] = value, ref(tensor, lambda _: entries.pop(key, None))  # which runs before the id is used again
+
+    def __contains__(self, tensor: Tensor | None) -> bool:
+        return id(tensor) in self._entries
+
+    def discard(self, tensor: Tensor) -> None:
+        self._entries.pop(id(tensor), None)
+
+
+class TensorLayouts(TensorTable["tuple[Layout | None, str]"]):
+    """The layouts of the tensors of a forward pass, or the operations behind which their samples could not be told apart.
+
+    Args:
+        num_images: number of samples.
+    """
+
+    def __init__(self, num_images: int) -> None:
+        super().__init__()
+        self.num_images = num_images
+        self._mixed: dict[int, Tensor] = {}  # by its memory, a tensor in which samples were mixed; it keeps the memory in use
+
+    def mark(self, tensor: Tensor, layout: Layout | None, mixed_by: str = "") -> None:
+        """Enter a tensor that depends on the input.
+
+        Args:
+            tensor: any.
+            layout: None if its samples cannot be told apart.
+            mixed_by: the operation and module behind which they could not.
+        """
+        if layout is None and self.num_images == 1:
+            layout = Layout.unknown(tensor.shape)
+        self[tensor] = layout, "" if layout else mixed_by
+
+    def mark_memory_mixed(self, tensor: Tensor) -> None:
+        """Enter a tensor that was overwritten so that its samples cannot be told apart, in it and in all that shares its memory."""
+        self._mixed[storage_of(tensor)] = tensor
+
+    def find(self, tensor: Tensor) -> Layout | None:
+        """The layout of a tensor; None if it was not entered or its samples cannot be told apart."""
+        if self._mixed and (written := self._mixed.get(storage_of(tensor))) is not None:
+            self[tensor] = None, self.mixed_by(written)
+        entry = self._entries.get(id(tensor))
+        return entry[0][0] if entry else None
+
+    def mixed_by(self, tensor: Tensor) -> str:
+        """The operation behind which the samples of a tensor could not be told apart; empty if they can be."""
+        entry = self._entries.get(id(tensor))
+        return entry[0][1] if entry else ""
+
+    def clear(self) -> None:
+        self._entries.clear()
+        self._mixed.clear()
