@@ -59,10 +59,7 @@ class ParameterRandomization(SampleMeanMetric):
     ) -> None:
         if mode not in get_args(Mode):
             raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, not {mode!r}")
-        names = [name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))]
-        if not names:
-            raise ValueError("the model has no parameters, so there is nothing to randomize")
-        self.names = tuple(reversed(names))
+        self.names = _layer_names(model)
         factory = find_method(method) if isinstance(method, str) else method
         super().__init__(method, mode, seed, **settings)
         self._model = [model]  # in a list, since the metric's own parameters and devices do not include it
@@ -87,12 +84,9 @@ class ParameterRandomization(SampleMeanMetric):
     def _randomize(self, model: nn.Module) -> Iterator[nn.Module]:
         """The network with more and more layers randomized, or each layer alone."""
         changed = copy.deepcopy(model)
-        devices = {tensor.device for tensor in model.parameters() if tensor.device.type == "cuda"}
         for number, name in enumerate(self.names):
             changed = copy.deepcopy(model) if self._mode == "independent" else changed
-            with torch.random.fork_rng(devices=list(devices)), torch.no_grad():
-                torch.manual_seed(self._seed + number)
-                _randomize_layer(changed.get_submodule(name))
+            _randomize_layer(changed.get_submodule(name), self._seed + number)
             yield changed
 
 
@@ -104,11 +98,49 @@ def _predict(model: nn.Module, images: Tensor) -> Tensor | None:
     return selection.target
 
 
-def _randomize_layer(layer: nn.Module) -> None:
-    reset = getattr(layer, "reset_parameters", None)
-    if callable(reset):
-        reset()
-        return
-    for parameter in layer.parameters(recurse=False):
-        order = torch.randperm(parameter.numel()).to(parameter.device)
-        parameter.copy_(parameter.flatten()[order].reshape(parameter.shape))
+def randomize_parameters(model: nn.Module, seed: int = 0) -> nn.Module:
+    """A copy of a network in which every layer has random parameters, as at the end of the cascade of `ParameterRandomization`.
+
+    The network and the random state stay as they are.
+
+    Args:
+        model: any network that can be copied.
+        seed: of the random parameters. Default: 0.
+
+    Raises:
+        ValueError: if the model has no parameters.
+
+    Examples:
+        >>> model = nn.Linear(3, 2)
+        >>> torch.equal(randomize_parameters(model).weight, model.weight)
+        False
+    """
+    changed = copy.deepcopy(model)
+    for number, name in enumerate(_layer_names(model)):
+        _randomize_layer(changed.get_submodule(name), seed + number)
+    return changed
+
+
+def _layer_names(model: nn.Module) -> tuple[str, ...]:
+    """The modules with parameters of their own, from the output on.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    names = [name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))]
+    if not names:
+        raise ValueError("the model has no parameters, so there is nothing to randomize")
+    return tuple(reversed(names))
+
+
+def _randomize_layer(layer: nn.Module, seed: int) -> None:
+    devices = {parameter.device for parameter in layer.parameters(recurse=False) if parameter.device.type == "cuda"}
+    with torch.random.fork_rng(devices=list(devices)), torch.no_grad():
+        torch.manual_seed(seed)
+        reset = getattr(layer, "reset_parameters", None)
+        if callable(reset):
+            reset()
+            return
+        for parameter in layer.parameters(recurse=False):
+            order = torch.randperm(parameter.numel()).to(parameter.device)
+            parameter.copy_(parameter.flatten()[order].reshape(parameter.shape))

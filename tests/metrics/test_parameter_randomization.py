@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fg_lightning.attribution import METHODS
 from fg_lightning.fullgrad import FullGrad
 from fg_lightning.metrics import ParameterRandomization, rank_correlation
+from fg_lightning.metrics.parameter_randomization import randomize_parameters
 
 
 def network() -> nn.Sequential:
@@ -97,3 +98,15 @@ def test_unknown_settings_are_refused(settings: dict[str, Any], message: str) ->
 def test_a_network_without_parameters_is_refused() -> None:
     with pytest.raises(ValueError, match="nothing to randomize"):
         ParameterRandomization(nn.Flatten())
+
+
+def test_a_random_copy_is_that_at_the_end_of_the_cascade() -> None:
+    model, state = network(), torch.get_rng_state()
+    before = copy.deepcopy(model.state_dict())
+    changed = randomize_parameters(model, seed=5)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    metric = ParameterRandomization(model, "gradient", seed=5)
+    metric.update(images(), 2)
+    expected = rank_correlation(*(METHODS["gradient"](of).attribute(images(), 2) for of in (model, changed))).mean()
+    torch.testing.assert_close(metric.compute()["0"], expected, rtol=1e-6, atol=1e-6)
