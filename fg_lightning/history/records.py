@@ -182,44 +182,6 @@ class Explanation:
         return list(zip(*columns, strict=True))
 
 
-@dataclass(frozen=True)
-class ClassNames:
-    """What the answers of a network are called.
-
-    Attributes:
-        names: of the classes, None if they have none.
-        are_classes: whether integers are classes, and not numbers.
-    """
-
-    names: Sequence[str] | None = None
-    are_classes: bool = True
-
-    def name_of(self, answer: float | None) -> str:
-        """The name of a class, also given as 1.0 for class 1. Other numbers stay numbers, also -100, which is no class."""
-        if answer is None:
-            return ""
-        if isinstance(answer, float) and not (self.are_classes and answer.is_integer()):
-            return f"{answer:.4g}"
-        answer = int(answer)
-        if not self.are_classes or answer < 0 or (self.names and answer >= len(self.names)):
-            return str(answer)
-        return self.names[answer] if self.names else f"class {answer}"
-
-    def answer(self, predicted: float | None, confidence: float | None) -> str:
-        """What the network predicts for an image, with its confidence."""
-        return self.name_of(predicted) if confidence is None else f"{self.name_of(predicted)} {confidence:.0%}"
-
-    def caption(self, label: float | None, explained: float | None, predicted: float | None, confidence: float | None) -> str:
-        """What is explained, and below it what the network predicts."""
-        title = self.name_of(label if explained is None else explained)
-        if title and not self.are_classes and explained is None:
-            title = f"label {title}"
-        if None not in (label, explained) and label != explained:
-            title = f"{title} (label {self.name_of(label)})"
-        prediction = "" if predicted is None else f"→ {self.answer(predicted, confidence)}"
-        return "\n".join(line for line in (title, prediction) if line)
-
-
 def shares_by_layer(layers: Mapping[int, Sequence[LayerTerms]]) -> tuple[list[str], npt.NDArray[np.float64]]:
     """Adds the explicit and implicit shares of each module.
 

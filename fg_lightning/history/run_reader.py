@@ -22,8 +22,9 @@ from PIL import Image
 from torch import Tensor
 
 from fg_lightning.errors import CannotRun
+from fg_lightning.history.class_names import ClassNames
 from fg_lightning.history.growing_files import GrowingArray, GrowingTable, Row
-from fg_lightning.history.records import COLUMNS, HISTORY, IMAGES, LAYERS, MAPS, ClassNames, ImageRow, LayerTerms, Snapshot
+from fg_lightning.history.records import COLUMNS, HISTORY, IMAGES, LAYERS, MAPS, ImageRow, LayerTerms, Snapshot
 from fg_lightning.metrics.concentration import gini_index
 from fg_lightning.visualization.film_strips import spread_indices
 from fg_lightning.visualization.saliency_overlay import planar

@@ -16,7 +16,7 @@ from fg_lightning.fullgrad import TargetError
 from fg_lightning.fullgrad.postprocess import Psi
 from fg_lightning.fullgrad.torch_internals import unwrap_model
 from fg_lightning.history import Explanation, History, Snapshot
-from fg_lightning.history.records import ClassNames
+from fg_lightning.history.class_names import ClassNames
 from fg_lightning.history.run_reader import unused_folder
 from fg_lightning.loggers import log_for
 from fg_lightning.recording.dataset_metadata import DatasetMetadata

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from fg_lightning.atomic_files import replace_file
 from fg_lightning.history import History
-from fg_lightning.history.records import ClassNames, Explanation, Snapshot, shares_by_layer
+from fg_lightning.history.class_names import ClassNames
+from fg_lightning.history.records import Explanation, Snapshot, shares_by_layer
 from fg_lightning.loggers import Pictures
 from fg_lightning.visualization.film_strips import animation, film_strip, save_animation, spread_indices
 from fg_lightning.visualization.plots import depth_map

@@ -12,7 +12,7 @@ from torchvision.transforms import Normalize
 
 from fg_lightning import FullGradMonitor
 from fg_lightning.callbacks.attach import monitors
-from fg_lightning.history.records import ClassNames
+from fg_lightning.history.class_names import ClassNames
 from tests.helpers.small_trainings import Classifier, fit, images_and_labels
 
 NAMES = ["cat", "dog", "owl"]
@@ -223,8 +223,30 @@ def test_features_before_the_scores_are_no_classes(tmp_path):
 
 @pytest.mark.parametrize(
     ("names", "answer", "shown"),
-    [(NAMES, 1, "dog"), (NAMES, 1.0, "dog"), (None, 1.0, "class 1"), (NAMES, -100, "-100"), (None, -100, "-100")]
+    [(NAMES, 1, "dog"), (NAMES, 1.0, "dog"), (None, 1.0, "1"), (NAMES, -100, "-100"), (None, -100, "-100")]
     + [(NAMES, 255, "255"), (NAMES, 0.9, "0.9"), (None, float("nan"), "nan"), (None, None, "")],
 )
 def test_a_label_has_the_name_of_its_class_and_no_other(names, answer, shown):
     assert ClassNames(names).name_of(answer) == shown
+
+
+@pytest.mark.parametrize(
+    ("names", "label", "explained", "predicted", "confidence", "correct", "shown"),
+    [
+        (None, 7, 7, 7, 0.982, True, "7 · 98 %"),
+        (None, 7, 7, 1, 0.61, False, "7\n→ ✗ 1 · 61 %"),
+        (NAMES, 1, 1, 1, 1.0, True, "dog · 100 %"),
+        (NAMES, 1, 1, 0, 0.5, False, "dog\n→ ✗ cat · 50 %"),
+        (NAMES, 1, 2, 1, 0.5, True, "owl (label dog)\n→ dog · 50 %"),
+        (NAMES, None, 2, 1, None, None, "owl\n→ dog"),
+        (NAMES, None, None, 1, 0.9, None, "→ dog · 90 %"),
+        (NAMES, 2, 2, None, None, None, "owl"),
+        (None, None, None, None, None, None, ""),
+    ],
+)
+def test_a_caption_is_short_and_marks_what_is_wrong(names, label, explained, predicted, confidence, correct, shown):
+    assert ClassNames(names).caption(label, explained, predicted, confidence, correct) == shown
+
+
+def test_a_number_is_never_taken_for_a_class_that_was_predicted():
+    assert ClassNames(are_classes=False).caption(3.0, None, 3.0, None) == "label 3\n→ 3"
