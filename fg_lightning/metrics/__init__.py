@@ -6,6 +6,7 @@ Total variation, which ROAR reports of its masks, is torchmetrics' own.
 from torchmetrics.functional.image import total_variation
 from torchmetrics.image import TotalVariation
 
+from fg_lightning.metrics.border_and_corners import border_mask, border_share, corner_masks, corner_shares
 from fg_lightning.metrics.completeness import CompletenessError, completeness_error
 from fg_lightning.metrics.concentration import Concentration, entropy, gini_index
 from fg_lightning.metrics.drift import Drift, cosine_drift, rank_correlation
@@ -22,7 +23,11 @@ __all__ = [
     "PointingGame",
     "RelevanceMass",
     "TotalVariation",
+    "border_mask",
+    "border_share",
     "completeness_error",
+    "corner_masks",
+    "corner_shares",
     "cosine_drift",
     "entropy",
     "gini_index",

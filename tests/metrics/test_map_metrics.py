@@ -47,7 +47,7 @@ def random_mask(*size: int, n: int = 3) -> Tensor:
     return mask
 
 
-@pytest.mark.parametrize("name", ["localization", "completeness", "concentration", "drift", "perturbation"])
+@pytest.mark.parametrize("name", ["localization", "completeness", "concentration", "drift", "perturbation", "border_and_corners"])
 def test_examples_in_docstrings_do_what_they_show(name: str) -> None:
     results = doctest.testmod(importlib.import_module(f"fg_lightning.metrics.{name}"))
     assert results.attempted
