@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fg_lightning.history.records import MAP_NUMBERS, TERM_NUMBERS, Explanation
+from fg_lightning.metrics.border_and_corners import border_mask, border_share, corner_masks, corner_shares
 from fg_lightning.metrics.concentration import gini_index
 from fg_lightning.metrics.drift import cosine_drift
+from fg_lightning.metrics.localization import pointing_game, relevance_mass
 
 
-def snapshot_numbers(explanation: Explanation, previous: Tensor | None, untrained: Tensor | None) -> dict[str, float]:
+def snapshot_numbers(
+    explanation: Explanation, previous: Tensor | None, untrained: Tensor | None, masks: Tensor | None = None
+) -> dict[str, float]:
     """The numbers of a snapshot, by the keys under which they are logged; see `NUMBERS`.
 
     Args:
         explanation: of the snapshot.
         previous: the maps of the snapshot before, [N, 1, *S]; None for the first.
         untrained: the maps of the untrained network; None if they are not known.
+        masks: where the network should look, bool [N, 1, *S]; None if that is not known.
 
     Returns:
         Those that are defined. The three shares and the completeness error add up to 1.
@@ -29,10 +36,16 @@ def snapshot_numbers(explanation: Explanation, previous: Tensor | None, untraine
         for kind, key in kinds.items():
             numbers[key] = torch.tensor([layer.share for layer in explanation.layers if layer.kind == kind]).sum()
     of_terms = {f"fullgrad/{key}": float(numbers[key]) for key in TERM_NUMBERS if key in numbers and not numbers[key].isnan()}
-    return of_terms | map_numbers(explanation.maps, previous, untrained, "fullgrad")
+    return of_terms | map_numbers(explanation.maps, previous, untrained, "fullgrad", masks)
 
 
-def map_numbers(maps: Float[Tensor, "n 1 *s"], previous: Tensor | None, untrained: Tensor | None, method: str) -> dict[str, float]:
+def map_numbers(
+    maps: Float[Tensor, "n 1 *s"],
+    previous: Tensor | None,
+    untrained: Tensor | None,
+    method: str,
+    masks: Bool[Tensor, "n 1 *s"] | None = None,
+) -> dict[str, float]:
     """The numbers of the maps of one method, by the keys under which they are logged; see `MAP_NUMBERS`.
 
     Args:
@@ -40,13 +53,42 @@ def map_numbers(maps: Float[Tensor, "n 1 *s"], previous: Tensor | None, untraine
         previous: the maps of the snapshot before, [N, 1, *S]; None for the first.
         untrained: the maps of the untrained network; None if they are not known.
         method: the method's key, which the names of the numbers begin with.
+        masks: where the network should look; None if that is not known. Images with an empty mask are left out.
 
     Returns:
-        Those that are defined. A distance is in 0..1 for maps without negative values.
+        Those that are defined. A distance is in 0..1 for maps without negative values. Shares are those of the magnitude of a map.
     """
     numbers: dict[str, Tensor] = {}
     for key, earlier in (("drift", previous), ("drift_from_untrained", untrained)):
         if earlier is not None and not earlier.isnan().any():  # lost maps are NaN
             numbers[key] = cosine_drift(maps, earlier).mean()
-    numbers["concentration"] = gini_index(maps.abs()).mean()
+    magnitudes = maps.abs()
+    numbers["concentration"] = gini_index(magnitudes).mean()
+    if border_mask(maps.shape[2:]) is not None:
+        numbers["border_share"] = border_share(magnitudes).mean()
+    numbers |= {f"{corner}_share": shares.mean() for corner, shares in corner_shares(magnitudes).items()}
+    if masks is not None and masks.any():
+        has_mask = masks.flatten(1).any(1)
+        numbers["relevance_mass"] = relevance_mass(magnitudes[has_mask], masks[has_mask]).mean()
+        numbers["pointing_game"] = pointing_game(magnitudes[has_mask], masks[has_mask]).mean()
     return {f"{method}/{key}": float(numbers[key]) for key in MAP_NUMBERS if key in numbers and not numbers[key].isnan()}
+
+
+def chance_numbers(size: Sequence[int], masks: Bool[Tensor, "n 1 *s"] | None = None) -> dict[str, float]:
+    """The numbers of a flat map, which knows nothing: the share of the area of border, corners and masks.
+
+    Args:
+        size: of the maps, one to three numbers.
+        masks: see `map_numbers`.
+
+    Returns:
+        By names in `MAP_NUMBERS`; those of numbers that the maps have.
+    """
+    border = border_mask(size)
+    areas = {} if border is None else {"border_share": border}
+    areas |= {f"{corner}_share": mask for corner, mask in corner_masks(size).items()}
+    chance = {name: float(mask.float().mean()) for name, mask in areas.items()}
+    if masks is not None and masks.any():
+        share = float(masks[masks.flatten(1).any(1)].float().mean())
+        chance |= {"relevance_mass": share, "pointing_game": share}
+    return chance
