@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import os
+import re
 from pathlib import Path
 from urllib.error import URLError
 
@@ -135,15 +136,24 @@ def test_what_is_drawn_is_what_the_methods_say(photos: Path) -> None:
 def test_perturbation_curves_are_written_as_tables_and_a_figure(photos: Path) -> None:
     run(str(photos), *NET, "--methods", "gradient,random", "--perturb", "morf", "--fractions", "[0.1,0.5]")
     rows = table("fg_explain/perturbation.csv")
-    assert list(rows[0]) == ["method", "order", "fraction", "mean", "standard_error", "num_images"]
+    assert list(rows[0]) == ["method", "order", "fill", "fraction", "mean", "standard_error", "num_images"]
     assert [(row["method"], row["fraction"]) for row in rows] == [(m, f) for m in ("gradient", "random") for f in ("0.1", "0.5")]
-    assert all(row["order"] == "morf" and row["num_images"] == "2" for row in rows)
+    assert all((row["order"], row["fill"], row["num_images"]) == ("morf", "black", "2") for row in rows)
     assert all(float(row["mean"]) != 0 for row in rows)
     scores = {row["method"]: row for row in table("fg_explain/perturbation_summary.csv")}
     assert scores["gradient"]["reference"] == "random"
     assert scores["random"]["reference"] == scores["random"]["p"] == ""
     means = {row["fraction"]: float(row["mean"]) for row in rows if row["method"] == "gradient"}
     assert float(scores["gradient"]["area"]) == pytest.approx((means["0.1"] + means["0.5"]) / 2, rel=1e-4)  # six digits are written
+    of_images = table("fg_explain/perturbation_images.csv")
+    assert list(of_images[0]) == ["picture", "method", "order", "fill", "fraction", "change"]
+    for row in rows:
+        own = [
+            float(each["change"]) for each in of_images if (each["method"], each["fraction"]) == (row["method"], row["fraction"])
+        ]
+        assert len(own) == 2
+        assert float(row["mean"]) == pytest.approx(np.mean(own), rel=1e-4)  # six digits are written
+        assert float(row["standard_error"]) == pytest.approx(np.std(own, ddof=1) / 2**0.5, rel=1e-3, abs=1e-5)
     assert imread("fg_explain/perturbation.png").shape[0] > 300
     assert all(Path(f"fg_explain/perturbation.{ending}").stat().st_size > 1000 for ending in ("pdf", "svg"))
 
@@ -232,6 +242,8 @@ def test_scores_are_those_of_plain_formulas(order: str) -> None:
     for name, result in tests.items():
         score, interval = scores[name], result.confidence_interval(0.95)
         assert score.area == pytest.approx(np.mean(areas[name]))
+        assert score.num_images == 6
+        assert score.standard_error == pytest.approx(np.std(areas[name], ddof=1) / 6**0.5)
         assert score.interval_95 == pytest.approx(2.5705818 * np.std(areas[name], ddof=1) / 6**0.5)  # t of 5 degrees of freedom
         assert score.difference == pytest.approx(np.mean(areas[name]) - np.mean(areas["fullgrad"]))
         assert score.difference_interval_95 == pytest.approx((interval.high - interval.low) / 2)
@@ -246,7 +258,78 @@ def test_a_single_image_has_no_interval_and_no_p_value(photos: Path) -> None:
     run(str(photos / "chelsea.png"), *NET, "--methods", "edges,random", "--perturb", "lerf", "--fractions", "[0.5]")
     (row, _) = table("fg_explain/perturbation_summary.csv")
     assert row["area"]
-    assert row["interval_95"] == row["p"] == row["p_holm"] == ""
+    assert row["num_images"] == "1"
+    assert row["standard_error"] == row["interval_95"] == row["p"] == row["p_holm"] == ""
+
+
+def test_maps_are_written_for_numpy_alone(photos: Path) -> None:
+    run(str(photos), *NET, "--methods", "gradient,fullgrad", "--target", "2")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+    images = torch.stack([read_picture(file, picture_transform(32, MEAN, STD)) for file in find_pictures("photos")])
+    with np.load("fg_explain/maps.npz") as written:  # which refuses pickles
+        assert written["pictures"].tolist() == ["photos/camera.jpg", "photos/chelsea.png"]
+        assert written["targets"].tolist() == [2, 2]
+        assert written["methods"].tolist() == ["gradient", "fullgrad"]
+        for name in written["methods"]:
+            expected = METHODS[str(name)](model).attribute(images, target=2).numpy()
+            assert written[str(name)].dtype == np.float32
+            np.testing.assert_allclose(written[str(name)], expected, rtol=1e-4, atol=1e-6)  # float32, alone and in a batch
+        errors = written["fullgrad_completeness_error"]
+    assert errors.shape == (2,)
+    assert (errors < 1e-4).all()  # float32
+    assert [float(row["fullgrad_completeness_error"]) for row in table()] == pytest.approx(errors.tolist(), rel=0.1)  # two digits
+
+
+def test_maps_of_pictures_of_several_sizes_are_apart_and_may_be_left_out(photos: Path) -> None:
+    Path("sizes.py").write_text("import torch\ndef shrink(picture):\n    return torch.ones(3, 8, picture.size[0] // 50)\n")
+    run(str(photos), *NET, "--methods", "edges", "--transform", "sizes.shrink")
+    with np.load("fg_explain/maps.npz") as written:
+        assert [written[f"edges/{i}"].shape for i in range(2)] == [(1, 8, 10), (1, 8, 9)]
+        assert "edges" not in written
+    run(str(photos), *NET, "--methods", "edges", "--save_maps", "false", "--output", "without")
+    assert not Path("without/maps.npz").exists()
+
+
+CLASS_NAMES = {
+    "a text file": ("names.txt", "cat\ndog\nnewt\nowl\npike\n"),
+    "a JSON file": ("names.json", '["cat", "dog", "newt", "owl", "pike"]'),
+    "a list": ("[cat,dog,newt,owl,pike]", None),
+    "words": ("cat, dog, newt, owl, pike", None),
+}
+
+
+@pytest.mark.parametrize("case", CLASS_NAMES)
+def test_class_names_come_from_a_file_or_a_list(photos: Path, case: str) -> None:
+    given, content = CLASS_NAMES[case]
+    if content is not None:
+        Path(given).write_text(content)
+    run(str(photos), *NET, "--methods", "random", "--class_names", given, "--target", "newt")
+    assert {row["explained_class"] for row in table()} == {"newt"}
+    assert table()[0]["explained"] == "2"
+    assert {row["predicted_class"] for row in table()} <= {"cat", "dog", "newt", "owl", "pike"}
+
+
+def test_the_time_is_told_after_the_first_picture(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(str(photos), *NET, "--methods", "random,edges")
+    printed = capsys.readouterr().out
+    assert re.search(r"about [\d.e-]+ \w+ for 1 more picture: the first took [\d.e-]+ \w+, with start-up \(", printed)
+    run(str(photos / "chelsea.png"), *NET, "--methods", "random")
+    assert "more picture" not in capsys.readouterr().out
+
+
+def test_few_images_are_noted(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--methods", "random", "--perturb", "lerf", "--fractions", "[0.5]"]
+    for given, note in (
+        (str(photos), "Mean of 2 images; .* Fewer than 30 images"),
+        (str(photos / "chelsea.png"), "One image: no mean"),
+    ):
+        run(given, *NET, *options)
+        assert re.search(note, capsys.readouterr().out)
+        assert re.search(note, Path("fg_explain/perturbation.svg").read_text())
+    curves = PerturbationCurves([0.5], "lerf", 0.0)
+    assert "Fewer" in curves.describe_mean(29)
+    assert "Fewer" not in curves.describe_mean(30)
 
 
 def test_overlays_may_be_few_or_none(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -296,8 +379,38 @@ def test_a_method_that_cannot_explain_the_network_is_named_and_left_out(
     assert printed.count("left out: gradcam: gradcam found no layer") == 1
     assert printed.count("left out: lines: maps of shape (1, 1, 1, 32) do not fit images") == 1
     assert len(list(Path("fg_explain/overlays").iterdir())) == 2
+    grey = np.asarray(Image.open("fg_explain/overlays/chelsea.png"))[80:140, 12 + 134 : 12 + 134 + 60]  # of the second frame
+    assert len(np.unique(grey)) > 1
+    assert (grey == grey[..., :1]).all()  # no colours, but letters
+    assert list(np.load("fg_explain/maps.npz")["methods"]) == ["gradient"]
     with pytest.raises(SystemExit, match="no method is left"):
         run(str(photos), "--model", "networks_of_a_user.perceptron", "--methods", "gradcam")
+
+
+def test_a_method_that_does_not_apply_is_named_in_the_scores_and_the_plot(photos: Path) -> None:
+    options = ["--methods", "gradcam,random", "--perturb", "lerf", "--fractions", "[0.5]"]
+    run(str(photos), "--model", "networks_of_a_user.perceptron", *options)
+    scores = {row["method"]: row for row in table("fg_explain/perturbation_summary.csv")}
+    assert scores["gradcam"]["area"] == ""
+    assert scores["gradcam"]["note"].startswith("does not apply: gradcam found no layer")
+    assert scores["random"]["note"] == ""
+    plot = Path("fg_explain/perturbation.svg").read_text()
+    assert "gradcam: does not apply" in plot
+
+
+def test_a_method_that_fails_later_has_no_map_from_then_on(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def once(scores: object, images: Tensor, calls: list[int] = []) -> Tensor:  # noqa: B006
+        calls.append(1)
+        if len(calls) > 1:
+            raise RuntimeError("no second time")
+        return images[:, :1].abs()
+
+    monkeypatch.setitem(METHODS, "once", method_from(once))
+    run(str(photos), *NET, "--methods", "once,random", "--perturb", "lerf", "--fractions", "[0.5]")
+    assert list(np.load("fg_explain/maps.npz")["methods"]) == ["random"]
+    (score, note) = table("fg_explain/perturbation_summary.csv")
+    assert score["method"] == "random"
+    assert note["note"] == "failed: no second time"
 
 
 def test_what_a_method_warns_of_is_noted_once(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -426,15 +539,26 @@ IMPOSSIBLE = {
     ),
     "a file for a folder": (["photos", *NET, "--output", "photos/notes.txt/maps"], r"photos/notes\.txt is a file"),
     "no class names": (["photos", *NET, "--target", "cat"], "no class names to find 'cat' in"),
-    "a dense output": (["photos", "--model", "networks_of_a_user.dense"], r"a score for each class, \[2, K\], but gives \[2, 5, "),
+    "a dense output": (["photos", "--model", "networks_of_a_user.dense"], r"a score for each class, \[1, K\], but gives \[1, 5, "),
     "another size": (
         ["photos", "--model", "networks_of_a_user.perceptron", "--size", "30"],
-        r"fails on images of shape \[2, 3, 30",
+        r"fails on images of shape \[1, 3, 30",
     ),
     "no tensor": (["photos", *NET, "--transform", "networks_of_a_user.numbers"], "transform must make a picture .*, but gave list"),
     "one std": (["photos", *NET, "--std", "[0.5]"], "--mean and --std go together"),
     "one std for three": (["photos", *NET, "--mean", "[0,0,0]", "--std", "[0.5]"], "--mean and --std: .*not 3 and 1"),
     "a mean for torchvision": (["photos", "--mean", "[0.5]", "--std", "[0.5]"], "resnet50 is a classifier of torchvision"),
+    "no class names file": (["photos", *NET, "--class_names", "names.txt"], r"there is no file names\.txt of class names"),
+    "class names that are no text": (["photos", *NET, "--class_names", "photos/chelsea.png"], "chelsea.png cannot be read"),
+    "class names of another kind": (
+        ["photos", *NET, "--class_names", "photos/map.json"],
+        "map.json must hold the names of the classes in order",
+    ),
+    "two class names": (["photos", *NET, "--class_names", "[cat,dog]"], "there are 2 class names, but the network has 5 outputs"),
+    "class names of one output": (
+        ["photos", "--model", "networks_of_a_user.one_output", "--class_names", "[cat]"],
+        "the network has a single output for each image, which is no class",
+    ),
     "a data set that is not known": (
         ["photos", *NET, "--perturb", "lerf", "--fill", "dataset_mean"],
         "mean of the training images, which is not known here: give its numbers instead",
@@ -445,6 +569,7 @@ IMPOSSIBLE = {
 @pytest.mark.parametrize("case", IMPOSSIBLE)
 def test_what_cannot_be_done_is_said_in_a_sentence(photos: Path, case: str) -> None:
     Path("empty").mkdir()
+    (photos / "map.json").write_text('{"0": "cat"}')
     arguments, message = IMPOSSIBLE[case]
     with pytest.raises(SystemExit, match=f"(?s)^fg-lightning: .*{message}"):
         main(["explain", *arguments])
@@ -465,7 +590,16 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["chelsea.png", "predictions.csv", "perturbation.csv", "perturbation_summary.csv", "perturbation.png"]
+    "name",
+    [
+        "chelsea.png",
+        "predictions.csv",
+        "maps.npz",
+        "perturbation.csv",
+        "perturbation_images.csv",
+        "perturbation_summary.csv",
+        "perturbation.png",
+    ],
 )
 def test_a_full_disk_is_one_sentence_and_leaves_what_was_there(photos: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     given = (str(photos), *NET, "--methods", "random", "--perturb", "lerf", "--fractions", "[0.5]")

@@ -14,6 +14,7 @@ def explain(
     methods: Union[str, list[str]] = "gradient,integrated_gradients,gradcam,fullgrad",
     target: Union[int, str, None] = None,
     output: Path = Path("fg_explain"),
+    class_names: Union[str, list[str], None] = None,
     weights: str = "DEFAULT",
     checkpoint: Union[Path, None] = None,
     size: PositiveInt = 224,
@@ -25,12 +26,14 @@ def explain(
     fill: Union[float, list[float], str] = "black",
     reference: str = "random",
     num_overlays: Union[NonNegativeInt, None] = None,
+    save_maps: bool = True,
     batch_size: PositiveInt = 8,
     device: str = "auto",
 ) -> None:
     """Draw what a network looks at in your pictures, as several methods see it.
 
-    Writes a picture for every image, with the map of each method over it, and a table of what was predicted.
+    Writes an overlay for every picture, which shows the map of each method, the maps as numbers (maps.npz, for numpy.load), and a
+    table of the predictions. The first picture is explained alone; its time tells how long the others will take.
 
     Args:
         images: A file, a folder with the folders in it, a pattern such as 'photos/*.jpg' (in quotes), or a list of these,
@@ -39,7 +42,9 @@ def explain(
             a checkpoint, a LightningModule class.
         methods: Names with commas between them, or all. Random and edges know nothing of the network.
         target: The class to explain, an index or a name. Default: the predicted one.
-        output: The folder that everything is written to.
+        output: The folder for all results.
+        class_names: Names of the network's outputs, in order: a text file with a name on each line, a JSON file with a list, or
+            the names themselves, [cat,dog]. Default: those of torchvision's weights; other networks have none.
         weights: Weights of a torchvision model: DEFAULT, another of its sets, or none for random ones.
         checkpoint: Checkpoint of a LightningModule class.
         size: For your own model: pixels of the shorter side after resizing. The middle square is then cut out.
@@ -55,6 +60,7 @@ def explain(
             (images, mask) -> images, which gets them as the network does.
         reference: The method that others are compared with, over all pictures, if it is among the methods.
         num_overlays: The number of pictures that get an overlay, the first ones. Default: all.
+        save_maps: Whether to write maps.npz: 4 bytes for each pixel and method, 200 kB for a map of 224 x 224.
         batch_size: Number of images that are explained at once.
         device: cpu, cuda, or any other of torch's; auto for a GPU if there is one.
 
@@ -62,7 +68,9 @@ def explain(
         CannotRun: if the pictures cannot be explained; the message says why and what to do.
     """
     # The command line reads this signature to print its help, which takes no torch.
-    from fg_lightning.explain.load_network import find_network
+    from dataclasses import replace
+
+    from fg_lightning.explain.load_network import find_network, read_class_names
     from fg_lightning.explain.perturbation_curves import measure_perturbation
     from fg_lightning.explain.pictures import find_pictures
     from fg_lightning.explain.session import Session, find_methods
@@ -70,7 +78,9 @@ def explain(
     files = find_pictures(images)
     chosen = find_methods(methods)
     network = find_network(model, weights, checkpoint, size, mean, std, transform)
+    if class_names is not None:
+        network = replace(network, classes=read_class_names(class_names))
     curves = None if perturb is None else measure_perturbation(network, fractions, perturb, fill, reference)
-    session = Session(network, chosen, target, output, device, curves, num_overlays)
+    session = Session(network, chosen, target, output, device, curves, num_overlays, save_maps)
     for what, where in session.run(files, batch_size).items():
         print(f"{what:20}{where}")  # rich would read brackets and :words: of a path as its own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pkgutil
 import re
 from collections.abc import Callable, Sequence
@@ -102,6 +103,32 @@ def find_network(
         return from_import_path(model, checkpoint, function, given or read_last_normalization(function))
     usual = given or Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     return from_import_path(model, checkpoint, picture_transform(size, usual.mean, usual.std), usual)
+
+
+def read_class_names(names: str | Sequence[str]) -> list[str]:
+    """The names of a network's outputs, in order.
+
+    Args:
+        names: a list of them, words with commas between them, a text file with a name on each line, or a JSON file with a list.
+
+    Raises:
+        CannotRun: if there is no such file, or it holds something else.
+    """
+    if not isinstance(names, str):
+        return list(names)
+    path = Path(names).expanduser()
+    if not path.is_file():
+        if "," in names:
+            return [name.strip() for name in names.split(",")]
+        raise CannotRun(f"there is no file {names} of class names; give one with a name on each line, or the names: [cat,dog]")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        found = json.loads(text) if path.suffix == ".json" else [line.strip() for line in text.rstrip().splitlines()]
+    except (OSError, ValueError) as error:  # the last of a file that is not UTF-8, or no JSON
+        raise CannotRun(f"the class names {path} cannot be read ({one_line(error)})") from error
+    if not isinstance(found, list) or not found or not all(isinstance(name, str) for name in found):
+        raise CannotRun(f"{path} must hold the names of the classes in order, a line for each, or in JSON a list of words")
+    return found
 
 
 def read_last_normalization(transform: Any) -> Normalization | None:
@@ -267,6 +294,8 @@ def predict(network: Network, images: Tensor, target: int | None) -> Prediction:
             "the network's output is not finite (NaN or infinity), so that there is nothing to explain; check its weights"
         )
     if scores.shape == images.shape[:1] or scores.shape == (len(images), 1):
+        if network.classes:
+            raise CannotRun("the network has a single output for each image, which is no class; leave out --class_names")
         if target:
             raise CannotRun(f"there is no class {target}: the network has a single output for each image; leave out --target")
         rows: list[dict[str, object]] = [{"output": float(score)} for score in scores.flatten()]
@@ -274,6 +303,8 @@ def predict(network: Network, images: Tensor, target: int | None) -> Prediction:
         return Prediction(targets, [f"output {row['output']:.3g}" for row in rows], rows)
     if scores.ndim != 2 or len(scores) != len(images):
         raise CannotRun(f"the network must give a score for each class, [{len(images)}, K], but gives {list(scores.shape)}")
+    if network.classes and len(network.classes) != scores.shape[1]:
+        raise CannotRun(f"there are {len(network.classes)} class names, but the network has {scores.shape[1]} outputs")
     if target is not None and not 0 <= target < scores.shape[1]:
         raise CannotRun(f"there is no class {target}: the network has {scores.shape[1]} outputs, 0 to {scores.shape[1] - 1}")
     probabilities = scores.softmax(1)
@@ -281,8 +312,8 @@ def predict(network: Network, images: Tensor, target: int | None) -> Prediction:
     targets = predicted if target is None else torch.full_like(predicted, target)
     captions, rows = [], []
     for own, first, explained in zip(probabilities, predicted.tolist(), targets.tolist(), strict=True):
-        kinds = {"predicted": first} if first == explained else {"predicted": first, "explained": explained}
-        captions.append("\n".join(f"{network.class_name(index)} {float(own[index]):.0%}" for index in kinds.values()))
+        kinds = {"": first} if first == explained else {"": first, "explained: ": explained}
+        captions.append("\n".join(f"{kind}{network.class_name(index)} {float(own[index]):.0%}" for kind, index in kinds.items()))
         row: dict[str, object] = {}
         for kind, index in (("predicted", first), ("explained", explained)):
             row |= {kind: index, f"{kind}_class": network.class_name(index), f"{kind}_probability": f"{float(own[index]):.4f}"}

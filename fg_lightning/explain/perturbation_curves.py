@@ -5,14 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from fg_lightning.atomic_files import write_atomically
@@ -27,17 +29,22 @@ from fg_lightning.visualization.plots import curves, save_figure
 
 DIRECTION = {"lerf": "lower is better", "morf": "higher is better"}
 
+FEW = 30
+"""A mean over fewer images is noted as rough."""
+
 MANY_TIMES = 50
 """If the largest fraction is so many times the smallest, the plot's axis of fractions is logarithmic."""
 
 
 @dataclass(frozen=True)
 class PerturbationScore:
-    """A method's score over the images. Its fields are the columns of `perturbation_summary.csv`; NaN becomes an empty cell.
+    """A method's score over the images. Its fields are columns of `perturbation_summary.csv`; NaN becomes an empty cell.
 
     Attributes:
         method: its name.
+        num_images: the number of images that it is the mean of.
         area: the area under its curve over the range of the fractions: the mean change within it.
+        standard_error: of the area, over the images.
         interval_95: half the 95 % interval of the area over the images. It does not cover another network.
         reference: the method that it is compared with.
         difference: its area minus the reference's.
@@ -47,7 +54,9 @@ class PerturbationScore:
     """
 
     method: str
+    num_images: int
     area: float
+    standard_error: float
     interval_95: float
     reference: str
     difference: float
@@ -84,6 +93,7 @@ class PerturbationCurves:
         self.fractions = list(fractions)
         self.order = order
         self.reference = reference
+        self.fill_name = _fill_name(fill)
         self._given: dict[str, Any] = {"fill": fill, "normalization": normalization, "dataset_mean": dataset_mean}
         self._changes: dict[str, list[Tensor]] = {}
         try:
@@ -106,7 +116,8 @@ class PerturbationCurves:
         try:
             changes = pixel_perturbation(model, images, maps, target, fractions=self.fractions, order=self.order, **self._given)
         except ValueError as error:
-            raise CannotRun(f"the perturbation by {method} cannot be measured: {error}") from error
+            here = " (on the command line: --perturb morf)" if "change='drop'" in str(error) else ""
+            raise CannotRun(f"the perturbation by {method} cannot be measured: {error}{here}") from error
         self._changes.setdefault(method, []).append(changes.cpu())
 
     def changes(self, method: str) -> npt.NDArray[np.float64]:
@@ -121,30 +132,76 @@ class PerturbationCurves:
         scores = [replace(score, p_holm=p) for score, p in zip(scores, adjusted, strict=True)]
         return sorted(scores, key=lambda score: score.area, reverse=self.order == "morf")
 
-    def write(self, folder: Path, methods: Sequence[str]) -> dict[str, str]:
-        """Writes the curves of these methods as a table and a figure, and their scores.
+    def write(
+        self,
+        folder: Path,
+        pictures: Sequence[object],
+        methods: Sequence[str],
+        missing: Mapping[str, str] | None = None,
+        notes: Sequence[str] = (),
+    ) -> dict[str, Path]:
+        """Writes the curves of these methods as tables and a figure, and their scores.
+
+        Args:
+            folder: where to.
+            pictures: [N], the names of the images.
+            methods: whose curves are written.
+            missing: the methods that have no curve, and why.
+            notes: lines below the figure.
 
         Returns:
             What was written, and where.
         """
-        table, summary = folder / "perturbation.csv", folder / "perturbation_summary.csv"
+        table, of_images, summary = (folder / f"perturbation{part}.csv" for part in ("", "_images", "_summary"))
         values = {method: self.changes(method) for method in methods}
+        settings = [self.order, self.fill_name]
         rows: list[list[object]] = []
+        rows_of_images: list[list[object]] = []
         for method, changes in values.items():
-            errors = _standard_errors(changes)
-            points = zip(self.fractions, changes.mean(0), errors, strict=True)
-            rows += [[method, self.order, *map(_cell, point), len(changes)] for point in points]
-        _write_csv(table, ["method", "order", "fraction", "mean", "standard_error", "num_images"], rows)
+            points = zip(self.fractions, changes.mean(0), _standard_errors(changes), strict=True)
+            rows += [[method, *settings, *map(_cell, point), len(changes)] for point in points]
+            for picture, own in zip(pictures, changes, strict=True):
+                pairs = zip(self.fractions, own, strict=True)
+                rows_of_images += [[picture, method, *settings, *map(_cell, pair)] for pair in pairs]
+        _write_csv(table, ["method", "order", "fill", "fraction", "mean", "standard_error", "num_images"], rows)
+        _write_csv(of_images, ["picture", "method", "order", "fill", "fraction", "change"], rows_of_images)
+        self._write_scores(summary, methods, missing or {})
+        written = {"perturbation": table, "perturbation images": of_images, "perturbation scores": summary}
+        for plot in save_figure(self._draw(values, missing or {}, notes), folder / "perturbation"):
+            written[f"perturbation {plot.suffix[1:]}"] = plot
+        return written
+
+    def describe_mean(self, num_images: int) -> str:
+        """What the curves are the mean of, and what their bands are."""
+        if num_images == 1:
+            return "One image: no mean, and no standard error."
+        rough = f" Fewer than {FEW} images: means and bands are rough." if num_images < FEW else ""
+        return f"Mean of {num_images} images; band: twice the standard error to either side.{rough}"
+
+    def _write_scores(self, path: Path, methods: Sequence[str], missing: Mapping[str, str]) -> None:
         columns = [field.name for field in fields(PerturbationScore)]
-        _write_csv(summary, columns, [[_cell(value) for value in asdict(score).values()] for score in self.scores(methods)])
-        written = {"perturbation": table, "perturbation scores": summary}
-        label = f"change of the output, {self._label}; {DIRECTION[self.order]}"
-        figure = curves(self.fractions, values, ylabel=label, controls=CONTROLS)
+        rows: list[list[object]] = []
+        for score in self.scores(methods):
+            method, *numbers = (_cell(value) for value in asdict(score).values())
+            rows.append([method, self.order, self.fill_name, *numbers, ""])
+        rows += [[method, self.order, self.fill_name, *[""] * (len(columns) - 1), why] for method, why in missing.items()]
+        _write_csv(path, [columns[0], "order", "fill", *columns[1:], "note"], rows)
+
+    def _draw(self, values: Mapping[str, npt.NDArray[np.float64]], missing: Mapping[str, str], notes: Sequence[str]) -> Figure:
+        label = f"change of the output, {self._label}\n{DIRECTION[self.order]}"
+        absent = [f"{method}: {why.partition(':')[0]}" for method, why in missing.items()]
+        figure = curves(self.fractions, values, ylabel=label, controls=CONTROLS, missing=absent)
         if 0 < MANY_TIMES * self.fractions[0] <= self.fractions[-1]:
             figure.axes[0].set_xscale("log")
-        for plot in save_figure(figure, folder / "perturbation"):
-            written[f"perturbation {plot.suffix[1:]}"] = plot
-        return {what: str(where) for what, where in written.items()}
+        num_images = len(next(iter(values.values())))
+        lines = [
+            f"{self.describe_mean(num_images)} {self.order}, fill {self.fill_name}. Grey: knows nothing of the network.",
+            *notes,
+        ]
+        wrapped = [part for line in lines for part in wrap(line, 130)]
+        figure.set_figheight(figure.get_figheight() + 0.15 * len(wrapped))
+        figure.supxlabel("\n".join(wrapped), x=0.01, ha="left", fontsize=7)
+        return figure
 
     def _areas(self, method: str) -> npt.NDArray[np.float64]:
         """The area under the curve of every image over the range of the fractions, [N]."""
@@ -155,14 +212,20 @@ class PerturbationCurves:
         return ((changes[:, 1:] + changes[:, :-1]) / 2 * widths).sum(1) / widths.sum()
 
     def _score(self, method: str, areas: dict[str, npt.NDArray[np.float64]]) -> PerturbationScore:
-        own, mean = areas[method], float(areas[method].mean())
-        unknown = math.nan
+        own = areas[method]
+        error, unknown = float(_standard_errors(own)), math.nan
+        score = PerturbationScore(
+            method, len(own), float(own.mean()), error, _half_interval(own), "", unknown, unknown, unknown, unknown
+        )
         if self.reference not in areas or method == self.reference:
-            return PerturbationScore(method, mean, _half_interval(own), "", unknown, unknown, unknown, unknown)
+            return score
         differences = own - areas[self.reference]
-        difference, interval = float(differences.mean()), _half_interval(differences)
-        return PerturbationScore(
-            method, mean, _half_interval(own), self.reference, difference, interval, _paired_p(differences), unknown
+        return replace(
+            score,
+            reference=self.reference,
+            difference=float(differences.mean()),
+            difference_interval_95=_half_interval(differences),
+            p=_paired_p(differences),
         )
 
 
@@ -189,6 +252,16 @@ def measure_perturbation(
     return PerturbationCurves(
         fractions, order, fill, normalization=normalization, dataset_mean=network.dataset_mean, reference=reference
     )
+
+
+def _fill_name(fill: Fill) -> str:
+    """A fill in a table: its name, its numbers, or where its function is defined."""
+    if isinstance(fill, str):
+        return fill
+    if callable(fill):
+        return f"{getattr(fill, '__module__', '')}.{getattr(fill, '__qualname__', type(fill).__name__)}"
+    numbers = np.asarray(fill, dtype=float).reshape(-1)
+    return ",".join(f"{number:g}" for number in numbers)
 
 
 def _standard_errors(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

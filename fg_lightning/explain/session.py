@@ -1,4 +1,4 @@
-"""Explains pictures with several methods: overlays, a table of predictions, and perturbation curves."""
+"""Explains pictures with several methods: overlays, maps, a table of predictions, and perturbation curves."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import io
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from captum.attr import Attribution
 from rich.console import Console
@@ -21,8 +23,11 @@ from fg_lightning.atomic_files import replace_file, sweep, write_atomically
 from fg_lightning.attribution import METHODS, Factory, find_method
 from fg_lightning.errors import CannotRun
 from fg_lightning.explain.load_network import Network, Prediction, predict
-from fg_lightning.explain.perturbation_curves import PerturbationCurves
+from fg_lightning.explain.maps_file import MapsFile
+from fg_lightning.explain.perturbation_curves import FEW, PerturbationCurves
 from fg_lightning.explain.pictures import overlay_names, read_picture, stack_batches
+from fg_lightning.explain.time_estimate import Stopwatch
+from fg_lightning.fullgrad import FullGrad
 from fg_lightning.removal.pixel_ranking import check_maps
 from fg_lightning.visualization.image_grids import comparison
 
@@ -48,7 +53,8 @@ def find_methods(methods: str | Sequence[str]) -> dict[str, Factory]:
 class Session:
     """Explains pictures with several methods.
 
-    A picture that cannot be read, and a method that cannot explain this network, is named on the console and left out.
+    A picture that cannot be read is named on the console and left out. A method that cannot explain this network is named on the
+    console, in every overlay and in the plot.
 
     Args:
         network: the network to explain.
@@ -58,6 +64,7 @@ class Session:
         device: cpu, cuda, or any other of torch's; "auto" for a GPU if there is one.
         curves: measures how the output changes as pixels are replaced; None to leave that out.
         num_overlays: the number of pictures that get an overlay, the first ones. None for all.
+        save_maps: whether the maps are written to `maps.npz`.
         console: shows the progress and the notes. Default: the terminal.
 
     Raises:
@@ -73,6 +80,7 @@ class Session:
         device: str = "auto",
         curves: PerturbationCurves | None = None,
         num_overlays: int | None = None,
+        save_maps: bool = True,
         console: Console | None = None,
     ) -> None:
         self.network = network
@@ -80,8 +88,12 @@ class Session:
         self.output = output
         self.curves = curves
         self.num_overlays = num_overlays
+        self.missing: dict[str, str] = {}
+        """The methods that have no map, and why."""
+        self._maps_file = MapsFile(output) if save_maps else None
         self._console = console or Console()
-        self._warned: set[str] = set()
+        self._notes: dict[str, dict[str, None]] = {name: {} for name in methods}
+        self._errors: dict[str, list[Tensor]] = {}
         try:
             self.device = torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
             network.model.to(self.device).eval()
@@ -92,6 +104,8 @@ class Session:
     def run(self, files: Sequence[Path], batch_size: int) -> dict[str, str]:
         """Explains all the files and writes the results.
 
+        The first picture is explained alone. From its time, the console tells how long the others will take.
+
         Returns:
             What was written, and where.
 
@@ -101,28 +115,49 @@ class Session:
         _check_folder(self.output)
         sweep(self.output)
         sweep(self.output / "overlays", deeply=True)
+        try:
+            return self._explain_files(files, batch_size)
+        finally:
+            if self._maps_file is not None:
+                self._maps_file.close()
+
+    def _explain_files(self, files: Sequence[Path], batch_size: int) -> dict[str, str]:
         names = overlay_names(files)
-        rows: list[dict[str, object]] = []
+        explained: list[Path] = []
+        predictions: list[Prediction] = []
+        stopwatch = Stopwatch()
         columns = (TextColumn("{task.description:20}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=self._console) as bar:
-            task = bar.add_task("reading", total=len(files) * len(self._attributions))
-            for paths, images in stack_batches(self._readable(files), batch_size):
+            task = bar.add_task("reading", total=len(files))
+            for paths, images in self._batches(files, batch_size):
                 images = images.to(self.device)
                 prediction = predict(self.network, images, self.target)
                 maps: dict[str, Tensor] = {}
                 for method in list(self._attributions):
                     bar.update(task, description=method)
-                    own = self._attribute(method, images, prediction.target)
+                    with stopwatch.measure(method) if not explained else nullcontext():
+                        own = self._attribute(method, images, prediction.target)
                     if own is not None:
                         maps[method] = own
-                    bar.advance(task, len(paths))
-                drawn = paths if self.num_overlays is None else paths[: max(0, self.num_overlays - len(rows))]
+                    if explained:
+                        bar.advance(task, len(paths) * stopwatch.share(method))
+                drawn = paths if self.num_overlays is None else paths[: max(0, self.num_overlays - len(explained))]
                 with _name_write_faults(self.output):
                     self._save([self.output / "overlays" / names[path] for path in drawn], images, maps, prediction)
-                rows += [{"picture": path} | row for path, row in zip(paths, prediction.rows, strict=True)]
-            bar.update(task, description="done", completed=len(files) * len(self._attributions))
+                explained += paths
+                predictions.append(prediction)
+                bar.update(task, completed=len(explained))
+                if len(predictions) == 1 and len(files) > 1:
+                    self._console.print(stopwatch.estimate(len(files) - 1), highlight=False, markup=False, soft_wrap=True)
+            bar.update(task, description="done", completed=len(files))
         with _name_write_faults(self.output):
-            return self._write_tables(rows, len(files))
+            return self._write_tables(explained, predictions, len(files))
+
+    def _batches(self, files: Sequence[Path], size: int) -> Iterator[tuple[list[Path], Tensor]]:
+        """The pictures that can be read: the first one alone, the others in batches."""
+        pictures = self._readable(files)
+        yield from stack_batches(islice(pictures, 1), 1)
+        yield from stack_batches(pictures, size)
 
     def _readable(self, files: Sequence[Path]) -> Iterator[tuple[Path, Tensor]]:
         """The pictures that can be read."""
@@ -143,17 +178,25 @@ class Session:
         try:
             with warnings.catch_warnings(record=True) as given:
                 warnings.simplefilter("default")
-                maps: Tensor = self._attributions[method].attribute(images, target=target)
-            self._note({str(warning.message) for warning in given})
+                maps, errors = _explain(self._attributions[method], images, target)
+            self._note(method, [str(warning.message) for warning in given])
             check_maps(maps, images)
         except torch.OutOfMemoryError as error:
             raise CannotRun(f"{method} takes more memory than there is; take a smaller --batch_size or --size") from error
         except (TypeError, ValueError, RuntimeError, AssertionError) as error:  # the last is Captum's
             self._leave_out(f"{method}: {error}")
             del self._attributions[method]
+            kind = "does not apply" if isinstance(error, ValueError) else "failed"
+            self.missing[method] = f"{kind}: {' '.join(str(error).split())}"
             if not self._attributions:
                 raise CannotRun("no method is left that could explain this network") from error
             return None
+        if errors is not None:
+            self._errors.setdefault(method, []).append(errors.cpu())
+        if self._maps_file is not None:
+            with _name_write_faults(self.output):
+                self.output.mkdir(parents=True, exist_ok=True)
+                self._maps_file.add(method, maps)
         if self.curves is not None:
             self.curves.update(method, self.network.model, images, maps, target)
         return maps
@@ -162,35 +205,75 @@ class Session:
         """The overlays of the first images of a batch, a picture for each path."""
         for i, path in enumerate(paths):
             path.parent.mkdir(parents=True, exist_ok=True)
-            own = {method: batch[i] for method, batch in maps.items()}
+            own = {method: maps[method][i] if method in maps else self.missing[method] for method in self._notes}
+            notes = {method: self._lines_below(method, i - len(images)) for method in maps}
             caption = prediction.captions[i]
             with replace_file(path) as file:
-                comparison(images[i], own, caption=caption, normalization=self.network.normalization).save(file, "PNG")
+                picture = comparison(images[i], own, caption=caption, notes=notes, normalization=self.network.normalization)
+                picture.save(file, "PNG")
 
-    def _write_tables(self, rows: Sequence[dict[str, Any]], num_pictures: int) -> dict[str, str]:
-        """Writes the table and the curves. Returns what was written, and where."""
+    def _lines_below(self, method: str, i: int) -> str:
+        """What stands below the name of a method: the completeness error of an image of the last batch, and its warnings."""
+        error = [f"completeness error {_digits(self._errors[method][-1][i])}"] if method in self._errors else []
+        return "\n".join([*error, *(note.removeprefix(f"{method} ") for note in self._notes[method])])
+
+    def _write_tables(self, pictures: Sequence[Path], predictions: Sequence[Prediction], num_files: int) -> dict[str, str]:
+        """Writes the table, the maps and the curves. Returns what was written, and where."""
         self.output.mkdir(parents=True, exist_ok=True)
-        table = self.output / "predictions.csv"
+        methods = list(self._attributions)
+        errors = {f"{name}_completeness_error": torch.cat(parts).numpy() for name, parts in self._errors.items() if name in methods}
+        rows: list[dict[str, Any]] = [row for prediction in predictions for row in prediction.rows]
+        rows = [{"picture": str(picture)} | row for picture, row in zip(pictures, rows, strict=True)]
+        for name, column in errors.items():
+            for row, value in zip(rows, column, strict=True):
+                row[name] = _digits(value)
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+        table = self.output / "predictions.csv"
         write_atomically(table, text.getvalue())
         drawn = len(rows) if self.num_overlays is None else min(self.num_overlays, len(rows))
-        written = {"overlays": f"{self.output / 'overlays'}  ({drawn} of {num_pictures} pictures)"} if drawn else {}
+        written = {"overlays": f"{self.output / 'overlays'}  ({drawn} of {num_files} pictures)"} if drawn else {}
         written["predictions"] = str(table)
+        if self._maps_file is not None:
+            targets = [np.full(len(part.rows), -1) if part.target is None else part.target.cpu().numpy() for part in predictions]
+            names = np.array([row["picture"] for row in rows])
+            columns = {"pictures": names, "targets": np.concatenate(targets).astype("<i8"), "methods": np.array(methods), **errors}
+            self._maps_file.write(methods, columns)
+            written["maps"] = f"{self._maps_file.path}  ({self._maps_file.path.stat().st_size / 1e6:.1f} MB)"
         if self.curves is not None:
-            written |= self.curves.write(self.output, list(self._attributions))
+            notes = [note for method in methods for note in self._notes[method]]
+            paths = self.curves.write(self.output, pictures, methods, self.missing, notes)
+            written |= {what: str(where) for what, where in paths.items()}
+            if len(rows) < FEW:
+                self._print("note: " + self.curves.describe_mean(len(rows)))
         return written
 
-    def _note(self, warned: set[str]) -> None:
-        """Prints the warnings of a method, each once a session."""
-        for message in sorted(warned - self._warned):
-            self._console.print(f"note: {message}", style="yellow", highlight=False, markup=False, emoji=False, soft_wrap=True)
-        self._warned |= warned
+    def _note(self, method: str, messages: Sequence[str]) -> None:
+        """Prints the warnings of a method, each once a session, and keeps them for its pictures."""
+        for message in messages:
+            if not any(message in notes for notes in self._notes.values()):
+                self._print(f"note: {message}")
+            self._notes[method][message] = None
 
     def _leave_out(self, why: str) -> None:
-        self._console.print(f"left out: {why}", style="yellow", highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self._print(f"left out: {why}")
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, style="yellow", highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def _explain(attribution: Attribution, images: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The maps of a method [N, 1, H, W]; of FullGrad, whose map is of all terms, also the completeness errors, [N]."""
+    if isinstance(attribution, FullGrad) and attribution.is_complete:
+        maps, terms = attribution.attribute_with_terms(images, target)
+        return maps, terms.completeness_error
+    return attribution.attribute(images, target=target), None
+
+
+def _digits(value: Any) -> str:
+    return f"{float(value):.2g}"
 
 
 @contextmanager
