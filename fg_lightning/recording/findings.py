@@ -1,0 +1,352 @@
+"""Findings: what a run's maps and numbers show that the user should know, each with a number and a threshold.
+
+`docs/findings.md` says how often each fires on healthy trainings and on trainings that went wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Union
+
+from jaxtyping import Float
+from torch import Tensor
+
+from fg_lightning.history.records import Explanation
+from fg_lightning.metrics.border_and_corners import border_mask, corner_masks
+from fg_lightning.metrics.drift import rank_correlation
+from fg_lightning.metrics.localization import pointing_game
+from fg_lightning.recording.sanity_checks import SanityCheck
+
+MIN_IMAGES = 8
+"""A share of fewer images is not a fact about the network."""
+
+MIN_SIDE = 8
+"""In pixels: the corners of smaller images are single pixels."""
+
+PAGE = "findings.html"
+"""The page of the manual that explains findings."""
+
+COLUMNS = ("snapshot", "finding", "method", "value", "threshold", "message", "advice", "page")
+"""Of `findings.csv`."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A measured fact about a run.
+
+    Attributes:
+        name: of the finding, such as "corner".
+        method: whose maps it is about; empty if it is about the decomposition.
+        value: what was measured.
+        threshold: which the value reaches.
+        message: what was measured, in words.
+        advice: what to do.
+        page: the section of the manual that explains it.
+        snapshot: index of the snapshot at which it was measured.
+    """
+
+    name: str
+    method: str
+    value: float
+    threshold: float
+    message: str
+    advice: str
+    page: str
+    snapshot: int
+
+    def cells(self) -> tuple[Union[str, float], ...]:
+        """The row of `findings.csv`."""
+        value, threshold = f"{self.value:.6g}", f"{self.threshold:.6g}"
+        return self.snapshot, self.name, self.method, value, threshold, self.message, self.advice, self.page
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """The same for all snapshots that find it."""
+        return self.name, self.method
+
+
+@dataclass(frozen=True, eq=False)
+class Observations:
+    """What is known of a run at one snapshot.
+
+    Attributes:
+        snapshot: its index.
+        explanation: of the snapshot.
+        is_trained: whether the network was trained before this snapshot.
+        untrained: the maps of the untrained network by method, without those that are lost.
+        checks: the sanity checks by method; empty before the end.
+        unchecked: why there are no sanity checks.
+    """
+
+    snapshot: int
+    explanation: Explanation
+    is_trained: bool = True
+    untrained: Mapping[str, Float[Tensor, "n 1 *s"]] = field(default_factory=dict)
+    checks: Mapping[str, SanityCheck] = field(default_factory=dict)
+    unchecked: str = "they are checked when training ends"
+
+    @property
+    def maps(self) -> dict[str, Tensor]:
+        """By method."""
+        return {"fullgrad": self.explanation.maps, **self.explanation.method_maps}
+
+
+class Measurement(NamedTuple):
+    """
+    Attributes:
+        value: is compared with the threshold.
+        words: the value in words, as the message begins.
+    """
+
+    value: float
+    words: str
+
+
+Measured = Union[Measurement, str]
+"""A measurement, or why there is none."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When something is found.
+
+    Attributes:
+        name: of the finding, and the section of its page.
+        about: what is checked, in words.
+        threshold: something is found if the value is at least as large.
+        measure: the observations and the method -> the value.
+        meaning: what the message says after the measurement.
+        advice: what to do.
+        is_of_maps: whether each method has a value of its own.
+        is_last: whether it is checked when training ends only.
+    """
+
+    name: str
+    about: str
+    threshold: float
+    measure: Callable[[Observations, str], Measured]
+    meaning: str
+    advice: str
+    is_of_maps: bool = True
+    is_last: bool = False
+
+    def check(self, observations: Observations, method: str) -> Finding | str | None:
+        """A finding; None if there is none; or why that cannot be told."""
+        measured = self.measure(observations, method)
+        if isinstance(measured, str):
+            return measured
+        if not measured.value >= self.threshold:
+            return None
+        message = f"{measured.words}{self.meaning}"
+        page = f"{PAGE}#{self.name.replace('_', '-')}"
+        return Finding(self.name, method, measured.value, self.threshold, message, self.advice, page, observations.snapshot)
+
+
+@dataclass(frozen=True)
+class Result:
+    """
+    Attributes:
+        findings: in the order of the rules.
+        checked: what was checked, in words.
+        unchecked: what was not, with the reason.
+    """
+
+    findings: tuple[Finding, ...]
+    checked: tuple[str, ...]
+    unchecked: Mapping[str, str]
+
+
+def find(observations: Observations, *, is_last: bool = False) -> Result:
+    """Compares what was observed with the threshold of every rule.
+
+    Args:
+        observations: of one snapshot.
+        is_last: whether training has ended, so that all rules apply.
+    """
+    findings: list[Finding] = []
+    checked: list[str] = []
+    unchecked: dict[str, str] = {}
+    for rule in RULES:
+        if rule.is_last and not is_last:
+            continue
+        for method in observations.maps if rule.is_of_maps else [""]:
+            found = rule.check(observations, method)
+            if isinstance(found, str):
+                unchecked.setdefault(rule.about, found)
+                continue
+            if rule.about not in checked:
+                checked.append(rule.about)
+            if found is not None:
+                findings.append(found)
+    is_in_corner = {finding.method for finding in findings if finding.name == "corner"}  # which is part of the border
+    findings = [finding for finding in findings if finding.name != "border" or finding.method not in is_in_corner]
+    return Result(tuple(findings), tuple(checked), {about: why for about, why in unchecked.items() if about not in checked})
+
+
+# --- measurements
+
+
+def measure_incompleteness(observations: Observations, method: str = "") -> Measured:
+    """What the terms miss of the outputs: sum of |f - sum of all terms| over sum of |f|."""
+    terms = observations.explanation.terms
+    output = terms["output"].double()
+    total = float(output.abs().sum())
+    if total == 0:
+        return "the output is zero"
+    missed = (output - sum(terms[f"{kind}_term"].double() for kind in ("input", "bias", "implicit"))).abs().sum()
+    return Measurement(float(missed) / total, f"The terms miss {float(missed) / total:.1%} of the output")
+
+
+def measure_missing_operations(observations: Observations, method: str = "") -> Measured:
+    """How many operations have no bias in the sum."""
+    missing = observations.explanation.missing_ops
+    return Measurement(
+        len(missing), f"{len(missing)} operation{'s have' if len(missing) != 1 else ' has'} no bias: {_list(missing)}"
+    )
+
+
+def measure_corner(observations: Observations, method: str) -> Measured:
+    """The share of images whose map is highest in one and the same corner."""
+    maps = observations.maps[method].abs()
+    reason = _why_not_plane(maps) or _why_untrained(observations)
+    if reason:
+        return reason
+    shares = {name: float(pointing_game(maps, mask.expand_as(maps)).mean()) for name, mask in corner_masks(maps.shape[2:]).items()}
+    corner = max(shares, key=lambda name: shares[name])
+    where = corner.replace("_", " ")
+    return Measurement(shares[corner], f"{_count(shares[corner], maps)} are highest in the {where} corner")
+
+
+def measure_border(observations: Observations, method: str) -> Measured:
+    """The share of images whose map is highest in the outer tenth."""
+    maps = observations.maps[method].abs()
+    reason = _why_not_plane(maps) or _why_untrained(observations)
+    if reason:
+        return reason
+    mask = border_mask(maps.shape[2:])
+    assert mask is not None
+    share = float(pointing_game(maps, mask.expand_as(maps)).mean())
+    return Measurement(share, f"{_count(share, maps)} are highest at the border of the image")
+
+
+def measure_similarity_to_untrained(observations: Observations, method: str) -> Measured:
+    """Mean rank correlation of the maps with those of the untrained network."""
+    if method not in observations.untrained:
+        return "the maps of the untrained network are not known"
+    if not observations.is_trained:
+        return "the network is untrained"
+    maps, untrained = observations.maps[method], observations.untrained[method]
+    if maps.shape != untrained.shape:
+        return "the maps of the untrained network are of other images"
+    value = float(rank_correlation(maps, untrained).mean())
+    return Measurement(value, f"The maps are those of the untrained network: their mean rank correlation is {value:.2f}")
+
+
+def measure_similarity_to_random(observations: Observations, method: str) -> Measured:
+    """Mean rank correlation of the maps with those of the network with random weights."""
+    check = observations.checks.get(method)
+    if check is None or check.randomized is None:
+        return observations.unchecked if check is None else check.why_not_randomized
+    value = check.randomized
+    return Measurement(value, f"The maps are those of a network with random weights: their mean rank correlation is {value:.2f}")
+
+
+def measure_similarity_to_runner_up(observations: Observations, method: str) -> Measured:
+    """Mean rank correlation of the maps with those of the most probable other class."""
+    check = observations.checks.get(method)
+    if check is None or check.runner_up is None:
+        return observations.unchecked if check is None else check.why_not_runner_up
+    value = check.runner_up
+    return Measurement(value, f"The maps of the next class are the same: their mean rank correlation is {value:.2f}")
+
+
+def _why_not_plane(maps: Tensor) -> str:
+    """Why maps have no corners that mean something; empty if they have."""
+    if maps.ndim != 4:
+        return "the images are not planes"
+    if min(maps.shape[2:]) < MIN_SIDE:
+        return f"the images have fewer than {MIN_SIDE} pixels a side"
+    return "" if len(maps) >= MIN_IMAGES else f"{len(maps)} images are too few; {MIN_IMAGES} are needed"
+
+
+def _why_untrained(observations: Observations) -> str:
+    return "" if observations.is_trained else "the network is untrained"
+
+
+def _count(share: float, maps: Tensor) -> str:
+    """How many maps a share is; several highest pixels of one map count in parts."""
+    return f"{share * len(maps):.3g} of {len(maps)} maps"
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+RULES = (
+    Rule(
+        "incomplete",
+        "the sum of the terms",
+        0.01,
+        measure_incompleteness,
+        "",
+        "Do not rely on the maps. FullGrad's warning names the operation that is not complete, if it is known",
+        is_of_maps=False,
+    ),
+    Rule(
+        "missing_operations",
+        "missing operations",
+        1,
+        measure_missing_operations,
+        "",
+        "The maps lack what these operations add. Write them with operations of torch, or with an autograd.Function that can be "
+        "differentiated twice",
+        is_of_maps=False,
+    ),
+    Rule(
+        "corner",
+        "the corners",
+        0.25,
+        measure_corner,
+        "",
+        "Look there for a mark that tells the class, such as a watermark or a timestamp. Cover this corner in the validation images "
+        "and see whether the accuracy falls",
+    ),
+    Rule(
+        "border",
+        "the border",
+        0.5,
+        measure_border,
+        "",
+        "Look for a frame, padding or a crop that differs between classes. Cover the border of the validation images and see "
+        "whether the accuracy falls",
+    ),
+    Rule(
+        "like_untrained",
+        "the untrained network",
+        0.95,
+        measure_similarity_to_untrained,
+        "",
+        "Training has hardly changed what is explained. Check the loss, the learning rate and which layers are frozen",
+        is_last=True,
+    ),
+    Rule(
+        "like_random_weights",
+        "random weights",
+        0.8,
+        measure_similarity_to_random,
+        "",
+        "Do not read these maps as what the network has learned: they show the image. Use another method",
+        is_last=True,
+    ),
+    Rule(
+        "not_class_specific",
+        "the next class",
+        0.95,
+        measure_similarity_to_runner_up,
+        "",
+        "Do not read these maps as evidence for one class. Explain the difference of two scores: target=function, or use another method",
+        is_last=True,
+    ),
+)
+"""What is checked, in the order in which findings are shown."""

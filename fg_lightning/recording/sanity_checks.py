@@ -1,0 +1,82 @@
+"""Sanity checks of maps: do they depend on what the network has learned, and on the class? (Adebayo et al. 2018)"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fg_lightning.metrics.drift import rank_correlation
+from fg_lightning.metrics.parameter_randomization import randomize_parameters
+
+NO_CLASSES = "there is no other class"
+
+
+@dataclass(frozen=True)
+class SanityCheck:
+    """What a method's maps have in common with maps that should differ, as mean rank correlations over the probe.
+
+    Attributes:
+        randomized: with the maps of a copy of the network whose layers all have random parameters; None if it could not be told.
+        runner_up: with the maps of the class that is the most probable apart from the explained one; None if it could not be told.
+        why_not_randomized: why that could not be told.
+        why_not_runner_up: likewise.
+    """
+
+    randomized: float | None = None
+    runner_up: float | None = None
+    why_not_randomized: str = ""
+    why_not_runner_up: str = NO_CLASSES
+
+
+Explain = Callable[[nn.Module, "Tensor | None"], Mapping[str, Float[Tensor, "n 1 *s"]]]
+"""(network, classes [N]; None for those that are explained) -> maps by method."""
+
+
+def check_sanity(
+    model: nn.Module, maps: Mapping[str, Float[Tensor, "n 1 *s"]], explain: Explain, runner_up: Tensor | None, seed: int = 0
+) -> dict[str, SanityCheck]:
+    """Explains the probe twice more: with random parameters, and for the next class.
+
+    The network is not changed: a copy gets the random parameters, which takes its memory a second time for a moment.
+
+    Args:
+        model: the trained network.
+        maps: of the network and the explained classes, by method.
+        explain: computes maps.
+        runner_up: the class of each image that is the most probable apart from the explained one, [N]; None without classes.
+        seed: of the random parameters.
+
+    Returns:
+        By method. If the network cannot be copied or the copy cannot be explained, the check says why.
+    """
+    randomized, why_not_randomized = _try(lambda: explain(randomize_parameters(model, seed), None))
+    others, why_not = _try(lambda: explain(model, runner_up)) if runner_up is not None else ({}, NO_CLASSES)
+    checks = {}
+    for method, own in maps.items():
+        checks[method] = SanityCheck(
+            _correlate(own, randomized.get(method)),
+            _correlate(own, others.get(method)),
+            why_not_randomized or "the method failed on random weights",
+            why_not or "the method failed on the next class",
+        )
+    return checks
+
+
+def _try(explain: Callable[[], Mapping[str, Tensor]]) -> tuple[Mapping[str, Tensor], str]:
+    """Maps by method, or why there are none."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a network that nobody trains
+            return explain(), ""
+    except Exception as error:  # a network that cannot be copied has one check less
+        return {}, f"{type(error).__name__}: {error}"
+
+
+def _correlate(maps: Tensor, others: Tensor | None) -> float | None:
+    if others is None or others.shape != maps.shape or others.isnan().any():
+        return None
+    return float(rank_correlation(maps, others).mean())

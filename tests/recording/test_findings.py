@@ -1,0 +1,239 @@
+"""Each finding fires on a constructed run, and not on its neighbour."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fg_lightning.history.records import Answers, Explanation
+from fg_lightning.recording.findings import COLUMNS, MIN_IMAGES, RULES, Observations, find
+from fg_lightning.recording.findings_log import FindingsLog, summarize
+from fg_lightning.recording.messages import Messages
+from fg_lightning.recording.sanity_checks import SanityCheck
+
+
+def flat_maps(num_images: int = 8, size: tuple[int, ...] = (20, 20)) -> Tensor:
+    """Highest in the middle."""
+    maps = torch.rand(num_images, 1, *size, generator=torch.Generator().manual_seed(0))
+    maps[(slice(None), 0, *(side // 2 for side in size))] = 2
+    return maps
+
+
+def explain(maps: Tensor, missed: float = 0.0, **settings: Any) -> Explanation:
+    ones = torch.ones(len(maps))
+    terms = {"output": ones, "input_term": 0.75 * ones, "bias_term": (0.25 - missed) * ones, "implicit_term": 0 * ones}
+    return Explanation(maps, Answers(), {**terms, "completeness_error": missed * ones}, [], **settings)
+
+
+def peaks_at(row: int, column: int, num_peaks: int, maps: Tensor) -> Tensor:
+    changed = maps.clone()
+    changed[:num_peaks, 0, row, column] = 3
+    return changed
+
+
+def names(observations: Observations, *, is_last: bool = False) -> list[str]:
+    return [finding.name for finding in find(observations, is_last=is_last).findings]
+
+
+def threshold_of(name: str) -> float:
+    (rule,) = (rule for rule in RULES if rule.name == name)
+    return rule.threshold
+
+
+def test_a_plain_run_has_no_finding() -> None:
+    result = find(Observations(1, explain(flat_maps())))
+    assert result.findings == ()
+    assert result.checked == ("the sum of the terms", "missing operations", "the corners", "the border")
+    assert result.unchecked == {}
+
+
+@pytest.mark.parametrize(("missed", "fires"), [(0.0, False), (0.0099, False), (0.0101, True), (-0.5, True)])
+def test_a_sum_that_misses_a_hundredth_is_incomplete(missed: float, fires: bool) -> None:
+    assert ("incomplete" in names(Observations(1, explain(flat_maps(), missed)))) == fires
+
+
+def test_an_output_of_zero_has_no_share_that_is_missed() -> None:
+    explanation = explain(flat_maps())
+    explanation.terms.update(output=torch.zeros(8))
+    assert "the sum of the terms" in find(Observations(1, explanation)).unchecked
+
+
+def test_missing_operations_are_named() -> None:
+    (finding,) = find(Observations(1, explain(flat_maps(), missing_ops=("a: sort", "b: fft")))).findings
+    assert (finding.name, finding.value, finding.method) == ("missing_operations", 2, "")
+    assert "2 operations have no bias: a: sort, b: fft" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "where"),
+    [(0, 0, "top left"), (3, 3, "top left"), (0, 19, "top right"), (16, 0, "bottom left"), (19, 19, "bottom right")],
+)
+def test_a_corner_is_found_at_its_threshold(row: int, column: int, where: str) -> None:
+    enough = round(threshold_of("corner") * 8)
+    (finding,) = find(Observations(3, explain(peaks_at(row, column, enough, flat_maps())))).findings
+    assert (finding.name, finding.method, finding.snapshot) == ("corner", "fullgrad", 3)
+    assert (finding.value, finding.threshold) == (enough / 8, threshold_of("corner"))
+    assert f"{enough} of 8 maps are highest in the {where} corner" in finding.message
+    assert not find(Observations(3, explain(peaks_at(row, column, enough - 1, flat_maps())))).findings
+
+
+@pytest.mark.parametrize(("row", "column"), [(4, 3), (3, 4), (9, 0)])
+def test_beside_a_corner_is_no_corner(row: int, column: int) -> None:
+    assert "corner" not in names(Observations(1, explain(peaks_at(row, column, 8, flat_maps()))))
+
+
+def test_peaks_in_different_corners_are_no_finding() -> None:
+    maps = flat_maps()
+    for image, (row, column) in enumerate([(0, 0), (0, 19), (19, 0), (19, 19)]):
+        maps[image, 0, row, column] = 3
+    assert names(Observations(1, explain(maps))) == ["border"] * (threshold_of("border") <= 0.5)
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "fires"), [(0, 10, True), (1, 10, True), (2, 10, False), (10, 18, True), (10, 17, False)]
+)
+def test_the_border_is_the_outer_tenth(row: int, column: int, fires: bool) -> None:
+    assert names(Observations(1, explain(peaks_at(row, column, 8, flat_maps())))) == ["border"] * fires
+
+
+def test_a_corner_is_told_once_and_not_as_border_too() -> None:
+    assert names(Observations(1, explain(peaks_at(0, 0, 8, flat_maps())))) == ["corner"]
+
+
+@pytest.mark.parametrize(
+    ("maps", "reason"),
+    [
+        (flat_maps(MIN_IMAGES - 1), "7 images are too few; 8 are needed"),
+        (flat_maps(8, (20,)), "not planes"),
+        (flat_maps(8, (9, 9, 9)), "not planes"),
+        (flat_maps(8, (7, 20)), "fewer than 8 pixels"),
+    ],
+)
+def test_no_corner_is_found_where_it_would_mean_nothing(maps: Tensor, reason: str) -> None:
+    maps[:, 0, 0] = 3
+    result = find(Observations(1, explain(maps)))
+    assert not result.findings
+    assert reason in result.unchecked["the corners"]
+    assert reason in result.unchecked["the border"]
+
+
+def test_maps_of_an_untrained_network_are_no_finding() -> None:
+    observations = Observations(0, explain(peaks_at(0, 0, 8, flat_maps())), is_trained=False)
+    assert not find(observations).findings
+
+
+def test_a_flat_map_has_its_peak_everywhere() -> None:
+    assert not find(Observations(1, explain(torch.zeros(8, 1, 20, 20)))).findings
+
+
+def test_signed_maps_count_by_magnitude() -> None:
+    assert names(Observations(1, explain(-peaks_at(0, 0, 8, flat_maps())))) == ["corner"]
+
+
+def test_each_method_has_findings_of_its_own() -> None:
+    observations = Observations(1, explain(flat_maps(), method_maps={"gradcam": peaks_at(0, 0, 8, flat_maps())}))
+    assert [(finding.name, finding.method) for finding in find(observations).findings] == [("corner", "gradcam")]
+
+
+def test_maps_like_those_of_the_untrained_network() -> None:
+    maps = flat_maps()
+    same, other = ({"fullgrad": untrained} for untrained in (2 * maps, maps.flip(-1)))
+    assert names(Observations(1, explain(maps), untrained=same), is_last=True) == ["like_untrained"]
+    assert not names(Observations(1, explain(maps), untrained=same))  # training has not ended
+    assert not names(Observations(1, explain(maps), untrained=other), is_last=True)
+    assert not names(Observations(0, explain(maps), is_trained=False, untrained=same), is_last=True)
+
+
+@pytest.mark.parametrize(("field", "name"), [("randomized", "like_random_weights"), ("runner_up", "not_class_specific")])
+def test_sanity_checks_are_found_at_their_threshold(field: str, name: str) -> None:
+    threshold = threshold_of(name)
+    observations = Observations(1, explain(flat_maps()))
+    for value, expected in ((threshold, [name]), (threshold - 0.001, [])):
+        checked = replace(observations, checks={"fullgrad": SanityCheck(**{field: value})})
+        assert names(checked, is_last=True) == expected
+
+
+def test_what_was_not_checked_is_said() -> None:
+    check = SanityCheck(None, None, "TypeError: cannot pickle it", "there is no other class")
+    result = find(Observations(1, explain(flat_maps()), checks={"fullgrad": check}), is_last=True)
+    assert result.unchecked == {
+        "the untrained network": "the maps of the untrained network are not known",
+        "random weights": "TypeError: cannot pickle it",
+        "the next class": "there is no other class",
+    }
+    text = summarize(result)
+    assert text.startswith("no findings\n  checked: the sum of the terms, missing operations, the corners, the border\n")
+    assert "random weights (TypeError: cannot pickle it)" in text
+
+
+# --- telling
+
+
+def observed(num_peaks: int, snapshot: int = 1) -> Observations:
+    return Observations(snapshot, explain(peaks_at(0, 0, num_peaks, flat_maps())))
+
+
+def make_log(notes: list[str], alerts: list[tuple[str, str]] | None = None) -> FindingsLog:
+    alert = None if alerts is None else lambda title, text: alerts.append((title, text))
+    return FindingsLog(Messages("FullGradMonitor", strict=True, inform=notes.append), alert)
+
+
+def test_a_finding_is_told_when_it_first_fires(tmp_path: Path) -> None:
+    notes, alerts = list[str](), list[tuple[str, str]]()
+    log = make_log(notes, alerts)
+    for snapshot, num_peaks in enumerate((0, 8, 8), 1):
+        log.update(observed(num_peaks, snapshot), tmp_path)
+        assert len(notes) == len(alerts) == (num_peaks > 0)
+        assert bool(log.findings) == (num_peaks > 0)
+    assert notes[0].startswith("FullGradMonitor: finding: 8 of 8 maps are highest in the top left corner (fullgrad)")
+    assert alerts[0][0] == "corner (fullgrad)"
+    assert "8 of 8 maps" in alerts[0][1]
+
+
+def test_the_end_sums_up_once(tmp_path: Path) -> None:
+    notes = list[str]()
+    log = make_log(notes)
+    log.update(observed(8), tmp_path, is_last=True)
+    assert notes == []
+    log.conclude()
+    log.conclude()
+    assert len(notes) == 1
+    assert "1 finding\n  - 8 of 8 maps" in notes[0]
+
+
+def test_findings_csv_holds_what_the_last_snapshot_finds(tmp_path: Path) -> None:
+    log = make_log([])
+    log.update(observed(8, 2), tmp_path)
+    with (tmp_path / "findings.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert tuple(row) == COLUMNS
+    assert (row["snapshot"], row["finding"], row["method"], row["value"]) == ("2", "corner", "fullgrad", "1")
+    assert row["page"] == "findings.html#corner"
+    log.update(observed(0, 3), tmp_path)
+    assert (tmp_path / "findings.csv").read_text() == ",".join(COLUMNS) + "\n"
+
+
+def test_a_resumed_run_does_not_tell_again(tmp_path: Path) -> None:
+    make_log([]).update(observed(8), tmp_path)
+    notes, alerts = list[str](), list[tuple[str, str]]()
+    log = make_log(notes, alerts)
+    log.resume(tmp_path)
+    log.update(observed(8, 2), tmp_path)
+    assert (notes, alerts) == ([], [])
+    assert log.findings
+
+
+def test_a_fault_of_an_alert_is_a_warning(tmp_path: Path) -> None:
+    def fail(title: str, text: str) -> None:
+        raise ConnectionError("offline")
+
+    log = FindingsLog(Messages("FullGradMonitor", inform=lambda note: None), fail)
+    with pytest.warns(UserWarning, match="offline"):
+        log.update(observed(8), tmp_path)
+    assert (tmp_path / "findings.csv").exists()
