@@ -149,6 +149,8 @@ class Method(Attribution):
             ValueError: if shapes or targets do not fit, or the output is not finite or does not depend on the images.
         """
         images = inputs[0] if isinstance(inputs, tuple) and len(inputs) == 1 else inputs
+        if isinstance(images, tuple):
+            raise TypeError(f"this method explains one image input, not {len(images)}; FullGrad and its variants take several")
         check_images(self.model, images)
         with preserve_model(self.model, images.device):
             model = unwrap_model(self.model)

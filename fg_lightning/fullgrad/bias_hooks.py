@@ -14,7 +14,7 @@ from torch import Tensor
 from fg_lightning.fullgrad.layout import SAMPLE, Dim, Factor, Layout
 from fg_lightning.fullgrad.linearization import Bias, ChannelShift, Deferred, Kind, Pointwise, Summed
 from fg_lightning.fullgrad.operation import Operation
-from fg_lightning.fullgrad.tensor_layouts import TensorLayouts
+from fg_lightning.fullgrad.tensor_layouts import Planes, TensorLayouts
 from fg_lightning.fullgrad.torch_internals import add_gradient_hook, base_of, is_view, storage_of
 
 
@@ -27,12 +27,19 @@ class Term:
         operation: name of the operation.
         kind: "explicit" or "implicit".
         layout: how its values lie: as the operation's output, or one number for each sample, [N], if only their sum is known.
+        planes: on which images its places lie, if there are several image inputs.
     """
 
     module: str
     operation: str
     kind: Kind
     layout: Layout
+    planes: Planes | None = None
+
+    def lies_on(self, image: int, num_axes: int) -> bool:
+        """Whether its values lie on the plane of an image input, which has so many spatial axes."""
+        is_its = self.planes is None or any(image in of_copy for of_copy in self.planes)
+        return is_its and self.layout.on_plane(num_axes)
 
     def __str__(self) -> str:
         return name_operation(self.operation, self.module)
@@ -50,8 +57,8 @@ class TermVisitor(Protocol):
     def visit(self, term: Term, bias: Tensor | Pointwise, gradient: Tensor) -> None:
         """Receive a bias in the backward pass, last operation first. It broadcasts to the gradient at the operation's output."""
 
-    def visit_input(self, images: Tensor, gradient: Tensor) -> None:
-        """Receive the input, after all biases: the images as the model takes them and the gradient at them, [N, C, *S] each."""
+    def visit_input(self, images: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+        """Receive the input, after all biases: each image input as the model takes it, and the gradient at it, [N, C, *S] each."""
 
 
 class _WaitingBias:
@@ -87,17 +94,16 @@ class BiasHooks:
 
     Args:
         visitors: receive the terms, each term in this order.
-        num_images: number of samples.
         layouts: of the tensors that are hooked.
 
     Attributes:
         terms: all bias terms, in forward order.
     """
 
-    def __init__(self, visitors: Sequence[TermVisitor], num_images: int, layouts: TensorLayouts) -> None:
+    def __init__(self, visitors: Sequence[TermVisitor], layouts: TensorLayouts) -> None:
         self.terms: list[Term] = []
         self._visitors = visitors
-        self._num_images = num_images
+        self._num_images = layouts.num_images
         self._layouts = layouts
         self._suspects: list[str] = []
         self._reached: list[tuple[str, Tensor]] = []  # with whether it counts, which a GPU may not know yet
@@ -152,7 +158,8 @@ class BiasHooks:
             self._shifts[bias.value.group].append(waiting)
         for read in (bias.value,) if isinstance(bias.value, Tensor) else bias.value.operands:
             self._readers[storage_of(read)].append(waiting)
-        term = self._term(module, op, bias.kind, layout)
+        planes = self._layouts.planes(output)
+        term = self._term(module, op, bias.kind, layout if planes is None else layout.as_of_one_image(), planes)
         self._hook(op, output, lambda gradient: self._visit(term, waiting.take(), gradient))
 
     def _wait_for_sum(self, op: Operation, kind: Kind, output: Tensor, bias: Summed, module: str) -> None:
@@ -173,8 +180,8 @@ class BiasHooks:
         for visitor in self._visitors:
             visitor.visit(term, bias, gradient)
 
-    def _term(self, module: str, op: Operation, kind: Kind, layout: Layout) -> Term:
-        self.terms.append(Term(module, op.name, kind, layout))
+    def _term(self, module: str, op: Operation, kind: Kind, layout: Layout, planes: Planes | None = None) -> Term:
+        self.terms.append(Term(module, op.name, kind, layout, planes))
         return self.terms[-1]
 
     def _hook(self, op: Operation, output: Tensor, receive: Callable[[Tensor], None]) -> None:

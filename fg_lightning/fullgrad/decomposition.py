@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Union
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from fg_lightning.fullgrad.bias_hooks import Term
-from fg_lightning.fullgrad.forward_backward import Batch, Run, run_alone_if_mixed, run_forward_backward
+from fg_lightning.fullgrad.forward_backward import Batch, OneOrSeveral, Run, run_alone_if_mixed, run_forward_backward
 from fg_lightning.fullgrad.linearization import Pointwise, compute_bias, real_product
 from fg_lightning.fullgrad.readings import Reading
 from fg_lightning.fullgrad.target import Target
@@ -31,8 +31,8 @@ class FullGradients:
     Attributes:
         output: the explained output, [N].
         target: the explained classes, [N]; None if a function selected the output or there is one output for each sample.
-        input_gradient: the output's gradient at the input, [N, C, *S].
-        input_term: the inner product of input-gradient and input, [N].
+        input_gradient: the output's gradient at the input, [N, C, *S]; for several image inputs a tuple.
+        input_term: the inner product of input-gradient and input, [N]; for several image inputs a tuple.
         bias_terms: explicit biases (those of weights and constants) by qualified module name in forward order, [N] each.
         implicit_terms: implicit biases (those of non-linearities), likewise.
         missing_ops: operations that could not be linearized. Their biases are missing from the sum.
@@ -45,8 +45,8 @@ class FullGradients:
 
     output: Float[Tensor, " n"]
     target: Int[Tensor, "n *d"] | None
-    input_gradient: Float[Tensor, "n c *s"]
-    input_term: Float[Tensor, " n"]
+    input_gradient: Union[Float[Tensor, "n c *s"], tuple[Float[Tensor, "n _ *_"], ...]]
+    input_term: Union[Float[Tensor, " n"], tuple[Float[Tensor, " n"], ...]]
     bias_terms: dict[str, Float[Tensor, " n"]]
     implicit_terms: dict[str, Float[Tensor, " n"]]
     missing_ops: tuple[str, ...] = ()
@@ -56,8 +56,11 @@ class FullGradients:
 
     @property
     def residual(self) -> Float[Tensor, " n"]:
-        """What the terms leave unexplained, signed: output - input term - all bias terms, [N]."""
-        return self.output - self.input_term - _total(self.bias_terms, self.output) - _total(self.implicit_terms, self.output)
+        """What the terms leave unexplained, signed: output - input terms - all bias terms, [N]."""
+        rest = self.output
+        for input_term in as_several(self.input_term):
+            rest = rest - input_term
+        return rest - _total(self.bias_terms, self.output) - _total(self.implicit_terms, self.output)
 
     @property
     def completeness_error(self) -> Float[Tensor, " n"]:
@@ -110,8 +113,8 @@ def _merge(
     return FullGradients(
         output=merge([part.output for part in parts]),
         target=target,
-        input_gradient=merge([part.input_gradient for part in parts]),
-        input_term=merge([part.input_term for part in parts]),
+        input_gradient=_merge_inputs([part.input_gradient for part in parts], merge),
+        input_term=_merge_inputs([part.input_term for part in parts], merge),
         bias_terms=_merge_terms([(part.bias_terms, part.output) for part in parts], merge),
         implicit_terms=_merge_terms([(part.implicit_terms, part.output) for part in parts], merge),
         missing_ops=_unique(op for part in parts for op in part.missing_ops),
@@ -119,6 +122,23 @@ def _merge(
         undrawn=_unique(op for part in parts for op in part.undrawn),
         unbatched_by=next((part.unbatched_by for part in parts if part.unbatched_by), unbatched_by),
     )
+
+
+def _merge_inputs(parts: list[OneOrSeveral], merge: Callable[[list[Tensor]], Tensor]) -> OneOrSeveral:
+    """Values of each part, for one image input or a tuple of them."""
+    if isinstance(parts[0], Tensor):
+        return merge([part for part in parts if isinstance(part, Tensor)])
+    return tuple(merge(list(of_input)) for of_input in zip(*parts, strict=True))
+
+
+def as_several(of_inputs: OneOrSeveral) -> tuple[Tensor, ...]:
+    """What belongs to each image input."""
+    return of_inputs if isinstance(of_inputs, tuple) else (of_inputs,)
+
+
+def one_or_several(of_inputs: Sequence[Tensor]) -> OneOrSeveral:
+    """The tensor of the only image input, or those of several."""
+    return tuple(of_inputs) if len(of_inputs) > 1 else of_inputs[0]
 
 
 def _merge_terms(parts: list[tuple[dict[str, Tensor], Tensor]], merge: Callable[[list[Tensor]], Tensor]) -> dict[str, Tensor]:
@@ -133,7 +153,7 @@ def _unique(names: Iterable[str]) -> tuple[str, ...]:
 
 def full_gradients(
     model: nn.Module,
-    images: Float[Tensor, "n c *s"],
+    images: Union[Float[Tensor, "n c *s"], tuple[Float[Tensor, "n _ *_"], ...]],
     target: Target = None,
     *,
     additional_forward_args: Any = None,
@@ -146,7 +166,8 @@ def full_gradients(
 
     Args:
         model: any network of differentiable operations.
-        images: [N, C, *S] with one, two or three spatial dimensions, floating-point, as the model takes them.
+        images: [N, C, *S] with one, two or three spatial dimensions, floating-point, as the model takes them; or a tuple of them
+            for a model that takes several images, one after the other. Each has an input term of its own.
         target: the class to explain: one for all samples, one for each ([N] as list or tensor), a tuple of indices for a dense
             output; None for the predicted class; or a function from the model's output to [N].
         additional_forward_args: what the model's forward takes after the images, one value or a tuple; constants.
@@ -198,13 +219,14 @@ class TermSums:
         else:
             self._sums[id(term)] = term.layout.per_sample(real_product(gradient, value), self._num_images)
 
-    def visit_input(self, images: Tensor, gradient: Tensor) -> None:
-        self._input_gradient, self._input_term = gradient, (gradient * images).flatten(1).sum(1)
+    def visit_input(self, images: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+        pairs = zip(images, gradients, strict=True)
+        self._gradients, self._input_terms = tuple(gradients), tuple((grad * own).flatten(1).sum(1) for own, grad in pairs)
 
     def collect(self, run: Run) -> FullGradients:
         """The terms of the run in forward order, by module. A bias whose output leads nowhere counts 0."""
         by_kind: dict[str, dict[str, Tensor]] = {"explicit": {}, "implicit": {}}
-        num_axes = self._input_gradient.ndim - 2
+        num_axes = [gradient.ndim - 2 for gradient in self._gradients]
         for term in run.terms:
             value = self._sums.get(id(term), torch.zeros_like(run.output))
             sums = by_kind[term.kind]
@@ -212,13 +234,13 @@ class TermSums:
         return FullGradients(
             output=run.output,
             target=run.target,
-            input_gradient=self._input_gradient,
-            input_term=self._input_term,
+            input_gradient=one_or_several(self._gradients),
+            input_term=one_or_several(self._input_terms),
             bias_terms=by_kind["explicit"],
             implicit_terms=by_kind["implicit"],
             missing_ops=_unique(run.missing_ops),
             fallback_ops=_unique(run.fallback_ops),
-            undrawn=_unique(str(term) for term in run.terms if not term.layout.on_plane(num_axes)),
+            undrawn=_unique(str(t) for t in run.terms if not any(t.lies_on(i, axes) for i, axes in enumerate(num_axes))),
         )
 
 
@@ -272,7 +294,9 @@ def warn_if_incomplete(model: nn.Module, terms: FullGradients, *, is_rounded: bo
 
 
 def _reason(terms: FullGradients) -> str:
-    is_finite = terms.input_gradient.flatten(1).isfinite().all(1) & _magnitude(terms).isfinite()
+    is_finite = _magnitude(terms).isfinite()
+    for gradient in as_several(terms.input_gradient):
+        is_finite = is_finite & gradient.flatten(1).isfinite().all(1)
     if not bool(is_finite.all()):
         num_infinite = int((~is_finite).sum())
         return (
@@ -294,5 +318,5 @@ def _reason(terms: FullGradients) -> str:
 
 def _magnitude(terms: FullGradients) -> Tensor:
     """The sum of the magnitudes of all terms, [N]."""
-    parts = [terms.output, terms.input_term, *terms.bias_terms.values(), *terms.implicit_terms.values()]
+    parts = [terms.output, *as_several(terms.input_term), *terms.bias_terms.values(), *terms.implicit_terms.values()]
     return torch.stack(parts).abs().sum(0)

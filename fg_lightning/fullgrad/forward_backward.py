@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, ParamSpec, Protocol, TypeVar, runtime_checkable
+from typing import Any, ParamSpec, Protocol, TypeVar, Union, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -28,27 +28,37 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
+OneOrSeveral = Union[Tensor, tuple[Tensor, ...]]
+"""Images [N, C, *S]; a tuple of them for a model of several image inputs, as Captum has it."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Images [N, C, *S], what is explained of them (see `Target`), and what the model's forward takes after them."""
+    """Image inputs, each [N, C, *S], what is explained of them (see `Target`), and what the model's forward takes after them."""
 
-    images: Tensor
+    images: tuple[Tensor, ...]
     target: Target = None
     arguments: tuple[Any, ...] = ()
 
     @classmethod
-    def of(cls, model: nn.Module, images: Tensor, target: Target, additional_forward_args: Any) -> Batch:
+    def of(cls, model: nn.Module, inputs: OneOrSeveral, target: Target, additional_forward_args: Any) -> Batch:
         """A batch that this model can be explained on; raises what `check_images` does."""
-        check_images(model, images)
+        images = inputs if isinstance(inputs, tuple) else (inputs,)
+        for of_input in images or (None,):
+            check_images(model, of_input)
+        sizes = [len(of_input) for of_input in images]
+        if len(set(sizes)) > 1:
+            counts = ", ".join(map(str, sizes))
+            raise ValueError(f"each image input must have one image for each sample, but they have {counts} images")
         return cls(images, target, as_tuple(additional_forward_args))
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.images[0])
 
     def rows(self, start: int, stop: int) -> Batch:
         """Some of the images. Targets and arguments that have a row for each image are cut likewise."""
         arguments = tuple(a[start:stop] if isinstance(a, Tensor) and a.ndim and len(a) == len(self) else a for a in self.arguments)
-        return Batch(self.images[start:stop], target_rows(self.target, start, stop), arguments)
+        return Batch(tuple(image[start:stop] for image in self.images), target_rows(self.target, start, stop), arguments)
 
 
 def as_tuple(arguments: Any) -> tuple[Any, ...]:
@@ -68,7 +78,7 @@ def check_model(model: nn.Module) -> None:
         raise ValueError("the model has lazy modules that do not know their sizes yet; run it once on a batch of images")
 
 
-def check_images(model: nn.Module, images: Tensor) -> None:
+def check_images(model: nn.Module, images: Any) -> None:
     """
     Raises:
         TypeError: if the model is no module or the images are no floating-point tensor.
@@ -164,13 +174,13 @@ def run_forward_backward(
         ValueError: if the target does not fit, or the explained output is not finite or does not depend on the images.
     """
     selection = Selection(batch.target, len(batch))
-    with preserve_model(model, batch.images.device, autocast=autocast) as guard:
+    with preserve_model(model, batch.images[0].device, autocast=autocast) as guard:
         model = unwrap_model(model)
-        leaf = as_model_input(batch.images, model).requires_grad_()
+        leaves = [as_model_input(images, model).requires_grad_() for images in batch.images]
         names = {id(module): name for name, module in modules_by_name(model).items()}
-        tape = Tape(x := leaf.clone(), visitors, names, find_reading(reading), guard)
+        tape = Tape(images := [leaf.clone() for leaf in leaves], visitors, names, find_reading(reading), guard)
         with closing(tape):
-            inputs = (x, *map_tensors(copy_argument, batch.arguments))
+            inputs = (*images, *map_tensors(copy_argument, batch.arguments))
             with tape.meet_operations():
                 output = _select_output(model, inputs, selection)
             if not output.requires_grad or tape.is_free(output):
@@ -182,10 +192,10 @@ def run_forward_backward(
             if mixed_by := tape.find_mixing_operation(output):
                 raise SamplesMixed(mixed_by, output.detach())
             with tape.bias_hooks.on():
-                (gradient,) = torch.autograd.grad(output.sum(), leaf, materialize_grads=True)
-    output, gradient = (tensor.detach().as_subclass(Tensor) for tensor in (output, gradient))
+                gradients = torch.autograd.grad(output.sum(), leaves, materialize_grads=True)
+    output, *of_inputs = (tensor.detach().as_subclass(Tensor) for tensor in (output, *gradients))
     for visitor in visitors:
-        visitor.visit_input(leaf.detach(), gradient)
+        visitor.visit_input([leaf.detach() for leaf in leaves], of_inputs)
     return Run(output, selection.target, tape.bias_hooks.terms, tape.missing_ops, tape.fallback_ops)
 
 

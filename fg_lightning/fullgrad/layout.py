@@ -23,9 +23,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """`length` positions along the spatial axis `number` (1, 2 or 3) of the input.
+    """`length` positions along the spatial axis `number` of the input.
 
     Attributes:
+        number: 1, 2 or 3 for the first image input, 4, 5 or 6 for the second, and so on.
         shift: how far they were rolled, as shifted windows are.
         lead: how many of them padding put before the first; negative if a slice removed some of the image's.
         tail: likewise behind the last.
@@ -81,6 +82,9 @@ class Axis:
 
 
 SAMPLE = 0  # the axis of the samples
+
+AXES = 3
+"""Numbers of spatial axes for each image input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,9 +161,9 @@ class Layout:
     dims: tuple[Dim, ...]
 
     @classmethod
-    def of_images(cls, images: Tensor) -> Layout:
-        """[N, C, *S]"""
-        return _layout_of_images(images.shape)
+    def of_images(cls, images: Tensor, image: int = 0) -> Layout:
+        """[N, C, *S] of an image input."""
+        return _layout_of_images(images.shape, AXES * image)
 
     @classmethod
     def unknown(cls, shape: Iterable[int]) -> Layout:
@@ -203,6 +207,16 @@ class Layout:
             for axis, piece in dim.places:
                 pieces[axis.number].append(piece)
         return {number: _tile(of_axis) for number, of_axis in pieces.items()}
+
+    @cached_property
+    def images(self) -> tuple[int, ...]:
+        """The image inputs that have places in it, in the order of its dimensions."""
+        return tuple(dict.fromkeys((axis.number - 1) // AXES for dim in self.dims for axis, _ in dim.places))
+
+    def as_of_one_image(self) -> Layout:
+        """This layout with the axes of the first of its images, numbered from 1. Those of other images lose their places."""
+        offset = AXES * self.images[0] if self.images else 0
+        return self if not offset and len(self.images) < 2 else Layout(tuple(_renumber(dim, offset) for dim in self.dims))
 
     def coarsen(self, i: int) -> Dim:
         """Dimension `i`. If it is the rest of an axis whose finer positions became channels: that axis, coarser."""
@@ -276,9 +290,24 @@ def intern_layout(layout: Layout) -> Layout:
 
 
 @lru_cache(maxsize=16)
-def _layout_of_images(shape: tuple[int, ...]) -> Layout:
-    spatial = (whole_dim(Axis(number, size)) for number, size in enumerate(shape[2:], start=1))
+def _layout_of_images(shape: tuple[int, ...], offset: int) -> Layout:
+    spatial = (whole_dim(Axis(offset + number, size)) for number, size in enumerate(shape[2:], start=1))
     return Layout((Dim((Factor(SAMPLE, shape[0]),)), plain(shape[1]), *spatial))
+
+
+def _renumber(dim: Dim, offset: int) -> Dim:
+    """A dimension with the axes of one image, numbered from 1. Places of another become plain entries."""
+    if any(not 0 < axis.number - offset <= AXES for axis, _ in dim.places):
+        return Dim(tuple(f if f.axis == SAMPLE else Factor(None, f.size) for f in dim.factors))
+    return Dim(tuple(_shift_number(factor, offset) for factor in dim.factors))
+
+
+def _shift_number(factor: Factor, offset: int) -> Factor:
+    if isinstance(factor.axis, Tokens):
+        return replace(factor, axis=replace(factor.axis, places=tuple(_shift_number(f, offset) for f in factor.axis.places)))
+    if isinstance(factor.axis, Axis):
+        return replace(factor, axis=replace(factor.axis, number=factor.axis.number - offset))
+    return factor
 
 
 def _places_of(factor: Factor) -> tuple[Factor, ...]:

@@ -5,24 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Union
+from typing import Any, Union, overload
 
 import torch
 from captum.attr import Attribution
 from captum.log import log_usage
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from fg_lightning.fullgrad.bias_hooks import TermVisitor
 from fg_lightning.fullgrad.decomposition import FullGradients, TermSums, decompose, is_check_due, warn_if_incomplete
-from fg_lightning.fullgrad.forward_backward import Batch, Run, run_alone_if_mixed, run_forward_backward
+from fg_lightning.fullgrad.forward_backward import Batch, OneOrSeveral, Run, run_alone_if_mixed, run_forward_backward
 from fg_lightning.fullgrad.linearization import Kind, real_product
 from fg_lightning.fullgrad.postprocess import Psi, find_psi
 from fg_lightning.fullgrad.readings import Reading, find_reading
 from fg_lightning.fullgrad.target import Target
 from fg_lightning.fullgrad.term_map import MapSettings, TermAverage, TermMap, UserLayout
-
-OneOrTuple = Union[Tensor, tuple[Tensor]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,12 +27,12 @@ class SaliencyMaps:
     """The maps of a batch and what was computed with them.
 
     Attributes:
-        maps: [N, 1, *S].
+        maps: of each image input, [N, 1, *S].
         output: the explained output, [N].
         terms: the terms of the decomposition; None if they were not summed.
     """
 
-    maps: Tensor
+    maps: tuple[Tensor, ...]
     output: Tensor
     terms: FullGradients | None
 
@@ -44,7 +41,7 @@ class SaliencyMaps:
         """The maps of a batch from those of its images; see `FullGradients.concatenate`."""
         terms = [part.terms for part in parts if part.terms is not None]
         return cls(
-            torch.cat([part.maps for part in parts]),
+            tuple(torch.cat(of_input) for of_input in zip(*(part.maps for part in parts), strict=True)),
             torch.cat([part.output for part in parts]),
             FullGradients.concatenate(terms, unbatched_by) if len(terms) == len(parts) else None,
         )
@@ -105,41 +102,57 @@ class FullGrad(Attribution):
         self.layout = layout
         self.autocast = autocast
 
+    @overload  # type: ignore[override]
+    def attribute(self, inputs: Tensor, target: Target = None, additional_forward_args: Any = None) -> Tensor: ...
+
+    @overload
+    def attribute(
+        self, inputs: tuple[Tensor, ...], target: Target = None, additional_forward_args: Any = None
+    ) -> tuple[Tensor, ...]: ...
+
     @log_usage()
-    def attribute(  # type: ignore[override]
-        self, inputs: OneOrTuple, target: Target = None, additional_forward_args: Any = None
-    ) -> OneOrTuple:
+    def attribute(self, inputs: OneOrSeveral, target: Target = None, additional_forward_args: Any = None) -> OneOrSeveral:
         """The saliency maps of a batch.
 
         Args:
             inputs: images [N, C, *S] with one, two or three spatial dimensions, floating-point, as the model takes them; or a tuple
-                of that one tensor, as some of Captum's tools pass it.
+                of them for a model that takes several images, one after the other.
             target: the class to explain: one for all samples, one for each ([N] as list or tensor), a tuple of indices for a dense
                 output; None for the predicted class; or a function from the model's output to [N].
             additional_forward_args: what the model's forward takes after the images, one value or a tuple.
 
         Returns:
-            Maps [N, 1, *S], at least 0 (except for psi="signed"), in units of psi: a sum of terms each rescaled to [0, 1]. A tuple
-            of maps for a tuple.
+            Maps [N, 1, *S], at least 0 (except for psi="signed"), in units of psi: a sum of terms each rescaled to [0, 1]. For a
+            tuple a tuple: the map of an image has the input's term and the bias terms that lie on this image. Where images are
+            brought together place by place, as by a sum or a concatenation of channels, the terms behind lie on each of them.
 
         Raises:
             TypeError: if the images are not floating-point or the target is of no known kind.
             ValueError: if shapes or targets do not fit, the output is not finite, does not depend on the images, or mixes samples.
         """
-        images = inputs[0] if isinstance(inputs, tuple) and len(inputs) == 1 else inputs
-        maps = self._explain(Batch.of(self.model, images, target, additional_forward_args), sum_terms=False).maps
-        return (maps,) if isinstance(inputs, tuple) else maps
+        maps = self._explain(Batch.of(self.model, inputs, target, additional_forward_args), sum_terms=False).maps
+        return maps if isinstance(inputs, tuple) else maps[0]
+
+    @overload
+    def attribute_with_terms(
+        self, inputs: Tensor, target: Target = None, additional_forward_args: Any = None
+    ) -> tuple[Tensor, FullGradients]: ...
+
+    @overload
+    def attribute_with_terms(
+        self, inputs: tuple[Tensor, ...], target: Target = None, additional_forward_args: Any = None
+    ) -> tuple[tuple[Tensor, ...], FullGradients]: ...
 
     def attribute_with_terms(
-        self, inputs: Float[Tensor, "n c *s"], target: Target = None, additional_forward_args: Any = None
-    ) -> tuple[Float[Tensor, "n 1 *s"], FullGradients]:
+        self, inputs: OneOrSeveral, target: Target = None, additional_forward_args: Any = None
+    ) -> tuple[OneOrSeveral, FullGradients]:
         """The maps of `attribute` and the numbers of `full_gradients`, from one forward and one backward pass.
 
         Takes and raises what `attribute` does.
         """
         explained = self._explain(Batch.of(self.model, inputs, target, additional_forward_args), sum_terms=True)
         assert explained.terms is not None
-        return explained.maps, explained.terms
+        return explained.maps if isinstance(inputs, tuple) else explained.maps[0], explained.terms
 
     def _explain(self, batch: Batch, *, sum_terms: bool) -> SaliencyMaps:
         return run_alone_if_mixed(partial(self._draw, sum_terms=sum_terms), batch)
@@ -151,23 +164,24 @@ class FullGrad(Attribution):
         network, since sums cost a pass over each term.
         """
         is_checked = self.is_complete and (is_check_due(self.model, self.reading) or sum_terms)
-        term_map = TermMap(batch.images, self._settings())
+        term_maps = [TermMap(images, self._settings(), number) for number, images in enumerate(batch.images)]
         sums = TermSums(len(batch)) if sum_terms or is_checked else None
-        run = self._run(batch, term_map, sums)
+        run = self._run(batch, term_maps, sums)
         terms = sums.collect(run) if sums else None
         if terms and is_checked:
             self._warn_if_incomplete(terms)
-        return SaliencyMaps(term_map.draw(), run.output, terms)
+        return SaliencyMaps(tuple(term_map.draw() for term_map in term_maps), run.output, terms)
 
-    def _run(self, batch: Batch, term_map: TermMap, sums: TermSums | None) -> Run:
+    def _run(self, batch: Batch, term_maps: Sequence[TermMap], sums: TermSums | None) -> Run:
         """One forward and one backward pass; warns if most terms cannot be drawn."""
-        visitors: list[TermVisitor] = [sums, term_map] if sums else [term_map]
+        visitors: list[TermVisitor] = [sums, *term_maps] if sums else [*term_maps]
         run = run_forward_backward(self.model, batch, visitors, reading=self.reading, autocast=self.autocast)
-        term_map.warn_if_lost(self.model)
+        for term_map in term_maps:
+            term_map.warn_if_lost(self.model)
         return run
 
     def _warn_if_incomplete(self, terms: FullGradients) -> None:
-        is_rounded = self.autocast and torch.is_autocast_enabled(terms.input_gradient.device.type)
+        is_rounded = self.autocast and torch.is_autocast_enabled(terms.output.device.type)
         warn_if_incomplete(self.model, terms, is_rounded=is_rounded)
 
     def _settings(self) -> MapSettings:
@@ -259,19 +273,25 @@ class SmoothFullGrad(FullGrad):
         return SaliencyMaps.concatenate(parts, clean.unbatched_by)
 
     def _draw(self, batch: Batch, *, sum_terms: bool) -> SaliencyMaps:
-        average = TermAverage(batch.images, self._settings())
+        averages = [TermAverage(images, self._settings(), number) for number, images in enumerate(batch.images)]
         outputs, terms = [], []
         for images in self._noisy_versions(batch.images):
             sums = TermSums(len(batch)) if sum_terms else None
-            run = self._run(replace(batch, images=images), average, sums)
+            run = self._run(replace(batch, images=images), averages, sums)
             outputs.append(run.output)
             if sums:
                 terms.append(sums.collect(run))
-        return SaliencyMaps(average.draw(), torch.stack(outputs).mean(0), FullGradients.average(terms) if terms else None)
+        maps = tuple(average.draw() for average in averages)
+        return SaliencyMaps(maps, torch.stack(outputs).mean(0), FullGradients.average(terms) if terms else None)
 
-    def _noisy_versions(self, images: Tensor) -> Iterator[Tensor]:
+    def _noisy_versions(self, inputs: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
         generator = torch.Generator().manual_seed(self.seed)
-        flat = images.detach().flatten(1)
-        deviation = self.noise * (flat.amax(1) - flat.amin(1)).reshape(-1, *(1,) * (images.ndim - 1))
+        deviations = []
+        for images in inputs:
+            flat = images.detach().flatten(1)
+            deviations.append(self.noise * (flat.amax(1) - flat.amin(1)).reshape(-1, *(1,) * (images.ndim - 1)))
         for _ in range(self.num_samples):
-            yield images + deviation * torch.randn(images.shape[1:], generator=generator).to(images)
+            yield tuple(
+                images + deviation * torch.randn(images.shape[1:], generator=generator).to(images)
+                for images, deviation in zip(inputs, deviations, strict=True)
+            )

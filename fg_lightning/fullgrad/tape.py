@@ -27,7 +27,7 @@ from fg_lightning.fullgrad.model_constants import ModelConstants
 from fg_lightning.fullgrad.operation import Operation, map_tensors, random_state, tensors_in
 from fg_lightning.fullgrad.operations import OPERATIONS, UNKNOWN, Rules
 from fg_lightning.fullgrad.operations.layout_rules import output_layout
-from fg_lightning.fullgrad.operations.slicing_and_joining import base_layout
+from fg_lightning.fullgrad.operations.slicing_and_joining import ALIGNING, base_layout
 from fg_lightning.fullgrad.tensor_layouts import TensorLayouts, TensorTable
 from fg_lightning.fullgrad.torch_internals import (
     SET_GRAD_ENABLED,
@@ -50,7 +50,7 @@ class Tape(TorchFunctionMode):
     """Meets every torch call inside it and hooks the outputs that have a bias.
 
     Args:
-        images: what the model is run on, [N, C, *S].
+        images: what the model is run on, each [N, C, *S].
         visitors: receive the terms.
         modules: qualified names by the id of a module.
         readings: what is run instead of an operation, by its name.
@@ -64,15 +64,15 @@ class Tape(TorchFunctionMode):
 
     def __init__(
         self,
-        images: Tensor,
+        images: Sequence[Tensor],
         visitors: Sequence[TermVisitor],
         modules: dict[int, str],
         readings: Mapping[str, Callable[..., Any]] | None = None,
         guard: ModelConstants | None = None,
     ) -> None:
         super().__init__()
-        self.layouts = TensorLayouts(images.shape[0])
-        self.bias_hooks = BiasHooks(visitors, images.shape[0], self.layouts)
+        self.layouts = TensorLayouts(images)
+        self.bias_hooks = BiasHooks(visitors, self.layouts)
         self.fallback_ops: list[str] = []
         self._hidden_writes = HiddenWrites(self._report_hidden_write)
         self._wants_gradients = True  # unless the forward turns them off
@@ -86,7 +86,6 @@ class Tape(TorchFunctionMode):
         self._open_functions: set[FunctionType] = set()
         self._free: TensorTable[bool] = TensorTable()
         self._hidden: dict[int, _HiddenFunction] = {}  # by the id of an output, which it holds
-        self.layouts.mark(images, Layout.of_images(images))
 
     @property
     def missing_ops(self) -> list[str]:
@@ -310,6 +309,7 @@ class Tape(TorchFunctionMode):
             if op.in_place:
                 self._mark_base(output, layout, mixed_by, was_constant)
             counts = counts or layouts.find(output) is not None
+        layouts.follow_images(op, aligns=rules.layout in ALIGNING)
         return counts
 
     def _find_mixing_operand(self, op: Operation) -> str:
@@ -368,7 +368,7 @@ class Tape(TorchFunctionMode):
             return tensor
         with torch.enable_grad():
             copied = tensor.clone()
-        self.layouts.mark(copied, self.layouts.find(tensor), self.layouts.mixed_by(tensor))
+        self.layouts.mark_copy(copied, tensor)
         return copied
 
     def _uncover(self, output: Tensor) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple, Union
 
@@ -27,6 +27,7 @@ from fg_lightning.fullgrad.postprocess import (
     rescale_together,
     upsample,
 )
+from fg_lightning.fullgrad.tensor_layouts import Planes, select_copies
 
 UserLayout = Callable[[Term, Tensor], Union[Tensor, None]]
 """(term, its values in the shape of the operation's output) -> [N, C, *S] at any resolution, or None."""
@@ -183,10 +184,12 @@ class TermMap:
     Args:
         images: of the run, [N, C, *S].
         settings: what is drawn.
+        number: which of the image inputs these are.
     """
 
-    def __init__(self, images: Tensor, settings: MapSettings) -> None:
+    def __init__(self, images: Tensor, settings: MapSettings, number: int = 0) -> None:
         self._settings = settings
+        self._number = number
         self._num_images = len(images)
         self._size = tuple(images.shape[2:])
         self._planes: dict[torch.Size, Tensor] = {}
@@ -202,6 +205,11 @@ class TermMap:
         if term.kind not in settings.kinds:
             return
         whole = TermValues(settings.product, bias, gradient)
+        if term.planes is not None:
+            selected = self._select_copies(term, term.planes, whole)
+            if selected is None:
+                return
+            term, whole = selected
         is_image = settings.layout is None and term.layout.is_image(len(self._size))  # as most terms are
         values = whole if is_image else self._to_plane(term, whole)
         if values is not None:
@@ -210,8 +218,8 @@ class TermMap:
         elif not term.layout.is_flat:
             self._lost.append(term)
 
-    def visit_input(self, images: Tensor, gradient: Tensor) -> None:
-        self._add(None, gradient * images)
+    def visit_input(self, images: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+        self._add(None, gradients[self._number] * images[self._number])
 
     def draw(self) -> Tensor:
         """The maps, [N, 1, *S]."""
@@ -230,6 +238,18 @@ class TermMap:
                 "FullGrad(model, layout=...) a function that says how they lie.",
             )
         self._num_placed, self._lost = 0, []
+
+    def _select_copies(self, term: Term, planes: Planes, values: TermValues) -> tuple[Term, TermValues] | None:
+        """The part of a term that lies on this of several image inputs; None if it lies on others alone."""
+        is_own = [self._number in of_copy for of_copy in planes]
+        if not any(planes) or all(is_own):  # a term without places is lost for each image
+            return term, values
+        selected = select_copies(term.layout, planes, self._number, self._num_images) if any(is_own) else None
+        if selected is None:
+            return None
+        layout, entries = selected
+        index = torch.tensor(entries, device=values.gradient.device)
+        return replace(term, layout=layout), values.view(lambda operand: operand.index_select(0, index))
 
     def _to_plane(self, term: Term, values: TermValues) -> Tensor | TermValues | None:
         """A term as [N, C, *S]; None if its places are not known.
@@ -287,14 +307,14 @@ class TermMap:
 class TermAverage(TermMap):
     """A `TermVisitor` of several runs that draws the map of their terms' averages."""
 
-    def __init__(self, images: Tensor, settings: MapSettings) -> None:
-        super().__init__(images, settings)
+    def __init__(self, images: Tensor, settings: MapSettings, number: int = 0) -> None:
+        super().__init__(images, settings, number)
         self._sums: dict[tuple[object, int], Tensor] = {}
         self._met: Counter[object] = Counter()  # how often each operation was met in this run
         self._num_runs = 0
 
-    def visit_input(self, images: Tensor, gradient: Tensor) -> None:
-        super().visit_input(images, gradient)
+    def visit_input(self, images: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+        super().visit_input(images, gradients)
         self._met.clear()
         self._num_runs += 1
 

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from itertools import chain
 from typing import Any, Union
-from unittest.mock import patch
 
 import torch
-from lightning_utilities.core.apply_func import apply_to_collection
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from fg_lightning.fullgrad import FullGrad, FullGradients, Psi, TargetError, main_output
+from fg_lightning.fullgrad.decomposition import as_several
+from fg_lightning.fullgrad.readings import Reading
 from fg_lightning.history.records import Answers, Explanation, LayerTerms
+from fg_lightning.recording.called_module import CalledModule, Forward, ScoredModule
+from fg_lightning.recording.methods import Method, draw_maps
 from fg_lightning.recording.output_evidence import Evidence
 from fg_lightning.recording.output_meaning import YES_OR_NO, Meaning, infer_task, task_by_name
 from fg_lightning.recording.probe import HOW_TO_EXPLAIN_A_DETECTOR, Probe, are_detections, describe_parts, tensor_parts
 from fg_lightning.recording.task import Chosen, Classes, Entry, ProbeTarget, Regions, Task
-
-Forward = Callable[[Any, Any], Any]
-"""(module, batch) -> the module's output: how to call a module whose forward takes more than the images."""
-
-HOW_TO_CALL = "say how it is called: forward=lambda module, batch: module.network(batch[0], batch[1])"
 
 SCORE = re.compile("pred_score|anomaly|distance|error", re.IGNORECASE)
 """Names of parts of an output that are numbers and not probabilities."""
@@ -41,6 +38,8 @@ class Explainer:
         task: what the user says that the output means, one of `CHOICES`; None to go by evidence.
         resumed_task: the task of an earlier run, which fixed the probe's labels.
         evidence: reads a module and its data, before the first explanation.
+        implicit: whether FullGrad draws implicit biases.
+        reading: which function FullGrad decomposes.
 
     Attributes:
         labels: the probe's labels as they came; after the first explanation those that belong to the output.
@@ -60,6 +59,8 @@ class Explainer:
         task: str | None = None,
         resumed_task: Task | None = None,
         evidence: Callable[[nn.Module], Evidence] = Evidence.from_model,
+        implicit: bool = True,
+        reading: Reading = "exact",
     ) -> None:
         self.labels = probe.labels
         self.misfit: str | None = None
@@ -69,7 +70,7 @@ class Explainer:
             probe = replace(probe, labels=_expand_target(target, len(probe)), others=())
         self.probe = probe
         self.task = Chosen(target) if callable(target) else resumed_task
-        self._psi = psi
+        self._of_fullgrad: dict[str, Any] = {"psi": psi, "implicit": implicit, "reading": reading}
         self._forward = forward
         self._target = target
         self._task_name = task
@@ -84,8 +85,7 @@ class Explainer:
             TargetError: if the target is not a class of the output.
             ValueError: if `FullGrad.attribute_with_terms` raises it.
         """
-        probe = self.probe.to(device)
-        parts = [self._explain_part(module, part) for part in ([probe] if self._forward is not None else probe.parts())]
+        parts = [self._explain_part(module, part) for part in self._parts(device)]
         maps, terms, outputs, labels = zip(*parts, strict=True)
         assert self.task is not None
         if not self._is_fixed:
@@ -96,6 +96,31 @@ class Explainer:
         num_classes = self.task.num_classes(outputs[0])
         joined = FullGradients.concatenate(terms)
         return _build_explanation(module, torch.cat(maps), joined, _join_answers(answers), num_classes)
+
+    def draw_maps(self, method: Method, module: nn.Module, device: torch.device | str = "cpu") -> Float[Tensor, "n 1 *s"]:
+        """The maps of another method, of the numbers that the last explanation explained.
+
+        Args:
+            method: a name of METHODS or a factory.
+            module: the network that was explained.
+            device: to compute them on.
+
+        Raises:
+            ValueError: if the method gives no maps of the images. And whatever the method raises.
+        """
+        assert self.task is not None
+        score, needs_batch = self._score, self._forward is not None or isinstance(self.task, Chosen)
+        scored = ((ScoredModule(module, part, self._forward, score, needs_batch=needs_batch), part) for part in self._parts(device))
+        return torch.cat([draw_maps(method, model, part.images, **self._of_fullgrad) for model, part in scored])
+
+    def _parts(self, device: torch.device | str) -> list[Probe]:
+        """The probe, in parts that are explained together."""
+        probe = self.probe.to(device)
+        return [probe] if self._forward is not None else probe.parts()
+
+    def _score(self, output: Any, candidates: tuple[Tensor, ...]) -> Tensor:
+        assert self.task is not None
+        return self.task.score(output, self._select(candidates))
 
     def _explain_part(self, module: nn.Module, probe: Probe) -> tuple[Tensor, FullGradients, Any, Tensor | None]:
         """Maps, terms, the output and the labels that stay explained, of a part of the probe."""
@@ -108,9 +133,9 @@ class Explainer:
             outputs.append(output)
             if self.task is None:
                 self._decide_task(output, probe, evidence)
-            return self.task.score(output, self._select(candidates))  # type: ignore[union-attr]
+            return self._score(output, candidates)
 
-        maps, terms = FullGrad(called, psi=self._psi).attribute_with_terms(probe.images, score, called.arguments)
+        maps, terms = FullGrad(called, **self._of_fullgrad).attribute_with_terms(probe.images, score, called.arguments)
         assert self.task is not None
         return maps.detach().float(), terms, outputs[0], self.task.fix_labels(outputs[0], self._select(probe.candidates))
 
@@ -174,86 +199,6 @@ class Explainer:
         return candidates[self._which] if self._which < len(candidates) else None
 
 
-class CalledModule(nn.Module):
-    """Calls a module on images and the rest of their batch; returns its output and the tensors that may be the labels.
-
-    Those tensors pass through because FullGrad hands over single rows if it must run a network on one image at a time. A module
-    without a forward is replaced by the only network in it.
-
-    Args:
-        module: the user's.
-        probe: the images and their batch.
-        forward: how to call the module on a batch; None to call it on the images alone.
-
-    Raises:
-        ValueError: if the module has no forward and not exactly one network.
-    """
-
-    def __init__(self, module: nn.Module, probe: Probe, forward: Forward | None = None) -> None:
-        super().__init__()
-        self.module = module
-        self._path = "" if forward is not None or _has_forward(module) else _only_network(module)
-        self._probe = probe
-        self._forward = forward
-
-    @property
-    def arguments(self) -> tuple[Tensor, ...]:
-        """What `forward` takes after the images."""
-        if self._forward is None:
-            return self._probe.candidates
-        tensors: list[Tensor] = []
-        apply_to_collection(self._probe.batch, Tensor, tensors.append)
-        return (*self._probe.candidates, *tensors[: self._probe.place], *tensors[self._probe.place + 1 :])
-
-    def forward(self, images: Tensor, *arguments: Tensor) -> tuple[Any, tuple[Tensor, ...]]:
-        split = len(self._probe.candidates)
-        candidates, rest = arguments[:split], arguments[split:]
-        with _mute_log(self.module):
-            output = self._call(images, rest)
-        return output, candidates
-
-    def _call(self, images: Tensor, rest: tuple[Tensor, ...]) -> Any:
-        if self._forward is None:
-            try:
-                return self.module.get_submodule(self._path)(images)
-            except (TypeError, RuntimeError) as error:
-                if type(error) not in (TypeError, RuntimeError):  # such as running out of memory
-                    raise
-                context = f"{error} (raised by the forward of {type(self.module).__name__}, called on images {list(images.shape)})"
-                hint = f"; if it takes something else, {HOW_TO_CALL}" if isinstance(error, TypeError) else ""
-                raise type(error)(context + hint) from error
-        place = self._probe.place
-        tensors = iter([*rest[:place], images, *rest[place:]])
-        return self._forward(self.module, apply_to_collection(self._probe.batch, Tensor, lambda _: next(tensors)))
-
-    @staticmethod
-    def own_name(name: str) -> str:
-        """The name of a module within the user's module."""
-        return name.removeprefix("module").removeprefix(".")
-
-
-@contextmanager
-def _mute_log(module: nn.Module) -> Iterator[None]:
-    """A forward that calls Lightning's `log` would log the probe, and wait for the other processes if it synchronizes them."""
-    with ExitStack() as stack:
-        for name in ("log", "log_dict"):
-            if hasattr(module, name):
-                stack.enter_context(patch.object(module, name, lambda *_, **__: None))
-        yield
-
-
-def _has_forward(module: nn.Module) -> bool:
-    return type(module).forward.__qualname__ != "LightningModule.forward"
-
-
-def _only_network(module: nn.Module) -> str:
-    networks = [name for name, child in module.named_children() if any(True for _ in child.parameters())]
-    if len(networks) != 1:
-        listed = f"the networks in it are {', '.join(networks)}" if networks else "there is no network in it"
-        raise ValueError(f"{type(module).__name__} has no forward, and {listed}; {HOW_TO_CALL}")
-    return networks[0]
-
-
 def device_of(model: nn.Module) -> torch.device:
     """The device that a model states, as Lightning's do, or else that of its first parameter."""
     device = getattr(model, "device", None)
@@ -292,7 +237,8 @@ def _build_explanation(
 ) -> Explanation:
     kinds = {"explicit": terms.bias_terms, "implicit": terms.implicit_terms}
     names = [("input", ""), *((kind, name) for kind, of_kind in kinds.items() for name in of_kind)]
-    table = torch.stack([terms.input_term, *(term for of_kind in kinds.values() for term in of_kind.values())]).cpu()
+    of_input = torch.stack(as_several(terms.input_term)).sum(0)
+    table = torch.stack([of_input, *(term for of_kind in kinds.values() for term in of_kind.values())]).cpu()
     output = terms.output.cpu()
     total = output.abs().sum()
     shares = ((output.sign() * table).sum(1) / total).tolist() if total > 0 else [None] * len(table)

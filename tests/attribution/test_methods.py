@@ -35,6 +35,12 @@ def test_maps_are_planes_of_at_least_zero_that_do_not_depend_on_the_batch(name: 
     assert_close(together, alone)
 
 
+def test_a_method_of_one_image_input_refuses_several() -> None:
+    model, x = net()
+    with pytest.raises(TypeError, match="one image input, not 2; FullGrad"):
+        METHODS["gradient"](model).attribute((x, x), 1)
+
+
 class Conditioned(nn.Module):
     """Its second argument scales the images, its third has a row for each of them."""
 

@@ -164,7 +164,7 @@ def _average(size: int) -> Tensor:
 def layout_behind(function: Callable[[Tensor], Tensor], images: Tensor) -> Layout:
     """How the term of a bias lies that is added to what a function makes of images."""
     leaf = images.clone().requires_grad_()
-    with Tape(x := leaf.clone(), (), {}) as tape:
+    with Tape([x := leaf.clone()], (), {}) as tape:
         y = function(x) + 1.0
     assert tape.layouts.find(y) is not None
     layout = tape.bias_hooks.terms[-1].layout
