@@ -96,7 +96,7 @@ class Measurement(NamedTuple):
     """
     Attributes:
         value: is compared with the threshold.
-        words: the value in words, as the message begins.
+        words: what was measured, the message of a finding.
     """
 
     value: float
@@ -116,7 +116,6 @@ class Rule:
         about: what is checked, in words.
         threshold: something is found if the value is at least as large.
         measure: the observations and the method -> the value.
-        meaning: what the message says after the measurement.
         advice: what to do.
         is_of_maps: whether each method has a value of its own.
         is_last: whether it is checked when training ends only.
@@ -126,7 +125,6 @@ class Rule:
     about: str
     threshold: float
     measure: Callable[[Observations, str], Measured]
-    meaning: str
     advice: str
     is_of_maps: bool = True
     is_last: bool = False
@@ -138,9 +136,8 @@ class Rule:
             return measured
         if not measured.value >= self.threshold:
             return None
-        message = f"{measured.words}{self.meaning}"
         page = f"{PAGE}#{self.name.replace('_', '-')}"
-        return Finding(self.name, method, measured.value, self.threshold, message, self.advice, page, observations.snapshot)
+        return Finding(self.name, method, measured.value, self.threshold, measured.words, self.advice, page, observations.snapshot)
 
 
 @dataclass(frozen=True)
@@ -289,7 +286,6 @@ RULES = (
         "the sum of the terms",
         0.01,
         measure_incompleteness,
-        "",
         "Do not rely on the maps. FullGrad's warning names the operation that is not complete, if it is known",
         is_of_maps=False,
     ),
@@ -298,7 +294,6 @@ RULES = (
         "missing operations",
         1,
         measure_missing_operations,
-        "",
         "The maps lack what these operations add. Write them with operations of torch, or with an autograd.Function that can be "
         "differentiated twice",
         is_of_maps=False,
@@ -308,16 +303,14 @@ RULES = (
         "the corners",
         0.25,
         measure_corner,
-        "",
-        "Look there for a mark that tells the class, such as a watermark or a timestamp. Cover this corner in the validation images "
-        "and see whether the accuracy falls",
+        "Look there for a mark that tells the class, such as a watermark or a timestamp. Cover this corner of the validation "
+        "images and see whether the accuracy falls",
     ),
     Rule(
         "border",
         "the border",
         0.5,
         measure_border,
-        "",
         "Look for a frame, padding or a crop that differs between classes. Cover the border of the validation images and see "
         "whether the accuracy falls",
     ),
@@ -326,7 +319,6 @@ RULES = (
         "the untrained network",
         0.95,
         measure_similarity_to_untrained,
-        "",
         "Training has hardly changed what is explained. Check the loss, the learning rate and which layers are frozen",
         is_last=True,
     ),
@@ -335,7 +327,6 @@ RULES = (
         "random weights",
         0.8,
         measure_similarity_to_random,
-        "",
         "Do not read these maps as what the network has learned: they show the image. Use another method",
         is_last=True,
     ),
@@ -344,8 +335,8 @@ RULES = (
         "the next class",
         0.95,
         measure_similarity_to_runner_up,
-        "",
-        "Do not read these maps as evidence for one class. Explain the difference of two scores: target=function, or use another method",
+        "Do not read these maps as evidence for one class. Explain the difference of two scores by target=function, or use another "
+        "method",
         is_last=True,
     ),
 )
