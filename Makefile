@@ -2,11 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+DEMO := .venv/installed-demo
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: demo test slow shapes lint docs field clean
+.PHONY: demo test slow shapes lint docs wheel field clean
 
-demo: $(INSTALLED)
+# Installs only what the demo needs. Without CUDA: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make demo
+demo: $(DEMO)
 	$(BIN)/fg-lightning demo
 
 test: $(INSTALLED)
@@ -35,12 +37,23 @@ field: .field-env/installed
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+# The files of a release, in dist/, and what the package index will say about them.
+wheel: $(INSTALLED)
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+
 clean:
 	rm -rf .venv .field-env field_runs build dist site fg_demo .mypy_cache .ruff_cache .pytest_cache
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --editable '.[dev]'
+	touch $@ $(DEMO)
+
+$(DEMO): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --editable '.[demo]'
 	touch $@
 
 .field-env/installed: pyproject.toml benchmarks/field/requirements.txt
