@@ -23,6 +23,9 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8
 
 SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "triangle-down", "star")
 
+DASHES = ("solid", "dash", "dot", "dashdot")
+"""Of the first eight lines, the next eight, and so on."""
+
 
 @dataclass(frozen=True, eq=False)
 class Figure:
@@ -34,6 +37,8 @@ class Figure:
         content: data and layout, as plotly.js takes them.
         height: in CSS pixels.
         is_wide: whether it takes the whole width.
+        meaning: what its numbers mean, shown beside it.
+        link: address of the manual's page about them; empty if there is none.
     """
 
     name: str
@@ -42,6 +47,8 @@ class Figure:
     content: dict[str, Any]
     height: int = 280
     is_wide: bool = False
+    meaning: str = ""
+    link: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,45 +65,73 @@ class Page:
     values: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Line:
+    """A quantity over the snapshots of a run.
+
+    Attributes:
+        name: of the quantity, or of the run.
+        moments: places of the snapshots on the axis.
+        titles: of the snapshots.
+        values: a number for each snapshot, None if there is none.
+        style: its place among the colours and symbols.
+    """
+
+    name: str
+    moments: Sequence[float]
+    titles: Sequence[str]
+    values: Numbers
+    style: int
+
+
 def line_figure(
     name: str,
     title: str,
-    moments: Sequence[float],
-    titles: Sequence[str],
-    values: Mapping[str, Numbers],
+    lines: Sequence[Line],
     *,
     xlabel: str,
     log_scale: bool = False,
+    reference: float | None = None,
+    meaning: str = "",
+    link: str = "",
 ) -> Figure:
-    """A line for every quantity, over the snapshots.
+    """Lines over the snapshots.
 
     Args:
         name: see `Figure`.
         title: see `Figure`.
-        moments: places of the snapshots on the axis.
-        titles: of the snapshots.
-        values: of every quantity a number for each snapshot, None if there is none.
+        lines: what is drawn.
         xlabel: what the axis counts.
         log_scale: of the quantities; values that are not positive are left out.
+        reference: where a dotted line is drawn; None: nowhere.
+        meaning: see `Figure`.
+        link: see `Figure`.
     """
     figure = go.Figure(layout=plot_layout(xlabel))
-    has_markers = len(moments) <= 40
-    for (quantity, given), colour, symbol in zip(values.items(), cycle(COLOURS), cycle(SYMBOLS)):
-        shown = [None if value is None or (log_scale and value <= 0) else value for value in given]
+    for line in lines:
+        shown = [None if value is None or (log_scale and value <= 0) else value for value in line.values]
         figure.add_scatter(
-            x=list(moments),
+            x=list(line.moments),
             y=shown,
-            name=quantity,
-            mode="lines+markers" if has_markers else "lines",
-            line={"color": colour, "width": 2},
-            marker={"symbol": symbol, "size": 6},
-            text=list(titles),
+            name=html.escape(line.name),
+            mode="lines+markers" if len(line.moments) <= 40 else "lines",
+            line={
+                "color": COLOURS[line.style % len(COLOURS)],
+                "width": 2,
+                "dash": DASHES[line.style // len(COLOURS) % len(DASHES)],
+            },
+            marker={"symbol": SYMBOLS[line.style % len(SYMBOLS)], "size": 6},
+            text=list(line.titles),
             hovertemplate="%{text}: %{y:.3g}",
         )
-    figure.update_layout(showlegend=len(values) > 1)
+    if reference is not None:
+        figure.add_hline(y=reference, line={"dash": "dot", "width": 1.5, "color": "#888888"})
+    figure.update_layout(showlegend=len(lines) > 1)
     if log_scale:
-        figure.update_yaxes(type="log", exponentformat="power", dtick=_tick_step(values))
-    return Figure(name, title, "; ".join(describe_range(*item) for item in values.items()), to_json(figure))
+        step = _tick_step([value for line in lines for value in line.values])
+        figure.update_yaxes(type="log", exponentformat="power", dtick=step)
+    summary = "; ".join(describe_range(line.name, line.values) for line in lines)
+    return Figure(name, title, summary, to_json(figure), meaning=meaning, link=link)
 
 
 def layer_figure(layers: Sequence[str], titles: Sequence[str], shares: npt.NDArray[np.float64]) -> Figure:
@@ -164,9 +199,9 @@ def describe_range(name: str, values: Numbers) -> str:
     return f"{name} from {known[0]:.3g} to {known[-1]:.3g}, between {min(known):.3g} and {max(known):.3g}"
 
 
-def _tick_step(values: Mapping[str, Numbers]) -> int | str | None:
+def _tick_step(values: Numbers) -> int | str | None:
     """Every power of ten, with 2 and 5 between them if there are few, in plotly's words."""
-    known = [value for given in values.values() for value in given if value is not None and value > 0]
+    known = [value for value in values if value is not None and value > 0]
     decades = float(np.log10(max(known) / min(known))) if known else 0.0
     return "D2" if decades <= 2 else 1 if decades <= 6 else None
 

@@ -32,15 +32,30 @@ async function unpackPlotly() {
   return window.Plotly;
 }
 
+// Lets paper scale a figure: it has the size that it was drawn in, whatever the width of the page.
+function fixSize(figure) {
+  const { width, height } = figure._fullLayout;
+  figure.style.setProperty("--figure-width", width);
+  figure.style.setProperty("--figure-height", height);
+  for (const svg of figure.querySelectorAll(".main-svg")) svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+}
+
+async function drawFigure(plotly, name) {
+  const { data, layout } = contents[name], figure = element(`figure-${name}`);
+  layout.font = { family: getComputedStyle(document.body).fontFamily, size: 12 };
+  if (figure.data) {
+    await plotly.react(figure, data, layout, { responsive: true, displaylogo: false, displayModeBar: false });
+  } else {
+    await plotly.newPlot(figure, data, layout, { responsive: true, displaylogo: false, displayModeBar: false });
+    figure.on("plotly_afterplot", () => fixSize(figure));
+  }
+  await plotly.relayout(figure, colours());
+}
+
 async function drawFigures() {
   await new Promise((resolve) => setTimeout(resolve, 30));  // paint what the user sees first
   const plotly = await unpackPlotly();
-  const config = { responsive: true, displaylogo: false, displayModeBar: false };
-  for (const [name, { data, layout }] of Object.entries(contents)) {
-    layout.font = { family: getComputedStyle(document.body).fontFamily, size: 12 };
-    await plotly.newPlot(element(`figure-${name}`), data, layout, config);
-    await plotly.relayout(element(`figure-${name}`), colours());
-  }
+  for (const name of Object.keys(contents)) await drawFigure(plotly, name);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
     for (const name of Object.keys(contents)) plotly.relayout(element(`figure-${name}`), colours());
   });
@@ -110,3 +125,18 @@ function paint(canvas, sprite, index, { columns, height, width, palette }) {
   }
   context.putImageData(pixels, 0, 0);
 }
+
+// --- paper: everything that is folded is opened
+
+addEventListener("beforeprint", () => {
+  for (const details of document.querySelectorAll("details:not([open])")) {
+    details.open = true;
+    details.dataset.wasClosed = "true";
+  }
+});
+addEventListener("afterprint", () => {
+  for (const details of document.querySelectorAll("details[data-was-closed]")) {
+    details.open = false;
+    delete details.dataset.wasClosed;
+  }
+});

@@ -2,31 +2,37 @@
 // --- the probe
 
 const run = read("data");
-const last = run.snapshots.length - 1;
 const tiles = [...document.querySelectorAll(".grid .tile")];
 const TERMS = ["output", "input term", "biases", "implicit biases", "completeness error"];
 const MOST_FRAMES = 24;
+const MOST_COLUMNS = 12;
+const MOST_ROWS = 8;
 const MOST_BARS = 24;
-const MOST_SPRITES = 60;
+const MOST_SPRITES = 120;
 
-let current = last;
 let opened = null;
-let playing = null;
+let numRows = MOST_ROWS;
 const sprites = new Map();
+
+moments = run.snapshots;
+
+const spriteId = (snapshot) => `maps-${snapshot}${method === "fullgrad" ? "" : `-${method}`}`;
+const methodInfo = () => run.methods.find(({ name }) => name === method);
 
 // The maps of a snapshot, decoded; null if they are lost. The latest ones are stored.
 function spriteOf(snapshot) {
-  if (!sprites.has(snapshot)) {
-    const content = element(`maps-${snapshot}`).textContent;
-    sprites.set(snapshot, content ? decodeLevels(`data:image/webp;base64,${content}`) : Promise.resolve(null));
+  const id = spriteId(snapshot);
+  if (!sprites.has(id)) {
+    const content = element(id).textContent;
+    sprites.set(id, content ? decodeLevels(`data:image/webp;base64,${content}`) : Promise.resolve(null));
     if (sprites.size > MOST_SPRITES) sprites.delete(sprites.keys().next().value);
   }
-  return sprites.get(snapshot);
+  return sprites.get(id);
 }
 
 function paintMap(canvas, sprite, image) {
   canvas.hidden = sprite === null;
-  if (sprite !== null) paint(canvas, sprite, image, run);
+  if (sprite !== null) paint(canvas, sprite, image, { ...run, palette: methodInfo().palette });
 }
 
 function describe(image, snapshot) {
@@ -41,55 +47,83 @@ function caption(image, snapshot) {
   const answer = run.images[snapshot][image];
   if (!answer) return [`image ${image}`];
   const prediction = make("span", answer.right === null ? {} : { class: answer.right ? "right" : "wrong" }, answer.prediction);
-  return [make("small", {}, answer.label || answer.explained), make("br"), prediction];
+  return [make("small", {}, answer.label ? `label ${answer.label}` : answer.explained ? `explained ${answer.explained}` : `image ${image}`), make("br"), prediction];
 }
 
-async function show(snapshot) {
-  current = Math.min(Math.max(snapshot, 0), last);
-  const { title, step } = run.snapshots[current];
-  element("snapshot").value = current;
-  element("snapshot").setAttribute("aria-valuetext", title);
-  element("moment").value = `${title}, step ${step}`;
-  element("before").disabled = current === 0;
-  element("after").disabled = current === last;
+const isWrong = (image, snapshot) => run.images[snapshot][image]?.right === false;
+
+draw = async (snapshot) => {
+  const { title } = run.snapshots[snapshot];
   tiles.forEach((tile, image) => {
-    tile.setAttribute("aria-label", `${describe(image, current)}, at ${title}; open`);
-    tile.querySelector(".caption").replaceChildren(...caption(image, current));
+    const words = `${describe(image, snapshot)}, at ${title}`;
+    tile.setAttribute("aria-label", `${words}; open`);
+    tile.title = `${words}. Click for details.`;
+    tile.classList.toggle("is-wrong", isWrong(image, snapshot));
+    tile.querySelector(".caption").replaceChildren(...caption(image, snapshot));
   });
-  mark();
+  for (const cell of document.querySelectorAll(".film [data-snapshot]")) cell.toggleAttribute("data-current", Number(cell.dataset.snapshot) === snapshot);
+  markCurves((name) => (name === "layers" ? snapshot : run.snapshots[snapshot].at));
   if (opened !== null) detail();
-  const wanted = current;
+  const [wanted, of] = [snapshot, method];
   const sprite = await spriteOf(wanted);
-  if (wanted !== current) return;
+  if (wanted !== current || of !== method) return;
   element("lost").hidden = sprite !== null;
   tiles.forEach((tile, image) => paintMap(tile.querySelector("canvas"), sprite, image));
+  document.documentElement.dataset.method = of;
   document.documentElement.dataset.snapshot = wanted;
-  for (const near of [wanted + 1, wanted - 1]) if (near >= 0 && near <= last) spriteOf(near);
-}
+  for (const near of [wanted + 1, wanted - 1]) if (near >= 0 && near <= last()) spriteOf(near);
+};
 
-// Marks the snapshot in all curves.
-function mark() {
-  drawn.then((plotly) => {
-    const axis = contents.completeness?.data[0].x ?? run.snapshots.map((snapshot) => snapshot.epoch);
-    for (const name of Object.keys(contents)) {
-      const at = name === "layers" ? current : axis[current];
-      const line = { type: "line", xref: "x", yref: "paper", x0: at, x1: at, y0: 0, y1: 1, line: { width: 1.5, dash: "dot", color: "#888" } };
-      plotly.relayout(element(`figure-${name}`), { shapes: [line] });
+// --- all images through training
+
+function drawFilm() {
+  const shown = spreadIndices(run.snapshots.length, MOST_COLUMNS);
+  const count = Math.min(numRows, tiles.length);
+  const table = element("film"), of = method;
+  element("film-note").textContent =
+    (shown.length < run.snapshots.length ? `${shown.length} of ${run.snapshots.length} snapshots, evenly chosen. ` : "") +
+    "Red frame: the prediction is wrong. Click a map for its snapshot.";
+  element("film-more").hidden = count === tiles.length;
+  element("film-more").textContent = `Show all ${tiles.length} images`;
+  table.tHead.rows[0].replaceChildren(make("td"), ...shown.map((i) => make("th", { scope: "col", "data-snapshot": i }, run.snapshots[i].title)));
+  const cells = [];
+  const rows = tiles.slice(0, count).map((_, image) => {
+    const label = run.images[last()][image]?.label;
+    const row = make("tr", {}, make("th", { scope: "row", title: `image ${image}` }, label ? `label ${label}` : `image ${image}`));
+    for (const snapshot of shown) {
+      const { picture, canvas } = frame(image);
+      const words = `${describe(image, snapshot)}, at ${run.snapshots[snapshot].title}`;
+      const button = make("button", { type: "button", class: isWrong(image, snapshot) ? "is-wrong" : "", "data-snapshot": snapshot, "aria-label": words, title: words }, picture);
+      button.addEventListener("click", () => show(snapshot));
+      row.append(make("td", {}, button));
+      cells.push([snapshot, canvas, image]);
     }
-  }, () => {});
+    return row;
+  });
+  table.tBodies[0].replaceChildren(...rows);
+  for (const snapshot of shown) {
+    spriteOf(snapshot).then((sprite) => {
+      if (of !== method) return;
+      for (const [at, canvas, image] of cells) if (at === snapshot) paintMap(canvas, sprite, image);
+    });
+  }
 }
 
-function play() {
-  if (playing !== null) {
-    clearInterval(playing);
-    playing = null;
-  } else {
-    if (current === last) show(0);
-    playing = setInterval(() => (current === last ? play() : show(current + 1)), Math.max(80, Math.min(600, 8000 / run.snapshots.length)));
-  }
-  element("play").textContent = playing === null ? "▶▶" : "❚❚";
-  element("play").setAttribute("aria-label", playing === null ? "play" : "pause");
+element("film-more").addEventListener("click", () => { numRows = Infinity; drawFilm(); show(current); });
+document.documentElement.addEventListener("method", () => {
+  drawScale(methodInfo());
+  drawFilm();
+  if (opened !== null) open(opened);
+});
+
+// --- the table of numbers
+
+function numberRow({ epoch, step, numbers }) {
+  const cell = (value) => make("td", {}, value === undefined || value === null ? "" : String(value));
+  return make("tr", {}, cell(epoch), cell(step), ...run.numbers.map(({ key }) => cell(numbers[key])));
 }
+
+element("numbers-table").tBodies[0].append(...run.snapshots.map(numberRow));
 
 // --- one image
 
@@ -99,11 +133,6 @@ function frame(image) {
   return { picture, canvas };
 }
 
-function spreadIndices(count, most) {
-  if (count <= most) return [...Array(count).keys()];
-  return [...Array(most).keys()].map((i) => Math.round((i * (count - 1)) / (most - 1)));
-}
-
 function open(image) {
   opened = (image + tiles.length) % tiles.length;
   const strip = element("strip");
@@ -111,7 +140,7 @@ function open(image) {
   for (const snapshot of spreadIndices(run.snapshots.length, MOST_FRAMES)) {
     const { picture, canvas } = frame(opened);
     const { title } = run.snapshots[snapshot];
-    const button = make("button", { type: "button", class: "tile", "data-snapshot": snapshot, "aria-label": `${describe(opened, snapshot)}, at ${title}` }, picture, title);
+    const button = make("button", { type: "button", class: isWrong(opened, snapshot) ? "tile is-wrong" : "tile", "data-snapshot": snapshot, "aria-label": `${describe(opened, snapshot)}, at ${title}`, title: describe(opened, snapshot) }, picture, title);
     button.addEventListener("click", () => show(snapshot));
     strip.append(button);
     const of = opened;
@@ -126,7 +155,7 @@ function detail() {
   const [image, snapshot] = [opened, current];
   const answer = run.images[snapshot][image];
   element("detail-title").textContent = `Image ${image}${answer?.label ? `: ${answer.label}` : ""}`;
-  element("detail-moment").textContent = `${run.snapshots[snapshot].title}, step ${run.snapshots[snapshot].step}`;
+  element("detail-moment").textContent = run.snapshots[snapshot].moment + (run.methods.length > 1 ? `, maps of ${method}` : "");
   for (const button of element("strip").children) {
     const isCurrent = Number(button.dataset.snapshot) === snapshot;
     button.setAttribute("aria-current", isCurrent);
@@ -172,34 +201,18 @@ function bars(image, snapshot) {
 
 // --- controls
 
-element("snapshot").addEventListener("input", (event) => show(Number(event.target.value)));
-element("strength").addEventListener("input", (event) => {
-  document.documentElement.style.setProperty("--strength", event.target.value);
-  document.documentElement.style.setProperty("--grey", Number(event.target.value) > 0 ? 1 : 0);
-});
-element("before").addEventListener("click", () => show(current - 1));
-element("after").addEventListener("click", () => show(current + 1));
-element("play").addEventListener("click", play);
 tiles.forEach((tile, image) => tile.addEventListener("click", () => open(image)));
 element("image-before").addEventListener("click", () => open(opened - 1));
 element("image-after").addEventListener("click", () => open(opened + 1));
 element("close").addEventListener("click", () => element("detail").close());
 element("detail").addEventListener("close", () => { opened = null; });
 element("detail").addEventListener("click", (event) => event.target === element("detail") && element("detail").close());
-document.addEventListener("keydown", (event) => {
-  if (event.target.type === "range" || event.altKey || event.ctrlKey || event.metaKey) return;
-  const to = { ArrowLeft: current - 1, ArrowRight: current + 1, Home: 0, End: last }[event.key];
-  if (to === undefined) return;
-  event.preventDefault();
-  show(to);
-});
-drawn.then(() => {
-  for (const name of Object.keys(contents)) {
-    element(`figure-${name}`).on("plotly_click", ({ points }) => show(points[0].pointIndex[1] ?? points[0].pointIndex));
-  }
-}, () => {});
+function connectFigure(name) {
+  element(`figure-${name}`).on("plotly_click", ({ points }) => show(points[0].pointIndex[1] ?? points[0].pointIndex));
+}
 
-const scale = element("scale").getContext("2d").createImageData(256, 1);
-run.palette.forEach((colour, i) => scale.data.set([...colour.slice(0, 3), 255], 4 * i));
-element("scale").getContext("2d").putImageData(scale, 0, 0);
-show(last).finally(() => start());
+drawn.then(() => Object.keys(contents).forEach(connectFigure), () => {});
+
+drawScale(methodInfo());
+drawFilm();
+show(last()).finally(() => start());

@@ -1,0 +1,192 @@
+"""Serves the pages of runs that go on, on this machine alone unless the user asks for more. Writes nothing."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from fg_lightning.errors import CannotRun
+from fg_lightning.report.figures import Page
+from fg_lightning.report.html_report import render
+from fg_lightning.report.live_runs import LiveRun, LiveRuns
+from fg_lightning.report.roar_page import is_experiment
+
+DEFAULT_PORT = 8642
+
+NUM_PORTS = 30
+"""How many ports are tried from the default on."""
+
+HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+
+
+def serve(folder: Path, port: int | None, host: str, tell: Callable[[str, list[str]], None]) -> None:
+    """Serves the runs at and below a folder until the process is interrupted.
+
+    Args:
+        folder: of a run, or above runs. It may be empty, or missing in a folder that exists: then the pages wait.
+        port: to listen on, 0 for any free one. Default: 8642, or the next that is free.
+        host: the address to listen on.
+        tell: gets the address of the page, and notes, once the port is open.
+
+    Raises:
+        CannotRun: if the folder cannot hold a run, or the port cannot be opened.
+    """
+    runs = LiveRuns(_check_folder(folder))
+    with _open_port(port, host) as listening:
+        number = listening.getsockname()[1]
+        notes = []
+        if port is None and number != DEFAULT_PORT:
+            notes.append(f"port {DEFAULT_PORT} is taken, so {number} is used")
+        if not is_loopback(host):
+            notes.append("everybody who can reach this machine can see the images; --host 127.0.0.1 keeps them here")
+        if not runs.find():
+            notes.append(f"there is no run in {runs.top} yet; the page shows it as soon as its first snapshot is written")
+        shown = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+        tell(f"http://{shown}:{number}/", notes)
+        config = uvicorn.Config(
+            make_app(runs, host), log_level="error", access_log=False, lifespan="off", timeout_graceful_shutdown=1
+        )
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+def _check_folder(folder: Path) -> Path:
+    folder = folder.resolve()
+    if folder.exists() and not folder.is_dir():
+        raise CannotRun(f"{folder} is a file, not a folder; name the folder of a run, or one above runs")
+    if not folder.parent.is_dir():
+        raise CannotRun(f"neither {folder} nor the folder above it exists; name the folder of a run, or one above runs")
+    if is_experiment(folder):
+        raise CannotRun(f"{folder} is an experiment, which has no page that follows it; write its report with fg-lightning report")
+    return folder
+
+
+def _open_port(port: int | None, host: str) -> socket.socket:
+    if port is not None and not 0 <= port <= 65535:
+        raise CannotRun(f"--port must be between 0 (any free port) and 65535, not {port}")
+    numbers = range(DEFAULT_PORT, DEFAULT_PORT + NUM_PORTS) if port is None else [port]
+    for number in numbers:
+        listening = _listen(number, host)
+        if listening is not None:
+            return listening
+    if port is None:
+        raise CannotRun(f"ports {numbers[0]} to {numbers[-1]} are all taken; name another with --port")
+    raise CannotRun(f"port {port} is taken by another program; name another with --port, or leave it out to use the next free one")
+
+
+def _listen(port: int, host: str) -> socket.socket | None:
+    """An open socket; None if the port is taken."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=64)
+    except socket.gaierror as error:
+        raise CannotRun(f"--host {host} is no address of this machine ({error.strerror}); use 127.0.0.1") from error
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return None
+        if error.errno == errno.EACCES:
+            raise CannotRun(f"port {port} needs more rights than you have; name one above 1023 with --port") from error
+        raise CannotRun(f"--host {host} cannot be listened on ({error.strerror}); use 127.0.0.1") from error
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address is this machine's own, which no other machine reaches."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost" or host.lower().endswith(".localhost")
+
+
+class OwnNamesOnly:
+    """Answers requests for this machine's own names alone: a page from elsewhere whose name was pointed at it gets nothing.
+
+    Any port is right, so that a forwarded one works.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        name = Headers(scope=scope).get("host", "")
+        if scope["type"] == "http" and not is_loopback(_host_name(name)):
+            words = f"{name!r} is not this machine: open the page as http://localhost:PORT/, or start watch with --host"
+            await PlainTextResponse(words, 400)(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+
+def _host_name(header: str) -> str:
+    try:
+        return urlsplit(f"//{header}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def make_app(runs: LiveRuns, host: str = "127.0.0.1") -> Starlette:
+    """The pages of some runs. All addresses in them are relative, so that they work behind a proxy.
+
+    Args:
+        runs: that are served.
+        host: the address that is listened on. If it is this machine's own, requests for other names are refused.
+    """
+
+    def named(request: Request) -> LiveRun | None:
+        return runs.find().get(request.query_params.get("folder", "."))
+
+    def index(request: Request) -> Response:
+        names = list(runs.find())
+        if len(names) == 1 and "all" not in request.query_params:
+            return RedirectResponse(f"run?folder={quote(names[0])}", headers=HEADERS)
+        return _waiting_page(runs)
+
+    def run(request: Request) -> Response:
+        live = named(request)
+        if live is None:
+            words = f"There is no run {request.query_params.get('folder', '.')!r} in {runs.top} (any more). All runs: ./?all"
+            return PlainTextResponse(words, 404, HEADERS)
+        page = live.page()
+        return _waiting_page(runs) if page is None else HTMLResponse(page, headers=HEADERS)
+
+    def changes(request: Request) -> Response:
+        live, asked = named(request), request.query_params
+        start = asked.get("start", "0")
+        if live is None or not start.isdecimal():
+            return PlainTextResponse("There is no such run.", 404, HEADERS)
+        news = live.changes(int(start), asked.get("signature", ""), asked.get("seen", ""))
+        return JSONResponse({**news, "num_runs": len(runs.find())}, headers=HEADERS)
+
+    def summaries(request: Request) -> Response:
+        return JSONResponse(runs.summaries(), headers=HEADERS)
+
+    def thumbnail(request: Request) -> Response:
+        live = named(request)
+        picture = None if live is None else live.thumbnail()
+        if picture is None:
+            return PlainTextResponse("There is no picture.", 404, HEADERS)
+        return Response(picture, media_type="image/webp", headers=HEADERS)
+
+    pages = {"": index, "run": run, "changes": changes, "runs": summaries, "thumbnail": thumbnail}
+    own = [Middleware(OwnNamesOnly)] if is_loopback(host) else []
+    return Starlette(
+        routes=[Route(f"/{path}", page, methods=["GET"]) for path, page in pages.items()],
+        middleware=[*own, Middleware(GZipMiddleware, minimum_size=1000)],
+    )
+
+
+def _waiting_page(runs: LiveRuns) -> Response:
+    """The list of runs, which is empty until there is one."""
+    page = Page("runs.html.j2", [], {"title": str(runs.top), "facts": [], "notes": [], "live": {}})
+    return HTMLResponse(render(page), headers=HEADERS)

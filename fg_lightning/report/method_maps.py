@@ -1,0 +1,99 @@
+"""The maps of a run, of every method that it recorded, as far as they can be read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fg_lightning.history import Run
+from fg_lightning.history.growing_files import GrowingArray, GrowingTable, parse_number
+from fg_lightning.history.records import HISTORY, MAPS
+from fg_lightning.report.image_encoding import Planes
+from fg_lightning.report.number_curves import FULLGRAD
+from fg_lightning.visualization.film_strips import spread_indices
+from fg_lightning.visualization.saliency_overlay import planar
+
+PLACES = ("snapshot", "epoch", "step", "num_steps")
+
+
+@dataclass(frozen=True, eq=False)
+class MethodMaps:
+    """The maps of one method over a run.
+
+    Attributes:
+        method: its name.
+        maps: [snapshots, N, 1, *S], mapped from the disk; None if there are none.
+        numbers: of the maps, by the index of the snapshot.
+    """
+
+    method: str
+    maps: npt.NDArray[Any] | None
+    numbers: dict[int, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of every map as it is shown; None if there are none."""
+        if self.maps is None:
+            return None
+        height, width = planar(torch.empty(self.maps.shape[1:], device="meta")).shape[-2:]
+        return height, width
+
+    def planes(self, index: int) -> Planes | None:
+        """The maps of a snapshot, each relative to its own peak, [N, H, W]; None if they are lost."""
+        if self.maps is None or index >= len(self.maps):
+            return None
+        maps = planar(torch.from_numpy(np.array(self.maps[index])).float())[:, 0].numpy()
+        return None if np.isnan(maps).all() else np.nan_to_num(maps)
+
+    @cached_property
+    def is_signed(self) -> bool:
+        """Whether maps have negative values, judged by a few snapshots."""
+        return self.maps is not None and any(bool((self.maps[i] < 0).any()) for i in spread_indices(len(self.maps), 5))
+
+
+def read_methods(run: Run) -> list[MethodMaps]:
+    """The maps of every method, FullGrad's first. Others lie in folders of their names. Damage becomes a note of the run."""
+    numbers = {
+        index: {key.removeprefix(f"{FULLGRAD}/"): value for key, value in snapshot.numbers.items()}
+        for index, snapshot in run.snapshots.items()
+    }
+    methods = [MethodMaps(FULLGRAD, run.maps, numbers)]
+    for folder in sorted(path.parent for path in run.folder.glob(f"*/{HISTORY}")):
+        numbers = dict(GrowingTable(folder / HISTORY, ()).read(_numbers_of_row, run.notes))
+        maps = _read_maps(folder, None if run.maps is None else run.maps.shape[1:], run.notes)
+        methods.append(MethodMaps(folder.name, maps, numbers))
+    return methods
+
+
+def _numbers_of_row(row: dict[str, str]) -> tuple[int, dict[str, float]]:
+    numbers = {name: parse_number(cell) for name, cell in row.items() if name not in PLACES}
+    return int(row["snapshot"]), {name: float(value) for name, value in numbers.items() if value is not None}
+
+
+def _read_maps(folder: Path, expected: tuple[int, ...] | None, notes: list[str]) -> npt.NDArray[Any] | None:
+    """The maps in a method's folder.
+
+    Args:
+        folder: of the method.
+        expected: shape of a snapshot's maps, those of FullGrad; None if it is unknown.
+        notes: gets a sentence if they cannot be read.
+    """
+    try:
+        maps = GrowingArray(folder / MAPS).read()
+        if maps.ndim < 4 or maps.shape[2] != 1 or not np.issubdtype(maps.dtype, np.floating):
+            raise ValueError(f"{maps.dtype}{list(maps.shape)} are no maps [snapshots, N, 1, ...]")
+        if expected not in (None, maps.shape[1:]):
+            raise ValueError(f"a snapshot has maps {list(maps.shape[1:])}, FullGrad's has {list(expected or ())}")
+    except FileNotFoundError:
+        notes.append(f"{folder.name}/{MAPS} is missing: this method is shown without maps.")
+    except (OSError, ValueError, EOFError) as error:
+        notes.append(f"{folder.name}/{MAPS} is damaged: this method is shown without maps ({error}).")
+    else:
+        return maps
+    return None

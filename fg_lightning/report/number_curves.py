@@ -1,0 +1,202 @@
+"""The curves of a run's numbers: what is drawn together, and what it means."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from fg_lightning.history.records import Snapshot
+from fg_lightning.metrics.border_and_corners import border_mask, corner_masks
+from fg_lightning.report.figures import Figure, Line, Numbers, line_figure
+from fg_lightning.report.manual import manual_link
+
+FULLGRAD = "fullgrad"
+"""The method whose numbers every run has."""
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Numbers that are drawn together.
+
+    Attributes:
+        name: of the figure.
+        title: above it.
+        numbers: by their names on the page.
+        meaning: what they mean.
+        page: of the manual, which explains them.
+        has_log_scale: whether the axis is logarithmic.
+        are_of_maps: whether every method has these numbers, and not FullGrad alone.
+    """
+
+    name: str
+    title: str
+    numbers: Mapping[str, str]
+    meaning: str
+    page: str
+    has_log_scale: bool = False
+    are_of_maps: bool = True
+
+
+NUMBERS_PAGE = "explanation/numbers.html"
+
+CURVES = (
+    Curves(
+        "completeness",
+        "Completeness error",
+        {"mean": "completeness_error", "largest": "completeness_error_max"},
+        "|f - sum of all terms| / |f|, mean and largest of the images. If it is not near zero, do not trust the maps. "
+        "It checks the arithmetic, not whether the maps tell the truth.",
+        f"{NUMBERS_PAGE}#completeness-error",
+        has_log_scale=True,
+        are_of_maps=False,
+    ),
+    Curves(
+        "shares",
+        "Share of the output",
+        {"input": "input_share", "biases": "bias_share", "implicit biases": "implicit_share"},
+        "How much of the explained output the input, the biases and the implicit biases contribute. The shares add up to 1. "
+        "Below 0 or above 1: terms cancel.",
+        f"{NUMBERS_PAGE}#shares",
+        are_of_maps=False,
+    ),
+    Curves(
+        "drift",
+        "Drift of the maps",
+        {"since the snapshot before": "drift", "since the first snapshot": "drift_from_untrained"},
+        "1 - cosine similarity of an image's map with its earlier map, mean over the images. 0: the maps did not move.",
+        f"{NUMBERS_PAGE}#drift",
+    ),
+    Curves(
+        "concentration",
+        "Concentration of the maps",
+        {"Gini index": "concentration"},
+        "Mean Gini index of the maps. 0: all pixels count alike. Near 1: few pixels count.",
+        f"{NUMBERS_PAGE}#concentration",
+    ),
+    Curves(
+        "border",
+        "Relevance at the border",
+        {"border": "border_share"},
+        "Share of the map in the outer tenth of each side, mean over the images. Dotted: the share of a map that is the same "
+        "everywhere.",
+        f"{NUMBERS_PAGE}#border-and-corners",
+    ),
+    Curves(
+        "corners",
+        "Relevance in the corners",
+        {
+            "top left": "top_left_share",
+            "top right": "top_right_share",
+            "bottom left": "bottom_left_share",
+            "bottom right": "bottom_right_share",
+        },
+        "Share of the map in each corner, mean over the images. One corner far above the others: look for a mark there. "
+        "Dotted: the share of a map that is the same everywhere.",
+        f"{NUMBERS_PAGE}#border-and-corners",
+    ),
+    Curves(
+        "masks",
+        "Relevance on the mask",
+        {"relevance mass": "relevance_mass", "pointing game": "pointing_game"},
+        "Relevance mass: share of the map on the mask. Pointing game: share of images whose most salient pixel lies on the mask.",
+        f"{NUMBERS_PAGE}#relevance-mass-and-pointing-game",
+    ),
+)
+"""In the order of the page."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Where the snapshots of runs lie on the horizontal axis: by epoch if no run has two snapshots in one, else by step."""
+
+    is_by_epoch: bool
+
+    @classmethod
+    def of(cls, *runs: Sequence[Snapshot]) -> Axis:
+        return cls(all(len({snapshot.epoch for snapshot in run}) == len(run) for run in runs))
+
+    @property
+    def label(self) -> str:
+        return "epoch" if self.is_by_epoch else "step"
+
+    def place(self, snapshot: Snapshot) -> int:
+        return snapshot.epoch if self.is_by_epoch else snapshot.step
+
+    def title(self, snapshot: Snapshot) -> str:
+        """The name of a snapshot, which no other of its run has."""
+        is_untrained = snapshot.epoch == snapshot.step == 0
+        return "untrained" if is_untrained else f"{self.label} {self.place(snapshot)}"
+
+
+def run_figures(
+    snapshots: Sequence[Snapshot], numbers: Mapping[str, Sequence[Mapping[str, float]]], map_size: tuple[int, int] | None
+) -> list[Figure]:
+    """The curves of a run.
+
+    Args:
+        snapshots: in order.
+        numbers: of each method, FullGrad's first: those of each snapshot, by name.
+        map_size: height and width of a map; None if there are no maps.
+    """
+    axis = Axis.of(snapshots)
+    places, titles = [axis.place(s) for s in snapshots], [axis.title(s) for s in snapshots]
+    figures = []
+    for curves in CURVES:
+        lines: list[Line] = []
+        for method, of_snapshots in numbers.items():
+            if method != FULLGRAD and not curves.are_of_maps:
+                continue
+            for words, number in curves.numbers.items():
+                values = round_numbers([of_snapshot.get(number) for of_snapshot in of_snapshots])
+                if has_values(values):
+                    name = words if len(numbers) == 1 or not curves.are_of_maps else f"{method}: {words}"
+                    lines.append(Line(name, places, titles, values, len(lines)))
+        if lines:
+            figures.append(draw(curves, lines, axis, map_size))
+    return figures
+
+
+def draw(curves: Curves, lines: Sequence[Line], axis: Axis, map_size: tuple[int, int] | None, suffix: str = "") -> Figure:
+    """The figure of some lines, which are of these curves."""
+    return line_figure(
+        curves.name + suffix.replace(" ", "-"),
+        f"{curves.title}: {suffix}" if suffix else curves.title,
+        lines,
+        xlabel=axis.label,
+        log_scale=curves.has_log_scale,
+        reference=None if map_size is None else uniform_share(curves.name, map_size),
+        meaning=curves.meaning,
+        link=manual_link(curves.page),
+    )
+
+
+def uniform_share(name: str, size: Sequence[int]) -> float | None:
+    """What share a map that is the same everywhere has in the border or in a corner; None for other curves."""
+    if name not in ("border", "corners"):
+        return None
+    mask = border_mask(size) if name == "border" else next(iter(corner_masks(size).values()), None)
+    return None if mask is None else float(mask.double().mean())
+
+
+def known_numbers(runs: Sequence[Mapping[str, Sequence[Mapping[str, float]]]]) -> Iterator[tuple[Curves, str, str, str]]:
+    """Every number that a run of several has: its curves, its name on the page, its method, its name.
+
+    Args:
+        runs: of each run what `run_figures` takes.
+    """
+    methods = list(dict.fromkeys(method for run in runs for method in run))
+    for curves in CURVES:
+        for method in methods if curves.are_of_maps else [FULLGRAD]:
+            for words, number in curves.numbers.items():
+                if any(number in of_snapshot for run in runs for of_snapshot in run.get(method, [])):
+                    yield curves, words, method, number
+
+
+def has_values(values: Numbers) -> bool:
+    return any(value is not None for value in values)
+
+
+def round_numbers(values: Numbers, num_digits: int = 5) -> list[float | None]:
+    """To so many significant digits. JSON has neither infinity nor NaN."""
+    return [None if value is None or not math.isfinite(value) else float(f"{value:.{num_digits}g}") for value in values]

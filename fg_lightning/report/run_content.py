@@ -1,0 +1,215 @@
+"""What a page shows of a run, as JSON: what stays the same, and the snapshots as they come."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from fg_lightning.history import Run
+from fg_lightning.history.records import MAP_NUMBERS, NUMBERS, TERMS, Snapshot
+from fg_lightning.report.image_encoding import (
+    BUDGET,
+    Encoding,
+    choose_encoding,
+    encode_maps,
+    encode_picture,
+    num_columns,
+    palette,
+    to_base64,
+)
+from fg_lightning.report.method_maps import MethodMaps, read_methods
+from fg_lightning.report.number_curves import FULLGRAD, Axis, round_numbers
+
+Track = Callable[[str, Sequence[Any]], Iterable[Any]]
+
+
+class RunContent:
+    """
+    Args:
+        run: that is shown.
+        encoding: of its maps; None to choose the best that fits.
+        sprites: encoded maps in base64 by method and snapshot, which are not encoded again.
+        track: see `write_report`.
+        num_expected: number of snapshots that the run will have at least; their maps fit the budget, too.
+
+    Attributes:
+        snapshots: of the run, in order.
+        methods: the methods that have maps, FullGrad's first.
+        notes: what could not be read, in sentences.
+        axis: of the curves.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        encoding: Encoding | None = None,
+        sprites: dict[tuple[str, int], str] | None = None,
+        track: Track = lambda what, items: items,
+        num_expected: int = 0,
+    ) -> None:
+        self.run = run
+        self.methods = read_methods(run)
+        self.notes = run.notes
+        self.indices = list(run.snapshots)
+        self.snapshots = list(run.snapshots.values())
+        self.axis = Axis.of(self.snapshots)
+        self._sprites = {} if sprites is None else sprites
+        self._track = track
+        self.encoding = self._choose_encoding(num_expected) if encoding is None else encoding
+
+    def _choose_encoding(self, num_expected: int) -> Encoding:
+        def encode(key: tuple[MethodMaps, int], encoding: Encoding) -> bytes:
+            return _encode(*key, encoding)
+
+        budget = BUDGET * len(self.indices) // max(len(self.indices), num_expected)
+        return choose_encoding([(method, index) for method in self.methods for index in self.indices], encode, budget)
+
+    @property
+    def map_size(self) -> tuple[int, int] | None:
+        """Height and width of the maps; None if there are none."""
+        return next((method.size for method in self.methods if method.size is not None), None)
+
+    def describe_maps(self) -> str:
+        """How large the maps are, and what encoding did to them."""
+        return "" if self.map_size is None else self.encoding.describe(*self.map_size)
+
+    # --- what stays the same
+
+    def constants(self) -> dict[str, Any]:
+        """What all snapshots have in common."""
+        height, width = (1, 1) if self.map_size is None else self.encoding.size(*self.map_size)
+        return {
+            "columns": num_columns(len(self.run.pictures)),
+            "height": height,
+            "width": width,
+            "methods": [
+                {"name": m.method, "palette": palette(is_signed=m.is_signed), "is_signed": m.is_signed} for m in self.methods
+            ],
+            "numbers": self._list_numbers(),
+        }
+
+    def pictures(self) -> list[dict[str, Any]]:
+        """The images of the probe, for the template."""
+        return [self._picture(image) for image in range(len(self.run.pictures))]
+
+    def _picture(self, image: int) -> dict[str, Any]:
+        picture = self.run.pictures[image]
+        label = next((self.run.classes.name_of(row.label) for (_, i), row in self.run.images.items() if i == image), "")
+        values = {"number": image, "label": label, "content": "", "width": 1, "height": 1}
+        if picture is not None:
+            values |= {"content": to_base64(encode_picture(picture)), "width": picture.width, "height": picture.height}
+        return values
+
+    def _list_numbers(self) -> list[dict[str, str]]:
+        """The columns of the table of numbers: key, name and meaning."""
+        keys = dict.fromkeys(f"{FULLGRAD}/{name}" for name in NUMBERS)
+        for method in self.methods[1:]:
+            known = {name for numbers in method.numbers.values() for name in numbers}
+            keys |= dict.fromkeys(f"{method.method}/{name}" for name in MAP_NUMBERS if name in known)
+        names = [(key, *key.partition("/")[::2]) for key in keys]
+        return [
+            {
+                "key": key,
+                "name": name.replace("_", " ") if method == FULLGRAD else f"{method} {name.replace('_', ' ')}",
+                "meaning": NUMBERS[name],
+            }
+            for key, method, name in names
+        ]
+
+    def signature(self, count: int) -> str:
+        """A digest of what a page shows that holds the first so many snapshots. It changes if more than new snapshots came."""
+        shown = [
+            self.constants(),
+            [self.encoding.max_side, self.encoding.quality, self.axis.label, len(self.run.pictures)],
+            self.run.about,
+            [[s.epoch, s.step, sorted(s.numbers.items())] for s in self.snapshots[:count]],
+        ]
+        return hashlib.sha256(json.dumps(shown, default=str).encode()).hexdigest()[:16]
+
+    # --- the snapshots
+
+    def entries(self, start: int = 0) -> dict[str, list[Any]]:
+        """The snapshots from `start` on: their titles and numbers, and what they hold of each image and each layer."""
+        indices = self.indices[start:]
+        return {
+            "snapshots": [self._entry(i, index) for i, index in enumerate(indices, start)],
+            "images": [[self._image(index, i) for i in range(len(self.run.pictures))] for index in indices],
+            "layers": [
+                [
+                    {"name": row.name, "kind": row.kind, "share": round_numbers([row.share], 4)[0]}
+                    for row in self.run.layers.get(index, [])
+                ]
+                for index in indices
+            ],
+        }
+
+    def _entry(self, place: int, index: int) -> dict[str, Any]:
+        snapshot = self.snapshots[place]
+        title = self.axis.title(snapshot)
+        numbers = {f"{m.method}/{name}": v for m in self.methods for name, v in m.numbers.get(index, {}).items()}
+        return {
+            "title": title,
+            "moment": describe_moment(title, snapshot),
+            "epoch": snapshot.epoch,
+            "step": snapshot.step,
+            "at": self.axis.place(snapshot),
+            "numbers": dict(zip(numbers, round_numbers(list(numbers.values()), 4), strict=True)),
+        }
+
+    def _image(self, index: int, image: int) -> dict[str, Any] | None:
+        """The answers and terms of an image at a snapshot, in words and in numbers."""
+        row = self.run.images.get((index, image))
+        if row is None:
+            return None
+        label, prediction, classes = row.label, row.prediction, self.run.classes
+        is_class = isinstance(label, int) and isinstance(prediction, int) and row.confidence is not None
+        return {
+            "label": classes.name_of(label),
+            "explained": classes.name_of(row.explained),
+            "prediction": "" if prediction is None else classes.answer(prediction, row.confidence),
+            "right": label == prediction if is_class else None,
+            "terms": round_numbers([getattr(row, term) for term in TERMS]),
+        }
+
+    def sprites(self, start: int = 0) -> dict[str, list[str]]:
+        """Of every method and every snapshot from `start` on, all maps in one picture, in base64; empty if they are lost."""
+        keys = [(method, index) for method in self.methods for index in self.indices[start:]]
+        for method, index in self._track("encoding maps", keys):
+            key = method.method, index
+            if not self._sprites.get(key):  # maps that were lost may come
+                self._sprites[key] = to_base64(_encode(method, index, self.encoding))
+        return {m.method: [self._sprites[m.method, index] for index in self.indices[start:]] for m in self.methods}
+
+    def layer_terms(self, start: int = 0) -> list[dict[str, Any] | None]:
+        """Of every snapshot from `start` on, what each layer adds to each image's output: [layers, N] in 16 bits.
+
+        None if the files do not hold it.
+        """
+        return [self._terms(index) for index in self.indices[start:]]
+
+    def _terms(self, index: int) -> dict[str, Any] | None:
+        rows = self.run.layers.get(index, [])
+        if not rows or any(len(row.terms) != len(self.run.pictures) for row in rows):
+            return None
+        terms = np.array([row.terms for row in rows], dtype=np.float64)
+        if not np.isfinite(terms).all():
+            return None
+        scale = float(np.abs(terms).max()) / 32767 or 1.0
+        return {"scale": scale, "content": to_base64((terms / scale).round().astype("<i2").tobytes())}
+
+
+def describe_moment(title: str, snapshot: Snapshot) -> str:
+    """The title of a snapshot with its step, and with its epoch if that is not the title."""
+    if title == f"step {snapshot.step}":
+        return f"{title}, epoch {snapshot.epoch}"
+    return f"{title}, step {snapshot.step}"
+
+
+def _encode(method: MethodMaps, index: int, encoding: Encoding) -> bytes:
+    """The maps of a snapshot in one picture; empty if they are lost."""
+    maps = method.planes(index)
+    return b"" if maps is None else encode_maps(maps, encoding, is_signed=method.is_signed)

@@ -1,0 +1,61 @@
+"""Where runs and experiments lie below a folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from fg_lightning.errors import CannotRun, list_briefly
+from fg_lightning.history.records import HISTORY
+from fg_lightning.report.roar_page import is_experiment
+
+MAX_DEPTH = 6
+"""How many levels of folders below the given one are searched."""
+
+
+def locate_run(folder: Path) -> Path:
+    """The absolute folder of a run or an experiment: the given one, or the only one below it.
+
+    Raises:
+        CannotRun: if there is none, or more than one.
+    """
+    folder = folder.resolve()
+    if not folder.is_dir():
+        what = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise CannotRun(f"{folder} {what}; name the folder of a run that FullGradMonitor recorded, or of an experiment")
+    candidates = find_runs(folder, with_experiments=True)
+    if not candidates:
+        raise CannotRun(
+            f"{folder} holds neither a monitored run (a folder fullgrad/ with {HISTORY}) nor an experiment (experiment.json, "
+            "cells/), and no folder below it does; name the one that FullGradMonitor, or fg-lightning roar or planted wrote to"
+        )
+    if len(candidates) > 1 and candidates[0] != folder:
+        newest_first = sorted(candidates, key=lambda path: -path.stat().st_mtime)
+        listed = list_briefly(newest_first)
+        raise CannotRun(
+            f"there are {len(candidates)} runs below {folder}, name one, or several to compare them; the newest is first: {listed}"
+        )
+    return candidates[0]
+
+
+def find_runs(top: Path, *, with_experiments: bool = False) -> list[Path]:
+    """The folders of runs at or below a folder, the nearest first. Links are not followed, and hidden folders are left out.
+
+    Args:
+        top: the folder.
+        with_experiments: whether to list experiments, too.
+    """
+    folders = []
+    for where, names, _ in os.walk(top):
+        path = Path(where)
+        if is_run(path) or (with_experiments and is_experiment(path)):
+            folders.append(path)
+        if is_run(path) or len(path.relative_to(top).parts) == MAX_DEPTH:
+            names.clear()  # folders in a run hold what it recorded of other methods
+        names[:] = [name for name in names if not name.startswith(".")]
+    return sorted(folders, key=lambda path: (len(path.parts), path))
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a monitor recorded in this folder."""
+    return (folder / HISTORY).is_file() or (folder / "probe.json").is_file()
