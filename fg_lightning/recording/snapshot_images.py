@@ -17,12 +17,9 @@ from fg_lightning.history import History
 from fg_lightning.history.class_names import ClassNames
 from fg_lightning.history.records import Explanation, Snapshot, shares_by_layer
 from fg_lightning.loggers import Pictures
-from fg_lightning.visualization.film_strips import animation, film_strip, save_animation, spread_indices
-from fg_lightning.visualization.plots import depth_map
+from fg_lightning.visualization.depth_map import depth_map
+from fg_lightning.visualization.film_strips import MAX_SNAPSHOTS, animation, film_strip, save_animation, spread_indices
 from fg_lightning.visualization.saliency_overlay import RGB, Normalization, any_negative, enlarge, overlays_rgb, planar
-
-MOST_COLUMNS = 24
-"""Number of snapshots in a film strip."""
 
 MOST_FRAMES = 60
 """Number of snapshots in an animation."""
@@ -56,7 +53,7 @@ class Renderer:
         return Pictures(
             key="fullgrad/saliency",
             title=snapshot.title,
-            overlays=overlays_rgb(self.pictures_of_images, maps, is_signed=is_signed),
+            overlays=[enlarge(drawn) for drawn in overlays_rgb(self.pictures_of_images, maps, is_signed=is_signed)],
             captions=[self.classes.caption(*of_image) for of_image in zip(*columns, strict=True)],
             table_key="fullgrad/table",
             table={
@@ -106,7 +103,7 @@ class Renderer:
         Raises:
             ValueError: if there are none.
         """
-        chosen, captions = self._columns(history, MOST_COLUMNS)
+        chosen, captions = self._columns(history, MAX_SNAPSHOTS)
         return film_strip(
             planar(self.images),
             chosen,

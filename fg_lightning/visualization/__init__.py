@@ -1,8 +1,10 @@
 """Pictures for the user: overlays, contact sheets, film strips, animations, comparisons, curves and depth maps."""
 
+from fg_lightning.visualization.depth_map import depth_map
 from fg_lightning.visualization.film_strips import animation, film_strip, save_animation
 from fg_lightning.visualization.image_grids import comparison, contact_sheet
-from fg_lightning.visualization.plots import curves, depth_map, save_figure
+from fg_lightning.visualization.outlines import draw_outlines
+from fg_lightning.visualization.plots import curves, save_figure
 from fg_lightning.visualization.saliency_overlay import Normalization, overlay, to_rgb
 
 __all__ = [
@@ -12,6 +14,7 @@ __all__ = [
     "contact_sheet",
     "curves",
     "depth_map",
+    "draw_outlines",
     "film_strip",
     "overlay",
     "save_animation",

@@ -6,15 +6,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Bool
 from PIL import Image
 from torch import Tensor
 
 from fg_lightning.atomic_files import replace_file
-from fg_lightning.visualization.image_grids import contact_sheet, draw_grid
+from fg_lightning.visualization.image_grids import GAP, contact_sheet, draw_grid
+from fg_lightning.visualization.outlines import draw_outlines
 from fg_lightning.visualization.saliency_overlay import RGB, Normalization, any_negative, enlarge, overlay_rgb, shrink, to_rgb
 
-LARGEST_SIDE = 224
-"""Larger frames are reduced: the strip should fit on a screen."""
+LARGEST_SIDE, SMALLER_SIDE = 192, 112
+"""Larger frames are reduced to this, and of many columns to the second."""
+
+MAX_WIDTH = 1500
+"""Pixels of all frames of a row, which should fit on a screen."""
+
+MAX_SNAPSHOTS = 12
+"""Columns that can be told apart where the strip is shown: in a panel, on a page, on a screen."""
 
 
 def film_strip(
@@ -23,8 +31,11 @@ def film_strip(
     *,
     row_names: Sequence[str] = (),
     captions: Sequence[Sequence[str]] = (),
+    marked: Sequence[Sequence[bool]] = (),
+    masks: Bool[Tensor, "n 1 h w"] | None = None,
+    title: str = "",
     normalization: Normalization | None = None,
-    max_columns: int = 24,
+    max_columns: int = MAX_SNAPSHOTS,
 ) -> Image.Image:
     """Draws how the maps of some images changed.
 
@@ -33,8 +44,11 @@ def film_strip(
         snapshots: the title and the maps [N, 1, H, W] of each, in order.
         row_names: text beside each row, such as the label.
         captions: for each snapshot the text below each of its N frames, such as the prediction.
+        marked: for each snapshot which of its N frames are marked, such as those of wrong predictions.
+        masks: where the network should look; they are outlined. Default: None.
+        title: at the top; its first line is bold.
         normalization: of the images, undone if it fits.
-        max_columns: if there are more snapshots, so many are shown, evenly spaced, with the first and the last.
+        max_columns: if there are more snapshots, so many are shown, evenly spaced, with the first and the last. Default: 12.
 
     Returns:
         A picture: the image itself, then an overlay for each snapshot.
@@ -45,16 +59,20 @@ def film_strip(
     check_snapshots("a film strip", images, snapshots)
     chosen = spread_indices(len(snapshots), max_columns)
     is_signed = any_negative(maps for _, maps in snapshots)
+    side = max(SMALLER_SIDE, min(LARGEST_SIDE, MAX_WIDTH // (1 + len(chosen)) - GAP))
 
     def row(i: int, picture: RGB) -> list[RGB]:
         overlays = (overlay_rgb(picture, snapshots[k][1][i], is_signed=is_signed) for k in chosen)
-        return [shrink(frame, LARGEST_SIDE) for frame in (enlarge(picture), *overlays)]
+        frames = [shrink(frame, side) for frame in (enlarge(picture), *overlays)]
+        return draw_outlines(frames, None if masks is None else masks[i : i + 1].expand(len(frames), -1, -1, -1))
 
     return draw_grid(
         [row(i, to_rgb(image, normalization)) for i, image in enumerate(images)],
         column_names=["image", *(snapshots[k][0] for k in chosen)],
         row_names=row_names,
         captions=[["", *(captions[k][i] for k in chosen)] for i in range(len(images))] if captions else (),
+        marked=[[False, *(marked[k][i] for k in chosen)] for i in range(len(images))] if marked else (),
+        title=title,
         is_signed=is_signed,
     )
 
@@ -91,6 +109,9 @@ def animation(
     snapshots: Sequence[tuple[str, Tensor]],
     *,
     captions: Sequence[Sequence[str]] = (),
+    marked: Sequence[Sequence[bool]] = (),
+    masks: Bool[Tensor, "n 1 h w"] | None = None,
+    title: str = "",
     normalization: Normalization | None = None,
     max_frames: int = 60,
 ) -> list[Image.Image]:
@@ -100,6 +121,9 @@ def animation(
         images: [N, C, H, W], in the model's units.
         snapshots: the title and the maps [N, 1, H, W] of each, in order.
         captions: for each snapshot the text below each of its N overlays, such as the prediction.
+        marked: for each snapshot which of its N overlays are marked, such as those of wrong predictions.
+        masks: where the network should look; they are outlined. Default: None.
+        title: of all frames, below the title of the snapshot.
         normalization: of the images, undone if it fits.
         max_frames: if there are more snapshots, so many are shown, evenly spaced, with the first and the last.
 
@@ -114,12 +138,20 @@ def animation(
     is_signed = any_negative(maps for _, maps in snapshots)
     frames = []
     for k in spread_indices(len(snapshots), max_frames):
-        title, maps = snapshots[k]
+        name, maps = snapshots[k]
         overlays = [
             shrink(overlay_rgb(picture, saliency, is_signed=is_signed), LARGEST_FRAME)
             for picture, saliency in zip(pictures, maps, strict=True)
         ]
-        frames.append(contact_sheet(overlays, captions[k] if captions else [""] * len(images), title=title, is_signed=is_signed))
+        frames.append(
+            contact_sheet(
+                draw_outlines(overlays, masks),
+                captions[k] if captions else [""] * len(images),
+                marked=marked[k] if marked else (),
+                title="\n".join(filter(None, [name, title])),
+                is_signed=is_signed,
+            )
+        )
     size = max(frame.width for frame in frames), max(frame.height for frame in frames)
     return [_pad(frame, size) for frame in frames]
 

@@ -1,4 +1,4 @@
-"""Plots: curves over the fraction of removed pixels, the depth map (bias terms by layer, over time), and files of a figure."""
+"""Plots: curves over the fraction of removed pixels, and files of a figure."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import numpy.typing as npt
-from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
 from fg_lightning.atomic_files import replace_file
-from fg_lightning.visualization.film_strips import spread_indices
-from fg_lightning.visualization.saliency_overlay import SIGNED_COLORMAP
 
 MARKERS = "osD^v<>PX*"
 """Lines differ in these and in colour."""
@@ -103,40 +100,3 @@ def _mean_and_error(repetitions: npt.NDArray[np.float64]) -> tuple[npt.NDArray[n
     count = len(repetitions)
     error = repetitions.std(0, ddof=1) / np.sqrt(count) if count > 1 else np.zeros(repetitions.shape[1])
     return repetitions.mean(0), error
-
-
-MAX_NAMES = 40
-"""The most rows that are named."""
-
-
-def depth_map(shares: npt.NDArray[np.floating], layers: Sequence[str], snapshots: Sequence[str]) -> Figure:
-    """Draws the share of the output that each layer's biases explain: a row per layer from the input down, a column per snapshot.
-
-    Args:
-        shares: [layers, snapshots]. Over the layers they add up to 1, except for the completeness error. They may be negative.
-            NaN stays white.
-        layers: their names, in forward order.
-        snapshots: the names of the columns.
-
-    Raises:
-        ValueError: if there is nothing to show, or not a name for every row and column.
-    """
-    if not shares.size or shares.shape != (len(layers), len(snapshots)):
-        raise ValueError(
-            f"shares must have a row for each of {len(layers)} layers and a column for each of {len(snapshots)} snapshots"
-        )
-    rows, columns = spread_indices(len(layers), MAX_NAMES), spread_indices(len(snapshots), 16)
-    figure = Figure(figsize=(5 + 0.35 * min(len(snapshots), 24), 1.8 + 0.17 * len(rows)), dpi=100, layout="constrained")
-    axes = figure.add_subplot()
-    magnitudes = np.abs(shares[np.isfinite(shares)])
-    # The input may dwarf every layer. Colours are for the rest; what they cannot show is written as a number.
-    limit = max(float(np.percentile(magnitudes, 90)) if magnitudes.size else 0.0, 1e-3)
-    picture = axes.imshow(shares, cmap=SIGNED_COLORMAP, norm=TwoSlopeNorm(0, -limit, limit), aspect="auto", interpolation="nearest")
-    axes.set_yticks(rows, [layers[i] for i in rows], fontsize=7)
-    axes.set_xticks(columns, [snapshots[i] for i in columns], fontsize=7, rotation=90 if len(columns) > 6 else 0)
-    axes.tick_params(length=2)
-    if len(snapshots) <= 24:
-        for i, j in zip(*np.nonzero(np.abs(np.nan_to_num(shares)) > limit), strict=True):
-            axes.text(j, i, f"{shares[i, j]:.2g}", ha="center", va="center", fontsize=6, color="white")
-    figure.colorbar(picture, ax=axes, extend="both", label="share of the output").ax.tick_params(labelsize=7)
-    return figure

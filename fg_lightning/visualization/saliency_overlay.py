@@ -117,11 +117,11 @@ def overlay_rgb(picture: RGB, saliency: Tensor, *, strength: float = STRENGTH, i
     """`overlay`, of an image that `to_rgb` made."""
     values = saliency.reshape(saliency.shape[-2:]).detach().float().cpu().numpy()
     level, is_signed = heat_levels(values, is_signed=is_signed)
-    return _blend(picture, level, strength, is_signed)
+    return enlarge(_blend(picture, level, strength, is_signed))
 
 
 def overlays_rgb(pictures: Sequence[RGB], maps: Float[Tensor, "n 1 h w"], *, is_signed: bool) -> list[RGB]:
-    """`overlay_rgb` of several images and their maps."""
+    """`overlay_rgb` of several images and their maps, at their own size."""
     levels, _ = heat_levels(maps[:, 0].detach().float().cpu().numpy(), is_signed=is_signed)
     return [_blend(picture, level, STRENGTH, is_signed) for picture, level in zip(pictures, levels, strict=True)]
 
@@ -136,7 +136,7 @@ def _blend(picture: RGB, level: npt.NDArray[np.float32], strength: float, is_sig
     colours -= grey
     colours *= opacity
     colours += grey
-    return enlarge(colours.round(out=colours).astype(np.uint8))
+    return colours.round(out=colours).astype(np.uint8)
 
 
 def heat_levels(values: npt.NDArray[np.float32], *, is_signed: bool | None = None) -> tuple[npt.NDArray[np.float32], bool]:
@@ -186,9 +186,9 @@ def add_colour_bar(picture: RGB, *, is_signed: bool = False) -> RGB:
     return np.concatenate([picture, gap, colour_bar(len(picture), is_signed=is_signed)], axis=1)
 
 
-def enlarge(picture: RGB) -> RGB:
-    """Repeats every pixel by a whole factor, until the shorter side has `SMALLEST_SIDE` pixels."""
-    factor = max(1, -(-SMALLEST_SIDE // min(picture.shape[:2])))
+def enlarge(picture: RGB, side: int = SMALLEST_SIDE) -> RGB:
+    """Repeats every pixel by the same whole factor, until the shorter side has so many pixels or more."""
+    factor = max(1, -(-side // min(picture.shape[:2])))
     return picture if factor == 1 else picture.repeat(factor, axis=1).repeat(factor, axis=0)
 
 

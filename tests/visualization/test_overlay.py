@@ -99,7 +99,7 @@ def test_overlays_that_are_drawn_together_are_those_drawn_one_by_one(is_signed):
     )
     together = overlays_rgb(pictures, maps, is_signed=is_signed)
     for picture, saliency, drawn in zip(pictures, maps, together, strict=True):
-        assert (drawn == overlay_rgb(picture, saliency, is_signed=is_signed)).all()
+        assert (enlarge(drawn) == overlay_rgb(picture, saliency, is_signed=is_signed)).all()
 
 
 def test_one_pixel_does_not_take_all_the_contrast():
@@ -132,10 +132,19 @@ def test_the_colour_bar_goes_from_highest_to_lowest_and_its_lightness_falls_all_
     assert add_colour_bar(np.zeros((50, 30, 3), np.uint8)).shape == (50, 44, 3)
 
 
-@pytest.mark.parametrize(("size", "expected"), [((28, 28), (112, 112)), ((8, 20), (112, 280)), ((300, 200), (300, 200))])
-def test_small_pictures_are_enlarged_by_a_whole_factor(size, expected):
+@pytest.mark.parametrize(
+    ("size", "side", "expected"),
+    [
+        ((28, 28), 112, (112, 112)),
+        ((8, 20), 112, (112, 280)),
+        ((300, 200), 112, (300, 200)),
+        ((28, 28), 224, (224, 224)),
+        ((96, 96), 224, (288, 288)),
+    ],
+)
+def test_small_pictures_are_enlarged_by_a_whole_factor(size, side, expected):
     picture = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
-    drawn = enlarge(picture)
+    drawn = enlarge(picture, side)
     assert drawn.shape[:2] == expected
     factor = expected[0] // size[0]
     assert (drawn[::factor, ::factor] == picture).all()

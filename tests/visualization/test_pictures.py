@@ -6,9 +6,19 @@ import torch
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
-from fg_lightning.visualization import contact_sheet, depth_map, film_strip
+from fg_lightning.visualization import contact_sheet, film_strip
 from fg_lightning.visualization.film_strips import animation, spread_indices
-from fg_lightning.visualization.image_grids import GAP, comparison, draw_grid, pil_to_rgb
+from fg_lightning.visualization.image_grids import (
+    BORDER,
+    GAP,
+    MARK,
+    _fit_caption,
+    _shorten,
+    _width,
+    comparison,
+    draw_grid,
+    pil_to_rgb,
+)
 from fg_lightning.visualization.saliency_overlay import enlarge, overlay, to_rgb
 from tests.helpers.pictures import locate_frame
 
@@ -48,17 +58,70 @@ def test_of_many_snapshots_as_many_are_shown_as_there_is_room_for(strip):
     assert locate_frame(pil_to_rgb(narrow), overlay(images[0], snapshots[-1][1][0]))
 
 
+def test_a_film_strip_has_at_most_twelve_columns_of_maps_unless_more_are_asked_for(strip):
+    images, _ = strip
+    snapshots = [(f"epoch {i}", torch.rand(3, 1, 28, 28)) for i in range(40)]
+    widths = [film_strip(images, snapshots, **options).width for options in ({}, {"max_columns": 12}, {"max_columns": 40})]
+    assert widths[0] == widths[1] == widths[2] - 28 * (112 + GAP)
+
+
+def test_what_is_marked_has_a_line_around_it_and_a_caption_on_the_same_colour():
+    frames = [np.full((112, 112, 3), level, np.uint8) for level in (200, 100)]
+    canvas = pil_to_rgb(draw_grid([frames], captions=[["7 · 98 %", "✗ 1 · 61 %"]], marked=[[False, True]]))
+    (top, left), (_, right) = (locate_frame(canvas, frame)[0] for frame in frames)
+    is_mark = (canvas == MARK).all(-1)
+    assert is_mark[top - BORDER : top + 112, right - BORDER].all()
+    assert is_mark[top + 113 : top + 127, right : right + 112].mean() > 0.5
+    assert not is_mark[:, : right - BORDER].any()
+    assert (canvas[top + 113 : top + 127, right : right + 112] == 255).all(-1).any()  # white letters
+    assert (canvas[top + 113 : top + 127, left : left + 112] == 0).all(-1).any()  # black letters
+
+
+def test_a_mark_is_told_by_its_lightness_alone():
+    """In grey print and by the colour-blind: white letters on it have the contrast that WCAG asks of small text."""
+    linear = [((value / 255 + 0.055) / 1.055) ** 2.4 for value in MARK]
+    lightness = np.dot(linear, [0.2126, 0.7152, 0.0722])
+    assert 1.05 / (lightness + 0.05) > 4.5
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [("cat", "cat"), ("n02123045 tabby, tabby cat", "n021230…by cat"), ("W" * 40, "WWWW…WWW")],
+)
+def test_long_names_lose_their_middle(words, shown):
+    assert _shorten(words, 112) == shown
+    assert _width(shown) <= 112
+
+
+def test_a_caption_that_is_too_long_breaks_before_its_probability():
+    assert _fit_caption("golden retriever · 98 %", 112) == "golden retriever\n98 %"
+    assert _fit_caption("7\n→ ✗ 1 · 61 %", 112) == "7\n→ ✗ 1 · 61 %"
+
+
+def test_a_title_is_above_the_frames_and_wrapped():
+    frame = np.full((112, 112, 3), 200, np.uint8)
+    short, long = (draw_grid([[frame]], title=title) for title in ("epoch 3", "epoch 3 " * 20 + "\nbelow"))
+    assert short.width == long.width
+    assert locate_frame(pil_to_rgb(long), frame)[0][0] > locate_frame(pil_to_rgb(short), frame)[0][0] + 100
+
+
+@pytest.mark.parametrize(("columns", "side"), [(2, 192), (7, 181), (12, 112)])
+def test_large_images_are_as_large_as_there_is_room_for(columns, side):
+    snapshots = [(str(k), torch.rand(1, 1, 300, 300)) for k in range(columns)]
+    assert film_strip(torch.rand(1, 3, 300, 300), snapshots).height == 12 + 17 + side + GAP + GAP
+
+
 def test_words_are_drawn_as_pillow_draws_lines_of_text():
     """Lines are drawn once and then copied: below every frame stands what `multiline_text` would have drawn."""
-    frames = [np.full((30, 90, 3), 40 * i, np.uint8) for i in range(3)]
+    frames = [np.full((30, 112, 3), 40 * i, np.uint8) for i in range(3)]
     captions = ["class 7\n→ class 7 98%", "ÄÖgjpqy,_|\n\n(label 3)", "class 7"]
     canvas = draw_grid([frames], captions=[captions], title="epoch 3")
     expected = draw_grid([frames], captions=[["\n\n"] * 3])
     (top, left), *_ = (locate_frame(pil_to_rgb(canvas), frame)[0] for frame in frames)
     (plain_top, _), *_ = (locate_frame(pil_to_rgb(expected), frame)[0] for frame in frames)
-    draw, font = ImageDraw.Draw(expected), ImageFont.truetype(findfont("DejaVu Sans"), 11)
+    draw, font = ImageDraw.Draw(expected), ImageFont.truetype(findfont("DejaVu Sans"), 13)
     for j, caption in enumerate(captions):
-        draw.multiline_text((left + j * (90 + GAP), plain_top + 30 + 1), caption, "black", font, spacing=2)
+        draw.multiline_text((left + j * (112 + GAP), plain_top + 30 + 1), caption, "black", font, spacing=2)
     assert top > plain_top  # by the title
     assert (pil_to_rgb(canvas)[top:] == pil_to_rgb(expected)[plain_top:]).all()
 
@@ -117,36 +180,6 @@ def test_words_that_do_not_fit_are_cut_off():
     assert long.width < short.width + 200
     below = pil_to_rgb(long)[-20:, long.width - 70 :]
     assert (below == 255).all()
-
-
-def test_a_depth_map_shows_signs_and_names_what_it_cannot_show():
-    shares = np.zeros((30, 5))
-    shares[0], shares[10], shares[20] = 5.0, 0.3, -0.3
-    figure = depth_map(shares, [f"layer {i}" for i in range(30)], [f"epoch {i}" for i in range(5)])
-    axes = figure.axes[0]
-    picture = axes.images[0]
-    assert np.array_equal(picture.get_array(), shares)
-    assert picture.norm(0) == pytest.approx(0.5)
-    assert picture.norm(0.3) > 0.5 > picture.norm(-0.3)
-    assert {text.get_text() for text in axes.texts} >= {"5"}
-    assert len(axes.get_yticklabels()) == 30
-
-
-def test_many_layers_and_snapshots_are_named_where_there_is_room():
-    figure = depth_map(
-        np.random.default_rng(0).normal(size=(200, 100)), [f"l{i}" for i in range(200)], [f"e{i}" for i in range(100)]
-    )
-    axes = figure.axes[0]
-    assert len(axes.get_yticklabels()) == 40
-    assert len(axes.get_xticklabels()) == 16
-    assert not axes.texts
-
-
-def test_a_depth_map_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="a row for each of 2 layers"):
-        depth_map(np.zeros((3, 4)), ["a", "b"], ["1", "2", "3", "4"])
-    with pytest.raises(ValueError, match="a row for each of 0 layers"):
-        depth_map(np.zeros((0, 0)), [], [])
 
 
 def test_pixels_of_a_picture():
