@@ -37,8 +37,10 @@ class FullGradients:
         implicit_terms: implicit biases (those of non-linearities), likewise.
         missing_ops: operations that could not be linearized. Their biases are missing from the sum.
         fallback_ops: operations without a rule, whose bias came from the general fallback.
+        drawn: operations with a bias term on the image plane.
         undrawn: operations with a bias term that is not on the image plane, as behind a global pooling, or whose place there is not
             known. FullGrad leaves them out of the map.
+        lost: those of the undrawn whose place is not known, although they are not behind the end of the image plane.
         unbatched_by: the operation behind which the samples of the batch could not be told apart, so that each was run alone; None
             if they were run together.
     """
@@ -51,7 +53,9 @@ class FullGradients:
     implicit_terms: dict[str, Float[Tensor, " n"]]
     missing_ops: tuple[str, ...] = ()
     fallback_ops: tuple[str, ...] = ()
+    drawn: tuple[str, ...] = ()
     undrawn: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
     unbatched_by: str | None = None
 
     @property
@@ -119,7 +123,9 @@ def _merge(
         implicit_terms=_merge_terms([(part.implicit_terms, part.output) for part in parts], merge),
         missing_ops=_unique(op for part in parts for op in part.missing_ops),
         fallback_ops=_unique(op for part in parts for op in part.fallback_ops),
+        drawn=_unique(op for part in parts for op in part.drawn),
         undrawn=_unique(op for part in parts for op in part.undrawn),
+        lost=_unique(op for part in parts for op in part.lost),
         unbatched_by=next((part.unbatched_by for part in parts if part.unbatched_by), unbatched_by),
     )
 
@@ -227,6 +233,7 @@ class TermSums:
         """The terms of the run in forward order, by module. A bias whose output leads nowhere counts 0."""
         by_kind: dict[str, dict[str, Tensor]] = {"explicit": {}, "implicit": {}}
         num_axes = [gradient.ndim - 2 for gradient in self._gradients]
+        are_drawn = [(t, any(t.lies_on(i, axes) for i, axes in enumerate(num_axes))) for t in run.terms]
         for term in run.terms:
             value = self._sums.get(id(term), torch.zeros_like(run.output))
             sums = by_kind[term.kind]
@@ -240,7 +247,9 @@ class TermSums:
             implicit_terms=by_kind["implicit"],
             missing_ops=_unique(run.missing_ops),
             fallback_ops=_unique(run.fallback_ops),
-            undrawn=_unique(str(t) for t in run.terms if not any(t.lies_on(i, axes) for i, axes in enumerate(num_axes))),
+            drawn=_unique(str(t) for t, is_drawn in are_drawn if is_drawn),
+            undrawn=_unique(str(t) for t, is_drawn in are_drawn if not is_drawn),
+            lost=_unique(str(t) for t, is_drawn in are_drawn if not is_drawn and not t.layout.is_flat),
         )
 
 

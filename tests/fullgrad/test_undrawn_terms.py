@@ -118,6 +118,9 @@ def test_all_of_a_network_is_drawn_but_its_head(name: str, n: int) -> None:
     torch.manual_seed(0)
     _, terms = FullGrad(build().eval()).attribute_with_terms(images(n), 1)  # a warning is an error
     assert set(terms.undrawn) == head
+    assert bool(terms.drawn) == (name != "no plane at all")
+    assert not set(terms.drawn) & head
+    assert terms.lost == ()  # all of them are behind the end of the plane
 
 
 def test_a_map_is_zero_where_the_network_does_not_look() -> None:
@@ -162,6 +165,8 @@ def test_a_network_of_which_little_is_drawn_is_warned_about_once() -> None:
     with pytest.warns(UserWarning, match=r"draws 1 of 4 bias terms.*from linear in layers\.0 on"):
         _, terms = FullGrad(model).attribute_with_terms(images(), 1)
     assert terms.undrawn == ("linear in layers.0", "linear in layers.1", "linear in layers.2", "linear in head")
+    assert terms.drawn == ("conv2d in stem",)
+    assert terms.lost == terms.undrawn[:3]
     assert terms.undrawn == full_gradients(model, images(), 1).undrawn
     FullGrad(model).attribute(images(), 1)  # a second warning would be an error
     with warnings.catch_warnings():  # which makes Python forget what it has shown
