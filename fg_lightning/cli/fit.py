@@ -86,7 +86,7 @@ def _reason(error: BaseException) -> CannotRun | None:
             return CannotRun(str(cause).rpartition("CannotRun: ")[2].strip())  # a loader's process sends its whole traceback
         cause = cause.__cause__ or cause.__context__
     if isinstance(error, MisconfigurationException):
-        advice = " To take what there is: --trainer.accelerator auto" if "gpu backend" in str(error) else ""
+        advice = " To use the device that this machine has: --trainer.accelerator auto" if "gpu backend" in str(error) else ""
         return CannotRun(f"{one_line(error)}{advice}")
     if _is_of_a_checkpoint(error):
         return CannotRun(
