@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from fg_lightning.cli.main import COMMANDS, _summary
+from fg_lightning.cli.main import COMMANDS, _summary, find_function
 
 
 @pytest.mark.parametrize("module", ["wandb", "ray", "matplotlib", "captum", "torch", "lightning"])
@@ -32,7 +32,7 @@ def test_examples_in_docstrings_do_what_they_show(name):
 
 @pytest.mark.parametrize("command", list(COMMANDS))
 def test_the_list_of_commands_says_what_their_docstrings_say(command):
-    function = getattr(importlib.import_module(COMMANDS[command]), command)
+    function = find_function(command)
     assert function.__doc__.strip().splitlines()[0] == _summary(command).__doc__
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from argparse import Action, ArgumentParser, _SubParsersAction
 from collections.abc import Iterator, Mapping
-from importlib import import_module
 from typing import Literal
 
 from jsonargparse import auto_cli, capture_parser
@@ -36,9 +35,9 @@ def _plain_parser() -> ArgumentParser:
     from fg_lightning.cli.cite import list_names
     from fg_lightning.cli.fit import DESCRIPTIONS
     from fg_lightning.cli.lightning_cli import training_parser
-    from fg_lightning.cli.main import COMMANDS
+    from fg_lightning.cli.main import COMMANDS, find_function
 
-    functions = {name: getattr(import_module(module), name) for name, module in COMMANDS.items() if name not in DESCRIPTIONS}
+    functions = {name: find_function(name) for name in COMMANDS if name not in DESCRIPTIONS}
     own = capture_parser(auto_cli, functions, args=[], prog="fg-lightning")
     plain = ArgumentParser("fg-lightning")
     commands = plain.add_subparsers()

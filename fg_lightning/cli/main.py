@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ast
 import errno
+import json
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from io import TextIOWrapper
-from itertools import takewhile
+from itertools import islice
 from pathlib import Path
 
 from jsonargparse import auto_cli
@@ -35,11 +36,13 @@ COMMANDS = {
     "roar": "fg_lightning.cli.roar",
     "planted": "fg_lightning.cli.planted",
     "report": "fg_lightning.cli.report",
+    "watch": "fg_lightning.cli.watch",
+    "watch-checkpoints": "fg_lightning.cli.watch_checkpoints",
     "cite": "fg_lightning.cli.cite",
     "completion": "fg_lightning.cli.completion",
     **dict.fromkeys(("fit", "validate", "test", "predict"), "fg_lightning.cli.fit"),
 }
-"""Every command, and the module with a function of its name. The function's signature is its options, its docstring their help."""
+"""Every command, and the module with a function of its name (with _ for -), whose signature is the options."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -87,13 +90,13 @@ def put_current_folder_last() -> None:
 def _run(given: Sequence[str]) -> None:
     command = given[0] if given else ""
     if COMMANDS.get(command) == "fg_lightning.cli.fit":
-        _function(command)(*given[1:])  # Lightning's command line parses them
+        find_function(command)(*given[1:])  # Lightning's command line parses them
     elif command in COMMANDS:
-        if command == "cite":
-            given = _join_names(given)
-        auto_cli({command: _function(command)}, args=find_presets(given), prog="fg-lightning")
+        if command in WORD_LISTS:
+            given = _join_words(given)
+        auto_cli({command: find_function(command)}, args=find_presets(given), prog="fg-lightning")
     else:
-        of = _function if command.startswith("--config") else _summary  # a configuration may have options of any command
+        of = find_function if command.startswith("--config") else _summary  # a configuration may have options of any command
         auto_cli({name: of(name) for name in COMMANDS}, args=list(given), prog="fg-lightning")
 
 
@@ -117,21 +120,37 @@ def _join_values(args: Sequence[str]) -> list[str]:
     return words
 
 
-def _join_names(args: Sequence[str]) -> list[str]:
-    """The words after `cite`, up to the first option, as its option `--names`: `auto_cli` takes no words without a name."""
-    names = list(takewhile(lambda word: not word.startswith("-"), args[1:]))
-    return [args[0], *([f"--names={','.join(names)}"] if names else []), *args[1 + len(names) :]]
+WORD_LISTS = {"cite": "--names=", "report": ""}
+"""Commands that take any number of words, and the option that holds them; an argument has none."""
+
+FLAGS = ("-h", "--help", "--print_config")
+"""Options without a value."""
 
 
-def _function(command: str) -> Callable[..., None]:
-    function: Callable[..., None] = getattr(import_module(COMMANDS[command]), command)
+def _join_words(args: Sequence[str]) -> list[str]:
+    """The words of a command in `WORD_LISTS`, without options and their values, as one list: `auto_cli` takes one word for each."""
+    words, options, rest = list[str](), list[str](), iter(args[1:])
+    for word in rest:
+        if not word.startswith("-"):
+            words.append(word)
+            continue
+        options.append(word)
+        if "=" not in word and word not in FLAGS:
+            options += islice(rest, 1)
+    return [args[0], *([WORD_LISTS[args[0]] + json.dumps(words)] if words else []), *options]
+
+
+def find_function(command: str) -> Callable[..., None]:
+    """The function of a command."""
+    function: Callable[..., None] = getattr(import_module(COMMANDS[command]), command.replace("-", "_"))
     return function
 
 
 def _summary(command: str) -> Callable[[], None]:
     """A function with a command's docstring alone, read from its file: the list of commands then costs no import."""
     source = (Path(__file__).parent / f"{COMMANDS[command].rpartition('.')[2]}.py").read_text(encoding="utf-8")
-    functions = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef) and node.name == command]
+    name = command.replace("-", "_")
+    functions = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef) and node.name == name]
 
     def summary() -> None: ...
 

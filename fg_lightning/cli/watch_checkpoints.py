@@ -1,0 +1,209 @@
+"""fg-lightning watch-checkpoints."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, Union
+
+from jsonargparse.typing import PositiveInt
+from lightning.pytorch import LightningDataModule
+from torch import nn
+
+from fg_lightning.errors import CannotRun
+
+
+def watch_checkpoints(
+    folder: Path,
+    model: Union[Callable[[], nn.Module], str, None] = None,
+    data: Union[Callable[[], LightningDataModule], str, None] = None,
+    output: Path = Path("fg_checkpoints"),
+    num_samples: PositiveInt = 8,
+    methods: Union[str, list[str]] = "fullgrad",
+    reading: Literal["exact", "locally_affine"] = "exact",
+    psi: Literal["absolute", "positive", "signed"] = "absolute",
+    target: Union[int, None] = None,
+    task: Union[str, None] = None,
+    class_names: Union[str, list[str], None] = None,
+    animation: bool = False,
+    size: PositiveInt = 224,
+    mean: Union[tuple[float, ...], None] = None,
+    std: Union[tuple[float, ...], None] = None,
+    transform: Union[str, None] = None,
+    counted: Union[Literal["epochs", "steps"], None] = None,
+    epoch_0: Union[Literal["untrained", "trained"], None] = None,
+    prefix: Union[str, None] = None,
+    wandb_run: Union[str, None] = None,
+    device: str = "auto",
+) -> None:
+    """Draw what a network looked at during a training that is finished, from its checkpoints.
+
+    Writes a folder like that of a monitored run. If new checkpoints have appeared, the same command adds them.
+
+    Args:
+        folder: The checkpoints of one training: Lightning's, Hugging Face's, or a saved state_dict for each.
+        model: The network: class path of your LightningModule or network, a function that builds it, or the name of a
+            torchvision classifier. Arguments of a class: --model.NAME. Default: the hyperparameters in the checkpoint.
+        data: Class path of your LightningDataModule, whose validation images are explained; its arguments: --data.NAME. Or a folder
+            of pictures, which have no labels.
+        output: The folder that everything is written to.
+        num_samples: Number of images, evenly spread over the data.
+        methods: Names of methods with commas between them. FullGrad is always there.
+        reading: How FullGrad reads the network: exact, or locally_affine, which tells more of transformers.
+        psi: FullGrad's post-processing.
+        target: The class to explain. Default: the label; for pictures the class that the last network predicts.
+        task: What the output means: classes, labels, logit, regions or number. Default: the network and the data decide.
+        class_names: Names of the classes, with commas between them, or a file with a name on each line. Default: the data's.
+        animation: Also write the film strip in motion.
+        size: For pictures: pixels of the shorter side after resizing. The middle square is then cut out.
+        mean: For pictures: the mean subtracted from each channel, in 0..1; a single one for grey images. Default: ImageNet's.
+        std: For pictures: the standard deviation by which each channel is then divided. Default: ImageNet's.
+        transform: For pictures: the import path of a function from a PIL image to a tensor [C, H, W] instead.
+        counted: What the number in a file's name counts, if neither the file nor its name tells: epochs or steps.
+        epoch_0: For files of a loop of your own: whether epoch 0 is the untrained network, or trained for one epoch.
+        prefix: What stands before the network's names in the checkpoints, such as model. or ema_model. Default: it is found.
+        wandb_run: Also add everything to a finished Weights & Biases run, entity/project/id.
+        device: cpu, cuda, or any other of torch's; auto for a GPU if there is one.
+
+    Raises:
+        CannotRun: if an option makes no sense or is missing, or no checkpoint can be explained.
+    """
+    # The command line reads this signature to print its help.
+    import torch
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from fg_lightning.explain.checkpoint_network import CheckpointNetwork
+    from fg_lightning.explain.load_network import read_class_names
+    from fg_lightning.explain.record_checkpoints import Notes, record_checkpoints
+    from fg_lightning.recording.checkpoint_series import find_checkpoints
+
+    if model is None:
+        raise CannotRun("--model is missing: the class path of your LightningModule, such as --model my_package.my_module.Net")
+    if data is None:
+        raise CannotRun("--data is missing: the class path of your LightningDataModule, or a folder of pictures")
+    try:
+        place = torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:  # the last is torch's if it was built without CUDA
+        raise CannotRun(str(error)) from error
+    console = Console(stderr=True)
+
+    def show(note: str) -> None:
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+
+    network = CheckpointNetwork(model, prefix)
+    with Progress(console=console, transient=True) as bar:
+        series = find_checkpoints(folder, counted, epoch_0, lambda paths: bar.track(paths, description="reading", total=len(paths)))
+        for note in series.notes:
+            show(note)
+        options: dict[str, Any] = {"methods": methods.split(",") if isinstance(methods, str) else methods, "task": task}
+        options |= {"reading": reading, "psi": psi, "target": target, "animation": animation}
+        if class_names is not None:
+            options["class_names"] = read_class_names(class_names)
+        probe, roots, found = _find_images(data, network.load(series.checkpoints[-1].path), num_samples, size, mean, std, transform)
+        runs: list[Any] = []
+
+        def open_runs() -> list[Any]:
+            runs.extend([] if wandb_run is None else [_resume_wandb(wandb_run, options["methods"])])
+            return runs
+
+        try:
+            recorded = record_checkpoints(
+                series,
+                network,
+                probe,
+                output,
+                roots,
+                loggers=open_runs,
+                added_to=wandb_run,
+                device=place,
+                track=lambda checkpoints: bar.track(checkpoints, description="explaining", total=len(checkpoints)),
+                notes=Notes(show),
+                **options,
+                **found,
+            )
+        except KeyboardInterrupt:
+            print("fg-lightning: stopped; the same command goes on", file=sys.stderr)
+            sys.exit(130)
+        finally:
+            for run in runs:
+                run.finish()
+    for path, reason in recorded.skipped.items():
+        show(f"{reason} (skipped)" if path.name in reason else f"{path.name} is skipped: {reason}")
+    num_snapshots = len(recorded.history.snapshots)
+    print(f"{'snapshots':12} {num_snapshots}, of which {recorded.num_new} are new")
+    print(f"{'film strip':12} {output / 'film_strip.png'}")
+    for run in runs:
+        print(f"{'W&B run':12} {run.url}")
+    print(f"{'a page':12} fg-lightning report {shlex.quote(str(output))}", flush=True)
+
+
+def _find_images(
+    data: Union[Callable[[], LightningDataModule], str],
+    network: nn.Module,
+    num_samples: int,
+    size: int,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    transform: str | None,
+) -> tuple[Any, list[Any], dict[str, Any]]:
+    """The probe, what tells the normalization and the classes, and the options that follow from it."""
+    from fg_lightning.explain.load_network import import_object, picture_transform, read_last_normalization
+    from fg_lightning.explain.probe_images import probe_of_data, probe_of_pictures
+    from fg_lightning.training.image_datamodule import IMAGENET
+
+    if not isinstance(data, str):
+        if any(option is not None for option in (mean, std, transform)):
+            raise CannotRun("--mean, --std and --transform are for a folder of pictures; a datamodule has transforms of its own")
+        probe, roots = probe_of_data(data, network, num_samples)
+        return probe, roots, {}
+    folder = Path(data).expanduser()
+    if not folder.is_dir():
+        reason = "there is no such folder"
+        if re.fullmatch(r"[^\W\d]\w*([.:]\w+)+", data):
+            import_object(data)  # says why it cannot be imported
+            reason = "it is no LightningDataModule class, nor a folder"
+        raise CannotRun(f"--data {data}: {reason}; give the class path of a LightningDataModule, or a folder of pictures")
+    if (mean is None) != (std is None):
+        raise CannotRun("--mean and --std go together: give both, a number for each channel, in 0..1")
+    mean, std = mean or IMAGENET.mean, std or IMAGENET.std
+    function = picture_transform(size, mean, std) if transform is None else import_object(transform)
+    normalization = read_last_normalization(function)
+    probe, _ = probe_of_pictures(folder, function, num_samples)
+    return probe, [], {} if normalization is None else {"normalization": (normalization.mean, normalization.std)}
+
+
+def _resume_wandb(name: str, methods: Sequence[str]) -> Any:
+    """A finished run of Weights & Biases, to log to.
+
+    Args:
+        name: entity/project/id, or the run's address.
+        methods: whose numbers are drawn over Lightning's step.
+
+    Raises:
+        CannotRun: if there is no such run, or it cannot be reached.
+    """
+    import wandb
+
+    parts = re.sub(r"^https?://[^/]+/|/(?=runs/)runs", "", name.split("?")[0]).strip("/").split("/")
+    if len(parts) != 3 or not all(parts):
+        raise CannotRun(f"--wandb_run takes entity/project/id, as in the run's address, not {name!r}")
+    offline = f"{name} cannot be added to offline, because wandb must ask its server for the run"
+    if os.environ.get("WANDB_MODE", "online") != "online":
+        raise CannotRun(f"{offline}; unset WANDB_MODE")
+    entity, project, identifier = parts
+    try:
+        run = wandb.init(entity=entity, project=project, id=identifier, resume="must")
+    except wandb.Error as error:
+        raise CannotRun(f"{name} cannot be added to: {error}") from error
+    if run.offline or run.disabled:
+        run.finish()
+        raise CannotRun(f"{offline}; run: wandb online")
+    for method in dict.fromkeys(["fullgrad", *methods]):
+        run.define_metric(f"{method}/*", step_metric="trainer/global_step")
+    return run

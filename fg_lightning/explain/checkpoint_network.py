@@ -1,0 +1,122 @@
+"""The network of each checkpoint of a training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from inspect import Parameter, signature
+from pathlib import Path
+from typing import Any, Union
+
+import torch
+import torchvision.models
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from fg_lightning.checkpoints import one_line
+from fg_lightning.errors import CannotRun
+from fg_lightning.explain.load_network import import_object
+from fg_lightning.recording.checkpoint_series import find_weights, read_weights_file
+
+IMAGENET_CLASSES = 1000
+"""Number of outputs of torchvision's classifiers unless they are built with another one."""
+
+
+class CheckpointNetwork:
+    """Loads the networks of checkpoints.
+
+    A LightningModule is loaded by its own `load_from_checkpoint`, with the hyperparameters in the checkpoint. Any other network is
+    built once, and gets the weights of each checkpoint. Nothing is trained, and no code in a checkpoint runs.
+
+    Args:
+        model: the name of a classifier of torchvision, the import path of a network, of its class or of a function that builds it;
+            or such a function.
+        prefix: before the network's names in the checkpoints; None to find it.
+
+    Raises:
+        CannotRun: if there is no such network.
+    """
+
+    def __init__(self, model: Union[str, Callable[[], nn.Module]], prefix: str | None = None) -> None:
+        self.name = model if isinstance(model, str) else getattr(model, "__name__", str(model))
+        self._prefix = prefix
+        self._network: nn.Module | None = None
+        self._options: dict[str, Any] = {}
+        self._class: type[LightningModule] | None = None
+        self._build: Callable[[], nn.Module] | None = None
+        if isinstance(model, str) and ("." in model or ":" in model):
+            model = import_object(model)
+        if isinstance(model, str):
+            names = torchvision.models.list_models(module=torchvision.models)
+            if model not in names:
+                raise CannotRun(
+                    f"torchvision has no classifier {model!r}; your own network has an import path, --model my_module.Net"
+                )
+        elif isinstance(model, nn.Module):
+            self._network = model
+        else:
+            kind = next((value for value in _parts(model) if isinstance(value, type)), None)
+            if kind is not None and issubclass(kind, LightningModule):
+                self._class, self.name = kind, kind.__name__
+                self._options = _chosen_options(kind, getattr(model, "keywords", {}))
+            elif not callable(model):
+                raise CannotRun(f"{self.name} is {type(model).__name__}, but a network, its class or a function is needed")
+            self._build = model
+
+    def load(self, path: Path) -> nn.Module:
+        """The network of a checkpoint, on the CPU. It may be the same object with other weights as the one before.
+
+        Raises:
+            CannotRun: if the file cannot be read, or does not hold the network.
+        """
+        content = read_weights_file(path)
+        try:
+            if self._class is not None and "pytorch-lightning_version" in content:
+                return self._load_lightning(self._class, path, content)
+            if self._network is None:
+                self._network = self._build_network(content)
+            self._network.load_state_dict(find_weights(content, self._network.state_dict(), self._prefix))
+            return self._network
+        except CannotRun as error:
+            raise CannotRun(f"{path.name} cannot be loaded into {self.name}: {error}") from error
+        except Exception as error:  # of the user's class, or weights of other shapes
+            raise CannotRun(f"{path.name} cannot be loaded into {self.name}: {one_line(error)}") from error
+
+    def _load_lightning(self, kind: type[LightningModule], path: Path, content: Mapping[str, Any]) -> nn.Module:
+        kept = content.get("hyper_parameters") or {}
+        options = {name: value for name, (value, is_default) in self._options.items() if not (is_default and name in kept)}
+        module: nn.Module = kind.load_from_checkpoint(path, map_location="cpu", **options)  # read without its code before
+        return module
+
+    def _build_network(self, content: Mapping[str, Any]) -> nn.Module:
+        network = self._build() if self._build is not None else _build_torchvision(self.name, content, self._prefix)
+        if not isinstance(network, nn.Module):
+            raise CannotRun(f"it gives {type(network).__name__}, but a torch.nn.Module is needed")
+        return network
+
+
+def _parts(model: Any) -> list[Any]:
+    """A class, and what a partial of one holds: the command line makes those from `--model my.Net --model.width 8`."""
+    return [model, *model.args, *_parts(model.func)] if isinstance(model, partial) else [model]
+
+
+def _chosen_options(kind: type, options: Mapping[str, Any]) -> dict[str, tuple[Any, bool]]:
+    """Options with whether they are the class's defaults, which say nothing against the hyperparameters of a checkpoint."""
+    defaults = {name: parameter.default for name, parameter in signature(kind).parameters.items()}
+    return {name: (value, defaults.get(name, Parameter.empty) == value) for name, value in options.items()}
+
+
+def _build_torchvision(name: str, content: Mapping[str, Any], prefix: str | None) -> nn.Module:
+    """A classifier of torchvision with as many outputs as in a checkpoint."""
+    with torch.device("meta"):
+        usual = torchvision.models.get_model(name, weights=None).state_dict()
+    weights = find_weights(content, usual, prefix)
+    heads = {len(weights[key]) for key, value in usual.items() if _is_head(value, weights[key])}
+    options = {"num_classes": heads.pop()} if len(heads) == 1 else {}
+    network: nn.Module = torchvision.models.get_model(name, weights=None, **options)
+    return network
+
+
+def _is_head(usual: Tensor, own: Tensor) -> bool:
+    """Whether a weight differs from torchvision's by its number of outputs alone."""
+    return usual.ndim > 0 and usual.ndim == own.ndim and len(usual) == IMAGENET_CLASSES and usual.shape[1:] == own.shape[1:]

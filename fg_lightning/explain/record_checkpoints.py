@@ -1,0 +1,200 @@
+"""Records the snapshots of a training that is finished, from its checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fg_lightning.atomic_files import replace_file
+from fg_lightning.checkpoints import one_line, read_checkpoint
+from fg_lightning.errors import CannotRun
+from fg_lightning.explain.checkpoint_network import CheckpointNetwork
+from fg_lightning.history import History
+from fg_lightning.recording.checkpoint_series import Checkpoint, CheckpointSeries
+from fg_lightning.recording.messages import Messages
+from fg_lightning.recording.probe import Probe
+from fg_lightning.recording.recorder import FullGradRecorder
+from fg_lightning.recording.resume import ProbeChanged
+
+STATE = "checkpoints.pt"
+"""Which checkpoints are recorded, and what continues the history."""
+
+Track = Callable[[Sequence[Checkpoint]], Iterable[Checkpoint]]
+
+
+@dataclass
+class Recorded:
+    """
+    Attributes:
+        history: of all checkpoints so far.
+        num_new: number of snapshots that were added.
+        skipped: why checkpoints are left out, by path.
+    """
+
+    history: History
+    num_new: int = 0
+    skipped: dict[Path, str] = field(default_factory=dict)
+
+
+class Notes(Messages):
+    """Errors and notes of a recorder as lines for the user of a command, each once.
+
+    Args:
+        show: shows a line.
+
+    Attributes:
+        last_error: that a recorder had last.
+    """
+
+    def __init__(self, show: Callable[[str], None]) -> None:
+        super().__init__("FullGradRecorder")
+        self.last_error: Exception | None = None
+        self._show = show
+        self._shown: set[str] = set()
+
+    def warn(self, error: Exception, consequence: str = "", method: str = "") -> None:
+        """
+        Raises:
+            ProbeChanged: to end the command.
+        """
+        if isinstance(error, ProbeChanged):
+            raise error
+        self.last_error = error
+        self.inform(f"{type(error).__name__}: {one_line(error)}" + (f" ({consequence})" if consequence else ""))
+
+    def inform(self, note: str) -> None:
+        if note not in self._shown:
+            self._shown.add(note)
+            self._show(note)
+
+
+def record_checkpoints(
+    series: CheckpointSeries,
+    network: CheckpointNetwork,
+    probe: Probe,
+    output: Path,
+    data: Sequence[Any] = (),
+    loggers: Callable[[], Sequence[Any]] = tuple,
+    added_to: str | None = None,
+    device: torch.device | str = "cpu",
+    track: Track = iter,
+    notes: Notes | None = None,
+    **options: Any,
+) -> Recorded:
+    """Takes a snapshot of each checkpoint, in a folder like that of a monitored run. Checkpoints that are in it stay.
+
+    Without labels and a target, the class is explained that the last network predicts.
+
+    Args:
+        series: the checkpoints.
+        network: loads them.
+        probe: the images.
+        output: the folder.
+        data: what tells the normalization and the classes.
+        loggers: makes the loggers of a recorder, once nothing else can be wrong.
+        added_to: the run that they log to; what is drawn already cannot be added to another one.
+        device: where networks run.
+        track: shows the progress.
+        notes: shows what happens.
+        options: of `FullGradRecorder`.
+
+    Raises:
+        CannotRun: if the folder holds anything else, no checkpoint can be explained, or an option makes no sense.
+    """
+    state = _read_state(output, series)
+    if state and added_to not in (None, state.get("added_to")):
+        raise CannotRun(f"{output} is drawn already, and its pictures cannot be logged again; give another --output")
+    done: list[str] = list(state.get("done", ()))
+    new, skipped = _split(series, done, state.get("last", -1))
+    notes = notes or Notes(print)
+    if probe.labels is None and options.get("target") is None and new:
+        options["target"] = state["target"] if state else _last_prediction(new, network, probe, device, data, options)
+    try:
+        for makes in (tuple, loggers):  # the first to check everything before a run is asked for
+            recorder = FullGradRecorder(output, probe, data=list(data), loggers=makes(), messages=notes, **options)
+            if state:
+                recorder.load_state_dict({**state["recorder"], "folder": str(output.resolve())})
+    except ProbeChanged as error:
+        raise CannotRun(f"{output} cannot be continued: {error}; repeat its command, or give another --output") from error
+    except (TypeError, ValueError) as error:
+        raise CannotRun(str(error)) from error
+    recorded = Recorded(recorder.history, skipped={**series.skipped, **skipped})
+    with recorder:
+        for checkpoint in track(new):
+            notes.last_error = None
+            try:
+                model = network.load(checkpoint.path).to(device)
+            except CannotRun as error:
+                recorded.skipped[checkpoint.path] = str(error)
+                continue
+            snapshot = recorder.snapshot(
+                model, step=checkpoint.step, epoch=checkpoint.epoch, num_steps=checkpoint.num_steps, is_last=checkpoint is new[-1]
+            )
+            if snapshot is None:
+                recorded.skipped[checkpoint.path] = (
+                    f"{checkpoint.path.name} could not be explained: {one_line(str(notes.last_error))}"
+                )
+                continue
+            recorded.num_new += 1
+            done.append(checkpoint.path.name)
+            if output.is_dir():
+                with replace_file(output / STATE) as file:
+                    kept = {"done": done, "last": checkpoint.order[0], "target": options.get("target"), "added_to": added_to}
+                    torch.save({**kept, "recorder": recorder.state_dict()}, file)
+    if not recorder.history.snapshots:
+        raise CannotRun(f"no checkpoint could be explained. The first: {next(iter(recorded.skipped.values()))}")
+    return recorded
+
+
+def _read_state(output: Path, series: CheckpointSeries) -> Mapping[str, Any]:
+    """What an earlier command left; empty if there is none.
+
+    Raises:
+        CannotRun: if the folder holds anything else.
+    """
+    if output.is_dir() and not any(output.iterdir()):
+        output.rmdir()
+    if not output.exists():
+        return {}
+    if not (output / STATE).is_file():
+        raise CannotRun(f"{output} is there already and was not drawn from checkpoints; give another --output")
+    state = read_checkpoint(output / STATE)
+    names = {checkpoint.path.name for checkpoint in series.checkpoints}
+    if not {"done", "last", "recorder"} <= state.keys():
+        raise CannotRun(f"{output / STATE} is damaged; give another --output")
+    if names.isdisjoint(state["done"]):
+        raise CannotRun(f"{output} was drawn from other checkpoints, such as {state['done'][0]}; give another --output")
+    return state
+
+
+def _split(series: CheckpointSeries, done: Sequence[str], last: int) -> tuple[list[Checkpoint], dict[Path, str]]:
+    """The checkpoints that are not recorded yet, and why others of those are left out."""
+    left = [checkpoint for checkpoint in series.checkpoints if checkpoint.path.name not in done]
+    early = [checkpoint for checkpoint in left if checkpoint.order[0] <= last]
+    reason = "was written before the last one that is drawn; to add it, draw all with another --output"
+    return [c for c in left if c not in early], {c.path: f"{c.path.name} {reason}" for c in early}
+
+
+def _last_prediction(
+    checkpoints: Sequence[Checkpoint],
+    network: CheckpointNetwork,
+    probe: Probe,
+    device: torch.device | str,
+    data: Sequence[Any],
+    options: Mapping[str, Any],
+) -> list[int] | None:
+    """The classes that the last network predicts; None if its output has no classes, or it cannot be explained."""
+    alone = {name: value for name, value in options.items() if name not in ("methods", "animation")}
+    recorder = FullGradRecorder(None, probe, data=list(data), messages=Notes(lambda note: None), **alone)
+    try:
+        recorder.snapshot(network.load(checkpoints[-1].path).to(device), step=0, epoch=0)
+    except CannotRun:
+        return None
+    state, explained = recorder.state_dict(), recorder.probe
+    if explained is None or explained.labels is None or explained.labels.ndim != 1:
+        return None
+    return explained.labels.tolist() if "Classes" in state["task"] else None
