@@ -25,10 +25,17 @@ shapes: $(INSTALLED)
 		tests/callbacks tests/history tests/recording tests/removal tests/metrics tests/attribution \
 		tests/fullgrad/test_saliency.py tests/fullgrad/test_smooth_fullgrad.py tests/fullgrad/test_postprocess.py tests/fullgrad/test_readings.py
 
+# Code, types, spelling, the words and links of pages, and the files that a code host reads.
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell *.md benchmarks callbacks docs examples fg_lightning tests
+	$(BIN)/python -m tests.check_pages
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 
 # Public projects, trained with and without the monitor, in an environment of their own: 8 GB of disk, then about five minutes.
 field: .field-env/installed
