@@ -13,6 +13,9 @@ from jaxtyping import Float
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
+from fg_lightning.recording.balanced_samples import choose_rows
+from fg_lightning.recording.masks import MaskFunction, Masks, WrongMasks, find_masks, read_masks
+
 HOW_TO_EXPLAIN_A_DETECTOR = (
     "pass images of one size, how the module is called and what is explained: probe=images, "
     "forward=lambda module, batch: module(list(batch)), target=function from the output to a tensor [N]; "
@@ -130,6 +133,11 @@ class Probe:
         place: index of the images among the tensors of the batch.
         batch_size: how many images to explain in one pass; None for all.
         is_given: whether the user chose the images.
+        masks: where the network should look, True inside; None if that is not known.
+        masks_from: where they come from, in words; empty without masks.
+        unread_masks: what the user gave for masks, before `with_masks` reads it.
+        indices: of the images in their data set; None if they are not known.
+        chosen: how the images were chosen, in words.
     """
 
     images: Float[Tensor, "n c *s"]
@@ -139,6 +147,11 @@ class Probe:
     place: int = 0
     batch_size: int | None = None
     is_given: bool = False
+    masks: Masks | None = None
+    masks_from: str = ""
+    unread_masks: Any = None
+    indices: tuple[int, ...] | None = None
+    chosen: str = ""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -163,6 +176,22 @@ class Probe:
             for row in rows
         ]
 
+    def with_masks(self, function: MaskFunction | None = None) -> Probe:
+        """The same probe with the masks that the user gave beside the images, or that a function makes of their batch.
+
+        Raises:
+            WrongMasks: if they do not fit the images, or both are given.
+        """
+        if self.unread_masks is None and function is None:
+            return self
+        if self.unread_masks is not None and function is not None:
+            raise WrongMasks("masks are given twice, in probe=(images, labels, masks) and by masks=function; leave one out")
+        given = self.unread_masks if function is None else function(self.images if self.batch is None else self.batch)
+        if given is None:  # by the function: there are none
+            return replace(self, masks=None, masks_from="")
+        origin = "given with the probe" if function is None else f"made by {getattr(function, '__name__', 'a function')}"
+        return replace(self, masks=read_masks(given, self.images), masks_from=origin, unread_masks=None)
+
     def fingerprint(self) -> str:
         """A digest of the images and labels."""
         digest = hashlib.sha256()
@@ -174,10 +203,12 @@ class Probe:
 
     @classmethod
     def from_batch(cls, batch: Any, num_samples: int, *, with_batch: bool = False) -> Probe:
-        """The first `num_samples` images of a batch, which may be a tensor, tuple, list, mapping or dataclass, nested or not.
+        """`num_samples` images of a batch, which may be a tensor, tuple, list, mapping or dataclass, nested or not.
 
         The images are its first floating-point tensor of 3 to 5 dimensions. The labels are a tensor with as many rows; integers
-        [N] go first. If fields have names, those in `IMAGE_NAMES` and `LABEL_NAMES` go before any other.
+        [N] go first. If fields have names, those in `IMAGE_NAMES` and `LABEL_NAMES` go before any other. Of more images than
+        `num_samples`, as many of each class are taken if the labels are classes, else the first. `find_masks` tells which masks
+        are taken along.
 
         Args:
             batch: what a loader gives.
@@ -201,18 +232,23 @@ class Probe:
                 "[N, C, H, W], as the module's forward takes them. Pass them yourself: probe=(images, labels)"
             )
         n = len(images)
+        rest = [(name, tensor) for name, tensor in leaves if tensor is not images]
+        ranked = _rank(rest, LABEL_NAMES, lambda t: _has_rows(t, n))
+        rows = choose_rows(ranked[0] if ranked else None, n, num_samples)
 
         def cut(tensor: Tensor) -> Tensor:
-            return (tensor[:num_samples] if tensor.ndim and len(tensor) == n else tensor).detach().clone()
+            return (tensor[rows] if tensor.ndim and len(tensor) == n else tensor).detach().clone()
 
         def plain(tensor: Tensor) -> Tensor:
             """Without a subclass that changes slices and sums, such as MONAI's MetaTensor."""
             return cut(tensor).as_subclass(Tensor)
 
-        rest = [(name, tensor) for name, tensor in leaves if tensor is not images]
-        fitting = [_as_numbers(plain(tensor)) for tensor in _rank(rest, LABEL_NAMES, lambda t: _has_rows(t, n))]
+        fitting = [_as_numbers(plain(tensor)) for tensor in ranked]
         labels = [tensor.flatten() if tensor.shape[1:] == (1,) else tensor for tensor in fitting]
+        masks = find_masks(rest, ranked[0] if ranked else None, images)
         probe = cls(plain(images), labels[0] if labels else None, tuple(labels[1:]))
+        if masks is not None:
+            probe = replace(probe, masks=masks[0][rows], masks_from=masks[1])
         if not with_batch:
             return probe
         tensors: list[Tensor] = []
@@ -221,22 +257,27 @@ class Probe:
         return replace(probe, batch=apply_to_collection(batch, Tensor, cut), place=place)
 
     @classmethod
-    def from_user(cls, probe: Tensor | Sequence[Tensor]) -> Probe:
-        """The images, or (images, labels), that the user passed.
+    def from_user(cls, probe: Tensor | Sequence[Any]) -> Probe:
+        """The images, (images, labels) or (images, labels, masks) that the user passed; `with_masks` reads the masks.
 
         Raises:
             NoProbe: if the argument is anything else.
         """
-        listed = describe_image_list(probe)
+        listed = describe_image_list(probe if isinstance(probe, Tensor) else probe[:2])
         if listed is not None:
             raise NoProbe(f"probe is {listed}; {HOW_TO_EXPLAIN_A_DETECTOR}")
-        images, labels = (probe, None) if isinstance(probe, Tensor) else probe if len(probe) == 2 else (None, None)
+        parts = (probe, None) if isinstance(probe, Tensor) else tuple(probe)
+        images, labels, masks = (*parts, None)[:3] if len(parts) in (2, 3) else (None, None, None)
         if not isinstance(images, Tensor) or not images.is_floating_point() or not 3 <= images.ndim <= 5 or not len(images):
-            raise NoProbe("probe must be images, a floating-point tensor [N, C, *S] with at least one of them, or (images, labels)")
+            raise NoProbe(
+                "probe must be images, a floating-point tensor [N, C, *S] with at least one of them, (images, labels) or "
+                "(images, labels, masks)"
+            )
         if labels is not None and not (isinstance(labels, Tensor) and labels.ndim and len(labels) == len(images)):
             raise NoProbe(f"the probe's labels must be a tensor with a row for each of {len(images)} images")
         images, labels = images.detach().clone(), None if labels is None else _as_numbers(labels.detach().clone())
-        return cls(images, labels, batch=images if labels is None else (images, labels), is_given=True)
+        batch = images if labels is None else (images, labels)
+        return cls(images, labels, batch=batch, is_given=True, unread_masks=masks, chosen="given")
 
 
 IMAGE_NAMES = ("image", "images", "img", "pixel_values", "input", "inputs", "x")
