@@ -30,7 +30,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/codespell *.md benchmarks callbacks docs examples fg_lightning tests
+	$(BIN)/codespell --quiet-level=2 *.md benchmarks callbacks docs examples fg_lightning tests
 	$(BIN)/python -m tests.check_pages
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/*.yml
