@@ -6,18 +6,32 @@ from pathlib import Path
 from typing import Union
 
 
-def report(run_dir: Path, output: Union[Path, None] = None) -> None:
-    """Write what a monitored run or an experiment (roar, planted) found as one HTML file that works offline.
+def report(run_dirs: list[str], output: Union[Path, None] = None, title: Union[str, None] = None) -> None:
+    """Write what a run or an experiment found, or a comparison of several runs, as one HTML file that works offline.
+
+    For example: fg-lightning report lightning_logs/version_0 lightning_logs/version_1
 
     Args:
-        run_dir: The folder of the run (or any folder above its only fullgrad/), or of the experiment.
-        output: The file. Default: report.html in the folder.
+        run_dirs: The folder of a monitored run (or any folder above its only fullgrad/) or of an experiment (roar, planted).
+            Several folders of runs: they are compared.
+        output: The file. Default: report.html in the folder; for several runs, comparison.html in the current folder.
+        title: The title of the page. Default: the name of the run.
+
+    Raises:
+        CannotRun: if there is nothing to report, the runs cannot be compared, or the file cannot be written.
     """
     from rich.console import Console
     from rich.progress import Progress
 
-    from fg_lightning.report import write_report
+    from fg_lightning.report import write_comparison, write_report
 
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        path = write_report(run_dir, output, track=lambda what, items: progress.track(items, description=what))
-    print(f"report  {path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+        def track(what, items):  # type: ignore[no-untyped-def]
+            return progress.track(items, description=what)
+
+        if len(run_dirs) == 1:
+            path = write_report(run_dirs[0], output, track, title=title)
+        else:
+            path = write_comparison(run_dirs, "comparison.html" if output is None else output, track, title=title)
+    print(f"{'report' if len(run_dirs) == 1 else 'comparison'}  {path} ({path.stat().st_size / 1e6:.1f} MB)")

@@ -1,5 +1,5 @@
-"""The report of a monitored run or a ROAR experiment: one HTML file that works offline."""
+"""The report of a monitored run, of several, or of an experiment: one HTML file that works offline."""
 
-from fg_lightning.report.html_report import write_report
+from fg_lightning.report.html_report import write_comparison, write_report
 
-__all__ = ["write_report"]
+__all__ = ["write_comparison", "write_report"]

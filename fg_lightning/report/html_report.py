@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -15,6 +16,8 @@ from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
 from fg_lightning.atomic_files import sweep, write_atomically
 from fg_lightning.errors import CannotRun
+from fg_lightning.report.compared_runs import read_compared_runs
+from fg_lightning.report.comparison_page import comparison_page
 from fg_lightning.report.figures import Page
 from fg_lightning.report.image_encoding import to_base64
 from fg_lightning.report.planted_page import is_planted, planted_page
@@ -48,6 +51,31 @@ def write_report(
     folder = locate_run(Path(folder))
     page = _make_page(folder, track, title)
     return _write(render(page), folder / "report.html" if output is None else Path(output))
+
+
+def write_comparison(
+    folders: Sequence[Union[str, Path]],
+    output: Union[str, Path] = "comparison.html",
+    track: Track = lambda what, items: items,
+    *,
+    title: str | None = None,
+) -> Path:
+    """Writes one page of several runs that explain the same images: side by side, their curves, and where their maps differ most.
+
+    Args:
+        folders: two or more, each of a run, or above its only `fullgrad/`.
+        output: the file. Default: `comparison.html` in the current folder.
+        track: see `write_report`.
+        title: of the page. Default: the names of the runs.
+
+    Returns:
+        The file's absolute path.
+
+    Raises:
+        CannotRun: if the runs cannot be compared, because they explain other images or explain them in another way, or the file
+            cannot be written.
+    """
+    return _write(render(comparison_page(read_compared_runs(folders, track), title, track)), Path(output))
 
 
 def _write(page: str, path: Path) -> Path:

@@ -72,10 +72,10 @@ class LiveRun:
         except (CannotRun, OSError):
             return None
         before, count = self._content, 0 if self._content is None else len(self._content.snapshots)
-        content = RunContent(run, self._encoding, self._sprites, num_expected=NUM_EXPECTED)
+        content = RunContent(run, self._encoding, self._sprites, num_sharing=NUM_EXPECTED)
         if before is not None and before.signature(count) != content.signature(count):  # another run, or it went back
             self._sprites = {}
-            content = RunContent(read_run(self.folder), None, self._sprites, num_expected=NUM_EXPECTED)
+            content = RunContent(read_run(self.folder), None, self._sprites, num_sharing=NUM_EXPECTED)
         self._encoding = content.encoding
         return content
 

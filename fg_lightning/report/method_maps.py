@@ -59,8 +59,9 @@ class MethodMaps:
 
 def read_methods(run: Run) -> list[MethodMaps]:
     """The maps of every method, FullGrad's first. Others lie in folders of their names. Damage becomes a note of the run."""
+    prefix = f"{FULLGRAD}/"
     numbers = {
-        index: {key.removeprefix(f"{FULLGRAD}/"): value for key, value in snapshot.numbers.items()}
+        index: {key.removeprefix(prefix): value for key, value in snapshot.numbers.items() if key.startswith(prefix)}
         for index, snapshot in run.snapshots.items()
     }
     methods = [MethodMaps(FULLGRAD, run.maps, numbers)]

@@ -114,19 +114,26 @@ class Axis:
 
     @classmethod
     def of(cls, *runs: Sequence[Snapshot]) -> Axis:
-        return cls(all(len({snapshot.epoch for snapshot in run}) == len(run) for run in runs))
+        are_by_step = any(snapshot.num_steps is not None for run in runs for snapshot in run)
+        return cls(not are_by_step and all(len({snapshot.epoch for snapshot in run}) == len(run) for run in runs))
 
     @property
     def label(self) -> str:
         return "epoch" if self.is_by_epoch else "step"
 
     def place(self, snapshot: Snapshot) -> int:
-        return snapshot.epoch if self.is_by_epoch else snapshot.step
+        if self.is_by_epoch:
+            return snapshot.epoch
+        return snapshot.step if snapshot.num_steps is None else snapshot.num_steps
 
     def title(self, snapshot: Snapshot) -> str:
         """The name of a snapshot, which no other of its run has."""
-        is_untrained = snapshot.epoch == snapshot.step == 0
-        return "untrained" if is_untrained else f"{self.label} {self.place(snapshot)}"
+        return "untrained" if snapshot.is_untrained else f"{self.label} {self.place(snapshot)}"
+
+    def moment(self, snapshot: Snapshot) -> str:
+        """The title of a snapshot, and with it the step or the epoch, whichever the title leaves out."""
+        other = f"step {snapshot.step}" if self.is_by_epoch else f"epoch {snapshot.epoch}"
+        return f"{self.title(snapshot)}, {other}"
 
 
 def run_figures(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fg_lightning.history import Run
-from fg_lightning.history.records import MAP_NUMBERS, NUMBERS, TERMS, Snapshot
+from fg_lightning.history.records import MAP_NUMBERS, NUMBERS, TERMS, ImageRow
 from fg_lightning.report.image_encoding import (
     BUDGET,
     Encoding,
@@ -34,7 +34,7 @@ class RunContent:
         encoding: of its maps; None to choose the best that fits.
         sprites: encoded maps in base64 by method and snapshot, which are not encoded again.
         track: see `write_report`.
-        num_expected: number of snapshots that the run will have at least; their maps fit the budget, too.
+        num_sharing: number of snapshots whose maps share the budget of a page, if they are more than the run has.
 
     Attributes:
         snapshots: of the run, in order.
@@ -49,7 +49,7 @@ class RunContent:
         encoding: Encoding | None = None,
         sprites: dict[tuple[str, int], str] | None = None,
         track: Track = lambda what, items: items,
-        num_expected: int = 0,
+        num_sharing: int = 0,
     ) -> None:
         self.run = run
         self.methods = read_methods(run)
@@ -59,13 +59,13 @@ class RunContent:
         self.axis = Axis.of(self.snapshots)
         self._sprites = {} if sprites is None else sprites
         self._track = track
-        self.encoding = self._choose_encoding(num_expected) if encoding is None else encoding
+        self.encoding = self._choose_encoding(num_sharing) if encoding is None else encoding
 
-    def _choose_encoding(self, num_expected: int) -> Encoding:
+    def _choose_encoding(self, num_sharing: int) -> Encoding:
         def encode(key: tuple[MethodMaps, int], encoding: Encoding) -> bytes:
             return _encode(*key, encoding)
 
-        budget = BUDGET * len(self.indices) // max(len(self.indices), num_expected)
+        budget = BUDGET * len(self.indices) // max(len(self.indices), num_sharing)
         return choose_encoding([(method, index) for method in self.methods for index in self.indices], encode, budget)
 
     @property
@@ -137,7 +137,7 @@ class RunContent:
         indices = self.indices[start:]
         return {
             "snapshots": [self._entry(i, index) for i, index in enumerate(indices, start)],
-            "images": [[self._image(index, i) for i in range(len(self.run.pictures))] for index in indices],
+            "images": [[self.image(index, i) for i in range(len(self.run.pictures))] for index in indices],
             "layers": [
                 [
                     {"name": row.name, "kind": row.kind, "share": round_numbers([row.share], 4)[0]}
@@ -149,29 +149,27 @@ class RunContent:
 
     def _entry(self, place: int, index: int) -> dict[str, Any]:
         snapshot = self.snapshots[place]
-        title = self.axis.title(snapshot)
         numbers = {f"{m.method}/{name}": v for m in self.methods for name, v in m.numbers.get(index, {}).items()}
         return {
-            "title": title,
-            "moment": describe_moment(title, snapshot),
+            "title": self.axis.title(snapshot),
+            "moment": self.axis.moment(snapshot),
             "epoch": snapshot.epoch,
             "step": snapshot.step,
             "at": self.axis.place(snapshot),
             "numbers": dict(zip(numbers, round_numbers(list(numbers.values()), 4), strict=True)),
         }
 
-    def _image(self, index: int, image: int) -> dict[str, Any] | None:
+    def image(self, index: int, image: int) -> dict[str, Any] | None:
         """The answers and terms of an image at a snapshot, in words and in numbers."""
         row = self.run.images.get((index, image))
         if row is None:
             return None
         label, prediction, classes = row.label, row.prediction, self.run.classes
-        is_class = isinstance(label, int) and isinstance(prediction, int) and row.confidence is not None
         return {
             "label": classes.name_of(label),
             "explained": classes.name_of(row.explained),
             "prediction": "" if prediction is None else classes.answer(prediction, row.confidence),
-            "right": label == prediction if is_class else None,
+            "right": is_right(row),
             "terms": round_numbers([getattr(row, term) for term in TERMS]),
         }
 
@@ -179,10 +177,15 @@ class RunContent:
         """Of every method and every snapshot from `start` on, all maps in one picture, in base64; empty if they are lost."""
         keys = [(method, index) for method in self.methods for index in self.indices[start:]]
         for method, index in self._track("encoding maps", keys):
-            key = method.method, index
-            if not self._sprites.get(key):  # maps that were lost may come
-                self._sprites[key] = to_base64(_encode(method, index, self.encoding))
-        return {m.method: [self._sprites[m.method, index] for index in self.indices[start:]] for m in self.methods}
+            self.sprite(method, index)
+        return {m.method: [self.sprite(m, index) for index in self.indices[start:]] for m in self.methods}
+
+    def sprite(self, method: MethodMaps, index: int) -> str:
+        """All maps of a method at a snapshot in one picture, in base64; empty if they are lost."""
+        key = method.method, index
+        if not self._sprites.get(key):  # maps that were lost may come
+            self._sprites[key] = to_base64(_encode(method, index, self.encoding))
+        return self._sprites[key]
 
     def layer_terms(self, start: int = 0) -> list[dict[str, Any] | None]:
         """Of every snapshot from `start` on, what each layer adds to each image's output: [layers, N] in 16 bits.
@@ -202,11 +205,12 @@ class RunContent:
         return {"scale": scale, "content": to_base64((terms / scale).round().astype("<i2").tobytes())}
 
 
-def describe_moment(title: str, snapshot: Snapshot) -> str:
-    """The title of a snapshot with its step, and with its epoch if that is not the title."""
-    if title == f"step {snapshot.step}":
-        return f"{title}, epoch {snapshot.epoch}"
-    return f"{title}, step {snapshot.step}"
+def is_right(row: ImageRow) -> bool | None:
+    """Whether the predicted class is the label; None if that cannot be told."""
+    if row.correct is not None:
+        return bool(row.correct)
+    is_class = isinstance(row.label, int) and isinstance(row.prediction, int) and row.confidence is not None
+    return row.label == row.prediction if is_class else None  # an earlier version wrote the file
 
 
 def _encode(method: MethodMaps, index: int, encoding: Encoding) -> bytes:

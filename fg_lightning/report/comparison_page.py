@@ -1,0 +1,199 @@
+"""The page of several runs that explain the same images."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import plotly.graph_objects as go  # type: ignore[import-untyped]
+
+from fg_lightning.report.compared_runs import ComparedRuns
+from fg_lightning.report.figures import COLOURS, Figure, Line, Page, line_figure, plot_layout, to_json
+from fg_lightning.report.manual import manual_link
+from fg_lightning.report.number_curves import FULLGRAD, NUMBERS_PAGE, draw, has_values, known_numbers, round_numbers
+from fg_lightning.report.run_content import Track
+
+MOST_DIFFERENCES = 50
+"""Rows in the table of the largest differences."""
+
+DISTANCE = (
+    "1 - cosine similarity of two runs' maps of the same image at the same moment. 0: the maps are the same. Runs that differ in "
+    "their seed alone differ, too: compare with such a pair before you read a difference as an effect."
+)
+
+
+def comparison_page(runs: ComparedRuns, title: str | None = None, track: Track = lambda what, items: items) -> Page:
+    """
+    Args:
+        runs: that are compared.
+        title: of the page. Default: the names of the runs.
+        track: see `write_report`.
+    """
+    distances = {method: runs.distances(method, track) for method in runs.methods}
+    first = runs.contents[0]
+    values = {
+        "title": _title(runs.names) if title is None else title,
+        "facts": _facts(runs),
+        "notes": runs.notes,
+        "runs": [{"name": name, "colour": COLOURS[i % len(COLOURS)]} for i, name in enumerate(runs.names)],
+        "folders": [str(content.run.folder) for content in runs.contents],
+        "pictures": first.pictures(),
+        "num_snapshots": len(runs.moments),
+        "methods": runs.methods,
+        "distance_meaning": DISTANCE,
+        "map_encoding": first.describe_maps(),
+        "sprites": _sprites(runs, track),
+        "data": _data(runs, distances),
+    }
+    return Page("comparison.html.j2", [*_distance_figures(runs, distances), *_curves(runs)], values)
+
+
+def _title(names: Sequence[str]) -> str:
+    return " and ".join(names) if len(names) < 4 else f"{len(names)} runs"
+
+
+def _facts(runs: ComparedRuns) -> list[str]:
+    count = len(runs.contents[0].run.pictures)
+    about = [content.run.about for content in runs.contents]
+    return [
+        f"{len(runs.names)} runs",
+        " / ".join(dict.fromkeys(str(of_run.get("module", "")) for of_run in about)),
+        f"the same {count} image{'' if count == 1 else 's'}",
+        f"{len(runs.moments)} snapshot{'' if len(runs.moments) == 1 else 's'} at {runs.axis.label}s that all have",
+        f"ψ {about[0]['psi']}" if "psi" in about[0] else "",
+    ]
+
+
+def _sprites(runs: ComparedRuns, track: Track) -> dict[str, str]:
+    """Of every run, snapshot and method all maps in one picture, in base64, by the ends of their elements' names."""
+    sprites = {}
+    for run, content in track("encoding maps", list(enumerate(runs.contents))):
+        for method in (m for m in content.methods if m.method in runs.methods):
+            for moment, places in enumerate(runs.moments):
+                sprites[f"{run}-{moment}-{method.method}"] = content.sprite(method, content.indices[places[run]])
+    return sprites
+
+
+def _data(runs: ComparedRuns, distances: dict[str, npt.NDArray[np.float64]]) -> dict[str, Any]:
+    first = runs.contents[0]
+    snapshots = [first.snapshots[places[0]] for places in runs.moments]
+    constants = first.constants()
+    return {
+        **{name: constants[name] for name in ("columns", "height", "width")},
+        "methods": [[info for info in content.constants()["methods"] if info["name"] in runs.methods] for content in runs.contents],
+        "runs": runs.names,
+        "snapshots": [{"title": runs.axis.title(s), "moment": runs.axis.title(s), "at": runs.axis.place(s)} for s in snapshots],
+        "images": [
+            [
+                [content.image(content.indices[places[run]], image) for image in range(len(content.run.pictures))]
+                for places in runs.moments
+            ]
+            for run, content in enumerate(runs.contents)
+        ],
+        "distances": {method: _largest(of_method) for method, of_method in distances.items()},
+        "differences": {method: _rank(of_method) for method, of_method in distances.items()},
+    }
+
+
+def _largest(distances: npt.NDArray[np.float64]) -> list[list[float | None]]:
+    """Of each snapshot and image, the distance of the two runs that differ most; None where maps are lost."""
+    with np.errstate(all="ignore"):
+        largest = np.where(np.isnan(distances), -1, distances).max((1, 2))
+    return [round_numbers([None if value < 0 else value for value in row], 3) for row in largest]
+
+
+def _rank(distances: npt.NDArray[np.float64]) -> list[dict[str, Any]]:
+    """The images and snapshots at which two runs differ most, the largest distance first."""
+    num_runs = distances.shape[1]
+    upper = np.triu_indices(num_runs, 1)
+    of_pairs = np.nan_to_num(distances[:, upper[0], upper[1], :], nan=-1)  # [moments, pairs, N]
+    pair, largest = of_pairs.argmax(1), of_pairs.max(1)
+    order = np.argsort(-largest, axis=None, kind="stable")[:MOST_DIFFERENCES]
+    rows = []
+    for moment, image in zip(*np.unravel_index(order, largest.shape), strict=True):
+        if largest[moment, image] >= 0:
+            of_pair = pair[moment, image]
+            runs = [int(upper[0][of_pair]), int(upper[1][of_pair])]
+            distance = round_numbers([float(largest[moment, image])], 3)[0]
+            rows.append({"snapshot": int(moment), "image": int(image), "runs": runs, "distance": distance})
+    return rows
+
+
+def _distance_figures(runs: ComparedRuns, distances: dict[str, npt.NDArray[np.float64]]) -> list[Figure]:
+    figures = []
+    for method, of_method in distances.items():
+        suffix = "" if method == FULLGRAD and len(distances) == 1 else f" ({method})"
+        figures.append(_mean_figure(runs, of_method, f"distance-{method}", f"Distance of the maps{suffix}"))
+        figures.append(_image_figure(runs, of_method, f"images-{method}", f"Distance of the maps by image{suffix}"))
+    return figures
+
+
+def _mean_figure(runs: ComparedRuns, distances: npt.NDArray[np.float64], name: str, title: str) -> Figure:
+    """The mean distance over the images: of two runs one line, of more each one's mean distance to the others."""
+    content, count = runs.contents[0], len(runs.names)
+    snapshots = [content.snapshots[places[0]] for places in runs.moments]
+    places, titles = [runs.axis.place(s) for s in snapshots], [runs.axis.title(s) for s in snapshots]
+    others = distances.copy()
+    others[:, range(count), range(count)] = np.nan
+    lines = []
+    for run in range(1 if count == 2 else count):
+        values = [_mean(others[moment, run]) for moment in range(len(snapshots))]
+        label = " and ".join(runs.names) if count == 2 else f"{runs.names[run]} to the others"
+        lines.append(Line(label, places, titles, round_numbers(values), run))
+    return line_figure(name, title, lines, xlabel=runs.axis.label, meaning=DISTANCE, link=manual_link(f"{NUMBERS_PAGE}#drift"))
+
+
+def _mean(values: npt.NDArray[np.float64]) -> float | None:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if known.size else None
+
+
+def _image_figure(runs: ComparedRuns, distances: npt.NDArray[np.float64], name: str, title: str) -> Figure:
+    """The largest distance of each image at each snapshot."""
+    largest = np.array(_largest(distances), dtype=float).T  # [N, moments]
+    content = runs.contents[0]
+    titles = [runs.axis.title(content.snapshots[places[0]]) for places in runs.moments]
+    labels = [f"image {i}" for i in range(len(largest))]
+    figure = go.Figure(layout=plot_layout("snapshot"))
+    figure.add_heatmap(
+        z=[[None if np.isnan(value) else value for value in row] for row in largest],
+        x=list(range(len(titles))),
+        y=list(range(len(labels))),
+        customdata=[list(titles) for _ in labels],
+        text=[[label] * len(titles) for label in labels],
+        hovertemplate="%{text}, %{customdata}: %{z:.3g}<extra></extra>",
+        colorscale="Viridis",
+        zmin=0,
+        colorbar={"thickness": 10, "tickfont": {"size": 11}},
+    )
+    step = -(-len(labels) // 24)
+    figure.update_yaxes(autorange="reversed", tickvals=list(range(0, len(labels), step)), ticktext=labels[::step], showgrid=False)
+    moments = sorted({0, len(titles) - 1, *range(0, len(titles), -(-len(titles) // 6))})
+    figure.update_xaxes(tickvals=moments, ticktext=[html.escape(titles[i]) for i in moments], title=None, showgrid=False)
+    known = largest[~np.isnan(largest)]
+    summary = f"from {known.min():.3g} to {known.max():.3g}" if known.size else "no values"
+    meaning = "Of the two runs that differ most. Click a cell to see its snapshot."
+    return Figure(name, title, summary, to_json(figure), max(280, min(700, 110 + 17 * len(labels))), meaning=meaning)
+
+
+def _curves(runs: ComparedRuns) -> list[Figure]:
+    """A figure for every number that a run has, with a line for each run."""
+    numbers = [
+        {method.method: [method.numbers.get(index, {}) for index in content.indices] for method in content.methods}
+        for content in runs.contents
+    ]
+    figures = []
+    for curves, words, method, number in known_numbers(numbers):
+        lines = []
+        for run, (name, content) in enumerate(zip(runs.names, runs.contents, strict=True)):
+            values = round_numbers([of_snapshot.get(number) for of_snapshot in numbers[run].get(method, [])])
+            if has_values(values):
+                places = [runs.axis.place(snapshot) for snapshot in content.snapshots]
+                titles = [runs.axis.title(snapshot) for snapshot in content.snapshots]
+                lines.append(Line(name, places, titles, values, run))
+        suffix = words if method == FULLGRAD else f"{words}, {method}"
+        figures.append(draw(curves, lines, runs.axis, runs.contents[0].map_size, suffix))
+    return figures
