@@ -11,7 +11,8 @@ from PIL import Image
 
 from fg_lightning.errors import CannotRun
 from fg_lightning.explain.pictures import overlay_names, read_picture, stack_batches
-from fg_lightning.visualization.image_grids import comparison
+from fg_lightning.explain.time_estimate import in_words
+from fg_lightning.visualization.image_grids import LINE, comparison
 from fg_lightning.visualization.plots import curves
 
 
@@ -81,7 +82,25 @@ def test_notes_stand_below_the_names_of_methods() -> None:
     without = comparison(image, {"fullgrad": saliency, "gradient": saliency})
     noted = comparison(image, {"fullgrad": saliency, "gradient": saliency}, notes={"fullgrad": "completeness\nerror 1e-7"})
     assert noted.width == without.width
-    assert noted.height == without.height + 2 * 15
+    assert noted.height == without.height + 2 * LINE
+
+
+def test_long_notes_are_wrapped_and_cut() -> None:
+    image, saliency = torch.rand(3, 112, 112), torch.rand(1, 112, 112)
+    (plain, long) = (comparison(image, {"a": saliency}, notes={"a": words}) for words in ("", "many words " * 40))
+    assert long.width == plain.width
+    assert long.height == plain.height + 4 * LINE
+
+
+def test_times_are_in_words() -> None:
+    assert [in_words(seconds) for seconds in (0.04, 0.51, 12.4, 99, 130, 7000)] == [
+        "0.04 s",
+        "0.5 s",
+        "12 s",
+        "99 s",
+        "2 min",
+        "1.9 h",
+    ]
 
 
 def test_a_missing_method_is_named_in_the_legend_without_a_line() -> None:
