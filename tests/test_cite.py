@@ -110,7 +110,7 @@ def test_this_package_is_cited_with_its_version_and_without_invented_people(caps
 
 
 def test_the_page_names_every_paper_with_its_names():
-    rows = (ROOT / "docs/references.md").read_text().splitlines()
+    rows = (ROOT / "docs/reference/references.md").read_text().splitlines()
     for entry, keywords in read_references().items():
         names = ", ".join(f"`{keyword}`" for keyword in keywords)
         (row,) = [row for row in rows if row.startswith(f"| {names} |")]

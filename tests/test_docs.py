@@ -1,13 +1,18 @@
-"""The documentation builds with warnings as errors, and loads nothing from elsewhere."""
+"""The manual agrees with the code, builds with warnings as errors, and loads nothing from elsewhere."""
 
 import os
 import re
 import subprocess
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
 
 import pytest
 import yaml
 
+from fg_lightning.cli.main import COMMANDS
+from fg_lightning.history.records import COLUMNS, HISTORY, IMAGES, LAYERS, NUMBERS
+from fg_lightning.planted import results as planted_results
+from fg_lightning.roar import results as roar_results
 from tests import ROOT
 
 pytest.importorskip("mkdocs", reason="needs the extra docs")
@@ -30,13 +35,72 @@ def site(tmp_path_factory):
 
 
 def test_every_page_is_in_the_navigation():
-    pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
-    assert pages == set(re.findall(r": ([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
+    pages = {
+        str(path.relative_to(ROOT / "docs").with_suffix(".md"))
+        for kind in ("md", "ipynb")
+        for path in (ROOT / "docs").rglob(f"*.{kind}")
+    }
+    assert pages == set(re.findall(r": ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
+
+
+# --- the reference agrees with the code ------------------------------------------------------------------------------------------
+
+
+def tables_of(page: str) -> dict[str, list[list[str]]]:
+    """The rows of the last table below each heading, without the heads, each a list of cells without backticks."""
+    tables = {}
+    for part in re.split(r"^##+ ", (ROOT / "docs" / page).read_text(), flags=re.MULTILINE)[1:]:
+        title, _, text = part.partition("\n")
+        lines = re.findall(r"^\| (.*) \|$", text, re.MULTILINE)
+        rows = [[cell.strip().strip("`") for cell in re.split(r"(?<!\\)\|", line)] for line in lines]
+        tables[title] = [row for row in rows if "---" not in row[0]]
+    return tables
+
+
+COLUMNS_OF = {
+    "history.csv": COLUMNS[HISTORY],
+    "images.csv": COLUMNS[IMAGES],
+    "layers.csv": COLUMNS[LAYERS],
+    "results.csv of roar": roar_results.TABLE_COLUMNS,
+    "summary.csv of roar": roar_results.SUMMARY_COLUMNS,
+    "results.csv of planted": planted_results.TABLE_COLUMNS,
+    "summary.csv of planted": planted_results.SUMMARY_COLUMNS,
+}
+
+
+@pytest.mark.parametrize("heading", COLUMNS_OF)
+def test_the_reference_has_every_column_with_type_and_meaning(heading):
+    _, *rows = tables_of("reference/keys_and_files.md")[heading]
+    assert [row[0] for row in rows] == list(COLUMNS_OF[heading])
+    assert all(len(row) == 4 and row[1] and row[3] for row in rows)
+
+
+def test_the_reference_has_every_logged_number():
+    rows = tables_of("reference/keys_and_files.md")["Logged numbers"]
+    keys = [row[0] for row in rows if row[0].startswith("fullgrad/")]
+    assert keys == [f"fullgrad/{name}" for name in NUMBERS]
+    assert all(all(row[1:3]) for row in rows)
+
+
+def test_the_page_of_commands_is_current():
+    spec = spec_from_file_location("write_commands", ROOT / "docs/scripts/write_commands.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.PAGE.read_text() == module.write_page(), "run: python docs/scripts/write_commands.py"
+
+
+def test_the_page_of_commands_has_every_command():
+    text = (ROOT / "docs/reference/commands.md").read_text()
+    headings = set(re.findall(r"[\w-]+", " ".join(re.findall(r"^## (.*)$", text, re.MULTILINE))))
+    assert set(COMMANDS) <= headings
+
+
+# --- the site --------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 def test_it_builds_and_the_reference_has_signatures_and_examples(site):
-    page = (site / "reference/fullgrad.html").read_text()
+    page = (site / "reference/api/fullgrad.html").read_text()
     for name in ("full_gradients", "FullGradients", "SmoothFullGrad"):
         assert f"fg_lightning.fullgrad.{name}" in page or f".{name}" in page
     assert "additional_forward_args" in page

@@ -78,7 +78,7 @@ def test_pages_and_presets_speak_of_public_names(path: Path) -> None:
 
 def test_something_is_read() -> None:
     assert len([path for path in PAGES if imported_names(path)]) > 5
-    assert "fg_lightning.roar.ROARExperiment" in written_names(ROOT / "docs/reference/roar.md")
+    assert "fg_lightning.roar.ROARExperiment" in written_names(ROOT / "docs/reference/api/roar.md")
     assert not is_public("fg_lightning.roar.experiment.ROARExperiment")
 
 

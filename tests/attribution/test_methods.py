@@ -296,7 +296,7 @@ def test_an_own_method_is_entered_by_name(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_manual_has_all_methods_with_their_settings() -> None:
-    text = (ROOT / "docs/reference/attribution.md").read_text()
+    text = (ROOT / "docs/reference/methods.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| (?:`(.*?)`)? ?\|", text, re.MULTILINE)
     assert {name for name, _ in rows} == set(METHODS)
     model, x = net()

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from tests import ROOT
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -40,5 +40,5 @@ def commands() -> list[Command]:
                 while words and re.match(r"[A-Z_]+=", words[0]):
                     words = words[1:]
                 if words:
-                    found[Command(page.name, words)] = None
+                    found[Command(str(page.relative_to(ROOT)), words)] = None
     return list(found)

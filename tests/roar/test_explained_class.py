@@ -94,7 +94,7 @@ def test_a_network_of_one_logit_is_explained(tmp_path):
 
 
 def test_a_method_of_ones_own_may_have_a_sign(net, tmp_path):
-    """As in docs/roar.md."""
+    """As in docs/explanation/remove_and_retrain.md."""
 
     def signed_gradient(scores, images):
         return torch.autograd.grad(scores(images).sum(), images)[0].sum(1, keepdim=True)
