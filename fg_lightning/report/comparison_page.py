@@ -100,24 +100,26 @@ def _data(runs: ComparedRuns, distances: dict[str, npt.NDArray[np.float64]]) -> 
 
 def _largest(distances: npt.NDArray[np.float64]) -> list[list[float | None]]:
     """Of each snapshot and image, the distance of the two runs that differ most; None where maps are lost."""
-    with np.errstate(all="ignore"):
-        largest = np.where(np.isnan(distances), -1, distances).max((1, 2))
-    return [round_numbers([None if value < 0 else value for value in row], 3) for row in largest]
+    return [round_numbers([None if value < 0 else value for value in row], 3) for row in _pairs(distances)[1].max(1)]
+
+
+def _pairs(distances: npt.NDArray[np.float64]) -> tuple[list[tuple[int, int]], npt.NDArray[np.float64]]:
+    """The pairs of runs, and their distances [moments, pairs, N], -1 where maps are lost."""
+    upper = np.triu_indices(distances.shape[1], 1)
+    pairs = [(int(first), int(second)) for first, second in zip(*upper, strict=True)]
+    return pairs, np.nan_to_num(distances[:, upper[0], upper[1], :], nan=-1)
 
 
 def _rank(distances: npt.NDArray[np.float64]) -> list[dict[str, Any]]:
     """The images and snapshots at which two runs differ most, the largest distance first."""
-    num_runs = distances.shape[1]
-    upper = np.triu_indices(num_runs, 1)
-    of_pairs = np.nan_to_num(distances[:, upper[0], upper[1], :], nan=-1)  # [moments, pairs, N]
+    pairs, of_pairs = _pairs(distances)
     pair, largest = of_pairs.argmax(1), of_pairs.max(1)
-    order = np.argsort(-largest, axis=None, kind="stable")[:MOST_DIFFERENCES]
     rows = []
-    for moment, image in zip(*np.unravel_index(order, largest.shape), strict=True):
+    for place in np.argsort(-largest, axis=None, kind="stable")[:MOST_DIFFERENCES]:
+        moment, image = np.unravel_index(place, largest.shape)
         if largest[moment, image] >= 0:
-            of_pair = pair[moment, image]
-            runs = [int(upper[0][of_pair]), int(upper[1][of_pair])]
             distance = round_numbers([float(largest[moment, image])], 3)[0]
+            runs = list(pairs[pair[moment, image]])
             rows.append({"snapshot": int(moment), "image": int(image), "runs": runs, "distance": distance})
     return rows
 

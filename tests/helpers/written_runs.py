@@ -27,16 +27,17 @@ def smooth_maps(n, size, generator, signed=False):
     return F.interpolate(coarse - (0.5 if signed else 0.0), (size, size), mode="bilinear")
 
 
-def run(folder, num_snapshots=4, n=5, size=12, *, signed=False, names=NAMES, layers=2, strip=True):
-    """A run of some snapshots of n images; returns the maps of each."""
-    generator = torch.Generator().manual_seed(0)
+def run(folder, num_snapshots=4, n=5, size=12, *, signed=False, names=NAMES, layers=2, strip=True, seed=0, every=1, **settings):
+    """A run of some snapshots of n images, which are the same for any seed; returns the maps of each."""
+    generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(n) % 3
     pictures = [np.random.default_rng(i).integers(0, 255, (size, size, 3), dtype=np.uint8) for i in range(n)]
     about = {"module": "Net", "psi": "signed" if signed else "absolute", "images": [n, 3, size, size], "class_names": names}
+    about |= {"fingerprint": f"of {n} images", "labels": labels.tolist(), **settings}
     history = History(folder)
     history.begin(about, torch.rand(n, 3, size, size, generator=generator), labels, pictures)
     maps = []
-    for epoch in range(num_snapshots):
+    for epoch in range(0, num_snapshots * every, every):
         maps.append(smooth_maps(n, size, generator, signed))
         numbers = {
             f"fullgrad/{key}": (epoch + 1) * 10.0 ** -(i + 1) for i, key in enumerate(NUMBERS) if epoch or "drift" not in key
