@@ -313,7 +313,7 @@ def test_class_names_come_from_a_file_or_a_list(photos: Path, case: str) -> None
 def test_the_time_is_told_after_the_first_picture(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(str(photos), *NET, "--methods", "random,edges")
     printed = capsys.readouterr().out
-    assert re.search(r"about [\d.e-]+ \w+ for 1 more picture: the first took [\d.e-]+ \w+, with start-up \(", printed)
+    assert re.search(r"up to about [\d.e-]+ \w+ for 1 more picture: the first took [\d.e-]+ \w+, with start-up \(", printed)
     run(str(photos / "chelsea.png"), *NET, "--methods", "random")
     assert "more picture" not in capsys.readouterr().out
 

@@ -33,11 +33,11 @@ class Stopwatch:
         return self.seconds[method] / total if total and method in self.seconds else 0.0
 
     def estimate(self, num_left: int) -> str:
-        """A sentence about the time that further pictures will take, to be asked for when the first picture is done."""
+        """A sentence about the time that further pictures will take, at the speed of the first one, which is just done."""
         first = perf_counter() - self._start
         return (
-            f"about {in_words(num_left * first)} for {num_left} more picture{'s' * (num_left != 1)}: the first took "
-            f"{in_words(first)}, with start-up ({_list_slowest(self.seconds)})"
+            f"up to about {in_words(num_left * first)} for {num_left} more picture{'s' * (num_left != 1)}: the first took "
+            f"{in_words(first)}, with start-up ({_list_slowest(self.seconds)}); batches may be faster"
         )
 
 
