@@ -11,10 +11,11 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from fg_lightning.fullgrad.image_planes import ImagePlanes, Planes
 from fg_lightning.fullgrad.layout import SAMPLE, Dim, Factor, Layout
 from fg_lightning.fullgrad.linearization import Bias, ChannelShift, Deferred, Kind, Pointwise, Summed
 from fg_lightning.fullgrad.operation import Operation
-from fg_lightning.fullgrad.tensor_layouts import Planes, TensorLayouts
+from fg_lightning.fullgrad.tensor_layouts import TensorLayouts
 from fg_lightning.fullgrad.torch_internals import add_gradient_hook, base_of, is_view, storage_of
 
 
@@ -38,8 +39,7 @@ class Term:
 
     def lies_on(self, image: int, num_axes: int) -> bool:
         """Whether its values lie on the plane of an image input, which has so many spatial axes."""
-        is_its = self.planes is None or any(image in of_copy for of_copy in self.planes)
-        return is_its and self.layout.on_plane(num_axes)
+        return (self.planes is None or image in self.planes.all) and self.layout.on_plane(num_axes)
 
     def __str__(self) -> str:
         return name_operation(self.operation, self.module)
@@ -95,16 +95,18 @@ class BiasHooks:
     Args:
         visitors: receive the terms, each term in this order.
         layouts: of the tensors that are hooked.
+        planes: of these tensors, if there are several image inputs.
 
     Attributes:
         terms: all bias terms, in forward order.
     """
 
-    def __init__(self, visitors: Sequence[TermVisitor], layouts: TensorLayouts) -> None:
+    def __init__(self, visitors: Sequence[TermVisitor], layouts: TensorLayouts, planes: ImagePlanes | None = None) -> None:
         self.terms: list[Term] = []
         self._visitors = visitors
         self._num_images = layouts.num_images
         self._layouts = layouts
+        self._planes = planes
         self._suspects: list[str] = []
         self._reached: list[tuple[str, Tensor]] = []  # with whether it counts, which a GPU may not know yet
         self._is_on = False
@@ -158,7 +160,7 @@ class BiasHooks:
             self._shifts[bias.value.group].append(waiting)
         for read in (bias.value,) if isinstance(bias.value, Tensor) else bias.value.operands:
             self._readers[storage_of(read)].append(waiting)
-        planes = self._layouts.planes(output)
+        planes = None if self._planes is None else self._planes.find(output)
         term = self._term(module, op, bias.kind, layout if planes is None else layout.as_of_one_image(), planes)
         self._hook(op, output, lambda gradient: self._visit(term, waiting.take(), gradient))
 

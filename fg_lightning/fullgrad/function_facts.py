@@ -50,3 +50,12 @@ RANDOM = frozenset({"alpha_dropout", "feature_alpha_dropout", "scaled_dot_produc
 
 BEFORE_RETAIN_GRAPH = {"grad": 3, "backward": 2}
 """How many arguments of torch.autograd.grad and Tensor.backward stand before retain_graph."""
+
+
+class HiddenFunction(NamedTuple):
+    """A custom autograd function that was run in a module, to be recorded once something uses its outputs."""
+
+    function: Any
+    inputs: tuple[Any, ...]
+    outputs: list[Tensor]
+    module: str

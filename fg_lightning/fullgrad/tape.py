@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from threading import get_ident
 from types import FunctionType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +19,16 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 
 from fg_lightning.fullgrad.bias_hooks import BiasHooks, TermVisitor, name_operation
-from fg_lightning.fullgrad.function_facts import BEFORE_RETAIN_GRAPH, PLAIN, RANDOM, Facts, facts_of
+from fg_lightning.fullgrad.function_facts import BEFORE_RETAIN_GRAPH, PLAIN, RANDOM, Facts, HiddenFunction, facts_of
 from fg_lightning.fullgrad.hidden_writes import HiddenWrites
+from fg_lightning.fullgrad.image_planes import ImagePlanes
 from fg_lightning.fullgrad.layout import Layout
 from fg_lightning.fullgrad.linearization import linearize
 from fg_lightning.fullgrad.model_constants import ModelConstants
 from fg_lightning.fullgrad.operation import Operation, map_tensors, random_state, tensors_in
 from fg_lightning.fullgrad.operations import OPERATIONS, UNKNOWN, Rules
 from fg_lightning.fullgrad.operations.layout_rules import output_layout
-from fg_lightning.fullgrad.operations.slicing_and_joining import ALIGNING, base_layout
+from fg_lightning.fullgrad.operations.slicing_and_joining import base_layout
 from fg_lightning.fullgrad.tensor_layouts import TensorLayouts, TensorTable
 from fg_lightning.fullgrad.torch_internals import (
     SET_GRAD_ENABLED,
@@ -72,7 +73,8 @@ class Tape(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self.layouts = TensorLayouts(images)
-        self.bias_hooks = BiasHooks(visitors, self.layouts)
+        self._planes = ImagePlanes(images, self.layouts) if len(images) > 1 else None
+        self.bias_hooks = BiasHooks(visitors, self.layouts, self._planes)
         self.fallback_ops: list[str] = []
         self._hidden_writes = HiddenWrites(self._report_hidden_write)
         self._wants_gradients = True  # unless the forward turns them off
@@ -85,7 +87,7 @@ class Tape(TorchFunctionMode):
         self._thread = get_ident()  # hooks and patches are met by all threads
         self._open_functions: set[FunctionType] = set()
         self._free: TensorTable[bool] = TensorTable()
-        self._hidden: dict[int, _HiddenFunction] = {}  # by the id of an output, which it holds
+        self._hidden: dict[int, HiddenFunction] = {}  # by the id of an output, which it holds
 
     @property
     def missing_ops(self) -> list[str]:
@@ -309,7 +311,8 @@ class Tape(TorchFunctionMode):
             if op.in_place:
                 self._mark_base(output, layout, mixed_by, was_constant)
             counts = counts or layouts.find(output) is not None
-        layouts.follow_images(op, aligns=rules.layout in ALIGNING)
+        if self._planes is not None:
+            self._planes.follow(op, rules.layout)
         return counts
 
     def _find_mixing_operand(self, op: Operation) -> str:
@@ -358,7 +361,7 @@ class Tape(TorchFunctionMode):
             for operand in tensors_in(args):
                 self._uncover(operand)  # before this function may overwrite it
         result, inputs = run_custom_function(cls, forward, args, kwargs, self._copy)
-        hidden = _HiddenFunction(cls, inputs, tensors_in(result), self._running[-1])
+        hidden = HiddenFunction(cls, inputs, tensors_in(result), self._running[-1])
         self._hidden |= {id(output): hidden for output in hidden.outputs}
         return result
 
@@ -368,7 +371,9 @@ class Tape(TorchFunctionMode):
             return tensor
         with torch.enable_grad():
             copied = tensor.clone()
-        self.layouts.mark_copy(copied, tensor)
+        self.layouts.mark(copied, self.layouts.find(tensor), self.layouts.mixed_by(tensor))
+        if self._planes is not None:
+            self._planes[copied] = self._planes.find(tensor)
         return copied
 
     def _uncover(self, output: Tensor) -> None:
@@ -389,12 +394,3 @@ class Tape(TorchFunctionMode):
         if self._mark_outputs(op, rules):
             self._hook_outputs(op, rules)
         self._running.pop()
-
-
-class _HiddenFunction(NamedTuple):
-    """A custom autograd function that was run in a module, to be recorded once something uses its outputs."""
-
-    function: Any
-    inputs: tuple[Any, ...]
-    outputs: list[Tensor]
-    module: str

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fg_lightning.fullgrad.bias_hooks import Term
 from fg_lightning.fullgrad.decomposition import warn_once
+from fg_lightning.fullgrad.image_planes import Planes
 from fg_lightning.fullgrad.layout import Layout
 from fg_lightning.fullgrad.linearization import Kind, Pointwise, compute_bias, real_product
 from fg_lightning.fullgrad.postprocess import (
@@ -27,7 +28,6 @@ from fg_lightning.fullgrad.postprocess import (
     rescale_together,
     upsample,
 )
-from fg_lightning.fullgrad.tensor_layouts import Planes, select_copies
 
 UserLayout = Callable[[Term, Tensor], Union[Tensor, None]]
 """(term, its values in the shape of the operation's output) -> [N, C, *S] at any resolution, or None."""
@@ -206,7 +206,7 @@ class TermMap:
             return
         whole = TermValues(settings.product, bias, gradient)
         if term.planes is not None:
-            selected = self._select_copies(term, term.planes, whole)
+            selected = self._select_own(term, term.planes, whole)
             if selected is None:
                 return
             term, whole = selected
@@ -239,17 +239,16 @@ class TermMap:
             )
         self._num_placed, self._lost = 0, []
 
-    def _select_copies(self, term: Term, planes: Planes, values: TermValues) -> tuple[Term, TermValues] | None:
-        """The part of a term that lies on this of several image inputs; None if it lies on others alone."""
-        is_own = [self._number in of_copy for of_copy in planes]
-        if not any(planes) or all(is_own):  # a term without places is lost for each image
+    def _select_own(self, term: Term, planes: Planes, values: TermValues) -> tuple[Term, TermValues] | None:
+        """The entries of a term that lie on this of several image inputs; None if it lies on others alone."""
+        if not planes.all or all(self._number in of_entry for of_entry in planes.images):  # without places it is lost for each
             return term, values
-        selected = select_copies(term.layout, planes, self._number, self._num_images) if any(is_own) else None
+        selected = planes.select(term.layout, self._number)
         if selected is None:
             return None
         layout, entries = selected
         index = torch.tensor(entries, device=values.gradient.device)
-        return replace(term, layout=layout), values.view(lambda operand: operand.index_select(0, index))
+        return replace(term, layout=layout), values.view(lambda operand: operand.index_select(planes.dim, index))
 
     def _to_plane(self, term: Term, values: TermValues) -> Tensor | TermValues | None:
         """A term as [N, C, *S]; None if its places are not known.

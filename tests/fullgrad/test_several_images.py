@@ -59,6 +59,14 @@ class TwoStreams(nn.Module):
         first, second = self.encoder(torch.stack([left, right]).flatten(0, 1)).unflatten(0, (2, -1)).unbind()
         return torch.cat([first, second], 1)
 
+    def interleaved(self, left: Tensor, right: Tensor) -> Tensor:
+        both = self.encoder(torch.stack([left, right], 1).flatten(0, 1)).unflatten(0, (-1, 2))
+        return torch.cat([both[:, 0], both[:, 1]], 1)
+
+    def every_other(self, left: Tensor, right: Tensor) -> Tensor:
+        both = self.encoder(torch.stack([left, right], dim=1).view(-1, *left.shape[1:]))
+        return torch.cat([both[::2], both[1::2]], 1)
+
     def assignment(self, left: Tensor, right: Tensor) -> Tensor:
         joined = left.new_zeros(len(left), 16, *(size // 2 for size in left.shape[2:]))
         joined[:, :8], joined[:, 8:] = self.encoder(left), self.encoder(right)
@@ -81,7 +89,18 @@ class TwoStreams(nn.Module):
         return torch.cat([query, asked], 2).transpose(1, 2).unflatten(2, (8, 8))
 
 
-JOININGS = ["channels", "batch", "batch_by_slices", "stack", "assignment", "difference", "correlation", "cross_attention"]
+JOININGS = [
+    "channels",
+    "batch",
+    "batch_by_slices",
+    "stack",
+    "interleaved",
+    "every_other",
+    "assignment",
+    "difference",
+    "correlation",
+    "cross_attention",
+]
 
 
 class Seen:
@@ -97,7 +116,7 @@ class Seen:
 
     def planes(self, name: str) -> list[list[list[int]]]:
         """Of the terms of a module, in the order of the backward pass."""
-        return [[sorted(plane) for plane in term.planes or ()] for term, _ in self.terms if term.module == name]
+        return [[sorted(of_entry) for of_entry in term.planes.images] for term, _ in self.terms if term.module == name]
 
 
 def visit(model: nn.Module, *inputs: Tensor) -> Seen:
@@ -119,7 +138,7 @@ def test_each_image_has_an_input_term_and_the_sum_is_complete(joining: str) -> N
         torch.testing.assert_close(term, (leaf * gradient).flatten(1).sum(1).detach(), rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.parametrize("joining", ["batch", "batch_by_slices", "stack", "assignment"])
+@pytest.mark.parametrize("joining", ["batch", "batch_by_slices", "stack", "interleaved", "every_other", "assignment"])
 @pytest.mark.parametrize("method", [FullGrad, lambda model: SmoothFullGrad(model, num_samples=2)], ids=["fullgrad", "smooth"])
 def test_maps_do_not_depend_on_how_the_same_network_is_written(joining, method) -> None:
     inputs = images(1), images(2)
@@ -155,7 +174,7 @@ def test_a_term_lies_on_the_image_whose_places_it_has() -> None:
     of_both = [[[0, 1]]]
     assert visit(TwoStreams("channels").double(), *inputs).planes("trunk.0") == of_both
     assert visit(TwoStreams("difference").double(), *inputs).planes("trunk.0") == of_both
-    assert visit(TwoStreams("batch").double(), *inputs).planes("encoder.0") == [[[0], [1]]]
+    assert visit(TwoStreams("batch").double(), *inputs).planes("encoder.0") == [[[0]] * 3 + [[1]] * 3]
     assert visit(TwoStreams("channels").double(), *inputs).planes("encoder.0") == [[[1]], [[0]]]
     for joining in ("correlation", "cross_attention"):  # the right image is moved to places of the left one
         assert visit(TwoStreams(joining).double(), *inputs).planes("trunk.0") == [[[0]]]

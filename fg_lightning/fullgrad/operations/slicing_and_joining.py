@@ -10,16 +10,7 @@ from torch import Tensor
 
 from fg_lightning.fullgrad.layout import SAMPLE, Axis, Dim, Factor, Layout, plain
 from fg_lightning.fullgrad.operation import Operation
-from fg_lightning.fullgrad.operations.layout_rules import (
-    LayoutOf,
-    align,
-    broadcast_layout,
-    extend,
-    first_layout,
-    resample,
-    surround,
-    with_item,
-)
+from fg_lightning.fullgrad.operations.layout_rules import LayoutOf, align, extend, first_layout, resample, surround, with_item
 from fg_lightning.fullgrad.torch_internals import base_of
 
 
@@ -273,7 +264,3 @@ def setitem_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout
             return None
         layout = Layout(tuple(d if d.size == size else plain(size) for d, size in zip(layout.dims, output.shape, strict=True)))
     return layout if all(_is_full_slice(index[i]) for i, dim in enumerate(layout.dims[: len(index)]) if dim.has(SAMPLE)) else None
-
-
-ALIGNING = (broadcast_layout, cat_layout, stack_layout, setitem_layout)
-"""Rules of operations that bring the places of several operands together."""
