@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 from PIL import Image
+from torch import Tensor
 
-from fg_lightning.visualization.image_grids import contact_sheet, pil_to_rgb
+from fg_lightning.visualization.image_grids import add_border, contact_sheet, pil_to_rgb
+from fg_lightning.visualization.outlines import draw_outlines
 from fg_lightning.visualization.png_encoding import encode_png
-from fg_lightning.visualization.saliency_overlay import RGB, add_colour_bar
+from fg_lightning.visualization.saliency_overlay import RGB, SMALLEST_SIDE, add_colour_bar, enlarge
 
 __all__ = ["PICTURE_LOGGERS", "Pictures", "log_for"]
 
@@ -26,13 +29,17 @@ class Pictures:
     Attributes:
         key: under which the overlays are logged.
         title: the moment, in words.
-        overlays: [H, W, 3] in 0..255, of one size.
+        overlays: [H, W, 3] in 0..255, of one size, that of the maps.
         captions: one for each overlay, of any number of lines.
+        marked: whether the prediction for each is wrong; empty if that is unknown.
+        masks: where the network should look, outlined in the overlays; None if that is unknown.
+        subject: what the overlays show, in words.
         table_key: of a table with a row for each overlay.
         table: its other columns by name, each with a value for each overlay, all of one type; [H, W, 3] arrays are pictures, and
             the same array is the same picture in every step.
         is_signed: whether the maps have negative values.
         of_run: pictures of the whole run up to now, by key; the path of a GIF is an animation.
+        more: the pictures of further methods at the same moment, without tables.
     """
 
     key: str
@@ -41,13 +48,23 @@ class Pictures:
     captions: Sequence[str]
     table_key: str
     table: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    marked: Sequence[bool] = ()
+    masks: Bool[Tensor, "n 1 *s"] | None = None
+    subject: str = ""
     is_signed: bool = False
     of_run: Mapping[str, Image.Image | Path] = field(default_factory=dict)
+    more: Sequence[Pictures] = ()
 
     @cached_property
     def sheet(self) -> Image.Image:
         """All overlays with their captions as one picture."""
-        return contact_sheet(self.overlays, self.captions, title=self.title, is_signed=self.is_signed)
+        title = "\n".join(filter(None, [self.title, self.subject]))
+        frames = self.frames(SMALLEST_SIDE)
+        return contact_sheet(frames, self.captions, marked=self.marked, title=title, is_signed=self.is_signed)
+
+    def frames(self, side: int) -> list[RGB]:
+        """The overlays, enlarged until their shorter side has so many pixels or more, with outlines."""
+        return draw_outlines([enlarge(overlay, side) for overlay in self.overlays], self.masks)
 
 
 class Log:
@@ -83,13 +100,11 @@ class WandbLog(Log):
     def log(self, numbers: Mapping[str, float], pictures: Pictures | None, step: int) -> None:
         if pictures is None:
             return super().log(numbers, pictures, step)
-        overlays = [
-            _wandb_image(add_colour_bar(overlay, is_signed=pictures.is_signed), f"{pictures.title}: {caption}".replace("\n", " "))
-            for overlay, caption in zip(pictures.overlays, pictures.captions, strict=True)
-        ]
+        overlays = _wandb_overlays(pictures)
+        more = {other.key: _wandb_overlays(other) for other in pictures.more}
         table = self._add_rows(pictures.table, overlays)
         of_run = {key: _wandb_media(picture) for key, picture in pictures.of_run.items()}
-        self.logger.log_metrics({**numbers, pictures.key: overlays, pictures.table_key: table, **of_run}, step=step)
+        self.logger.log_metrics({**numbers, pictures.key: overlays, **more, pictures.table_key: table, **of_run}, step=step)
         table.data[:] = [()] * len(table.data)  # they are logged, and the table would keep every picture of the run
 
     def conclude(self, pictures: Mapping[str, Image.Image | Path], step: int) -> None:
@@ -113,17 +128,37 @@ class WandbLog(Log):
         return self._table
 
 
+WANDB_SIDE = 224
+"""W&B's panels blur smaller pictures."""
+
+
+def _wandb_overlays(pictures: Pictures) -> list[Any]:
+    """Each overlay as an image with its caption."""
+    marked = pictures.marked or [False] * len(pictures.overlays)
+    return [
+        _wandb_image(
+            add_colour_bar(add_border(frame, is_marked=is_marked), is_signed=pictures.is_signed),
+            f"{pictures.title}: {caption}".replace("\n", " "),
+        )
+        for frame, caption, is_marked in zip(pictures.frames(WANDB_SIDE), pictures.captions, marked, strict=True)
+    ]
+
+
 def _wandb_image(picture: RGB, caption: str | None = None) -> Any:
+    """A picture as PNG, enlarged by a whole factor if it is small. Pillow's own encoder takes four times as long."""
     import wandb
 
-    return wandb.Image(Image.fromarray(picture), caption=caption, file_type="jpg")  # a tenth of PNG's time and space
+    pixels = enlarge(picture, WANDB_SIDE)
+    image = Image.fromarray(pixels)
+    image.save = lambda path, *_, **__: Path(path).write_bytes(encode_png(pixels))  # type: ignore[method-assign]
+    return wandb.Image(image, caption=caption, file_type="png")
 
 
 def _wandb_media(picture: Image.Image | Path) -> Any:
     import wandb
 
     # As an Image a GIF would lose its motion; the path of one needs no encoder.
-    return wandb.Video(str(picture), format="gif") if isinstance(picture, Path) else wandb.Image(picture)
+    return wandb.Video(str(picture), format="gif") if isinstance(picture, Path) else _wandb_image(pil_to_rgb(picture))
 
 
 def _log_to_tensorboard(logger: Any, key: str, picture: Image.Image, step: int) -> None:
@@ -159,7 +194,8 @@ class SheetLog(Log):
     def log(self, numbers: Mapping[str, float], pictures: Pictures | None, step: int) -> None:
         super().log(numbers, pictures, step)
         if pictures is not None:
-            self.conclude({pictures.key: pictures.sheet, **pictures.of_run}, step)
+            sheets = {of_method.key: of_method.sheet for of_method in (pictures, *pictures.more)}
+            self.conclude({**sheets, **pictures.of_run}, step)
 
     def conclude(self, pictures: Mapping[str, Image.Image | Path], step: int) -> None:
         for key, picture in pictures.items():

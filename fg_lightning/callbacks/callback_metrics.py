@@ -7,25 +7,28 @@ Their arguments do not: the defaults depend on the Trainer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
 
-from fg_lightning.history.records import NUMBERS
-
-PREFIX = "fullgrad/"
 BATCH_END, VALIDATION_END, EPOCH_END = "batch end", "validation end", "epoch end"
 """The moments at which callbacks and schedulers read `callback_metrics`."""
 
 
-def are_numbers_read(trainer: Trainer, moment: str) -> bool:
-    """Whether a callback or a scheduler reads one of the monitor's numbers at a moment. All processes agree."""
-    return any(moment in moments for _, moments in _readers(trainer))
+def are_numbers_read(trainer: Trainer, moment: str, keys: Collection[str]) -> bool:
+    """Whether a callback or a scheduler reads one of the monitor's numbers at a moment. All processes agree.
+
+    Args:
+        trainer: in a fit.
+        moment: one of the three above.
+        keys: of the monitor's numbers.
+    """
+    return any(moment in moments for _, moments in _readers(trainer, keys))
 
 
-def publish_numbers(trainer: Trainer, numbers: Mapping[str, float]) -> None:
+def publish_numbers(trainer: Trainer, numbers: Mapping[str, float], keys: Collection[str]) -> None:
     """Puts the numbers of the current weights into `callback_metrics`, the same in every process.
 
     A number that is read but undefined becomes NaN, so that a callback does not read an older one.
@@ -33,32 +36,29 @@ def publish_numbers(trainer: Trainer, numbers: Mapping[str, float]) -> None:
     Args:
         trainer: in a fit. If there are several processes, all of them call this.
         numbers: those of the first process, by key.
+        keys: of the monitor's numbers, defined or not.
     """
     if trainer.world_size > 1:
         numbers = trainer.strategy.broadcast(dict(numbers), src=0)
-    read = {key for key, _ in _readers(trainer)}
-    for name in NUMBERS:
-        key = PREFIX + name
+    read = {key for key, _ in _readers(trainer, keys)}
+    for key in keys:
         if key in numbers or key in read:
             trainer.callback_metrics[key] = torch.tensor(numbers.get(key, float("nan")))
         else:
             trainer.callback_metrics.pop(key, None)
 
 
-def _readers(trainer: Trainer) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _readers(trainer: Trainer, keys: Collection[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
     """The keys of the monitor that are read, and when."""
     for callback in getattr(trainer, "callbacks", []):
-        if _is_monitors(key := getattr(callback, "monitor", None)):
+        key, filename = getattr(callback, "monitor", None), str(getattr(callback, "filename", None) or "")
+        if isinstance(key, str) and key in keys:
             yield key, _reading_moments(callback, trainer)
-        elif PREFIX in str(getattr(callback, "filename", None) or ""):
+        elif any(own in filename for own in keys):
             yield "", _reading_moments(callback, trainer)
     for config in trainer.lr_scheduler_configs:
-        if config.reduce_on_plateau and _is_monitors(config.monitor):
+        if config.reduce_on_plateau and config.monitor in keys:
             yield str(config.monitor), (EPOCH_END if config.interval == "epoch" else VALIDATION_END,)
-
-
-def _is_monitors(key: Any) -> bool:
-    return isinstance(key, str) and key.startswith(PREFIX)
 
 
 def _reading_moments(callback: Any, trainer: Trainer) -> tuple[str, ...]:

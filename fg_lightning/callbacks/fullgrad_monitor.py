@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from itertools import takewhile
-from pathlib import Path
 from typing import Any, ClassVar, Union
 from weakref import WeakSet
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor
+from lightning.pytorch.utilities import rank_zero_info
 
 from fg_lightning.callbacks import callback_metrics
-from fg_lightning.callbacks.probe_source import load_probe, reads_by_index, training_loader, validation_loader
+from fg_lightning.callbacks.probe_finder import ProbeChoice, ProbeFinder, ProbeRequest
+from fg_lightning.callbacks.probe_source import reads_by_index, training_loader, validation_loader
+from fg_lightning.callbacks.run_folder import run_folder
+from fg_lightning.callbacks.trainer_limits import ends_averaged, is_barebones, is_sharded, refuse_sharding
+from fg_lightning.callbacks.training_progress import Moment, Rhythm, num_batches
 from fg_lightning.fullgrad import Psi
-from fg_lightning.history import History
-from fg_lightning.recording.explainer import Forward
+from fg_lightning.history import History, Snapshot
+from fg_lightning.history.records import MAP_NUMBERS, NUMBERS
+from fg_lightning.recording.called_module import Forward
+from fg_lightning.recording.masks import MaskFunction
 from fg_lightning.recording.messages import Messages
+from fg_lightning.recording.methods import Methods
 from fg_lightning.recording.probe import Probe
 from fg_lightning.recording.recorder import FullGradRecorder
 from fg_lightning.recording.settings import Settings
 from fg_lightning.recording.task import ProbeTarget
 
-SHARDING_STRATEGIES = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
-
 
 class FullGradMonitor(Callback):
     """Explains the same held-out images all through training with FullGrad maps, and checks that the maps are complete.
 
-    It takes a snapshot of the untrained network, after every `every_n_epochs`-th epoch and when training ends, never in the sanity
-    check. Each snapshot logs, at the step and with the epoch at which Lightning logs an epoch's own metrics:
+    It takes a snapshot of the untrained network, after every `every_n_epochs`-th epoch or every `every_n_steps`-th step, and when
+    training ends, never in the sanity check. Each snapshot logs, at the step and with the epoch at which Lightning logs its own
+    metrics of that moment:
 
     - `fullgrad/saliency`: each image under its map, with its class and the prediction (loggers that take images);
     - `fullgrad/completeness_error`, `fullgrad/completeness_error_max`: |f - sum of all terms| / |f|, mean and maximum over the
@@ -40,11 +42,14 @@ class FullGradMonitor(Callback):
       explains;
     - `fullgrad/drift`, `fullgrad/drift_from_untrained`: mean cosine distance to the maps of the snapshot before, and of the first;
     - `fullgrad/concentration`: mean Gini index of the maps, near 1 if few pixels count;
+    - `fullgrad/border_share` and `fullgrad/top_left_share`, ...: share of the maps at the border and in each corner; with masks
+      `fullgrad/relevance_mass` and `fullgrad/pointing_game`: share of the maps, and of their maxima, on the masks;
     - `fullgrad/table` (Weights & Biases): a row for each image and snapshot;
+    - `<method>/saliency` and the numbers of maps, such as `gradcam/drift`, for each further method;
 
-    and at the end `fullgrad/film_strip` (a row per image, a column per snapshot) and `fullgrad/bias_terms` (a row per layer). The
-    same is written to `fullgrad/` in the run's folder, snapshot by snapshot. docs/monitor.md describes the files and what a
-    checkpoint keeps.
+    with snapshots 2, 4, 8, 16 and so on and at the end `fullgrad/film_strip` (a row per image, a column per snapshot), and at the
+    end `fullgrad/bias_terms` (a row per layer). The same is written to `fullgrad/` in the run's folder, snapshot by snapshot.
+    docs/reference/monitor.md describes the files and what a checkpoint keeps.
 
     `ModelCheckpoint`, `EarlyStopping` and `ReduceLROnPlateau` find the numbers in `trainer.callback_metrics`.
 
@@ -53,16 +58,32 @@ class FullGradMonitor(Callback):
 
     What is explained: the label's score; with several labels that of the first; of a single logit the logit; of a label map the
     mean score of its largest class (except class 0) over its region; of anything else the output, or its mean. If labels fit no
-    class of the output, it is the class that the network predicts in the first snapshot. See `task`, and docs/monitor.md.
+    class of the output, it is the class that the network predicts in the first snapshot. See `task`, and docs/reference/monitor.md.
+    Every method explains the same number of the same images.
 
     Args:
-        every_n_epochs: number of epochs between snapshots.
-        num_samples: number of images, evenly spread over the validation data, or over the training data if there is no other.
-        probe: images [N, C, *S] as the model takes them, or (images, labels), instead of images from the data.
+        methods: whose maps are shown: names in `fg_lightning.METHODS`, or functions that make an attribution of a model. The model
+            that they get returns the explained number of each image, [N]; the attribution's `attribute(images, target=None,
+            additional_forward_args=...)` returns maps [N, 1, *S]. A mapping gives them names. The table shows the first one's.
+            A method that fails on this network is named in a warning, and the others go on. Default: FullGrad's, which are computed
+            in any case, because the numbers of the decomposition come with them.
+        reading: "exact", or "locally_affine" to hold norms, attention weights and gates constant, as for transformers.
+        every_n_epochs: number of epochs between snapshots. Default: 1, unless `every_n_steps` is given.
+        every_n_steps: number of steps of the optimizer between snapshots, instead of epochs. With several optimizers it counts
+            batches.
+        num_samples: number of images of the validation data, or of the training data if there is no other. Default: 8.
+        probe: "balanced": as many images of each class if the data set has its labels at hand (reading them takes no sample), else
+            evenly spread. "hardest": those among at most 512 that the network gets most wrong after its first epoch; the first
+            snapshot is the one after it. A list of numbers: these images of the validation data. Or images [N, C, *S] as the model
+            takes them, (images, labels) or (images, labels, masks). Default: what a method `fullgrad_probe` of the datamodule or
+            module returns, or "balanced".
+        masks: a function of the probe's batch that returns where the network should look: masks or boxes in pixels, as in
+            probe=(images, labels, masks). Default: those in a field of the batch called mask, boxes or the like, if there is one.
         target: what to explain instead: a class, one for each image, or a function from the module's output to [N].
         forward: how to call a module that takes more than the images: a function of the module and the batch they are part of.
             Default: the module is called on the images alone.
         psi: FullGrad's post-processing: "absolute", "positive", "signed" or a function; see `fg_lightning.FullGrad`.
+        implicit: whether FullGrad's maps show the implicit biases of non-linearities.
         normalization: (mean, std) of the channels, to show the images as they were. Default: that of the data's transforms, or
             else each image's own range.
         class_names: one for each class. Default: those of the data set.
@@ -88,17 +109,25 @@ class FullGradMonitor(Callback):
     all_attached: ClassVar[WeakSet[FullGradMonitor]] = WeakSet()
     """Those attached so far. A Trainer adds its monitor to the script's list of callbacks, where the next Trainer finds it."""
 
+    has_met_training: ClassVar[bool] = False
+    """Whether a fit had a monitor in this process; see attach.py."""
+
     is_superseded: bool = False
     """Whether a newer one was attached: a script may give one list of callbacks to several Trainers, and each Trainer adds one."""
 
     def __init__(
         self,
-        every_n_epochs: int = 1,
+        methods: Methods = ("fullgrad",),
+        reading: str = "exact",
+        every_n_epochs: Union[int, None] = None,
+        every_n_steps: Union[int, None] = None,
         num_samples: int = 8,
-        probe: Union[Tensor, tuple[Tensor, Tensor], None] = None,
+        probe: ProbeRequest = None,
+        masks: Union[MaskFunction, None] = None,
         target: ProbeTarget = None,
         forward: Union[Forward, None] = None,
         psi: Union[str, Psi] = "absolute",
+        implicit: bool = True,
         normalization: Union[Sequence[Sequence[float]], None] = None,
         class_names: Union[Sequence[str], None] = None,
         task: Union[str, None] = None,
@@ -107,18 +136,30 @@ class FullGradMonitor(Callback):
         strict: bool = False,
     ) -> None:
         super().__init__()
-        for name, value in {"every_n_epochs": every_n_epochs, "num_samples": num_samples}.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be at least 1, an integer, not {value!r}")
+        if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, an integer, not {num_samples!r}")
         for name, value in {"strict": strict, "report": report}.items():
             if not isinstance(value, bool):
                 raise TypeError(f"{name} must be True or False, not {value!r}")
-        self.every_n_epochs = every_n_epochs
+        self.rhythm = Rhythm(every_n_epochs, every_n_steps)
         self.num_samples = num_samples
         self.report = report
         self.strict = strict
-        self.settings = Settings(psi, target, task, forward, normalization, class_names, animation)
-        self._given = None if probe is None else Probe.from_user(probe)
+        self.settings = Settings(
+            psi=psi,
+            target=target,
+            task=task,
+            forward=forward,
+            normalization=normalization,
+            class_names=class_names,
+            animation=animation,
+            methods=methods,
+            implicit=implicit,
+            reading=reading,  # type: ignore[arg-type]
+            masks=masks,
+        )
+        self._asked = ProbeChoice.from_user(probe)
+        self._is_asked = probe is not None
         self._reset()
 
     def _reset(self) -> None:
@@ -126,7 +167,9 @@ class FullGradMonitor(Callback):
         self._checkpoint: dict[str, Any] = {}
         self._recorder: FullGradRecorder | None = None
         self._is_disabled = False
-        self._awaits_loader = False
+        self._finder = ProbeFinder(
+            self._asked, is_asked=self._is_asked, num_samples=self.num_samples, settings=self.settings, messages=self._messages
+        )
         self._measured_at: int | None = None
 
     @property
@@ -158,8 +201,9 @@ class FullGradMonitor(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
+            FullGradMonitor.has_met_training = True
             self._reset()
-            self._is_disabled = self._is_duplicate(trainer) or self._is_barebones(trainer)
+            self._is_disabled = self._is_duplicate(trainer) or is_barebones(trainer, is_told=self.attached_by is None)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._checkpoint = state_dict
@@ -168,32 +212,40 @@ class FullGradMonitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Streamed data is captured as validation reads it, in the sanity check or else after the first epoch."""
-        if self._awaits_loader:
-            self._awaits_loader = False
+        if self._finder.awaits_loader:
+            self._finder.awaits_loader = False
             with self._messages.errors_as_warnings():
-                self._start_recorder(trainer, self._find_probe(trainer, pl_module))
-        if self._given is None and self._lacks_probe(trainer) and not reads_by_index(validation_loader(trainer)):
+                self._find_probe(trainer, pl_module)
+        if self._finder.choice.given is None and self._lacks_probe(trainer) and not reads_by_index(validation_loader(trainer)):
             with self._messages.errors_as_warnings():
                 self._start_recorder(trainer, None)  # a stream cannot be asked for the images of a checkpoint
                 if self._recorder is None:
-                    self._start_recorder(trainer, self._probe_from_batch(batch))
+                    self._start_recorder(trainer, self._finder.from_stream(batch))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         with self._messages.errors_as_warnings():
-            self._disable_if_sharded(trainer)
+            if not self._is_disabled and is_sharded(trainer):
+                self._is_disabled = True
+                refuse_sharding(trainer)
             if self._lacks_probe(trainer):
-                self._start_recorder(trainer, self._find_probe(trainer, pl_module))
-            self._snapshot_if_due(trainer, pl_module, trainer.current_epoch)
+                self._find_probe(trainer, pl_module, is_trained=trainer.current_epoch > 0)
+            self._snapshot_if_due(Moment.of(trainer, pl_module), trainer, pl_module)
         self._publish(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._lacks_probe(trainer) and not trainer.enable_validation and not reads_by_index(training_loader(trainer)):
             with self._messages.errors_as_warnings():
-                self._start_recorder(trainer, self._probe_from_batch(batch))
-                self._snapshot_if_due(trainer, pl_module, trainer.current_epoch)
+                self._start_recorder(trainer, self._finder.from_stream(batch))
+                self._snapshot_if_due(Moment.of(trainer, pl_module), trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """A checkpoint that is saved after a number of steps reads the numbers next."""
+        if self.rhythm.every_n_steps is not None and self._recorder is not None:
+            with self._messages.errors_as_warnings():
+                moment = Moment.of(trainer, pl_module, after_batch=True)
+                if not moment.is_end or not ends_averaged(trainer, self):
+                    self._snapshot_if_due(moment, trainer, pl_module)
+            self._publish(trainer)
         if self._is_read(trainer, callback_metrics.BATCH_END):
             self._measure(trainer, pl_module)
 
@@ -215,7 +267,9 @@ class FullGradMonitor(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         with self._messages.errors_as_warnings():
-            self._snapshot_if_due(trainer, pl_module, trainer.current_epoch, is_last=True)
+            if self._finder.awaits_epoch and self._lacks_probe(trainer):
+                self._find_probe(trainer, pl_module, is_trained=True)
+            self._snapshot_if_changed(Moment.of(trainer, pl_module), trainer, pl_module)
             self._conclude()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -236,21 +290,11 @@ class FullGradMonitor(Callback):
     def _lacks_probe(self, trainer: Trainer) -> bool:
         return self._recorder is None and not self._is_disabled and trainer.state.fn == "fit" and trainer.is_global_zero
 
-    def _find_probe(self, trainer: Trainer, module: LightningModule) -> Probe | None:
-        """The images to explain; None if the data can only be streamed."""
-        if self._given is not None:
-            return self._given
-        loader = validation_loader(trainer)
-        if not trainer.enable_validation:
-            loader = training_loader(trainer)
-            rank_zero_info("FullGradMonitor: there is no validation data, so the images that it explains are training data")
-        self._awaits_loader = loader is None and trainer.enable_validation
-        if not reads_by_index(loader):
-            return None
-        return load_probe(loader, self.num_samples, trainer, module, with_batch=self.settings.forward is not None)
-
-    def _probe_from_batch(self, batch: Any) -> Probe:
-        return Probe.from_batch(batch, self.num_samples, with_batch=self.settings.forward is not None)
+    def _find_probe(self, trainer: Trainer, module: LightningModule, *, is_trained: bool = False) -> None:
+        """Looks for the images to explain, and begins to record them."""
+        self._checkpoint = self._finder.check_checkpoint(self._checkpoint)
+        indices = self._checkpoint.get("indices")
+        self._start_recorder(trainer, self._finder.find(trainer, module, is_trained=is_trained, indices=indices))
 
     def _start_recorder(self, trainer: Trainer, probe: Probe | None) -> None:
         """Makes the recorder as soon as there are images, the run's own or the checkpoint's."""
@@ -268,23 +312,36 @@ class FullGradMonitor(Callback):
         if recorder.probe is not None:
             self._recorder = recorder
 
-    def _snapshot_if_due(self, trainer: Trainer, module: LightningModule, epoch: int, *, is_last: bool = False) -> None:
-        """Takes a snapshot: the first; after every n-th epoch; and at the end, if the network changed since the last one."""
-        if self._recorder is None:
-            return
-        last, step = next(reversed(self._recorder.history.snapshots), None), logging_step(trainer, module, epoch)
-        is_due = last is None or (last.epoch < epoch and epoch % self.every_n_epochs == 0)
-        has_changed = last is not None and ((last.epoch, last.step) < (epoch, step) or self._ends_averaged(trainer))
-        if is_due or (is_last and has_changed):
-            self._measured_at = num_batches(trainer)
-            is_last = is_last or trainer.should_stop or epoch == trainer.max_epochs
-            self._recorder.snapshot(module, step=step, epoch=epoch, is_last=is_last)
+    def _snapshot_if_due(self, moment: Moment, trainer: Trainer, module: LightningModule) -> None:
+        """Takes the first snapshot, and after that one after every n-th epoch or step."""
+        if self._recorder is not None and self.rhythm.is_due(moment, self._last_snapshot):
+            self._snapshot(moment, trainer, module, is_last=moment.is_end)
+
+    def _snapshot_if_changed(self, moment: Moment, trainer: Trainer, module: LightningModule) -> None:
+        """Takes a snapshot when training ends, if the network changed since the last one."""
+        last = self._last_snapshot
+        has_changed = last is None or (last.epoch, last.step) < (moment.epoch, moment.step) or ends_averaged(trainer, self)
+        if self._recorder is not None and has_changed:
+            self._snapshot(moment, trainer, module, is_last=True)
+
+    def _snapshot(self, moment: Moment, trainer: Trainer, module: LightningModule, *, is_last: bool) -> None:
+        assert self._recorder is not None
+        self._measured_at = num_batches(trainer)
+        num_steps = self.rhythm.num_steps(moment)
+        self._recorder.snapshot(module, step=moment.step, epoch=moment.epoch, num_steps=num_steps, is_last=is_last)
+
+    @property
+    def _last_snapshot(self) -> Snapshot | None:
+        return None if self._recorder is None else next(reversed(self._recorder.history.snapshots), None)
 
     def _snapshot_after_epoch(self, trainer: Trainer, module: LightningModule) -> None:
-        epoch = trainer.current_epoch + 1
         with self._messages.errors_as_warnings():
-            if epoch != trainer.max_epochs or not self._ends_averaged(trainer):
-                self._snapshot_if_due(trainer, module, epoch)
+            if self._finder.awaits_epoch and self._lacks_probe(trainer):
+                self._find_probe(trainer, module, is_trained=True)
+            moment = Moment.of(trainer, module, after_epoch=True)
+            is_awaited = moment.epoch == trainer.max_epochs and ends_averaged(trainer, self)
+            if self.rhythm.every_n_steps is None and not is_awaited:
+                self._snapshot_if_due(moment, trainer, module)
         self._publish(trainer)
 
     def _measure(self, trainer: Trainer, module: LightningModule) -> None:
@@ -298,12 +355,18 @@ class FullGradMonitor(Callback):
             self._publish(trainer, is_awaited=True)
 
     def _is_read(self, trainer: Trainer, moment: str) -> bool:
-        return not self._is_disabled and callback_metrics.are_numbers_read(trainer, moment)
+        return not self._is_disabled and callback_metrics.are_numbers_read(trainer, moment, self._keys)
 
     def _publish(self, trainer: Trainer, *, is_awaited: bool = False) -> None:
         """Puts the numbers where callbacks find them; in several processes and if attached only if a callback reads them."""
         if is_awaited or (trainer.world_size == 1 and self._recorder is not None and self.attached_by is None):
-            callback_metrics.publish_numbers(trainer, {} if self._recorder is None else self._recorder.numbers)
+            callback_metrics.publish_numbers(trainer, {} if self._recorder is None else self._recorder.numbers, self._keys)
+
+    @property
+    def _keys(self) -> list[str]:
+        """Of all numbers, the same in every process."""
+        of_methods = [f"{method}/{name}" for method in self.settings.further_methods for name in MAP_NUMBERS]
+        return [*(f"fullgrad/{name}" for name in NUMBERS), *of_methods]
 
     def _conclude(self) -> None:
         strip = None if self._recorder is None else self._recorder.conclude()
@@ -311,11 +374,6 @@ class FullGradMonitor(Callback):
             from fg_lightning.report import write_report
 
             rank_zero_info(f"FullGradMonitor: report, see {write_report(strip.parent)}")
-
-    def _ends_averaged(self, trainer: Trainer) -> bool:
-        """Whether a callback that is called before this one replaces the weights by averages when training ends."""
-        before = takewhile(lambda callback: callback is not self, getattr(trainer, "callbacks", []))
-        return any(kind.__name__ == "WeightAveraging" for callback in before for kind in type(callback).__mro__)
 
     def _is_duplicate(self, trainer: Trainer) -> bool:
         """Whether it was attached to a script that has a monitor of its own, or another one was attached after it."""
@@ -328,61 +386,3 @@ class FullGradMonitor(Callback):
         if is_second and not self.is_superseded:
             rank_zero_info(f"FullGradMonitor: the script has one of its own, so the one of {self.attached_by} is disabled")
         return is_second or self.is_superseded
-
-    def _is_barebones(self, trainer: Trainer) -> bool:
-        """Whether the Trainer forbids everything that costs time."""
-        is_barebones = bool(getattr(trainer, "barebones", False))
-        if is_barebones and self.attached_by is None:
-            rank_zero_warn("FullGradMonitor: Trainer(barebones=True) disables it, because it costs time; remove one of the two")
-        return is_barebones
-
-    def _disable_if_sharded(self, trainer: Trainer) -> None:
-        """
-        Raises:
-            NotImplementedError: on the first rank, if the weights are spread over processes.
-        """
-        if not self._is_disabled and any(kind.__name__ in SHARDING_STRATEGIES for kind in type(trainer.strategy).__mro__):
-            self._is_disabled = True
-            if trainer.is_global_zero:
-                name = type(trainer.strategy).__name__
-                raise NotImplementedError(
-                    f"{name} spreads the weights over processes, which is not supported; the monitor is disabled"
-                )
-
-
-def run_folder(trainer: Trainer) -> Path:
-    """`fullgrad/` beside the run's checkpoints; without a logger `fullgrad/version_0/` in the default root.
-
-    A run whose files lie elsewhere (s3://...) gets a folder in the working directory.
-    """
-    logger, root = trainer.logger, str(trainer.default_root_dir)
-    log_dir = getattr(logger, "log_dir", None)
-    places = [getattr(logger, name, None) for name in ("save_dir", "name", "version")]
-    if isinstance(log_dir, (str, Path)):
-        folder = os.path.join(log_dir, "fullgrad")
-    elif logger is None or not all(place is None or isinstance(place, (str, int, Path)) for place in (log_dir, *places)):
-        folder = os.path.join(root, "fullgrad", "version_0")  # the name of a mock, for example, is not text
-    else:
-        save_dir, name, version = places
-        version = version if isinstance(version, str) else f"version_{version}"
-        folder = os.path.join(save_dir or root, str(name), version, "fullgrad")
-    return Path("fullgrad", "version_0") if "://" in folder else Path(folder)
-
-
-def logging_step(trainer: Trainer, module: LightningModule, epoch: int) -> int:
-    """The step at which Lightning logs what belongs to the current weights.
-
-    After `epoch` epochs it is the last step, with which Lightning logs the epoch's own metrics; in the first epoch the next one.
-    Steps are batches, or with accumulated gradients the batches after which the optimizer steps.
-    """
-    # The step of Lightning's loggers, private as of Lightning 2.6; `global_step` counts the steps of all optimizers.
-    stepped: int = trainer.fit_loop.epoch_loop._batches_that_stepped
-    stepped += bool(trainer.validating)  # Lightning counts a batch when its validation is over
-    if module.automatic_optimization:
-        stepped = max(stepped, trainer.global_step)  # a checkpoint that was saved in validation has counted one less
-    return max(stepped - 1, 0) if epoch else stepped
-
-
-def num_batches(trainer: Trainer) -> int:
-    """Number of batches that the network was trained on."""
-    return trainer.fit_loop.epoch_loop.batch_progress.total.ready

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import RunningStage
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
+from fg_lightning.recording.balanced_samples import choose_balanced, choose_evenly, known_labels
+from fg_lightning.recording.hardest_samples import SampleLosses
 from fg_lightning.recording.probe import NoProbe, Probe, lacks_images
+
+POOL = 512
+"""Number of validation images among which the hardest are searched."""
 
 
 def validation_loader(trainer: Trainer) -> Any:
@@ -47,40 +53,127 @@ def reads_by_index(loader: Any) -> bool:
 
 
 def load_probe(
-    loader: DataLoader[Any], num_samples: int, trainer: Trainer, module: LightningModule, *, with_batch: bool = False
+    loader: DataLoader[Any],
+    num_samples: int,
+    trainer: Trainer,
+    module: LightningModule,
+    *,
+    indices: Sequence[int] | None = None,
+    with_batch: bool = False,
 ) -> Probe:
     """A probe from the data set of a loader that `reads_by_index`. The loader's sampler and workers are not used.
 
-    The samples are evenly spread over the data set, or over the part of it that the loader's sampler reads. They are collated as
-    the loader does it, then moved and transformed as a validation batch. If the loader has workers, a separate worker reads the
-    samples, so that this process opens no file that the next workers would share.
+    As many samples of each class are chosen if their labels are known without reading them, else they are evenly spread; both over
+    the part of the data set that the loader's sampler reads. They are collated as the loader does it, then moved and transformed
+    as a validation batch.
+
+    Args:
+        loader: of the validation data.
+        num_samples: how many samples to choose.
+        trainer: whose plugins move a batch.
+        module: whose hooks transform it.
+        indices: of the samples in the data set, instead of a choice.
+        with_batch: keep the rest of the batch, too.
 
     Raises:
-        NoProbe: if the data set is empty or its batches hold no images.
+        NoProbe: if the data set is empty, has no such index, or its batches hold no images.
     """
+    chosen, words = _choose(loader, num_samples) if indices is None else (_check_indices(indices, loader), "by their numbers")
+    batch = next(iter(_reader(loader, chosen, len(chosen))))
+    if lacks_images(batch):
+        return Probe.from_batch(batch, num_samples)  # raises, before the user's hooks run in vain
+    batch = _transfer(batch, trainer, module)
+    probe = Probe.from_batch(batch, ALL, with_batch=with_batch)
+    if len(probe) != len(chosen):  # the loader makes more or fewer images of the samples
+        return replace(Probe.from_batch(batch, len(chosen), with_batch=with_batch), batch_size=loader.batch_size, chosen=words)
+    return replace(probe, batch_size=loader.batch_size, indices=tuple(chosen), chosen=words)
+
+
+def find_hardest(
+    loader: DataLoader[Any], num_samples: int, trainer: Trainer, module: LightningModule, losses: SampleLosses
+) -> tuple[list[int], str]:
+    """The indices of the samples that the network, as it is, gets most wrong, and how they were chosen, in words.
+
+    The samples are searched among at most `POOL`, evenly spread over the data, and read one batch after another. The one with the
+    largest loss comes first.
+
+    Raises:
+        NoProbe: if it cannot be told how wrong the network is.
+    """
+    everything = _indices(loader)
+    pool = [everything[i] for i in choose_evenly(len(everything), POOL)]
+    if not pool:
+        raise NoProbe(EMPTY)
+    found: list[float] = []
+    for batch in _reader(loader, pool, loader.batch_size or 1):
+        found += losses.measure(module, _transfer(batch, trainer, module)).tolist()
+    if len(found) != len(pool):
+        raise NoProbe(f"the loader makes {len(found)} images of {len(pool)} samples, so that no loss belongs to a sample")
+    hardest = sorted(range(len(pool)), key=lambda i: -found[i])[:num_samples]
+    over = f", evenly spread over {len(everything)}" if len(pool) < len(everything) else ""
+    span = f"{losses.words} {found[hardest[-1]]:.3g} to {found[hardest[0]]:.3g}"
+    return [pool[i] for i in hardest], f"the hardest {len(hardest)} of {len(pool)} images{over} ({span})"
+
+
+ALL = 2**31
+"""More images than a batch has."""
+
+EMPTY = "the data set is empty; pass images yourself: FullGradMonitor(probe=(images, labels))"
+
+
+def _choose(loader: DataLoader[Any], num_samples: int) -> tuple[list[int], str]:
+    """Indices of samples, balanced over the classes if possible, and how they were chosen."""
     indices = _indices(loader)
     if not indices:
-        raise NoProbe("the data set is empty; pass images yourself: FullGradMonitor(probe=(images, labels))")
-    count = min(num_samples, len(indices))
-    chosen = [indices[i * (len(indices) - 1) // max(count - 1, 1)] for i in range(count)]
+        raise NoProbe(EMPTY)
+    try:
+        labels = known_labels(loader.dataset)
+        places = None if labels is None else choose_balanced(labels[np.asarray(indices)], num_samples)
+    except Exception:  # a data set of any make, whose attributes are not what their names say
+        places = None
+    words = "evenly spread" if places is None else "balanced over the classes"
+    return [indices[i] for i in (choose_evenly(len(indices), num_samples) if places is None else places)], words
+
+
+def _check_indices(indices: Sequence[int], loader: DataLoader[Any]) -> Sequence[int]:
+    """
+    Raises:
+        NoProbe: if the data set has no such index.
+    """
+    count = len(loader.dataset)  # type: ignore[arg-type]
+    beyond = [i for i in indices if i >= count]
+    if beyond:
+        raise NoProbe(
+            f"probe={list(indices)}: there is no image {beyond[0]}, because the data set has {count} images; "
+            f"give numbers from 0 to {count - 1}"
+        )
+    return indices
+
+
+def _reader(loader: DataLoader[Any], indices: Sequence[int], batch_size: int) -> DataLoader[Any]:
+    """Reads some samples of a loader's data set as the loader does.
+
+    If the loader has workers, a separate worker reads the samples, so that this process opens no file that the next workers would
+    share.
+    """
     workers = {"num_workers": 1, "multiprocessing_context": loader.multiprocessing_context} if loader.num_workers else {}
-    reader = DataLoader(
-        Subset(loader.dataset, chosen),
-        batch_size=count,
+    return DataLoader(
+        Subset(loader.dataset, indices),
+        batch_size=batch_size,
         collate_fn=loader.collate_fn,
         worker_init_fn=loader.worker_init_fn,
         generator=torch.Generator(),
         **workers,
     )
-    batch = next(iter(reader))
-    if lacks_images(batch):
-        return Probe.from_batch(batch, num_samples)  # raises, before the user's hooks run in vain
+
+
+def _transfer(batch: Any, trainer: Trainer, module: LightningModule) -> Any:
+    """Moves and transforms a batch as Lightning does it with a validation batch."""
     with _validation_stage(trainer):
         batch = trainer.precision_plugin.convert_input(batch)
         hooks = _hook_owner("on_before_batch_transfer", getattr(trainer, "datamodule", None), module) or module
         batch = hooks.on_before_batch_transfer(batch, 0)  # by position, as Lightning does: the parameter may have any name
-        batch = trainer.strategy.batch_to_device(batch, module.device, dataloader_idx=0)
-    return replace(Probe.from_batch(batch, num_samples, with_batch=with_batch), batch_size=loader.batch_size)
+        return trainer.strategy.batch_to_device(batch, module.device, dataloader_idx=0)
 
 
 def _hook_owner(hook: str, *candidates: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,10 +25,22 @@ TERM_NUMBERS = {
 }
 """The numbers of the decomposition: logged with `fullgrad/` before their names, whatever the methods are."""
 
+MASK_NUMBERS = {
+    "relevance_mass": "mean share of a map on the image's mask",
+    "pointing_game": "share of images whose most salient pixel lies on their mask",
+}
+"""Those of the numbers of maps that need masks of where the network should look."""
+
 MAP_NUMBERS = {
     "drift": "mean cosine distance of the maps to those of the snapshot before",
     "drift_from_untrained": "and to those of the untrained network",
     "concentration": "mean Gini index of the maps: 0 if all pixels count alike, near 1 if few count",
+    "border_share": "mean share of a map in the outer tenth at every side",
+    "top_left_share": "in the top left corner, of a fifth of the height and the width",
+    "top_right_share": "in the top right corner",
+    "bottom_left_share": "in the bottom left corner",
+    "bottom_right_share": "in the bottom right corner",
+    **MASK_NUMBERS,
 }
 """The numbers of maps, of any method: logged with the method's key and a slash before their names."""
 
@@ -39,11 +51,14 @@ HISTORY, IMAGES, LAYERS, MAPS = "history.csv", "images.csv", "layers.csv", "maps
 ANSWERS = ("label", "explained", "prediction", "confidence")
 TERMS = ("output", "input_term", "bias_term", "implicit_term", "completeness_error")
 COLUMNS = {
-    HISTORY: ("snapshot", "epoch", "step", *NUMBERS),
-    IMAGES: ("snapshot", "image", *ANSWERS, *TERMS, "map_peak"),
+    HISTORY: ("snapshot", "epoch", "step", "num_steps", *NUMBERS),
+    IMAGES: ("snapshot", "image", *ANSWERS, *TERMS, "map_peak", "correct"),
     LAYERS: ("snapshot", "layer", "module", "kind", "share", "terms"),
 }
 """The tables of a folder. `snapshot` counts from 0: it is the index of a row's maps in `maps.npy`."""
+
+METHOD_COLUMNS = ("snapshot", "epoch", "step", "num_steps", *MAP_NUMBERS)
+"""The columns of `<method>/history.csv`, of a further method."""
 
 
 @dataclass(frozen=True)
@@ -53,27 +68,37 @@ class Snapshot:
     Attributes:
         epoch: number of epochs that the network had been trained for; 0 is the untrained network.
         step: the step of Lightning's loggers.
-        numbers: by the keys under which they are logged.
+        numbers: of every method, by the keys under which they are logged.
+        num_steps: number of steps that the network had been trained for, if snapshots are taken by steps; None if by epochs.
     """
 
     epoch: int
     step: int
     numbers: dict[str, float]
+    num_steps: int | None = None
+
+    @property
+    def is_untrained(self) -> bool:
+        return self.epoch == self.step == 0 and not self.num_steps
 
     @property
     def title(self) -> str:
-        return "untrained" if self.epoch == self.step == 0 else f"epoch {self.epoch}"
+        """When it was taken, in words."""
+        if self.is_untrained:
+            return "untrained"
+        return f"epoch {self.epoch}" if self.num_steps is None else f"step {self.num_steps}"
 
     def cells(self) -> tuple[Any, ...]:
         """The row of `history.csv`, without its index."""
-        return self.epoch, self.step, *(self.numbers.get(f"fullgrad/{key}") for key in NUMBERS)
+        return self.epoch, self.step, self.num_steps, *(self.numbers.get(f"fullgrad/{key}") for key in NUMBERS)
 
     @classmethod
     def from_row(cls, row: Mapping[str, str]) -> Snapshot:
         """Raises KeyError or ValueError if the row is damaged."""
         cells = {key: parse_number(row.get(key, "")) for key in NUMBERS}
         numbers = {f"fullgrad/{key}": float(value) for key, value in cells.items() if value is not None}
-        return cls(int(row["epoch"]), int(row["step"]), numbers)
+        num_steps = parse_number(row.get("num_steps", ""))
+        return cls(int(row["epoch"]), int(row["step"]), numbers, None if num_steps is None else int(num_steps))
 
 
 @dataclass(frozen=True)
@@ -119,6 +144,7 @@ class ImageRow:
         prediction: class, or number, that the network gives; `confidence` is its probability.
         output: the number that is explained; the terms are what the input and the biases add to it.
         map_peak: largest magnitude of the saliency map.
+        correct: 1 if the predicted class is the label, 0 if it is another; None if that cannot be told.
     """
 
     image: int
@@ -132,11 +158,13 @@ class ImageRow:
     implicit_term: float | None
     completeness_error: float | None
     map_peak: float | None
+    correct: float | None = None
 
     @classmethod
     def from_row(cls, row: Mapping[str, str]) -> ImageRow:
         """Raises KeyError or ValueError if the row is damaged."""
-        return cls(int(row["image"]), *(parse_number(row[name]) for name in COLUMNS[IMAGES][2:]))
+        correct = parse_number(row.get("correct", ""))  # earlier versions did not write it
+        return cls(int(row["image"]), *(parse_number(row[name]) for name in COLUMNS[IMAGES][2:-1]), correct)
 
 
 @dataclass(frozen=True)
@@ -147,11 +175,13 @@ class Answers:
         explained: the class whose score is explained, [N]; None if there was no choice.
         predicted: the class it would choose or the number it gives, [N]; None if that cannot be told.
         confidence: the probability of the predicted class, [N]; None if that cannot be told.
+        runner_up: the most probable class apart from the explained one, [N]; None if there is no other class.
     """
 
     explained: Tensor | None = None
     predicted: Tensor | None = None
     confidence: Float[Tensor, " n"] | None = None
+    runner_up: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +195,9 @@ class Explanation:
         layers: the input, then modules in the order in which they are registered.
         num_classes: number of classes that the network distinguishes; None if it has no classes.
         missing_ops: operations whose bias is missing from the sum.
+        lost_ops: operations with a bias whose place in the image is not known, so that they are not on the map.
+        num_drawn: number of operations with a bias that are on the map.
+        method_maps: the maps of further methods by their keys, [N, 1, *S] each, without methods that failed.
     """
 
     maps: Float[Tensor, "n 1 *s"]
@@ -173,6 +206,24 @@ class Explanation:
     layers: list[LayerTerms]
     num_classes: int | None = None
     missing_ops: tuple[str, ...] = ()
+    lost_ops: tuple[str, ...] = ()
+    num_drawn: int = 0
+    method_maps: Mapping[str, Float[Tensor, "n 1 *s"]] = field(default_factory=dict)
+
+    def correct(self, labels: Tensor | None) -> list[bool | None]:
+        """Whether each image's predicted class is its label.
+
+        None if that cannot be told: without classes, without labels [N], and for labels that are not classes of the network.
+
+        Args:
+            labels: as they came with the images.
+        """
+        predicted, count = self.answers.predicted, self.num_classes
+        are_known = predicted is not None and count is not None and labels is not None and labels.ndim == predicted.ndim == 1
+        if not are_known or predicted.is_floating_point():  # type: ignore[union-attr]
+            return [None] * len(self.maps)
+        pairs = zip(labels.tolist(), predicted.tolist(), strict=True)  # type: ignore[union-attr]
+        return [label == answer if label in range(count) else None for label, answer in pairs]  # type: ignore[arg-type]
 
     def image_cells(self, labels: Tensor | None) -> list[tuple[Any, ...]]:
         """A row of `images.csv` for each image, from label to completeness_error; None in undefined cells."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections import Counter
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from fg_lightning.atomic_files import PREFIX, replace_file, sweep, write_json
-from fg_lightning.errors import list_briefly
 from fg_lightning.history.growing_files import Row
+from fg_lightning.history.method_history import MethodHistory
 from fg_lightning.history.records import COLUMNS, FORMAT, HISTORY, IMAGES, LAYERS, MAPS, Explanation, ImageRow, LayerTerms, Snapshot
-from fg_lightning.history.run_reader import RunFiles, agree_in_concentration, group_by_snapshot, locate_damage, sibling_folders
+from fg_lightning.history.run_reader import RunFiles, group_by_snapshot, locate_damage, sibling_folders
 from fg_lightning.visualization.png_encoding import encode_png
 
 
@@ -33,40 +33,52 @@ class History:
         snapshots: the numbers of earlier snapshots, whose maps and tables lie in `earlier`.
         earlier: that folder, which stays as it is unless it is `folder`; None if it is gone.
         lost: the earlier snapshots whose maps and rows do not lie there.
+        methods: the keys of further methods, whose maps are kept beside FullGrad's.
 
     Attributes:
         snapshots: the numbers of every snapshot.
         first_maps: the maps of the first snapshot, [N, 1, *S]; None before it, and if they are lost.
         last_maps: likewise of the last one.
         num_unwritten: number of snapshots that could not be written, and are not in the history.
+        methods: the maps of further methods, by key.
     """
 
     def __init__(
-        self, folder: Path | None, snapshots: Sequence[Snapshot] = (), earlier: Path | None = None, lost: Set[int] = frozenset()
+        self,
+        folder: Path | None,
+        snapshots: Sequence[Snapshot] = (),
+        earlier: Path | None = None,
+        lost: Set[int] = frozenset(),
+        methods: Iterable[str] = (),
     ) -> None:
         self.folder = folder
         self.snapshots = list(snapshots)
         self.first_maps: Tensor | None = None
         self.last_maps: Tensor | None = None
         self.num_unwritten = 0
+        self.methods = {method: MethodHistory(method) for method in methods}
         self._earlier = earlier
         self._lost = set(range(len(self.snapshots))) if earlier is None else set(lost)
-        self._start: tuple[dict[str, Any], Tensor, Tensor | None, Sequence[npt.NDArray[np.uint8]]] | None = None
+        self._start: tuple[dict[str, Any], dict[str, Tensor | None], Sequence[npt.NDArray[np.uint8]]] | None = None
         self._sizes: dict[str, int] | None = None  # of the files while they hold all snapshots and nothing else
         if self.snapshots:
             self.first_maps, self.last_maps = self._earlier_maps(0), self._earlier_maps(len(self.snapshots) - 1)
+            for method in self.methods.values() if earlier is not None else ():
+                method.load(earlier, len(self.snapshots), self._lost)
 
     @classmethod
-    def read(cls, folder: Path) -> History:
-        """The history that lies in a folder.
+    def read(cls, folder: str | Path) -> History:
+        """The history in a folder.
 
         Raises:
             FileNotFoundError: if there is none.
             ValueError: if it is damaged, or a later version of the package wrote it.
         """
-        history = cls(folder)
+        folder = Path(folder)
         with locate_damage(folder):
-            written = history.about().get("format")
+            about = RunFiles(folder).about()
+            written = about.get("format")
+            history = cls(folder, methods=[method for method in about.get("methods", ()) if method != "fullgrad"])
             if written == FORMAT:
                 history._load()
         if written != FORMAT:
@@ -78,6 +90,10 @@ class History:
             if index != len(self.snapshots):
                 raise ValueError(f"snapshot {len(self.snapshots)} is missing from {HISTORY}")
             self.snapshots.append(snapshot)
+        for method in self.methods.values():
+            numbers = method.numbers(self._files.folder)
+            self.snapshots = [replace(s, numbers=s.numbers | numbers.get(i, {})) for i, s in enumerate(self.snapshots)]
+            method.load(self._files.folder, len(self.snapshots))
         self.images_by_snapshot()
         self.layers_by_snapshot()
         if self.snapshots:
@@ -100,7 +116,7 @@ class History:
         return RunFiles(self.source or Path())
 
     def about(self) -> dict[str, Any]:
-        """What is explained and how; see `docs/monitor.md`."""
+        """What is explained and how; see docs/reference/keys_and_files.md."""
         return self._files.about()
 
     def probe(self) -> tuple[Tensor, Tensor | None]:
@@ -111,6 +127,10 @@ class History:
             ValueError: if their file is damaged.
         """
         return self._files.probe()
+
+    def probe_masks(self) -> Tensor | None:
+        """Where the network should look, bool [N, 1, *S]; None if that is not known. Raises what `probe` raises."""
+        return self._files.probe_masks()
 
     def maps(self, index: int, rows: Sequence[ImageRow] | None = None) -> Tensor:
         """The maps of a snapshot, [N, 1, *S], from disk; NaN if they were lost with the folder of an earlier process.
@@ -142,6 +162,26 @@ class History:
         peaks = torch.tensor([float(row.map_peak or 1) for row in rows] or [1.0])
         return scaled * peaks.reshape(-1, *(1,) * (scaled.ndim - 1))
 
+    def maps_of(self, method: str, index: int) -> Tensor:
+        """The maps of any method in a snapshot, as `maps` gives FullGrad's. Those of others are relative to their peaks.
+
+        Raises:
+            KeyError: if the run has no such method.
+            ValueError: if they are not there.
+        """
+        if method == "fullgrad":
+            return self.maps(index)
+        index, further = range(len(self.snapshots))[index], self.methods[method]
+        if self.source is None:
+            in_memory = {0: further.first_maps, len(self.snapshots) - 1: further.last_maps}.get(index)
+            if in_memory is None:
+                raise ValueError("this history is kept in memory alone, which holds the maps of the first and last snapshot")
+            return in_memory
+        try:
+            return further.maps(self.source, index)
+        except (OSError, IndexError) as error:
+            raise ValueError(f"the maps of {method} in snapshot {index} are not there: {error}") from error
+
     def images(self, index: int) -> list[ImageRow]:
         """The rows of `images.csv` of a snapshot."""
         return self.images_by_snapshot().get(range(len(self.snapshots))[index], [])
@@ -165,7 +205,12 @@ class History:
     # --- writing
 
     def begin(
-        self, about: dict[str, Any], images: Tensor, labels: Tensor | None, pictures: Sequence[npt.NDArray[np.uint8]]
+        self,
+        about: dict[str, Any],
+        images: Tensor,
+        labels: Tensor | None,
+        pictures: Sequence[npt.NDArray[np.uint8]],
+        masks: Tensor | None = None,
     ) -> None:
         """Creates the folder and describes in it what is explained. If that fails, the next snapshot does it.
 
@@ -174,11 +219,12 @@ class History:
             images: as the model takes them; become `probe.npz`.
             labels: that are explained; likewise.
             pictures: the images as the user sees them, [H, W, 3] in 0..255; become `probe/`.
+            masks: where the network should look, bool [N, 1, *S]; stored with the images.
 
         Raises:
             OSError: if it cannot be written.
         """
-        self._start = about, images, labels, pictures
+        self._start = about, {"images": images, "labels": labels, "masks": masks}, pictures
         if self.folder is not None:
             self._write_start(self.folder)
 
@@ -195,32 +241,41 @@ class History:
         """
         self.num_unwritten += 1
         if self.folder is not None:
-            if self._sizes is None or self._sizes != _file_sizes(self.folder):  # a snapshot was torn, or another process wrote
+            if self._sizes is None or self._sizes != self._file_sizes(self.folder):  # a snapshot was torn, or another process wrote
                 self._repair(self.folder, explanation.maps.shape)
             self._sizes = None
             self._write(RunFiles(self.folder), snapshot, explanation, labels)
-            self._sizes = _file_sizes(self.folder)
+            self._sizes = self._file_sizes(self.folder)
         if not self.snapshots:
             self.first_maps = explanation.maps
         self.last_maps = explanation.maps
+        for key, method in self.methods.items():
+            method.keep(explanation.method_maps.get(key), is_first=not self.snapshots)
         self.snapshots.append(snapshot)
         self.num_unwritten -= 1
 
-    def add_sheet(self, snapshot: Snapshot, sheet: npt.NDArray[np.uint8]) -> None:
-        """Keeps the overlays of a snapshot as one picture, for runs without a logger that takes images."""
+    def add_sheet(self, snapshot: Snapshot, sheet: npt.NDArray[np.uint8], method: str = "fullgrad") -> None:
+        """Keeps the overlays of a snapshot as one picture, for runs without a logger that takes images.
+
+        Args:
+            snapshot: its numbers.
+            sheet: the picture.
+            method: that the overlays are of. Those of further methods lie in their folders.
+        """
         if self.folder is not None:
-            (self.folder / "saliency").mkdir(parents=True, exist_ok=True)
-            _save_png(self.folder / "saliency" / f"epoch_{snapshot.epoch:04d}.png", sheet)
+            folder = (self.folder if method == "fullgrad" else self.folder / method) / "saliency"
+            folder.mkdir(parents=True, exist_ok=True)
+            moment = f"epoch_{snapshot.epoch:04d}" if snapshot.num_steps is None else f"step_{snapshot.num_steps:07d}"
+            _save_png(folder / f"{moment}.png", sheet)
 
     def _write_start(self, folder: Path) -> None:
         assert self._start is not None
-        about, images, labels, pictures = self._start
+        about, arrays, pictures = self._start
         (folder / "probe").mkdir(parents=True, exist_ok=True)
         for other in sibling_folders(folder):
             sweep(other, deeply=True)
         for i, picture in enumerate(pictures):
             _save_png(folder / "probe" / f"{i:03d}.png", picture)
-        arrays = {"images": images, "labels": labels}
         stored: dict[str, Any] = {name: _numpy(tensor) for name, tensor in arrays.items() if tensor is not None}
         with replace_file(folder / "probe.npz") as file:
             np.savez(file, **stored)
@@ -229,10 +284,13 @@ class History:
     def _write(self, files: RunFiles, snapshot: Snapshot, explanation: Explanation, labels: Tensor | None) -> None:
         index = len(self.snapshots)
         maps = explanation.maps
+        for key, method in self.methods.items():
+            method.write(files.folder, index, snapshot, explanation.method_maps.get(key), maps.shape)
         peaks = maps.flatten(1).abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny)
         files.maps.append((maps / peaks.reshape(-1, *(1,) * (maps.ndim - 1))).half().numpy())
-        images = zip(explanation.image_cells(labels), peaks.tolist(), strict=True)
-        files.tables[IMAGES].append([(index, i, *cells, peak) for i, (cells, peak) in enumerate(images)])
+        correct = [None if value is None else int(value) for value in explanation.correct(labels)]
+        images = zip(explanation.image_cells(labels), peaks.tolist(), correct, strict=True)
+        files.tables[IMAGES].append([(index, i, *cells, *rest) for i, (cells, *rest) in enumerate(images)])
         files.tables[LAYERS].append([(index, i, *layer.cells()) for i, layer in enumerate(explanation.layers)])
         files.tables[HISTORY].append([(index, *snapshot.cells())])
 
@@ -251,7 +309,15 @@ class History:
         if self._start is not None:
             self._write_start(folder)
         RunFiles(folder).repair(self.snapshots, self._lost, shape)
+        for method in self.methods.values():
+            method.repair(folder, self.snapshots, self._lost, shape)
         self._lost.clear()
+
+    def _file_sizes(self, folder: Path) -> dict[Path, int]:
+        """Of the files of the history, in bytes; -1 for missing ones."""
+        of_methods = [path for method in self.methods.values() for path in method.paths(folder)]
+        paths = [*(folder / name for name in ("probe.json", MAPS, *COLUMNS)), *of_methods]
+        return {path: path.stat().st_size if path.exists() else -1 for path in paths}
 
     def _earlier_maps(self, index: int) -> Tensor | None:
         """The maps of an earlier snapshot, each relative to its own peak; None if they are lost."""
@@ -263,89 +329,6 @@ class History:
             return None
 
 
-class OtherRun(ValueError):
-    """A folder holds another run."""
-
-
-def find_lost_snapshots(folder: Path, snapshots: Sequence[Snapshot], fingerprint: str) -> tuple[Set[int], list[str]]:
-    """Compares the files of a folder with the snapshots that a checkpoint knows.
-
-    The files hold a snapshot if its row in `history.csv` has the same numbers; or, if that row is gone, if its maps have the
-    concentration that the checkpoint tells.
-
-    Args:
-        folder: of an earlier run.
-        snapshots: as the checkpoint has them.
-        fingerprint: of the images that they explain.
-
-    Returns:
-        The snapshots that the files do not hold, and what is damaged, in words.
-
-    Raises:
-        OtherRun: if it is the folder of another run.
-        OSError: if a file is there, but cannot be read now.
-        ValueError: if a later version of the package wrote it.
-    """
-    files = RunFiles(folder)
-    about = _identity(files)
-    if about is not None and about["format"] != FORMAT:
-        raise ValueError(f"{folder} has format {about['format']}, this version of fg-lightning reads format {FORMAT}; update it")
-    if about is not None and about["fingerprint"] != fingerprint:
-        raise OtherRun(str(folder))
-    array, num_snapshots = files.maps, len(snapshots)
-    try:
-        num_entries, has_header = len(array), True
-    except (ValueError, EOFError):
-        num_entries, has_header = 0, False
-    rows, _ = files.tables[HISTORY].salvage()
-    unwritten = [index for index in range(num_snapshots) if (index,) not in rows]
-    own = {i for i, snapshot in enumerate(snapshots) if i not in unwritten and _snapshot(rows[i,]) == snapshot}
-    own |= {i for i in unwritten if i < num_entries and agree_in_concentration(array.entry(i), snapshots[i])}
-    if about is None and not own:
-        raise OtherRun(str(folder))
-    maps = {index for index in own if index < num_entries}
-    maps -= {index for index in maps if np.isnan(array.entry(index)).all()}
-    damages = [] if about is not None else ["probe.json cannot be read"]
-    damages += [f"{HISTORY} lacks {_enumerate(unwritten)}"] if unwritten else []
-    if not has_header:
-        damages.append(f"{MAPS} has no header")
-    elif num_entries < num_snapshots:
-        damages.append(f"{MAPS} lacks {_enumerate(range(num_entries, num_snapshots))}")
-    for name in (IMAGES, LAYERS):
-        short = _incomplete_snapshots(files, name, maps)
-        damages += [f"{name} lacks rows of {_enumerate(short)}"] if short else []
-    return set(range(num_snapshots)) - own, [f"{folder} is damaged: {', '.join(damages)}"] if damages else []
-
-
-def _identity(files: RunFiles) -> dict[str, Any] | None:
-    """Format and fingerprint; None if they are gone."""
-    try:
-        about = files.about()
-        return {name: about[name] for name in ("format", "fingerprint")}
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _snapshot(row: dict[str, str]) -> Snapshot | None:
-    try:
-        return Snapshot.from_row(row)
-    except (KeyError, ValueError):
-        return None
-
-
-def _incomplete_snapshots(files: RunFiles, name: str, indices: Set[int]) -> list[int]:
-    """The snapshots that have no rows in a table, or may have lost some with its end or with damaged lines."""
-    rows, is_whole = files.tables[name].salvage()
-    counts = Counter(index for index, *_ in rows)
-    usual, last = max(counts.values(), default=1), max(counts, default=0)
-    return sorted(i for i in indices if not counts[i] or (counts[i] < usual and (i == last or not is_whole)))
-
-
-def _enumerate(indices: Sequence[int]) -> str:
-    """Snapshots by their numbers, at most five."""
-    return f"snapshot{'' if len(indices) == 1 else 's'} {list_briefly(indices, 5)}"
-
-
 def _copy_tree(source: Path, folder: Path) -> None:
     """Copies files and folders, with the permissions that umask gives them."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -354,12 +337,6 @@ def _copy_tree(source: Path, folder: Path) -> None:
             _copy_tree(path, folder / path.name)
         elif not path.name.startswith(PREFIX):
             shutil.copyfile(path, folder / path.name)
-
-
-def _file_sizes(folder: Path) -> dict[str, int]:
-    """Of the files of a history, in bytes; -1 for missing ones."""
-    paths = (folder / name for name in ("probe.json", MAPS, *COLUMNS))
-    return {path.name: path.stat().st_size if path.exists() else -1 for path in paths}
 
 
 def _numpy(tensor: Tensor) -> npt.NDArray[Any]:

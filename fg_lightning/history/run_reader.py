@@ -55,7 +55,7 @@ class RunFiles:
         self.tables = {name: GrowingTable(folder / name, columns) for name, columns in COLUMNS.items()}
 
     def about(self) -> dict[str, Any]:
-        """What is explained and how; see `docs/monitor.md`."""
+        """What is explained and how; see docs/reference/keys_and_files.md."""
         return dict(json.loads((self.folder / "probe.json").read_text()))
 
     def probe(self) -> tuple[Tensor, Tensor | None]:
@@ -67,6 +67,11 @@ class RunFiles:
         """
         with locate_damage(self.folder), (self.folder / "probe.npz").open("rb") as file, np.load(file) as arrays:
             return torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"]) if "labels" in arrays else None
+
+    def probe_masks(self) -> Tensor | None:
+        """Where the network should look, bool [N, 1, *S]; None if that is not known. Raises what `probe` raises."""
+        with locate_damage(self.folder), (self.folder / "probe.npz").open("rb") as file, np.load(file) as arrays:
+            return torch.from_numpy(arrays["masks"]) if "masks" in arrays else None
 
     def snapshots(self, notes: list[str] | None = None) -> list[tuple[int, Snapshot]]:
         return self.tables[HISTORY].read(lambda row: (int(row["snapshot"]), Snapshot.from_row(row)), notes)
@@ -116,9 +121,9 @@ def locate_damage(folder: Path) -> Iterator[None]:
         raise ValueError(f"{folder} is damaged: {type(error).__name__}: {error}") from error
 
 
-def agree_in_concentration(maps: npt.NDArray[np.generic], snapshot: Snapshot) -> bool:
-    """Whether maps, [N, 1, *S], can be those of a snapshot, judged by their concentration."""
-    expected = snapshot.numbers.get("fullgrad/concentration")
+def agree_in_concentration(maps: npt.NDArray[np.generic], snapshot: Snapshot, method: str = "fullgrad") -> bool:
+    """Whether maps, [N, 1, *S], can be those of a method in a snapshot, judged by their concentration."""
+    expected = snapshot.numbers.get(f"{method}/concentration")
     concentration = gini_index(torch.from_numpy(maps).float().abs()).mean()
     return expected is not None and bool((concentration - expected).abs() <= AGREEMENT)
 
@@ -191,7 +196,7 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Reads what there is of a run, whether it goes on, was killed or is damaged.
+    """Reads a run, also one that goes on, was killed or is damaged.
 
     Raises:
         CannotRun: if no snapshot can be read.

@@ -17,11 +17,14 @@ from fg_lightning.fullgrad.decomposition import as_several
 from fg_lightning.fullgrad.readings import Reading
 from fg_lightning.history.records import Answers, Explanation, LayerTerms
 from fg_lightning.recording.called_module import CalledModule, Forward, ScoredModule
+from fg_lightning.recording.masks import region_masks
 from fg_lightning.recording.methods import Method, draw_maps
 from fg_lightning.recording.output_evidence import Evidence
 from fg_lightning.recording.output_meaning import YES_OR_NO, Meaning, infer_task, task_by_name
 from fg_lightning.recording.probe import HOW_TO_EXPLAIN_A_DETECTOR, Probe, are_detections, describe_parts, tensor_parts
 from fg_lightning.recording.task import Chosen, Classes, Entry, ProbeTarget, Regions, Task
+
+FROM_REGIONS = "the region of the explained class in the label map"
 
 SCORE = re.compile("pred_score|anomaly|distance|error", re.IGNORECASE)
 """Names of parts of an output that are numbers and not probabilities."""
@@ -93,9 +96,18 @@ class Explainer:
             fixed = None if labels[0] is None else torch.cat(labels).cpu()
             self.probe, self._is_fixed, self._which = replace(self.probe, labels=fixed, others=()), True, 0
         answers = [self.task.answers(output, fixed) for output, fixed in zip(outputs, labels, strict=True)]
+        if isinstance(self.task, Regions) and self.probe.masks_from in ("", FROM_REGIONS):
+            self.probe = self._mask_regions(torch.cat([answer.explained for answer in answers if answer.explained is not None]))
         num_classes = self.task.num_classes(outputs[0])
         joined = FullGradients.concatenate(terms)
         return _build_explanation(module, torch.cat(maps), joined, _join_answers(answers), num_classes)
+
+    def _mask_regions(self, classes: Tensor) -> Probe:
+        """The probe with masks: the regions of the explained classes in the label maps that came with it."""
+        labels, fixed = self.labels, self.probe.labels
+        if labels is None or labels.ndim < 2 or fixed is None or self._target is not None:
+            return self.probe
+        return replace(self.probe, masks=region_masks(fixed, classes.cpu(), self.probe.images), masks_from=FROM_REGIONS)
 
     def draw_maps(self, method: Method, module: nn.Module, device: torch.device | str = "cpu") -> Float[Tensor, "n 1 *s"]:
         """The maps of another method, of the numbers that the last explanation explained.
@@ -251,4 +263,5 @@ def _build_explanation(
     explicit = 1 + len(terms.bias_terms)
     sums = {"input_term": table[0], "bias_term": table[1:explicit].sum(0), "implicit_term": table[explicit:].sum(0)}
     per_image = {"output": output, **sums, "completeness_error": terms.completeness_error.cpu()}
-    return Explanation(maps.cpu(), answers, per_image, layers, num_classes, terms.missing_ops)
+    lost, num_drawn = terms.lost, len(terms.drawn)
+    return Explanation(maps.cpu(), answers, per_image, layers, num_classes, terms.missing_ops, lost, num_drawn)

@@ -45,10 +45,33 @@ class Messages:
             random.setstate(state[2])
             torch.cuda.set_rng_state_all(cuda)
 
-    def warn(self, error: Exception, consequence: str = "training goes on") -> None:
+    @contextmanager
+    def errors_of(self, method: str) -> Iterator[None]:
+        """Lets the other methods continue: errors of one become a warning, and what it warns of is said once."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                yield
+                failure = None
+            except Exception as error:
+                failure = error
+        for warning in caught:
+            key = (method, warning.filename, warning.lineno)
+            if key not in self._given:
+                self._given.add(key)
+                warnings.warn(f"{self.speaker}: {method}: {warning.message}", warning.category, stacklevel=2)
+        if failure is not None:
+            self.warn(failure, "its maps are missing, the rest goes on", method)
+
+    def warn(self, error: Exception, consequence: str = "training goes on", method: str = "") -> None:
         """Raises the error if `strict`; else warns, once for each kind of error and place where it was raised.
 
         Errors of the operating system, such as a full disk, are one kind wherever they are raised.
+
+        Args:
+            error: what happened.
+            consequence: what happens next.
+            method: whose error it is, if it is that of one method.
         """
         if self.strict:
             raise error
@@ -58,10 +81,10 @@ class Messages:
         where = ("", 0) if place is None else (place.tb_frame.f_code.co_filename, place.tb_lineno)
         if isinstance(error, OSError) and error.errno is not None:
             where = (os.strerror(error.errno), 0)
-        key = (type(error).__name__, *where)
+        key = (method + type(error).__name__, *where)
         if key not in self._given:
             self._given.add(key)
-            cause = f"{type(error).__name__}: {error}"
+            cause = f"{method and f'{method}: '}{type(error).__name__}: {error}"
             warnings.warn(f"{self.speaker}: {cause} ({consequence}; {self.speaker}(strict=True) raises)", stacklevel=2)
 
     def inform(self, note: str) -> None:

@@ -84,7 +84,10 @@ def is_loss(value: Any) -> bool:
 def _static_attribute(holder: Any, name: str) -> Any:
     """An attribute that exists without any code of the object being run; None for a property."""
     value = getattr_static(holder, name, None)
-    if isinstance(value, property):
+    try:
+        if isinstance(value, property):
+            return None
+    except ReferenceError:  # a weak proxy of what is gone
         return None
     if value is None and isinstance(holder, nn.Module):
         tables = (vars(holder).get(table) for table in MODULE_TABLES)

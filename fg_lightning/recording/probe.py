@@ -263,15 +263,15 @@ class Probe:
         Raises:
             NoProbe: if the argument is anything else.
         """
-        listed = describe_image_list(probe if isinstance(probe, Tensor) else probe[:2])
+        parts = (probe, None) if isinstance(probe, Tensor) else tuple(probe) if isinstance(probe, (list, tuple)) else ()
+        listed = describe_image_list(parts[:2])
         if listed is not None:
             raise NoProbe(f"probe is {listed}; {HOW_TO_EXPLAIN_A_DETECTOR}")
-        parts = (probe, None) if isinstance(probe, Tensor) else tuple(probe)
         images, labels, masks = (*parts, None)[:3] if len(parts) in (2, 3) else (None, None, None)
         if not isinstance(images, Tensor) or not images.is_floating_point() or not 3 <= images.ndim <= 5 or not len(images):
             raise NoProbe(
-                "probe must be images, a floating-point tensor [N, C, *S] with at least one of them, (images, labels) or "
-                "(images, labels, masks)"
+                "probe must be images, a floating-point tensor [N, C, *S] with at least one of them, (images, labels), "
+                "(images, labels, masks); a FullGradMonitor takes numbers of images, too, such as [3, 17], or \"hardest\""
             )
         if labels is not None and not (isinstance(labels, Tensor) and labels.ndim and len(labels) == len(images)):
             raise NoProbe(f"the probe's labels must be a tensor with a row for each of {len(images)} images")

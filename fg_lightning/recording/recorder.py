@@ -7,37 +7,44 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, ClassVar, Union
 
 from PIL import Image
 from torch import Tensor, nn
 
 from fg_lightning.fullgrad import TargetError
 from fg_lightning.fullgrad.postprocess import Psi
+from fg_lightning.fullgrad.readings import Reading
 from fg_lightning.fullgrad.torch_internals import unwrap_model
 from fg_lightning.history import Explanation, History, Snapshot
 from fg_lightning.history.class_names import ClassNames
 from fg_lightning.history.run_reader import unused_folder
 from fg_lightning.loggers import log_for
+from fg_lightning.recording.called_module import Forward
 from fg_lightning.recording.dataset_metadata import DatasetMetadata
-from fg_lightning.recording.explainer import Explainer, Forward, device_of
+from fg_lightning.recording.explainer import Explainer, device_of
+from fg_lightning.recording.masks import MaskFunction
 from fg_lightning.recording.messages import Messages
+from fg_lightning.recording.methods import FULLGRAD, Methods
 from fg_lightning.recording.output_evidence import Evidence
 from fg_lightning.recording.probe import NoProbe, Probe
 from fg_lightning.recording.resume import ProbeChanged, ResumedRun, pack_state
 from fg_lightning.recording.settings import Settings
-from fg_lightning.recording.snapshot_images import Renderer
-from fg_lightning.recording.snapshot_numbers import snapshot_numbers
+from fg_lightning.recording.snapshot_images import Renderer, describe_explained
+from fg_lightning.recording.snapshot_numbers import chance_numbers, map_numbers, snapshot_numbers
 from fg_lightning.recording.task import ProbeTarget
 from fg_lightning.visualization.image_grids import pil_to_rgb
 from fg_lightning.visualization.saliency_overlay import Normalization, planar, to_rgb
+
+MOSTLY_IMPLICIT = 0.9
+"""Share of the output from which on most of a map is of implicit biases, and another reading tells more."""
 
 
 class FullGradRecorder:
     """Takes snapshots of a network while it trains, in any PyTorch loop.
 
     Each snapshot explains the same images: it computes their FullGrad maps and checks that they are complete, writes maps and
-    numbers to a folder, and logs them. `docs/monitor.md` lists the numbers and the files. Training is not affected: the network,
+    numbers to a folder, and logs them. docs/reference/keys_and_files.md lists them. Training is not affected: the network,
     its gradients, the images and the random state come back as they were. An error in a snapshot is a warning. With several
     processes, call it in one of them. The arguments psi, target, forward, normalization, class_names, task and animation are
     those of `FullGradMonitor`.
@@ -45,7 +52,8 @@ class FullGradRecorder:
     Args:
         folder: of the run. If it exists already, the first free one of `..._1`, `..._2`, ... is used, unless `load_state_dict`
             continues the run in it. None: nothing is written.
-        probe: images [N, C, *S] as the network takes them, or (images, labels). None: the images of `load_state_dict`.
+        probe: images [N, C, *S] as the network takes them, (images, labels) or (images, labels, masks), with masks of where the
+            network should look: [N, *S], boxes in pixels [N, 4], or a list of [k, 4]. None: the images of `load_state_dict`.
         loggers: Lightning's or Fabric's loggers, or runs of Weights & Biases.
         data: a loader or data set, or several, whose transforms and labels tell the normalization and the classes.
         strict: raise errors instead of warning.
@@ -69,6 +77,9 @@ class FullGradRecorder:
         ['untrained', 'epoch 1']
     """
 
+    has_taken_snapshots: ClassVar[bool] = False
+    """Whether one took a snapshot in this process."""
+
     def __init__(
         self,
         folder: str | Path | None,
@@ -81,15 +92,21 @@ class FullGradRecorder:
         normalization: Normalization | Sequence[Sequence[float]] | None = None,
         class_names: Sequence[str] | None = None,
         animation: bool = False,
+        methods: Methods = ("fullgrad",),
+        implicit: bool = True,
+        reading: Reading = "exact",
+        masks: MaskFunction | None = None,
         loggers: Sequence[Any] = (),
         data: Any = (),
         strict: bool = False,
         messages: Messages | None = None,
     ) -> None:
-        self._settings = Settings(psi, target, task, forward, normalization, class_names, animation)
+        self._settings = Settings(
+            psi, target, task, forward, normalization, class_names, animation, methods, implicit, reading, masks
+        )
         self._messages = messages or Messages(type(self).__name__, strict)
         self._folder = None if folder is None else Path(folder)
-        self._fresh = probe if probe is None else (probe if isinstance(probe, Probe) else Probe.from_user(probe)).to("cpu")
+        self._fresh = None if probe is None else self._read_probe(probe if isinstance(probe, Probe) else Probe.from_user(probe))
         self._logs = [log_for(logger) for logger in loggers]
         self._data = data if isinstance(data, (list, tuple)) else (data,)  # a loader would be read
         self._metadata = DatasetMetadata()
@@ -98,7 +115,8 @@ class FullGradRecorder:
         self._explainer: Explainer | None = None
         self._fingerprint = ""
         self.numbers: dict[str, float] = {}
-        self.history = History(None if self._folder is None else unused_folder(self._folder))
+        further = self._settings.further_methods
+        self.history = History(None if self._folder is None else unused_folder(self._folder), methods=further)
         if self._fresh is not None:
             self._explainer, self._fingerprint = self._build_explainer(self._fresh), self._fresh.fingerprint()
 
@@ -116,13 +134,17 @@ class FullGradRecorder:
 
     # --- recording
 
-    def snapshot(self, model: nn.Module, *, step: int, epoch: int, is_last: bool = False) -> Snapshot | None:
+    def snapshot(
+        self, model: nn.Module, *, step: int, epoch: int, num_steps: int | None = None, is_last: bool = False
+    ) -> Snapshot | None:
         """Explains the network as it is, writes the result and logs it. If one of them fails, the others are still done.
 
         Args:
             model: the network, also as Fabric, DDP or torch.compile wraps it.
             step: at which its numbers are logged.
             epoch: number of epochs that it was trained for; 0 is the untrained network.
+            num_steps: number of steps that it was trained for, if you take snapshots by steps. The snapshot is then called
+                "step 40", else "epoch 2".
             is_last: whether no snapshot follows, as far as is known; then the pictures of the whole run are logged with it.
 
         Returns:
@@ -134,7 +156,8 @@ class FullGradRecorder:
             explanation = self._explain(model)
             if self._renderer is None:
                 self._renderer = self._begin(model, explanation)
-            snapshot = Snapshot(epoch, step, self.numbers)
+            snapshot = Snapshot(epoch, step, self.numbers, num_steps)
+            FullGradRecorder.has_taken_snapshots = True
             self._keep(snapshot, explanation, self._renderer, is_last=is_last)
         return snapshot
 
@@ -177,7 +200,7 @@ class FullGradRecorder:
     def load_state_dict(self, state_dict: dict[str, Any], *, is_same_run: bool = True) -> None:
         """Continues the run that a checkpoint belongs to, before the first snapshot.
 
-        If the probe, or a setting that changes the maps, is another than in that run, a warning says so and a new history begins.
+        If the probe, or a setting that changes the maps, is another than in that run, the recorder warns and begins a new history.
 
         Args:
             state_dict: of a recorder.
@@ -198,9 +221,28 @@ class FullGradRecorder:
             self._explainer, self._fingerprint = self._build_explainer(probe, resumed), resumed.fingerprint
             self._renderer = None
 
+    def _read_probe(self, probe: Probe) -> Probe:
+        """The probe on the CPU, with its masks, or without if they do not fit."""
+        probe = probe.to("cpu")
+        try:
+            return probe.with_masks(self._settings.masks)
+        except Exception as error:  # also in the user's function
+            self._messages.warn(error, "so there are no masks, and training goes on")
+            return replace(probe, unread_masks=None)
+
     def _build_explainer(self, probe: Probe, resumed: ResumedRun | None = None) -> Explainer:
         chosen, task = self._settings, None if resumed is None else resumed.task
-        explainer = Explainer(probe, chosen.psi, chosen.target, chosen.forward, chosen.task, task, self._read_evidence)
+        explainer = Explainer(
+            probe,
+            chosen.psi,
+            chosen.target,
+            chosen.forward,
+            chosen.task,
+            task,
+            self._read_evidence,
+            chosen.implicit,
+            chosen.reading,
+        )
         if resumed is not None:
             explainer.labels = resumed.shown_labels
         return explainer
@@ -220,30 +262,60 @@ class FullGradRecorder:
             raise NoProbe("there are no images to explain; pass them: probe=(images, labels)")
         if self._renderer is None:
             self._metadata = DatasetMetadata.from_model(model, *self._data)
-        explanation, history = self._explainer.explain(model, device_of(model)), self.history
-        first = next(iter(history.snapshots), None)
-        untrained = history.first_maps if first is not None and first.epoch == first.step == 0 else None
-        self.numbers = snapshot_numbers(explanation, history.last_maps, untrained)
+        explanation = self._explainer.explain(model, device_of(model))
+        explanation = replace(explanation, method_maps=self._draw_methods(self._explainer, model))
+        self.numbers = self._measure(explanation)
         return explanation
+
+    def _draw_methods(self, explainer: Explainer, model: nn.Module) -> dict[str, Tensor]:
+        """The maps of further methods, by key; one that fails does not stop the others."""
+        maps: dict[str, Tensor] = {}
+        for key, method in self._settings.further_methods.items():
+            with self._messages.errors_of(key):
+                maps[key] = explainer.draw_maps(method, model, device_of(model))
+        return maps
+
+    def _measure(self, explanation: Explanation) -> dict[str, float]:
+        """The numbers of an explanation, of all methods, against the snapshots before."""
+        history = self.history
+        starts_untrained = bool(history.snapshots) and history.snapshots[0].is_untrained
+        masks = None if self.probe is None else self.probe.masks
+        numbers = snapshot_numbers(explanation, history.last_maps, history.first_maps if starts_untrained else None, masks)
+        for key, maps in explanation.method_maps.items():
+            method = history.methods[key]
+            numbers |= map_numbers(maps, method.last_maps, method.first_maps if starts_untrained else None, key, masks)
+        return numbers
 
     def _keep(self, snapshot: Snapshot, explanation: Explanation, renderer: Renderer, *, is_last: bool) -> None:
         """Writes and logs a snapshot."""
-        pictures = renderer.pictures(snapshot, explanation)
+        shown = [method for method in self._settings.methods if method == FULLGRAD or method in explanation.method_maps]
+        of_methods = {method: renderer.pictures(snapshot, explanation, method) for method in shown}
+        has_viewer = any(log.takes_pictures for log in self._logs)
         with self._messages.errors_as_warnings():
             self.history.add(snapshot, explanation, renderer.labels)
-            if not any(log.takes_pictures for log in self._logs):
-                self.history.add_sheet(snapshot, pil_to_rgb(pictures.sheet))
-        if is_last:
-            with self._messages.errors_as_warnings():
-                pictures = replace(pictures, of_run=self._draw_run(renderer))
+            for method, pictures in of_methods.items() if not has_viewer else ():
+                self.history.add_sheet(snapshot, pil_to_rgb(pictures.sheet), method)
+        of_run: dict[str, Image.Image | Path] = {}
+        with self._messages.errors_as_warnings():
+            if is_last:
+                of_run = self._draw_run(renderer)
+            elif has_viewer and self._is_strip_due():
+                of_run = renderer.draw_strips(self.history, self._settings.methods)
+        first, *more = of_methods.values() or [None]
+        pictures = first and replace(first, more=more, of_run=of_run)
         numbers = {"epoch": max(snapshot.epoch - 1, 0), **snapshot.numbers}  # loggers count epochs from 0
         for log in self._logs:
             with self._messages.errors_as_warnings():
                 log.log(numbers, pictures, snapshot.step)
 
+    def _is_strip_due(self) -> bool:
+        """Whether the film strip is logged while training goes on: with snapshots 2, 4, 8, 16 and so on."""
+        num_snapshots = len(self.history.snapshots)
+        return num_snapshots > 1 and num_snapshots.bit_count() == 1
+
     def _draw_run(self, renderer: Renderer) -> dict[str, Image.Image | Path]:
         """The pictures of the whole run, by the keys under which they are logged."""
-        pictures = renderer.draw_run(self.history, with_animation=self._settings.animation)
+        pictures = renderer.draw_run(self.history, self._settings.methods, with_animation=self._settings.animation)
         self._num_drawn = len(self.history.snapshots)
         return pictures
 
@@ -255,14 +327,25 @@ class FullGradRecorder:
             self._messages.warn(TargetError(explainer.misfit), "so the predicted classes of the first snapshot are explained")
         if explainer.assumed is not None:
             self._messages.inform(explainer.assumed)
+        implicit_share = self.numbers.get("fullgrad/implicit_share", 0.0)
+        if self._settings.reading == "exact" and implicit_share > MOSTLY_IMPLICIT:
+            self._messages.inform(
+                f"implicit biases of non-linearities explain {implicit_share:.0%} of the output; "
+                'reading="locally_affine" holds norms, attention weights and gates constant, as is advised for transformers'
+            )
         probe, normalization = explainer.probe, self._settings.normalization
         with self._messages.errors_as_warnings():
             normalization = normalization or self._metadata.normalization(probe.images)
         assert normalization is None or isinstance(normalization, Normalization)
         pictures = [to_rgb(image, normalization) for image in planar(probe.images)]
-        renderer = Renderer(probe.images, pictures, explainer.labels, normalization, self._class_names(explanation.num_classes))
+        classes = self._class_names(explanation.num_classes)
+        explained = describe_explained(explainer.task, self._settings.target, explainer.labels, classes)
+        renderer = Renderer(probe.images, pictures, explainer.labels, normalization, classes, probe.masks, explained)
         with self._messages.errors_as_warnings():
-            self.history.begin(self._about(model, type(explainer.task).__name__, renderer), probe.images, probe.labels, pictures)
+            about = self._about(model, type(explainer.task).__name__, renderer)
+            self.history.begin(about, probe.images, probe.labels, pictures, probe.masks)
+            if probe.masks is not None and not probe.is_given:
+                self._messages.inform(f"masks of where the network should look are {probe.masks_from}")
             blind = ", ".join(type(log.logger).__name__ for log in self._logs if not log.takes_pictures)
             if blind and self.history.folder is not None:
                 sees_none = not any(log.takes_pictures for log in self._logs)
@@ -288,12 +371,20 @@ class FullGradRecorder:
     def _about(self, model: nn.Module, task: str, renderer: Renderer) -> dict[str, Any]:
         """The content of `probe.json`."""
         labels = None if renderer.labels is None or renderer.labels.ndim != 1 else renderer.labels.tolist()
+        probe = self.probe
+        assert probe is not None
         return {
             "fingerprint": self._fingerprint,
             "module": type(model).__qualname__,
             **self._settings.identity(),
+            "methods": list(self._settings.methods),
             "task": task,
+            "explained": renderer.explained,
             "images": list(renderer.images.shape),
+            "chosen": probe.chosen,
+            "indices": None if probe.indices is None else list(probe.indices),
+            "masks": probe.masks_from or None,
+            "chance": chance_numbers(probe.images.shape[2:], probe.masks),
             "labels": labels and [label if math.isfinite(label) else None for label in labels],  # JSON has no NaN
             "class_names": None if renderer.classes.names is None else list(renderer.classes.names),
             "normalization": renderer.normalization and asdict(renderer.normalization),

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fg_lightning.history.lost_snapshots import OtherRun, find_lost_snapshots
 from fg_lightning.history.records import Snapshot
-from fg_lightning.history.run_history import History, OtherRun, find_lost_snapshots
+from fg_lightning.history.run_history import History
 from fg_lightning.history.run_reader import unused_folder
 from fg_lightning.recording.probe import Probe
+from fg_lightning.recording.settings import Settings
 from fg_lightning.recording.task import TASKS, Task
 
 MOST_BYTES = 2**20
@@ -29,15 +31,22 @@ def pack_state(
     shown, and the images if they are small. The maps stay in the folder.
     """
     labels = None if probe.labels is None else _narrow(probe.labels)
-    size = sum(t.numel() * t.element_size() for t in (probe.images, labels) if t is not None)
+    size = sum(t.numel() * t.element_size() for t in (probe.images, labels, probe.masks) if t is not None)
     return {
         "folder": None if history.source is None else str(history.source.resolve()),
-        "snapshots": [{"epoch": s.epoch, "step": s.step, **s.numbers} for s in history.snapshots],
+        "snapshots": [
+            {"epoch": s.epoch, "step": s.step, **({} if s.num_steps is None else {"num_steps": s.num_steps}), **s.numbers}
+            for s in history.snapshots
+        ],
         "fingerprint": fingerprint,
         "settings": settings,
         "task": type(task).__name__,
         "images": probe.images if size <= MOST_BYTES else None,
         "labels": labels if size <= MOST_BYTES else None,
+        "masks": probe.masks if size <= MOST_BYTES else None,
+        "masks_from": probe.masks_from,
+        "indices": None if probe.indices is None else list(probe.indices),
+        "chosen": probe.chosen,
         "shown_labels": shown_labels if shown_labels is None or shown_labels.ndim == 1 else None,
     }
 
@@ -89,8 +98,9 @@ class ResumedRun:
 
     @classmethod
     def _from_state(cls, state: dict[str, Any]) -> ResumedRun:
+        places = ("epoch", "step", "num_steps")
         snapshots = [
-            Snapshot(row["epoch"], row["step"], {key: value for key, value in row.items() if key not in ("epoch", "step")})
+            Snapshot(row["epoch"], row["step"], {k: v for k, v in row.items() if k not in places}, row.get("num_steps"))
             for row in state["snapshots"]
         ]
         folder = None if state["folder"] is None else Path(state["folder"])
@@ -99,21 +109,27 @@ class ResumedRun:
         damages: list[str] = []
         if state["images"] is not None:
             labels = state["labels"]
-            probe = Probe(state["images"], labels if labels is None or labels.is_floating_point() else labels.long())
+            labels = labels if labels is None or labels.is_floating_point() else labels.long()
+            probe = Probe(state["images"], labels, masks=state.get("masks"))
         if folder is not None and folder.is_dir():
             try:
-                lost, damages = find_lost_snapshots(folder, snapshots, state["fingerprint"])
+                lost, damages = find_lost_snapshots(folder, snapshots, state["fingerprint"], _methods(state["settings"]))
             except OtherRun:
                 folder = None
             except (OSError, ValueError) as error:
                 folder, damages = None, [str(error)]
             try:
                 if folder is not None and probe is None:
-                    probe = Probe(*History(folder).probe())
+                    probe = Probe(*History(folder).probe(), masks=History(folder).probe_masks())
             except (OSError, ValueError) as error:
                 damages.append(str(error))
         else:
             folder = None
+        if probe is not None:
+            indices = state.get("indices")
+            known = None if indices is None else tuple(indices)
+            origin = state.get("masks_from", "") if probe.masks is not None else ""
+            probe = replace(probe, indices=known, chosen=state.get("chosen", ""), masks_from=origin)
         task = TASKS[state["task"]]() if state["task"] in TASKS else None
         damage = Damage("; ".join(damages)) if damages else None
         return cls(snapshots, folder, lost, probe, task, state["fingerprint"], state["settings"], state["shown_labels"], damage)
@@ -129,16 +145,27 @@ class ResumedRun:
         """
         if self.unreadable:
             return None, self.unreadable
-        before = {name: self.settings.get(name, "None") for name in settings}
+        before = Settings().identity() | self.settings  # an earlier version had fewer settings
         changed = [f"{name} was {before[name]} and is {now}" for name, now in settings.items() if before[name] != now]
         if changed:
             return None, ", ".join(changed)
         if fresh is None:
             return (None if needs_fresh else self.probe), None
         if fresh.fingerprint() == self.fingerprint:
-            return (fresh if self.probe is None else replace(fresh, labels=self.probe.labels, others=())), None
+            return self._continue(fresh)
         begins_anew = needs_fresh or self.probe is None or len(fresh) != len(self.probe)
         return (None if begins_anew else self.probe), self._difference(fresh)
+
+    def _continue(self, fresh: Probe) -> tuple[Probe | None, str | None]:
+        """Likewise for the same images and labels. If they have no masks now, those of the checkpoint stay."""
+        if self.probe is None:
+            return fresh, None
+        before = self.probe
+        if fresh.masks is None:
+            fresh = replace(fresh, masks=before.masks, masks_from=before.masks_from)
+        elif before.masks is not None and not torch.equal(fresh.masks, before.masks):
+            return None, "the masks differ"
+        return replace(fresh, labels=before.labels, others=(), indices=before.indices, chosen=before.chosen), None
 
     def _difference(self, fresh: Probe) -> str:
         if self.probe is None:
@@ -160,7 +187,12 @@ class ResumedRun:
         if folder is not None:
             is_beside = self.folder is not None and self.folder.parent == folder.parent.resolve()
             folder = self.folder if is_same_run and is_beside else unused_folder(folder)
-        return History(folder, self.snapshots, self.folder, self.lost)
+        return History(folder, self.snapshots, self.folder, self.lost, _methods(self.settings))
+
+
+def _methods(settings: dict[str, str]) -> list[str]:
+    """The further methods of a run."""
+    return [method for method in settings.get("methods", "").split(", ") if method]
 
 
 def _narrow(labels: Tensor) -> Tensor:

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from typing import Union
 
 from fg_lightning.fullgrad.postprocess import Psi, find_psi
-from fg_lightning.recording.explainer import Forward
+from fg_lightning.fullgrad.readings import Reading, find_reading
+from fg_lightning.recording.called_module import Forward
+from fg_lightning.recording.masks import MaskFunction
+from fg_lightning.recording.methods import FULLGRAD, Method, Methods, methods_by_key
 from fg_lightning.recording.task import ProbeTarget, check_target, check_task
 from fg_lightning.visualization.saliency_overlay import Normalization
 
@@ -27,14 +30,24 @@ class Settings:
     normalization: Normalization | Sequence[Sequence[float]] | None = None
     class_names: Sequence[str] | None = None
     animation: bool = False
+    methods: Methods = (FULLGRAD,)
+    implicit: bool = True
+    reading: Reading = "exact"
+    masks: MaskFunction | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "methods", methods_by_key(self.methods))
         find_psi(self.psi)
+        find_reading(self.reading)
         check_target(self.target)
         check_task(self.task, self.target)
         names, normalization = self.class_names, self.normalization
         if self.forward is not None and not callable(self.forward):
             raise TypeError(f"forward must be a function of the module and a batch, not {self.forward!r}")
+        if self.masks is not None and not callable(self.masks):
+            raise TypeError(
+                f"masks must be a function of the probe's batch, not {self.masks!r}; give masks by probe=(images, labels, masks)"
+            )
         if names is not None and (isinstance(names, str) or not all(isinstance(name, str) for name in names)):
             raise TypeError(f"class_names must be a list of names, not {names!r}")
         if normalization is not None and not isinstance(normalization, Normalization):
@@ -43,10 +56,18 @@ class Settings:
             except (TypeError, ValueError):
                 raise ValueError(f"normalization must be (mean, std), numbers for the channels, not {normalization!r}") from None
             object.__setattr__(self, "normalization", Normalization(mean, std))
-        if not isinstance(self.animation, bool):
-            raise TypeError(f"animation must be True or False, not {self.animation!r}")
+        for name in ("animation", "implicit"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, not {getattr(self, name)!r}")
+
+    @property
+    def further_methods(self) -> dict[str, Method]:
+        """The methods other than FullGrad, which always runs, by their keys."""
+        assert isinstance(self.methods, dict)
+        return {key: method for key, method in self.methods.items() if key != FULLGRAD}
 
     def identity(self) -> dict[str, str]:
         """The settings that must be the same for maps to be comparable, in words."""
-        chosen = {"psi": self.psi, "target": self.target, "task": self.task}
-        return {name: str(getattr(value, "__name__", value)) for name, value in chosen.items()}
+        names = ("psi", "implicit", "reading", "target", "task")
+        chosen = {name: str(getattr(value, "__name__", value)) for name in names for value in [getattr(self, name)]}
+        return chosen | {"methods": ", ".join(sorted(self.further_methods))}

@@ -3,26 +3,48 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from jaxtyping import Bool
 from PIL import Image
 from torch import Tensor
 
 from fg_lightning.atomic_files import replace_file
 from fg_lightning.history import History
-from fg_lightning.history.class_names import ClassNames
-from fg_lightning.history.records import Explanation, Snapshot, shares_by_layer
+from fg_lightning.history.class_names import WRONG, ClassNames
+from fg_lightning.history.records import Explanation, ImageRow, Snapshot, shares_by_layer
 from fg_lightning.loggers import Pictures
+from fg_lightning.recording.task import Binary, Chosen, Classes, Entry, ProbeTarget, Regions, Task
 from fg_lightning.visualization.depth_map import depth_map
 from fg_lightning.visualization.film_strips import MAX_SNAPSHOTS, animation, film_strip, save_animation, spread_indices
-from fg_lightning.visualization.saliency_overlay import RGB, Normalization, any_negative, enlarge, overlays_rgb, planar
+from fg_lightning.visualization.image_grids import pil_to_rgb
+from fg_lightning.visualization.png_encoding import encode_png
+from fg_lightning.visualization.saliency_overlay import RGB, Normalization, any_negative, overlays_rgb, planar
 
 MOST_FRAMES = 60
 """Number of snapshots in an animation."""
+
+DISPLAY_NAMES = {"fullgrad": "FullGrad"}
+"""Of methods in titles; others are called by their names."""
+
+
+@dataclass(frozen=True, eq=False)
+class Strip:
+    """What a film strip or an animation shows.
+
+    Attributes:
+        snapshots: their titles and maps.
+        captions, marked: what the network predicts for each image at each snapshot, and whether that is wrong.
+    """
+
+    snapshots: list[tuple[str, Tensor]]
+    captions: list[list[str]]
+    marked: list[list[bool]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +57,8 @@ class Renderer:
         labels: of the images, as they came with them.
         normalization: undone for the pictures; None if it is unknown.
         classes: their names.
+        masks: where the network should look; None if that is unknown.
+        explained: what is explained, in words.
     """
 
     images: Tensor
@@ -42,22 +66,28 @@ class Renderer:
     labels: Tensor | None
     normalization: Normalization | None
     classes: ClassNames
+    masks: Bool[Tensor, "n 1 *s"] | None = None
+    explained: str = "the output"
 
-    def pictures(self, snapshot: Snapshot, explanation: Explanation) -> Pictures:
-        """Overlays, captions and the rows of a table."""
+    def pictures(self, snapshot: Snapshot, explanation: Explanation, method: str = "fullgrad") -> Pictures:
+        """Overlays of the maps of a method, captions and the rows of a table."""
         n, answers = len(self.pictures_of_images), explanation.answers
         columns = [_values(v, n) for v in (self.labels, answers.explained, answers.predicted, answers.confidence)]
+        correct = explanation.correct(self.labels)
         label, explained, prediction = ([self.classes.name_of(value) for value in column] for column in columns[:3])
-        maps = planar(explanation.maps)
+        maps = planar(explanation.maps if method == "fullgrad" else explanation.method_maps[method])
         is_signed = any_negative(maps)
         return Pictures(
-            key="fullgrad/saliency",
+            key=f"{method}/saliency",
             title=snapshot.title,
-            overlays=[enlarge(drawn) for drawn in overlays_rgb(self.pictures_of_images, maps, is_signed=is_signed)],
-            captions=[self.classes.caption(*of_image) for of_image in zip(*columns, strict=True)],
-            table_key="fullgrad/table",
+            subject=self._subject(method),
+            overlays=overlays_rgb(self.pictures_of_images, maps, is_signed=is_signed),
+            captions=[self.classes.caption(*of_image) for of_image in zip(*columns, correct, strict=True)],
+            marked=[is_correct is False for is_correct in correct],
+            masks=self.masks,
+            table_key=f"{method}/table",
             table={
-                "image": self._enlarged,
+                "image": self.pictures_of_images,
                 "number": list(range(n)),
                 "epoch": [snapshot.epoch] * n,
                 "step": [snapshot.step] * n,
@@ -65,18 +95,21 @@ class Renderer:
                 "explained": explained,
                 "prediction": prediction,
                 **({} if answers.confidence is None else {"confidence": columns[3]}),
+                **({} if all(is_correct is None for is_correct in correct) else {"correct": correct}),
                 "completeness_error": explanation.terms["completeness_error"].tolist(),
             },
             is_signed=is_signed,
         )
 
-    @cached_property
-    def _enlarged(self) -> list[RGB]:
-        """The same arrays in every snapshot, so that a logger can tell that it has them already."""
-        return [enlarge(picture) for picture in self.pictures_of_images]
+    def draw_run(
+        self, history: History, methods: Iterable[str] = ("fullgrad",), *, with_animation: bool = False
+    ) -> dict[str, Image.Image | Path]:
+        """Draws the film strips, the bias terms by depth, and the animation, into the folder of the history.
 
-    def draw_run(self, history: History, *, with_animation: bool = False) -> dict[str, Image.Image | Path]:
-        """Draws the film strip, the bias terms by depth, and the animation, into the folder of the history.
+        Args:
+            history: of the run.
+            methods: whose pictures are logged. FullGrad's strip and animation are drawn anyway.
+            with_animation: whether to draw the animation.
 
         Returns:
             The pictures, and the path of the animation, by the keys under which they are logged; none without a folder.
@@ -87,39 +120,56 @@ class Renderer:
         """
         if history.folder is None or not history.snapshots:
             return {}
-        drawn = {"film_strip": self.film_strip(history), "bias_terms": plot_bias_terms(history)}
-        for name, picture in drawn.items():
-            with replace_file(history.folder / f"{name}.png") as file:
-                picture.save(file, "PNG")
-        keyed: dict[str, Image.Image | Path] = {f"fullgrad/{name}": picture for name, picture in drawn.items()}
+        keyed: dict[str, Image.Image | Path] = {"fullgrad/bias_terms": plot_bias_terms(history, self.explained)}
+        keyed |= self.draw_strips(history, ["fullgrad", *history.methods])
+        for key, picture in keyed.items():
+            with replace_file(history.folder / f"{key.removeprefix('fullgrad/')}.png") as file:
+                file.write(encode_png(pil_to_rgb(picture)))
         if with_animation:
             keyed["fullgrad/animation"] = history.folder / "animation.gif"
             save_animation(self.animation(history), history.folder / "animation.gif")
-        return keyed
+        hidden = {"fullgrad/film_strip", "fullgrad/animation"} if "fullgrad" not in methods else set()
+        return {key: picture for key, picture in keyed.items() if key not in hidden}
 
-    def film_strip(self, history: History) -> Image.Image:
+    def draw_strips(self, history: History, methods: Iterable[str]) -> dict[str, Image.Image]:
+        """The film strips of methods, by the keys under which they are logged; none without a folder.
+
+        A method without maps has none.
+
+        Raises:
+            ValueError: if the maps of FullGrad are lost.
+        """
+        strips: dict[str, Image.Image] = {}
+        for method in methods if history.folder is not None else ():
+            read_maps = None if method == "fullgrad" else partial(history.maps_of, method)
+            with suppress(ValueError) if read_maps else nullcontext():
+                strips[f"{method}/film_strip"] = self.film_strip(history, method, read_maps)
+        return strips
+
+    def film_strip(
+        self, history: History, method: str = "fullgrad", read_maps: Callable[[int], Tensor] | None = None
+    ) -> Image.Image:
         """A row per image, a column per snapshot whose maps are not lost.
+
+        Args:
+            history: of the run.
+            method: whose maps are drawn, by name.
+            read_maps: gives the maps of a snapshot by its index, [N, 1, *S], NaN if they are lost. Default: those of `history`.
 
         Raises:
             ValueError: if there are none.
         """
-        chosen, captions = self._columns(history, MAX_SNAPSHOTS)
+        strip = self._strip(history, MAX_SNAPSHOTS, read_maps)
         return film_strip(
             planar(self.images),
-            chosen,
+            strip.snapshots,
             row_names=self._row_names(history),
-            captions=captions,
+            captions=strip.captions,
+            marked=strip.marked,
+            masks=None if self.masks is None else planar(self.masks),
+            title=f"{self._subject(method, len(strip.snapshots), len(history.snapshots))}\n{self._legend(history, strip)}",
             normalization=self.normalization,
         )
-
-    def _row_names(self, history: History) -> list[str]:
-        """The label of each image, or the explained class if its label is not a single number, such as a label map."""
-        count = len(self.pictures_of_images)
-        if self.labels is not None and self.labels.ndim == 1:
-            return [self.classes.name_of(label) for label in _values(self.labels, count)]
-        rows = next(reversed(history.images_by_snapshot().values()), [])
-        explained = [row.explained for row in rows]
-        return [self.classes.name_of(value) for value in explained] if len(explained) == count else [""] * count
 
     def animation(self, history: History) -> list[Image.Image]:
         """The film strip in motion, with a frame per snapshot whose maps are not lost.
@@ -127,21 +177,92 @@ class Renderer:
         Raises:
             ValueError: if there are none.
         """
-        chosen, captions = self._columns(history, MOST_FRAMES)
-        return animation(planar(self.images), chosen, captions=captions, normalization=self.normalization)
+        strip = self._strip(history, MOST_FRAMES)
+        return animation(
+            planar(self.images),
+            strip.snapshots,
+            captions=strip.captions,
+            marked=strip.marked,
+            masks=None if self.masks is None else planar(self.masks),
+            title=self._subject("fullgrad"),
+            normalization=self.normalization,
+        )
 
-    def _columns(self, history: History, most: int) -> tuple[list[tuple[str, Tensor]], list[list[str]]]:
-        """The titles and maps of at most `most` snapshots, and what the network predicts for each image."""
+    def _strip(self, history: History, most: int, read_maps: Callable[[int], Tensor] | None = None) -> Strip:
+        """At most `most` snapshots, evenly spaced, without those whose maps are lost."""
         rows = history.images_by_snapshot()
         chosen = [list(rows)[i] for i in spread_indices(len(rows), most)]
-        maps = {index: planar(history.maps(index, rows[index])) for index in chosen}
-        chosen = [index for index in chosen if not maps[index].isnan().all()]  # the maps of the others are lost
-        columns = [(history.snapshots[index].title, maps[index]) for index in chosen]
+        maps = {i: planar(history.maps(i, rows[i]) if read_maps is None else read_maps(i)) for i in chosen}
+        chosen = [i for i in chosen if not maps[i].isnan().all()]
         answer = self.classes.answer
-        return columns, [[answer(row.prediction, row.confidence) for row in rows[index]] for index in chosen]
+        return Strip(
+            [(history.snapshots[i].title, maps[i]) for i in chosen],
+            [[answer(row.prediction, row.confidence, row.correct) for row in rows[i]] for i in chosen],
+            [[row.correct == 0 for row in rows[i]] for i in chosen],
+        )
+
+    def _subject(self, method: str, num_shown: int = 0, num_snapshots: int = 0) -> str:
+        """What is shown, such as "FullGrad of the label's score · 12 of 40 snapshots"."""
+        subject = f"{DISPLAY_NAMES.get(method, method)} of {self.explained}"
+        return f"{subject} · {num_shown} of {num_snapshots} snapshots" if num_shown < num_snapshots else subject
+
+    def _legend(self, history: History, strip: Strip) -> str:
+        """What the words around the frames are."""
+        rows = _last_rows(history)
+        parts = []
+        if any(self._row_names(history)):
+            parts.append("left: label" if self._has_labels else "left: explained class")
+        if any(row.confidence is not None for row in rows):
+            parts.append("below: prediction · probability")
+        elif any(row.prediction is not None for row in rows):
+            parts.append("below: class of the largest predicted region" if self.classes.are_classes else "below: output")
+        if any(any(of_snapshot) for of_snapshot in strip.marked):
+            parts.append(f"{WRONG} wrong prediction")
+        if self.masks is not None:
+            parts.append("line: where it should look")
+        return "; ".join(parts)
+
+    @property
+    def _has_labels(self) -> bool:
+        return self.labels is not None and self.labels.ndim == 1
+
+    def _row_names(self, history: History) -> list[str]:
+        """The label of each image, or the explained class if its label is not a single number, such as a label map."""
+        count = len(self.pictures_of_images)
+        if self._has_labels:
+            return [self.classes.name_of(label) for label in _values(self.labels, count)]
+        explained = [row.explained for row in _last_rows(history)]
+        return [self.classes.name_of(value) for value in explained] if len(explained) == count else [""] * count
 
 
-def plot_bias_terms(history: History) -> Image.Image:
+def describe_explained(task: Task | None, target: ProbeTarget, labels: Tensor | None, classes: ClassNames) -> str:
+    """What is explained of every image, in words that follow "FullGrad of".
+
+    Args:
+        task: what the output means.
+        target: that the user chose.
+        labels: that came with the images and belong to the output.
+        classes: their names.
+    """
+    if isinstance(task, Chosen) or callable(target):
+        name = getattr(target, "__name__", type(target).__name__)
+        return "a function of the output" if name == "<lambda>" else f"{name}(output)"
+    if isinstance(task, Regions):
+        return "a class's mean score over its region"
+    if isinstance(task, Binary):
+        return task.words
+    if isinstance(task, Entry):
+        return f"entry {target} of the output" if isinstance(target, int) else "an entry of the output"
+    if not isinstance(task, Classes):
+        return "the output"
+    if isinstance(target, int):
+        return f"the score of class {classes.name_of(target)}"
+    if target is not None:
+        return "the chosen class's score"
+    return "the score of the first prediction" if labels is None else "the label's score"
+
+
+def plot_bias_terms(history: History, explained: str = "the output") -> Image.Image:
     """Plots the share of the output that the biases of each module explain, for each snapshot.
 
     Raises:
@@ -150,8 +271,13 @@ def plot_bias_terms(history: History) -> Image.Image:
     layers = history.layers_by_snapshot()
     names, shares = shares_by_layer(layers)
     buffer = io.BytesIO()
-    depth_map(shares, names, [history.snapshots[index].title for index in layers]).savefig(buffer)
+    title = f"What the input and each layer's biases add to {explained}"
+    depth_map(shares, names, [history.snapshots[index].title for index in layers], title=title).savefig(buffer)
     return Image.open(buffer)
+
+
+def _last_rows(history: History) -> list[ImageRow]:
+    return next(reversed(history.images_by_snapshot().values()), [])
 
 
 def _values(values: Tensor | None, count: int) -> list[Any]:

@@ -46,12 +46,21 @@ if __name__ == "__main__":
 """
 
 
+UNWATCHED = "FG_LIGHTNING is set, but no training was watched"
+
+
 def run(folder, asked, package="lightning.pytorch", callback=""):
     folder.mkdir(exist_ok=True)
     script = folder / "train.py"
     script.write_text(SCRIPT.format(package=package, callback=callback))
+    return run_script(script, asked)
+
+
+def run_script(script, asked, **variables):
+    """What a script prints, and the history that it leaves."""
+    folder = script.parent
     environment = {key: value for key, value in os.environ.items() if key != "FG_LIGHTNING"}
-    environment |= {} if asked is None else {"FG_LIGHTNING": asked}
+    environment |= variables if asked is None else {"FG_LIGHTNING": asked, **variables}
     command = [sys.executable, "-W", "ignore", str(script)]
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     found = [History.read(path.parent) for path in folder.rglob("probe.json")]
@@ -66,6 +75,7 @@ def test_a_script_that_knows_nothing_of_it_is_watched_and_trains_as_before(tmp_p
     assert [snapshot.epoch for snapshot in history.snapshots] == [0, 3, 4]
     assert len(history.images(0)) == 2
     assert (history.folder / "film_strip.png").exists()
+    assert UNWATCHED not in result.stderr
     without, nothing = run(tmp_path / "without", None, package)
     assert nothing is None
     assert without.stdout.splitlines()[-1] == result.stdout.splitlines()[-1]
@@ -226,9 +236,18 @@ def test_options_are_those_of_the_monitor(monkeypatch, asked, expected):
     monkeypatch.setenv("FG_LIGHTNING", asked)
     (monitor,) = monitors()
     defaults = FullGradMonitor()
-    for name in ("every_n_epochs", "num_samples", "strict"):
+    assert monitor.rhythm.every_n_epochs == expected.get("every_n_epochs")
+    for name in ("num_samples", "strict"):
         assert getattr(monitor, name) == expected.get(name, getattr(defaults, name))
     assert monitor.settings.psi == ("signed" if "psi" in asked else "absolute")
+
+
+def test_methods_and_steps(monkeypatch):
+    monkeypatch.setenv("FG_LIGHTNING", "methods=[fullgrad,gradcam],every_n_steps=50,reading=locally_affine")
+    (monitor,) = monitors()
+    assert list(monitor.settings.methods) == ["fullgrad", "gradcam"]
+    assert (monitor.rhythm.every_n_epochs, monitor.rhythm.every_n_steps) == (None, 50)
+    assert monitor.settings.reading == "locally_affine"
 
 
 def test_lists_and_names(monkeypatch):
@@ -246,8 +265,16 @@ def test_lists_and_names(monkeypatch):
         ("5", "expected 1, or options"),
         ("every_n_epochs=0", "every_n_epochs must be at least 1, an integer, not 0"),
         ("num_samples=many", "num_samples must be at least 1, an integer, not 'many'"),
+        ("every_n_steps=0", "every_n_steps must be at least 1, an integer, not 0"),
+        ("every_n_epochs=2,every_n_steps=50", "every_n_epochs=2 and every_n_steps=50 are both given; .* leave one out"),
+        ("methods=[fullgrad,grad_cam]", "there is no method 'grad_cam'; did you mean 'gradcam'"),
+        ("reading=affine", "reading must be one of exact, locally_affine, not 'affine'"),
+        ("implicit=3", "implicit must be True or False, not 3"),
         ("psi=squared", "psi must be one of absolute, positive, signed"),
-        ("probe=3", "there is no option probe"),
+        ("masks=3", "there is no option masks"),
+        ("probe=3", "probe must be images"),
+        ("probe=easiest", 'probe must be "balanced", "hardest"'),
+        ("probe=[-1]", "which count from 0"),
         ("num_samples=1+f(2)", r"1 \+ f\(2\) is not a number, a word or a list of them"),
         ("num_samples=2,num_samples=3", "num_samples is given twice"),
         ("**options", "expected 1, or options"),
@@ -293,3 +320,80 @@ def test_a_copy_of_a_list_of_callbacks_serves_another_trainer(tmp_path, monkeypa
     seen = [callback for callback in second.callbacks if isinstance(callback, FullGradMonitor) and callback.history is not None]
     assert len(seen) == 1
     assert sorted(path.parent.name for path in tmp_path.rglob("history.csv")) == ["version_0", "version_1"]
+
+
+# --- a script without a Trainer
+
+PLAIN = "import fg_lightning\n"
+CHILDREN = """
+import multiprocessing
+import fg_lightning
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    children = [context.Process(target=print, args=("child",)) for _ in range(2)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "asked", "variables", "times"),
+    [
+        (PLAIN, "1", {}, 1),
+        (PLAIN, "every_n_epochs=2", {"RANK": "0", "LOCAL_RANK": "0"}, 1),
+        (PLAIN + "import importlib; importlib.reload(fg_lightning)", "1", {}, 1),
+        (CHILDREN, "1", {}, 1),
+        (PLAIN, "0", {}, 0),
+        (PLAIN, None, {}, 0),
+        (PLAIN, "1", {"LOCAL_RANK": "1"}, 0),
+        (PLAIN + "raise ValueError('before')", "1", {}, 0),
+        ("from fg_lightning.cli.main import main\nmain(['cite'])", "1", {}, 0),
+        ("print('nothing of ours')", "1", {}, 0),  # nothing can be said
+    ],
+)
+def test_a_script_that_was_not_watched_says_so_once_at_its_end(tmp_path, code, asked, variables, times):
+    script = tmp_path / "train.py"
+    script.write_text(code)
+    result, _ = run_script(script, asked, **variables)
+    assert result.stderr.count(UNWATCHED) == times, result.stderr
+    assert (result.returncode == 0) == ("raise" not in code)
+    if times:
+        assert "take snapshots with fg_lightning.FullGradRecorder" in result.stderr.splitlines()[-1]
+
+
+FABRIC = """
+from lightning.fabric import Fabric
+Fabric(accelerator="cpu", devices=1)
+"""
+VALIDATION = SCRIPT.replace("trainer.fit(Net(), data, data)", "trainer.validate(Net(), data, verbose=False)").format(
+    package="lightning.pytorch", callback=""
+)
+SPAWNED = SCRIPT.replace("logger=False,", 'logger=False, strategy="ddp_fork", devices=2,').format(
+    package="lightning.pytorch", callback=""
+)
+RECORDER = """
+import torch, fg_lightning
+recorder = fg_lightning.FullGradRecorder(None, torch.rand(2, 1, 8, 8), task="classes")
+recorder.snapshot(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3)), step=0, epoch=0)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("code", "times"),
+    [
+        pytest.param(FABRIC, 1, id="Fabric"),
+        pytest.param(VALIDATION, 1, id="validation"),
+        pytest.param(RECORDER, 0, id="recorder"),
+        pytest.param(SPAWNED, 0, id="other processes"),
+    ],
+)
+def test_a_loop_without_fit_says_so_unless_a_recorder_watches_it(tmp_path, code, times):
+    script = tmp_path / "train.py"
+    script.write_text(code)
+    result, _ = run_script(script, "1")
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stderr.count(UNWATCHED) == times, result.stderr

@@ -12,8 +12,8 @@ import torch
 
 from fg_lightning.atomic_files import PREFIX
 from fg_lightning.history import History
+from fg_lightning.history.lost_snapshots import OtherRun, find_lost_snapshots
 from fg_lightning.history.records import COLUMNS
-from fg_lightning.history.run_history import OtherRun, find_lost_snapshots
 from fg_lightning.metrics.concentration import gini_index
 from tests.helpers.written_snapshots import explanation, snapshot
 

@@ -1,0 +1,149 @@
+"""The methods that are watched: their keys, and their maps of the same numbers that FullGrad explains."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from functools import partial
+from typing import Any, Union
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from captum.attr import Attribution
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fg_lightning.attribution import METHODS, Factory, channel_sum
+from fg_lightning.fullgrad.postprocess import INTERPOLATION
+from fg_lightning.fullgrad.preserve_model import as_model_input, preserve_model
+from fg_lightning.recording.called_module import ScoredModule
+
+FULLGRAD = "fullgrad"
+
+OF_FULLGRAD = ("simple_fullgrad", "smooth_fullgrad", "blurred_fullgrad")
+"""Further methods that take FullGrad's arguments `psi`, `implicit` and `reading`."""
+
+RESERVED = ("probe", "saliency")
+"""Folders of a run, which no method may have."""
+
+Method = Union[str, Factory]
+Methods = Union[Method, Sequence[Method], Mapping[str, Method]]
+"""Names of METHODS and factories; with a mapping, the keys are given."""
+
+
+def methods_by_key(methods: Methods) -> dict[str, Method]:
+    """Names and factories by the keys under which their maps are logged and kept.
+
+    The key of a name is that name. The key of a factory is its own name, or that of its class, in lower case with underscores.
+
+    Raises:
+        TypeError: if a method is neither a name nor a function.
+        ValueError: if there is no method of a name, there are none at all, or two have the same key.
+    """
+    if isinstance(methods, Mapping):
+        pairs = [(_clean(str(key)), method) for key, method in methods.items()]
+    else:
+        several = [methods] if isinstance(methods, str) or not isinstance(methods, Sequence) else methods
+        pairs = [(_key(method), method) for method in several]
+    if not pairs:
+        raise ValueError('methods must name at least one, such as methods=("fullgrad",)')
+    keyed: dict[str, Method] = {}
+    for key, method in pairs:
+        _check(key, method)
+        if key in keyed:
+            raise ValueError(f"methods has two called {key!r}; name each with a mapping: methods={{{key + '_2'!r}: ...}}")
+        keyed[key] = method
+    return keyed
+
+
+def _key(method: Any) -> str:
+    name = next((name for name, factory in METHODS.items() if factory is method), None)
+    if name is None and isinstance(method, partial):
+        return _key(method.func)
+    return _clean(str(name or (method if isinstance(method, str) else getattr(method, "__name__", type(method).__name__))))
+
+
+def _clean(name: str) -> str:
+    """A name as part of keys and paths: "ScoreCAM" -> "score_cam"."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name)
+    return re.sub(r"[^a-z0-9]+", "_", words.lower()).strip("_") or "method"
+
+
+def _check(key: str, method: Any) -> None:
+    if isinstance(method, str) and method not in METHODS:
+        close = get_close_matches(method, METHODS, 1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"there is no method {method!r}; {hint}there are {', '.join(METHODS)}")
+    if not isinstance(method, str) and not callable(method):
+        raise TypeError(f"a method must be a name or a function from the model to an attribution, not {method!r}")
+    if (key == FULLGRAD) != (method in (FULLGRAD, METHODS[FULLGRAD])) or key in RESERVED:
+        raise ValueError(f"a method cannot be called {key!r} here; name it with a mapping: methods={{{'my_' + key!r}: ...}}")
+
+
+def draw_maps(method: Method, scored: ScoredModule, images: Float[Tensor, "n c *s"], **of_fullgrad: Any) -> Float[Tensor, "n 1 *s"]:
+    """The maps of a method, of the numbers that a module gives.
+
+    The module and the random state are left as they were, also if the method raises. A method that draws from it is seeded with 0.
+
+    Args:
+        method: a name or a factory.
+        scored: gives the explained number of each image.
+        images: as the module takes them.
+        of_fullgrad: psi, implicit and reading, for methods that are versions of FullGrad.
+
+    Returns:
+        Maps on the CPU. Several channels are summed by magnitude, and a coarser map is upsampled linearly.
+
+    Raises:
+        ValueError: if the result is no map of the images. And whatever the method raises.
+    """
+    factory = METHODS[method] if isinstance(method, str) else method
+    settings = of_fullgrad if method in OF_FULLGRAD or any(factory is METHODS[name] for name in OF_FULLGRAD) else {}
+    with _without_gradients(scored), preserve_model(scored, images.device):
+        _seed(images.device)
+        attribution: Attribution = factory(scored, **settings)
+        arguments = {"additional_forward_args": scored.arguments} if scored.arguments else {}
+        maps = attribution.attribute(as_model_input(images, scored).requires_grad_(), target=None, **arguments)
+    return _as_maps(maps, images).cpu()
+
+
+@contextmanager
+def _without_gradients(model: nn.Module) -> Iterator[None]:
+    """Puts the gradients of parameters aside, to which a method that calls `backward` might add."""
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    try:
+        for parameter, _ in gradients:
+            parameter.grad = None
+        yield
+    finally:
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+
+
+def _seed(device: torch.device) -> None:
+    """Seeds the global random states; the caller puts them back."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.default_generator.manual_seed(0)  # torch.manual_seed would seed every GPU, too
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(0)
+
+
+def _as_maps(maps: Any, images: Tensor) -> Tensor:
+    if isinstance(maps, tuple) and len(maps) == 1:
+        maps = maps[0]
+    if not isinstance(maps, Tensor) or maps.ndim != images.ndim or len(maps) != len(images):
+        found = list(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
+        raise ValueError(f"attribute must return maps [N, 1, *S] of {list(images.shape)}, but it returned {found}")
+    maps = maps.detach().float()
+    if not bool(maps.isfinite().all()):
+        raise ValueError("its maps are not finite")
+    maps = maps if maps.shape[1] == 1 else channel_sum(maps)
+    if maps.shape[2:] == images.shape[2:]:
+        return maps
+    return F.interpolate(maps, images.shape[2:], mode=INTERPOLATION[images.ndim - 2], align_corners=False)
