@@ -56,14 +56,14 @@ if __name__ == "__main__":
     model = ViTForImageClassification(
         ViTConfig(
             **{"image_size": 28, "patch_size": 7, "num_channels": 1, "num_labels": 10},
-            **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
+            **{"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
         )
     )
     arguments = TrainingArguments(
         "transformers_run",
         num_train_epochs=2,
-        per_device_train_batch_size=64,
-        learning_rate=3e-3,
+        per_device_train_batch_size=32,
+        learning_rate=2e-3,
         save_strategy="epoch",
         report_to=[],
     )
@@ -71,7 +71,7 @@ if __name__ == "__main__":
         model,
         arguments,
         train_dataset=[{"pixel_values": image, "labels": label} for image, label in train],
-        callbacks=[RecordSaliency("fullgrad", held_out[:8], task="classes", normalization=((0.5,), (0.5,)))],
+        callbacks=[RecordSaliency("fullgrad", held_out[:8], task="classes", reading="locally_affine")],
     )
     trainer.train()
     print("see fullgrad/film_strip.png")
