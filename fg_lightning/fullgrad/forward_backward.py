@@ -66,16 +66,21 @@ def as_tuple(arguments: Any) -> tuple[Any, ...]:
     return () if arguments is None else arguments if isinstance(arguments, tuple) else (arguments,)
 
 
-def check_model(model: nn.Module) -> None:
+def check_model(model: nn.Module) -> list[Tensor]:
     """
+    Returns:
+        The parameters and buffers.
+
     Raises:
         TypeError: if the model is no module.
         ValueError: if it has lazy modules that were never run.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
-    if any(is_lazy(tensor) for tensor in registered_tensors(model)):
+    tensors = registered_tensors(model)
+    if any(map(is_lazy, tensors)):
         raise ValueError("the model has lazy modules that do not know their sizes yet; run it once on a batch of images")
+    return tensors
 
 
 def check_images(model: nn.Module, images: Any) -> None:
@@ -85,7 +90,7 @@ def check_images(model: nn.Module, images: Any) -> None:
         ValueError: if there are no images or they have no batch dimension, a tensor is on the device "meta", or the model has lazy
             modules that were never run.
     """
-    check_model(model)
+    tensors = check_model(model)
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError("the operations of a TorchScript model cannot be seen; pass the model that it was made from")
     if isinstance(images, Tensor) and images.is_complex():
@@ -96,7 +101,7 @@ def check_images(model: nn.Module, images: Any) -> None:
         raise TypeError(
             f"images must be floating-point, not {images.dtype}: convert them as in training, e.g. images.float() / 255"
         )
-    if images.is_meta or any(tensor.is_meta for tensor in registered_tensors(model)):
+    if images.is_meta or any(tensor.is_meta for tensor in tensors):
         raise ValueError("images and model must hold values, but tensors on the device 'meta' have none; load them to a CPU or GPU")
     if not 3 <= images.ndim <= 5:
         raise ValueError(

@@ -18,8 +18,8 @@ from fg_lightning.fullgrad.model_constants import HALF, ModelConstants, lift
 from fg_lightning.fullgrad.torch_internals import (
     has_compiled,
     modules_by_name,
-    registered_tensors,
     tensor_tables,
+    tensors_of,
     without_parametrization_cache,
 )
 
@@ -43,9 +43,10 @@ def preserve_model(model: nn.Module, device: torch.device, *, autocast: bool = F
         enter(_ONE_THREAD)
         enter(torch.inference_mode(False))
         enter(torch.enable_grad())
-        enter(_random_state({device, *(tensor.device for tensor in registered_tensors(model))}))
+        modules = list(modules_by_name(model).values())
+        enter(_random_state({device, *(tensor.device for tensor in tensors_of(modules))}))
         constants = enter(_constants_for(model))
-        enter(_evaluation(model))
+        enter(_evaluation(modules))
         enter(without_parametrization_cache())
         enter(_eager())
         if not autocast:
@@ -86,9 +87,9 @@ def _random_state(devices: Iterable[torch.device]) -> Iterator[None]:
 
 
 @contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
+def _evaluation(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Evaluation mode, set flag by flag, since `eval()` may be overridden to do more."""
-    in_training = [module for module in modules_by_name(model).values() if module.training]
+    in_training = [module for module in modules if module.training]
     try:
         for module in in_training:
             module.training = False

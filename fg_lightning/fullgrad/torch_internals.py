@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cache, partial
 from types import FunctionType
@@ -142,7 +142,12 @@ def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
 
 def registered_tensors(model: nn.Module) -> list[Tensor]:
     """All parameters and buffers."""
-    tables = [table for part in modules_by_name(model).values() for table in tensor_tables(part) if table]
+    return tensors_of(modules_by_name(model).values())
+
+
+def tensors_of(modules: Iterable[nn.Module]) -> list[Tensor]:
+    """The modules' own parameters and buffers."""
+    tables = [table for module in modules for table in tensor_tables(module) if table]
     return [t for table in tables for t in table.values() if t is not None]
 
 
