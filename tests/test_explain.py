@@ -398,6 +398,23 @@ def test_a_method_that_does_not_apply_is_named_in_the_scores_and_the_plot(photos
     assert "gradcam: does not apply" in plot
 
 
+def test_maps_that_rank_no_pixel_are_named(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def zero(scores: object, images: Tensor) -> Tensor:
+        return torch.zeros_like(images[:, :1])
+
+    monkeypatch.setitem(METHODS, "zero", method_from(zero))
+    run(str(photos), *NET, "--methods", "zero,edges", "--perturb", "lerf", "--fractions", "[0.5]")
+    note = "zero: 2 of 2 maps are constant, and their pixels are replaced in random order"
+    assert f"note: {note}" in capsys.readouterr().out
+    assert {row["method"]: row["note"] for row in table("fg_explain/perturbation_summary.csv")} == {"zero": note, "edges": ""}
+    assert note in Path("fg_explain/perturbation.svg").read_text()
+    with_note = imread("fg_explain/overlays/chelsea.png").shape[0]
+    run(str(photos), *NET, "--methods", "edges", "--output", "without")
+    assert with_note > imread("without/overlays/chelsea.png").shape[0]
+
+
 def test_a_method_that_fails_later_has_no_map_from_then_on(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def once(scores: object, images: Tensor, calls: list[int] = []) -> Tensor:  # noqa: B006
         calls.append(1)

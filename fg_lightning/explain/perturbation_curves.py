@@ -138,7 +138,7 @@ class PerturbationCurves:
         pictures: Sequence[object],
         methods: Sequence[str],
         missing: Mapping[str, str] | None = None,
-        notes: Sequence[str] = (),
+        notes: Mapping[str, str] | None = None,
     ) -> dict[str, Path]:
         """Writes the curves of these methods as tables and a figure, and their scores.
 
@@ -147,7 +147,7 @@ class PerturbationCurves:
             pictures: [N], the names of the images.
             methods: whose curves are written.
             missing: the methods that have no curve, and why.
-            notes: lines below the figure.
+            notes: by method, what limits its curve; below the figure and in the table of scores.
 
         Returns:
             What was written, and where.
@@ -165,9 +165,9 @@ class PerturbationCurves:
                 rows_of_images += [[picture, method, *settings, *map(_cell, pair)] for pair in pairs]
         _write_csv(table, ["method", "order", "fill", "fraction", "mean", "standard_error", "num_images"], rows)
         _write_csv(of_images, ["picture", "method", "order", "fill", "fraction", "change"], rows_of_images)
-        self._write_scores(summary, methods, missing or {})
+        self._write_scores(summary, methods, missing or {}, notes or {})
         written = {"perturbation": table, "perturbation images": of_images, "perturbation scores": summary}
-        for plot in save_figure(self._draw(values, missing or {}, notes), folder / "perturbation"):
+        for plot in save_figure(self._draw(values, missing or {}, list((notes or {}).values())), folder / "perturbation"):
             written[f"perturbation {plot.suffix[1:]}"] = plot
         return written
 
@@ -178,12 +178,12 @@ class PerturbationCurves:
         rough = f" Fewer than {FEW} images: means and bands are rough." if num_images < FEW else ""
         return f"Mean of {num_images} images; band: twice the standard error to either side.{rough}"
 
-    def _write_scores(self, path: Path, methods: Sequence[str], missing: Mapping[str, str]) -> None:
+    def _write_scores(self, path: Path, methods: Sequence[str], missing: Mapping[str, str], notes: Mapping[str, str]) -> None:
         columns = [field.name for field in fields(PerturbationScore)]
         rows: list[list[object]] = []
         for score in self.scores(methods):
             method, *numbers = (_cell(value) for value in asdict(score).values())
-            rows.append([method, self.order, self.fill_name, *numbers, ""])
+            rows.append([method, self.order, self.fill_name, *numbers, notes.get(score.method, "")])
         rows += [[method, self.order, self.fill_name, *[""] * (len(columns) - 1), why] for method, why in missing.items()]
         _write_csv(path, [columns[0], "order", "fill", *columns[1:], "note"], rows)
 

@@ -94,6 +94,7 @@ class Session:
         self._console = console or Console()
         self._notes: dict[str, dict[str, None]] = {name: {} for name in methods}
         self._errors: dict[str, list[Tensor]] = {}
+        self._constant: dict[str, list[Tensor]] = {}
         try:
             self.device = torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
             network.model.to(self.device).eval()
@@ -191,6 +192,8 @@ class Session:
             if not self._attributions:
                 raise CannotRun("no method is left that could explain this network") from error
             return None
+        flat = maps.detach().flatten(1)
+        self._constant.setdefault(method, []).append((flat.amax(1) == flat.amin(1)).cpu())
         if errors is not None:
             self._errors.setdefault(method, []).append(errors.cpu())
         if self._maps_file is not None:
@@ -214,8 +217,10 @@ class Session:
 
     def _lines_below(self, method: str, i: int) -> str:
         """What stands below the name of a method: the completeness error of an image of the last batch, and its warnings."""
-        error = [f"completeness error {_digits(self._errors[method][-1][i])}"] if method in self._errors else []
-        return "\n".join([*error, *(note.removeprefix(f"{method} ") for note in self._notes[method])])
+        lines = [f"completeness error {_digits(self._errors[method][-1][i])}"] if method in self._errors else []
+        if self._constant[method][-1][i]:
+            lines.append("constant: this map ranks no pixel")
+        return "\n".join([*lines, *(note.removeprefix(f"{method} ") for note in self._notes[method])])
 
     def _write_tables(self, pictures: Sequence[Path], predictions: Sequence[Prediction], num_files: int) -> dict[str, str]:
         """Writes the table, the maps and the curves. Returns what was written, and where."""
@@ -243,12 +248,20 @@ class Session:
             self._maps_file.write(methods, columns)
             written["maps"] = f"{self._maps_file.path}  ({self._maps_file.path.stat().st_size / 1e6:.1f} MB)"
         if self.curves is not None:
-            notes = [note for method in methods for note in self._notes[method]]
-            paths = self.curves.write(self.output, pictures, methods, self.missing, notes)
+            paths = self.curves.write(self.output, pictures, methods, self.missing, self._notes_of_curves(methods))
             written |= {what: str(where) for what, where in paths.items()}
             if len(rows) < FEW:
                 self._print("note: " + self.curves.describe_mean(len(rows)))
         return written
+
+    def _notes_of_curves(self, methods: Sequence[str]) -> dict[str, str]:
+        """By method, what limits its curve."""
+        for method in methods:
+            flat = torch.cat(self._constant[method])
+            if num_constant := int(flat.sum()):
+                order = f"{method}: {num_constant} of {len(flat)} maps are constant, and their pixels are replaced in random order"
+                self._note(method, [order])
+        return {method: "; ".join(self._notes[method]) for method in methods if self._notes[method]}
 
     def _note(self, method: str, messages: Sequence[str]) -> None:
         """Prints the warnings of a method, each once a session, and keeps them for its pictures."""
