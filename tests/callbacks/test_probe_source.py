@@ -20,6 +20,12 @@ from tests.helpers.small_trainings import Classifier, Stream, fit, images_and_la
 IMAGES, LABELS = images_and_labels(16, seed=2)
 SPREAD = [0, 5, 10, 15]
 
+BALANCED = [3, 10, 11, 8]
+"""Of the classes 0, 0, 1, 2."""
+
+OF_FIRST_BATCH = [1, 5, 7, 4]
+"""Likewise of the first 8 images."""
+
 
 class Blind(Classifier):
     """Does not mind what a validation batch is."""
@@ -35,7 +41,7 @@ def test_streamed_validation_data_is_taken_as_it_comes_by(tmp_path, sanity_steps
     fit(tmp_path, monitor, val=DataLoader(stream, 8), num_sanity_val_steps=sanity_steps)
     assert stream.opened == (3 if sanity_steps else 2)  # Lightning's own passes
     assert [snapshot.epoch for snapshot in monitor.history.snapshots] == epochs
-    assert torch.equal(monitor.probe.images, IMAGES[:4])
+    assert torch.equal(monitor.probe.images, IMAGES[OF_FIRST_BATCH])
 
 
 def test_a_loader_of_another_make_is_read_once_as_lightning_reads_it(tmp_path):
@@ -53,7 +59,7 @@ def test_a_loader_of_another_make_is_read_once_as_lightning_reads_it(tmp_path):
     monitor = FullGradMonitor(num_samples=4, strict=True)
     fit(tmp_path, monitor, val=pipe)
     assert pipe.opened == 3
-    assert torch.equal(monitor.probe.images, IMAGES[:4])
+    assert torch.equal(monitor.probe.images, IMAGES[OF_FIRST_BATCH])
 
 
 def test_whole_batches_from_a_batch_sampler_are_taken_as_they_come_by(tmp_path):
@@ -61,7 +67,7 @@ def test_whole_batches_from_a_batch_sampler_are_taken_as_they_come_by(tmp_path):
     val = DataLoader(dataset, batch_size=None, sampler=BatchSampler(SequentialSampler(dataset), 8, drop_last=False))
     monitor = FullGradMonitor(num_samples=4, strict=True)
     fit(tmp_path, monitor, val=val, max_epochs=1)
-    assert torch.equal(monitor.probe.images, IMAGES[:4])
+    assert torch.equal(monitor.probe.images, IMAGES[OF_FIRST_BATCH])
 
 
 def test_a_sampler_over_a_part_of_the_data_keeps_the_probe_to_that_part(tmp_path):
@@ -69,7 +75,7 @@ def test_a_sampler_over_a_part_of_the_data_keeps_the_probe_to_that_part(tmp_path
     val = DataLoader(TensorDataset(IMAGES, LABELS), 4, sampler=SubsetRandomSampler([8, 9, 10, 11]))
     monitor = FullGradMonitor(num_samples=2, strict=True)
     fit(tmp_path, monitor, val=val, max_epochs=1)
-    assert torch.equal(monitor.probe.images, IMAGES[[8, 11]])
+    assert torch.equal(monitor.probe.images, IMAGES[[10, 8]])  # of the classes 0 and 2
 
 
 @pytest.mark.parametrize(
@@ -78,7 +84,7 @@ def test_a_sampler_over_a_part_of_the_data_keeps_the_probe_to_that_part(tmp_path
 def test_of_several_validation_loaders_the_first_has_the_probe(tmp_path, nest):
     monitor = FullGradMonitor(num_samples=4, strict=True)
     fit(tmp_path, monitor, Blind(), val=nest(loader(16, seed=2)), max_epochs=1)
-    assert torch.equal(monitor.probe.images, IMAGES[SPREAD])
+    assert torch.equal(monitor.probe.images, IMAGES[BALANCED])
 
 
 class Tracked(Dataset):
@@ -129,7 +135,7 @@ def test_batches_are_moved_and_transformed_as_in_validation(tmp_path, of_module)
 
     monitor = FullGradMonitor(num_samples=4, strict=True)
     trainer(tmp_path, monitor, max_epochs=1).fit(Module(), datamodule=Data())
-    assert torch.equal(monitor.probe.images, 2 * (IMAGES[SPREAD] + 1))
+    assert torch.equal(monitor.probe.images, 2 * (IMAGES[BALANCED] + 1))
 
 
 def test_a_probe_larger_than_a_batch_is_explained_in_parts(tmp_path):

@@ -13,11 +13,16 @@ from torch.utils.data import (
 )
 
 from fg_lightning import FullGradMonitor, full_gradients
+from fg_lightning.recording.balanced_samples import choose_balanced
 from fg_lightning.recording.probe import NoProbe, Probe
 from tests.helpers.small_trainings import Classifier, Stream, fit, images_and_labels, loader, trainer
 
 IMAGES, LABELS = images_and_labels(16, seed=2)
-SPREAD = [0, 5, 10, 15]
+BALANCED = [3, 10, 11, 8]
+"""Of the classes 0, 0, 1, 2."""
+
+OF_FIRST_BATCH = [1, 5, 7, 4]
+"""Likewise of the first 8 images."""
 
 
 class Blind(Classifier):
@@ -63,16 +68,16 @@ def collated(build):
 @pytest.mark.parametrize("kind", BATCHES)
 def test_images_and_labels_are_found_in_any_kind_of_batch(kind):
     probe = Probe.from_batch(BATCHES[kind](IMAGES, LABELS), 4)
-    assert torch.equal(probe.images, IMAGES[:4])
-    assert torch.equal(probe.labels, LABELS[:4])
+    assert torch.equal(probe.images, IMAGES[BALANCED])
+    assert torch.equal(probe.labels, LABELS[BALANCED])
 
 
 @pytest.mark.parametrize("kind", ["tuple", "dict", "dataclass"])
-def test_the_probe_is_spread_over_the_validation_data(tmp_path, kind):
+def test_the_probe_is_balanced_over_the_classes(tmp_path, kind):
     monitor = FullGradMonitor(num_samples=4, strict=True)
     fit(tmp_path, monitor, Blind(), val=loader(16, seed=2, collate_fn=collated(BATCHES[kind])), max_epochs=1)
-    assert torch.equal(monitor.probe.images, IMAGES[SPREAD])
-    assert torch.equal(monitor.probe.labels, LABELS[SPREAD])
+    assert torch.equal(monitor.probe.images, IMAGES[BALANCED])
+    assert torch.equal(monitor.probe.labels, LABELS[BALANCED])
 
 
 @pytest.mark.parametrize("kind", ["text", "labels", "no rows", "flat"])
@@ -141,7 +146,7 @@ def test_truth_values_are_0_and_1():
 
 
 def test_labels_may_be_a_list_of_numbers():
-    assert Probe.from_batch((IMAGES, LABELS.tolist()), 4).labels.tolist() == LABELS[:4].tolist()
+    assert Probe.from_batch((IMAGES, LABELS.tolist()), 4).labels.tolist() == LABELS[BALANCED].tolist()
 
 
 def test_a_fingerprint_tells_probes_apart():
@@ -176,8 +181,8 @@ def test_without_validation_data_it_explains_training_data(tmp_path):
     """test_trainings.py checks the note about it."""
     monitor = FullGradMonitor(num_samples=2, strict=True)
     trainer(tmp_path, monitor).fit(Classifier(), loader(seed=1))
-    images, _ = images_and_labels(24, seed=1)
-    assert torch.equal(monitor.probe.images, images[[0, 23]])
+    images, labels = images_and_labels(24, seed=1)
+    assert torch.equal(monitor.probe.images, images[choose_balanced(labels.numpy(), 2)])
     assert [snapshot.epoch for snapshot in monitor.history.snapshots] == [0, 1, 2]
 
 
@@ -215,7 +220,7 @@ def test_a_forward_of_more_than_images(tmp_path, kind):
     monitor = FullGradMonitor(num_samples=4, forward=lambda module, batch: module(batch["image"], batch["age"]), strict=True)
     module, _ = fit(tmp_path, monitor, Conditioned(), data, val, max_epochs=1)
     images, labels = monitor.probe.images, monitor.probe.labels
-    assert torch.equal(images, IMAGES[SPREAD] if kind == "map" else IMAGES[:4])
+    assert torch.equal(images, IMAGES[BALANCED if kind == "map" else OF_FIRST_BATCH])
     terms = full_gradients(module, images, labels, additional_forward_args=images.mean((1, 2, 3))[:, None])
     rows = monitor.history.images(-1)
     assert [row.output for row in rows] == pytest.approx(terms.output.tolist(), rel=1e-4)  # float32

@@ -124,12 +124,12 @@ def test_a_second_fit_without_the_checkpoint_begins_anew(tmp_path):
 def test_other_images_are_noticed_and_the_old_ones_still_explained(tmp_path):
     fit(tmp_path, FullGradMonitor(num_samples=4), 1)
     images, labels = images_and_labels(16, seed=2)
-    images[5] += 1
+    images[10] += 1
     changed = DataLoader(TensorDataset(images, labels), 8)
     monitor = FullGradMonitor(num_samples=4)
     with pytest.warns(UserWarning, match="ProbeChanged: since the checkpoint was written, images 1 differ.*still explained"):
         fit(tmp_path, monitor, 2, resume=tmp_path / "saved/epoch=0.ckpt", val=changed)
-    assert torch.equal(monitor.probe.images, images_and_labels(16, seed=2)[0][[0, 5, 10, 15]])
+    assert torch.equal(monitor.probe.images, images_and_labels(16, seed=2)[0][[3, 10, 11, 8]])
     assert epochs_of(monitor.history) == [0, 1, 2]
     with pytest.raises(ValueError, match="images 1 differ"):
         fit(tmp_path, FullGradMonitor(num_samples=4, strict=True), 2, resume=tmp_path / "saved/epoch=0.ckpt", val=changed)
@@ -165,7 +165,7 @@ def test_of_a_stream_the_images_of_the_checkpoint_are_explained(tmp_path):
     fit(tmp_path, FullGradMonitor(num_samples=4, strict=True), 1, val=DataLoader(Stream(2), 8))
     monitor = FullGradMonitor(num_samples=4, strict=True)
     fit(tmp_path, monitor, 2, resume=tmp_path / "saved/epoch=0.ckpt", val=DataLoader(Stream(3), 8))
-    assert torch.equal(monitor.probe.images, images_and_labels(16, seed=2)[0][:4])
+    assert torch.equal(monitor.probe.images, images_and_labels(16, seed=2)[0][[1, 5, 7, 4]])  # of the first batch
     assert epochs_of(monitor.history) == [0, 1, 2]
 
 
@@ -179,7 +179,8 @@ def kept(path):
 def test_a_checkpoint_keeps_little_and_nothing_that_torch_does_not_trust(tmp_path):
     fit(tmp_path, FullGradMonitor(num_samples=4, strict=True), 2)
     first, second = (kept(tmp_path / f"saved/epoch={epoch}.ckpt") for epoch in (0, 1))
-    assert set(first) == {"folder", "snapshots", "fingerprint", "settings", "task", "images", "labels", "shown_labels"}
+    of_probe = {"images", "labels", "shown_labels", "masks", "masks_from", "indices", "chosen"}
+    assert set(first) == {"folder", "snapshots", "fingerprint", "settings", "task", *of_probe}
     assert [row["epoch"] for row in second["snapshots"]] == [0, 1, 2]
     assert len(second["snapshots"]) == len(first["snapshots"]) + 1
     assert second["images"].shape == (4, 1, 8, 8)
@@ -192,7 +193,7 @@ def test_images_that_are_not_small_lie_in_the_runs_folder_alone(tmp_path, monkey
     assert kept(tmp_path / "saved/epoch=0.ckpt")["images"] is None
     monitor = FullGradMonitor(num_samples=4, strict=True)
     fit(tmp_path, monitor, 2, resume=tmp_path / "saved/epoch=0.ckpt", val=DataLoader(Stream(3), 8))
-    assert torch.equal(monitor.probe.images, images_and_labels(16, seed=2)[0][:4])
+    assert torch.equal(monitor.probe.images, images_and_labels(16, seed=2)[0][[1, 5, 7, 4]])  # of the first batch
 
 
 def test_where_the_folder_is_gone_the_numbers_go_on(tmp_path):
