@@ -164,7 +164,7 @@ class ImageRow:
     def from_row(cls, row: Mapping[str, str]) -> ImageRow:
         """Raises KeyError or ValueError if the row is damaged."""
         correct = parse_number(row.get("correct", ""))  # earlier versions did not write it
-        return cls(int(row["image"]), *(parse_number(row[name]) for name in COLUMNS[IMAGES][2:-1]), correct)
+        return cls(int(row["image"]), *(parse_number(row[name]) for name in COLUMNS[IMAGES][2:-1]), correct=correct)
 
 
 @dataclass(frozen=True)
