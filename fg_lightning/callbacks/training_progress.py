@@ -85,8 +85,8 @@ class Rhythm:
         if self.every_n_steps is not None:
             done = last.step + (not last.is_untrained) if last.num_steps is None else last.num_steps
             return done < moment.num_steps and moment.num_steps % self.every_n_steps == 0
-        is_later = last.epoch < moment.epoch or (last.num_steps is not None and last.step < moment.step)
-        return is_later and moment.epoch % (self.every_n_epochs or 1) == 0
+        is_within_epoch = last.num_steps is not None and last.epoch == moment.epoch and last.step < moment.step
+        return (last.epoch < moment.epoch or is_within_epoch) and moment.epoch % (self.every_n_epochs or 1) == 0
 
     def num_steps(self, moment: Moment) -> int | None:
         """The number of steps that a snapshot is called by; None if it is called by epochs."""

@@ -236,7 +236,9 @@ def test_without_fullgrad_its_pictures_are_not_shown_but_its_numbers_are(tmp_pat
 
 def test_a_method_that_fails_says_so_once_and_the_others_go_on(tmp_path):
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.Tanh(), nn.Linear(8, 3))
-    recorder = FullGradRecorder(tmp_path / "run", (images(), LABELS), methods=["gradcam", "gradient", "guided_backprop"], task="classes")
+    recorder = FullGradRecorder(
+        tmp_path / "run", (images(), LABELS), methods=["gradcam", "gradient", "guided_backprop"], task="classes"
+    )
     with warnings.catch_warnings(record=True) as caught, recorder:
         warnings.simplefilter("always")
         for step in range(3):
