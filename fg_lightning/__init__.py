@@ -5,6 +5,7 @@ The names below are loaded when they are first used, so that `import fg_lightnin
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -47,3 +48,9 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
+
+
+if os.environ.get("FG_LIGHTNING"):
+    from fg_lightning.callbacks.attach import note_at_exit
+
+    note_at_exit()

@@ -1,11 +1,15 @@
 """Attaches a monitor to an unmodified script: FG_LIGHTNING=1 python train.py
 
-Lightning calls `monitors` for every Trainer, through the entry point group `lightning.pytorch.callbacks_factory`.
+Lightning calls `monitors` for every Trainer, through the entry point group `lightning.pytorch.callbacks_factory`, and
+`fabric_callbacks` for every Fabric. A script that uses neither loads nothing of this package, unless it imports it.
 """
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,19 +19,27 @@ VARIABLE = "FG_LIGHTNING"
 OFF = ("", "0", "false", "off", "no")
 ON = ("1", "true", "on", "yes")
 
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
+"""Variables that number the processes of a training."""
+
+
+CHILD_SECONDS = 0.1
+"""Less processor time than any training in child processes takes."""
+
 
 def monitors() -> list[FullGradMonitor]:
     """A monitor if the environment variable FG_LIGHTNING asks for one, else none.
 
     FG_LIGHTNING=1 uses the defaults. FG_LIGHTNING="every_n_epochs=5, num_samples=16, psi=signed" sets arguments of
-    `FullGradMonitor`, except `probe` and `forward`, which cannot be given as text.
+    `FullGradMonitor`, except `masks` and `forward`, which cannot be given as text.
 
     Raises:
         ValueError: if an option does not exist or makes no sense.
     """
-    asked = os.environ.get(VARIABLE, "").strip()
+    asked = _asked()
     if asked.lower() in OFF:
         return []
+    note_at_exit()
     from fg_lightning.callbacks.fullgrad_monitor import FullGradMonitor
 
     try:
@@ -41,6 +53,45 @@ def monitors() -> list[FullGradMonitor]:
     return [monitor]
 
 
+def fabric_callbacks() -> list[Any]:
+    """No callback: Fabric leaves the loop to the user, who alone knows when a snapshot is due."""
+    note_at_exit()
+    return []
+
+
+def note_at_exit() -> None:
+    """If FG_LIGHTNING asks for a monitor, the process says at its end if no training was watched."""
+    if _asked().lower() not in OFF:
+        atexit.unregister(_say_if_unwatched)
+        atexit.register(_say_if_unwatched)
+
+
+def _asked() -> str:
+    return os.environ.get(VARIABLE, "").strip()
+
+
+def _say_if_unwatched() -> None:
+    """One line on standard error; none in further processes of a training, after an error, and from this package's own commands.
+
+    Strategies such as `ddp_spawn` train in processes that this one waited for. What they watched is unknown here.
+    """
+    loaded = sys.modules
+    monitor = getattr(loaded.get("fg_lightning.callbacks.fullgrad_monitor"), "FullGradMonitor", None)
+    recorder = getattr(loaded.get("fg_lightning.recording.recorder"), "FullGradRecorder", None)
+    is_watched = getattr(monitor, "has_met_training", False) or getattr(recorder, "has_taken_snapshots", False)
+    is_first = all(os.environ.get(name, "0") in ("", "0") for name in RANKS) and multiprocessing.parent_process() is None
+    waited = os.times().children_user + os.times().children_system
+    may_be_elsewhere = (monitor is not None or recorder is not None) and waited > CHILD_SECONDS
+    has_failed = hasattr(sys, "last_value") or hasattr(sys, "last_exc")  # of what ended the script
+    if is_watched or may_be_elsewhere or not is_first or has_failed or "fg_lightning.cli.main" in loaded:
+        return
+    print(
+        f"fg-lightning: {VARIABLE} is set, but no training was watched, because no Trainer of Lightning's was fitted. In another "
+        "loop, take snapshots with fg_lightning.FullGradRecorder",
+        file=sys.stderr,
+    )
+
+
 def _parse_options(text: str) -> dict[str, Any]:
     """ "every_n_epochs=5, psi=signed" as keyword arguments; a bare word is a string, or true, false, none."""
     import ast
@@ -49,7 +100,7 @@ def _parse_options(text: str) -> dict[str, Any]:
     from fg_lightning.callbacks.fullgrad_monitor import FullGradMonitor
 
     defaults = inspect.signature(FullGradMonitor).parameters
-    known = [name for name in defaults if name not in ("probe", "forward")]
+    known = [name for name in defaults if name not in ("masks", "forward")]
     try:
         call = ast.parse(f"options({text})", mode="eval").body
     except SyntaxError:
