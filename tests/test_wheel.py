@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -35,6 +36,12 @@ def test_the_wheel_has_everything_in_it_and_runs_elsewhere(tmp_path: Path) -> No
     built = subprocess.run(build, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr + built.stdout[-2000:]
     (wheel,) = (tmp_path / "dist").glob("*.whl")
+    check = [sys.executable, "-m", "twine", "check", "--strict", *map(str, (tmp_path / "dist").iterdir())]
+    checked = subprocess.run(check, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout
+    (metadata,) = [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".dist-info/METADATA")]
+    description = zipfile.ZipFile(wheel).read(metadata).decode().split("\n\n", 1)[1]
+    assert re.findall(r"\]\((?!https?://|#)[^)]*\)", description) == []  # relative links lead nowhere on a package index
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     in_the_repository = {str(p.relative_to(ROOT)) for p in (ROOT / "fg_lightning").rglob("*") if p.is_file() and p.suffix != ".pyc"}
     presets = {f"fg_lightning/presets/{path.name}" for path in (ROOT / "callbacks").glob("*.yaml")}
