@@ -137,14 +137,14 @@ def _mean_figure(runs: ComparedRuns, distances: npt.NDArray[np.float64], name: s
     """The mean distance over the images: of two runs one line, of more each one's mean distance to the others."""
     content, count = runs.contents[0], len(runs.names)
     snapshots = [content.snapshots[places[0]] for places in runs.moments]
-    places, titles = [runs.axis.place(s) for s in snapshots], [runs.axis.title(s) for s in snapshots]
+    axis_places = [runs.axis.place(snapshot) for snapshot in snapshots]
     others = distances.copy()
     others[:, range(count), range(count)] = np.nan
     lines = []
     for run in range(1 if count == 2 else count):
         values = [_mean(others[moment, run]) for moment in range(len(snapshots))]
         label = " and ".join(runs.names) if count == 2 else f"{runs.names[run]} to the others"
-        lines.append(Line(label, places, titles, round_numbers(values), run))
+        lines.append(Line(label, axis_places, round_numbers(values), run))
     return line_figure(name, title, lines, xlabel=runs.axis.label, meaning=DISTANCE, link=manual_link(f"{NUMBERS_PAGE}#drift"))
 
 
@@ -164,13 +164,12 @@ def _image_figure(runs: ComparedRuns, distances: npt.NDArray[np.float64], name: 
         z=[[None if np.isnan(value) else value for value in row] for row in largest],
         x=list(range(len(titles))),
         y=list(range(len(labels))),
-        customdata=[list(titles) for _ in labels],
-        text=[[label] * len(titles) for label in labels],
-        hovertemplate="%{text}, %{customdata}: %{z:.3g}<extra></extra>",
+        hovertemplate="%{text}: %{z:.3g}<extra></extra>",
         colorscale="Viridis",
         zmin=0,
         colorbar={"thickness": 10, "tickfont": {"size": 11}},
     )
+    figure.update_layout(meta={"rows": labels, "columns": titles})
     step = -(-len(labels) // 24)
     figure.update_yaxes(autorange="reversed", tickvals=list(range(0, len(labels), step)), ticktext=labels[::step], showgrid=False)
     moments = sorted({0, len(titles) - 1, *range(0, len(titles), -(-len(titles) // 6))})
@@ -194,8 +193,7 @@ def _curves(runs: ComparedRuns) -> list[Figure]:
             values = round_numbers([of_snapshot.get(number) for of_snapshot in numbers[run].get(method, [])])
             if has_values(values):
                 places = [runs.axis.place(snapshot) for snapshot in content.snapshots]
-                titles = [runs.axis.title(snapshot) for snapshot in content.snapshots]
-                lines.append(Line(name, places, titles, values, run))
+                lines.append(Line(name, places, values, run))
         suffix = words if method == FULLGRAD else f"{words}, {method}"
         figures.append(draw(curves, lines, runs.axis, runs.contents[0].map_size, suffix))
     return figures

@@ -72,14 +72,12 @@ class Line:
     Attributes:
         name: of the quantity, or of the run.
         moments: places of the snapshots on the axis.
-        titles: of the snapshots.
         values: a number for each snapshot, None if there is none.
         style: its place among the colours and symbols.
     """
 
     name: str
     moments: Sequence[float]
-    titles: Sequence[str]
     values: Numbers
     style: int
 
@@ -121,8 +119,7 @@ def line_figure(
                 "dash": DASHES[line.style // len(COLOURS) % len(DASHES)],
             },
             marker={"symbol": SYMBOLS[line.style % len(SYMBOLS)], "size": 6},
-            text=list(line.titles),
-            hovertemplate="%{text}: %{y:.3g}",
+            hovertemplate=f"{xlabel} %{{x}}: %{{y:.3g}}",
         )
     if reference is not None:
         figure.add_hline(y=reference, line={"dash": "dot", "width": 1.5, "color": "#888888"})
@@ -143,15 +140,15 @@ def layer_figure(layers: Sequence[str], titles: Sequence[str], shares: npt.NDArr
         z=[[None if np.isnan(share) else float(f"{share:.4g}") for share in row] for row in shares],
         x=list(range(len(titles))),
         y=list(range(len(layers))),
-        customdata=[list(titles) for _ in layers],
-        text=[[html.escape(layer)] * len(titles) for layer in layers],
-        hovertemplate="%{text}, %{customdata}: %{z:.3g}<extra></extra>",
+        hovertemplate="%{text}: %{z:.3g}<extra></extra>",
         colorscale="RdBu_r",
         zmid=0,
         zmin=-limit,
         zmax=limit,
         colorbar={"thickness": 10, "tickfont": {"size": 11}},
     )
+    rows = [html.escape(layer) for layer in layers]
+    figure.update_layout(meta={"rows": rows, "columns": list(titles)})  # of which the page makes the text of each cell
     height = min(900, 110 + 17 * len(layers))
     step = -(-len(layers) // max(1, height // 17 - 6))
     ticks = [*range(0, len(layers) - step, step), len(layers) - 1]  # the last is the head
@@ -166,8 +163,9 @@ def layer_figure(layers: Sequence[str], titles: Sequence[str], shares: npt.NDArr
     figure.update_xaxes(tickvals=moments, ticktext=[titles[i] for i in moments], title=None, showgrid=False)
     largest = [layers[i] for i in np.argsort(-np.abs(np.nan_to_num(shares[:, -1])), kind="stable")[:3]]
     summary = f"largest at {titles[-1]}: {', '.join(largest)}" if titles else ""
-    title = "Share of the output by layer (below 0 or above 1: terms cancel)"
-    return Figure("layers", title, summary, to_json(figure), height, is_wide=True)
+    title = "Share of the output by layer"
+    meaning = "What the input and the biases of each module contribute to the explained output. Below 0 or above 1: terms cancel."
+    return Figure("layers", title, summary, to_json(figure), height, is_wide=True, meaning=meaning)
 
 
 def plot_layout(xlabel: str) -> dict[str, Any]:
@@ -188,6 +186,7 @@ def plot_layout(xlabel: str) -> dict[str, Any]:
 def to_json(figure: go.Figure) -> dict[str, Any]:
     """Data and layout as JSON; NaN becomes null."""
     content: dict[str, Any] = json.loads(figure.to_json())
+    content["layout"].pop("template", None)  # a theme of 7 KB, whose colours the page replaces
     return content
 
 

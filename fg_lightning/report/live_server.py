@@ -92,14 +92,12 @@ def _listen(port: int, host: str) -> socket.socket | None:
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=64)
-    except socket.gaierror as error:
-        raise CannotRun(f"--host {host} is no address of this machine ({error.strerror}); use 127.0.0.1") from error
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             return None
         if error.errno == errno.EACCES:
             raise CannotRun(f"port {port} needs more rights than you have; name one above 1023 with --port") from error
-        raise CannotRun(f"--host {host} cannot be listened on ({error.strerror}); use 127.0.0.1") from error
+        raise CannotRun(f"--host {host} is no address of this machine; use 127.0.0.1, or 0.0.0.0 for all it has") from error
 
 
 def is_loopback(host: str) -> bool:

@@ -147,7 +147,7 @@ def run_figures(
         map_size: height and width of a map; None if there are no maps.
     """
     axis = Axis.of(snapshots)
-    places, titles = [axis.place(s) for s in snapshots], [axis.title(s) for s in snapshots]
+    places = [axis.place(snapshot) for snapshot in snapshots]
     figures = []
     for curves in CURVES:
         lines: list[Line] = []
@@ -158,7 +158,7 @@ def run_figures(
                 values = round_numbers([of_snapshot.get(number) for of_snapshot in of_snapshots])
                 if has_values(values):
                     name = words if len(numbers) == 1 or not curves.are_of_maps else f"{method}: {words}"
-                    lines.append(Line(name, places, titles, values, len(lines)))
+                    lines.append(Line(name, places, values, len(lines)))
         if lines:
             figures.append(draw(curves, lines, axis, map_size))
     return figures

@@ -96,7 +96,7 @@ def test_curves_are_those_of_the_history(written):
 
 
 def test_what_cannot_lie_on_a_logarithmic_axis_is_left_out():
-    figure = line_figure("a", "A", [Line("q", [0, 1, 2], ["x", "y", "z"], [0.0, 0.5, None], 0)], xlabel="epoch", log_scale=True)
+    figure = line_figure("a", "A", [Line("q", [0, 1, 2], [0.0, 0.5, None], 0)], xlabel="epoch", log_scale=True)
     assert figure.content["data"][0]["y"] == [None, 0.5, None]
     assert "q from 0 to 0.5" in figure.summary
 

@@ -42,6 +42,7 @@ function fixSize(figure) {
 
 async function drawFigure(plotly, name) {
   const { data, layout } = contents[name], figure = element(`figure-${name}`);
+  if (layout.meta) data[0].text = layout.meta.rows.map((row) => layout.meta.columns.map((column) => `${row}, ${column}`));  // of a heat map
   layout.font = { family: getComputedStyle(document.body).fontFamily, size: 12 };
   if (figure.data) {
     await plotly.react(figure, data, layout, { responsive: true, displaylogo: false, displayModeBar: false });
