@@ -18,7 +18,7 @@ from fg_lightning.recording.probe import NoProbe, Probe
 from fg_lightning.recording.resume import ProbeChanged
 from fg_lightning.recording.settings import Settings
 
-ProbeRequest = Union[Literal["balanced", "hardest"], list[int], Tensor, tuple[Any, ...], None]
+ProbeRequest = Union[Literal["balanced", "hardest"], Sequence[int], Tensor, tuple[Any, ...], None]
 """What `probe=` takes: how to choose, indices in the validation data, images, (images, labels) or (images, labels, masks)."""
 
 HOOK = "fullgrad_probe"
