@@ -240,12 +240,12 @@ def test_other_commands_are_there() -> None:
     """make's targets, pip's extras, scripts and files; what is the reader's own or another program's is known."""
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     extras = metadata("fg-lightning").get_all("Provides-Extra")
-    others_programs = {"ray", "pre-commit", "python3", "source"}
+    others_programs = {"ray", "pre-commit", "python3", "source", "ssh"}
     for command in OTHERS:
         program, *rest = (Path(command.words[0]).name, *command.words[1:])
         if program == "make":
             assert set(rest) <= set(targets), command
-        elif rest[:2] == ["-m", "pip"]:
+        elif program == "pip" or rest[:2] == ["-m", "pip"]:
             assert set(re.findall(r"\[(\w+)\]", rest[-1])) <= set(extras or ()), command
         elif rest[:2] == ["-m", "pytest"]:
             assert all((ROOT / word).exists() for word in rest[2:] if word.startswith("tests")), command

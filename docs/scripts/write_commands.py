@@ -65,7 +65,7 @@ def options_table(function: Callable[..., Any], more: Callable[..., Any] | None 
             name = parameter.name if _is_positional(function, parameter) else f"--{prefix}{parameter.name}"
             short = "".join(f", `{key}`" for key, long in SHORT.items() if long == f"--{parameter.name}" and not prefix)
             rows.append(f"| `{name}`{short} | {_default(source, parameter)} | {_cell(texts.get(parameter.name, ''))} |")
-    return "\n".join(["| option | default | |", "|---|---|---|", *rows, ""]) if rows else ""
+    return "\n".join(["| option | default | meaning |", "|---|---|---|", *rows, ""]) if rows else ""
 
 
 def _docstring(source: Callable[..., Any]) -> str:
