@@ -340,7 +340,7 @@ class FullGradMonitor(Callback):
                 self._find_probe(trainer, module, is_trained=True)
             moment = Moment.of(trainer, module, after_epoch=True)
             is_awaited = moment.epoch == trainer.max_epochs and ends_averaged(trainer, self)
-            if self.rhythm.every_n_steps is None and not is_awaited:
+            if (self.rhythm.every_n_steps is None or self._last_snapshot is None) and not is_awaited:
                 self._snapshot_if_due(moment, trainer, module)
         self._publish(trainer)
 
