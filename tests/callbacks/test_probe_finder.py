@@ -96,6 +96,13 @@ def test_the_hardest_images_are_those_with_the_largest_loss_after_the_first_epoc
     assert monitor.history.about()["chosen"] == f"the hardest 4 of 16 images (cross-entropy {least} to {most})"
 
 
+def test_by_steps_the_first_snapshot_of_the_hardest_is_that_of_the_first_epoch(tmp_path):
+    monitor = FullGradMonitor(probe="hardest", num_samples=4, every_n_steps=2, strict=True)
+    fit(tmp_path, monitor)
+    assert [snapshot.num_steps for snapshot in monitor.history.snapshots] == [3, 4, 6]
+    assert monitor.history.about()["indices"] == losses_after(1).argsort(descending=True)[:4].tolist()
+
+
 def test_the_hardest_are_searched_among_some_and_read_once_more(tmp_path, monkeypatch):
     monkeypatch.setattr("fg_lightning.callbacks.probe_source.POOL", 5)
     read = []
