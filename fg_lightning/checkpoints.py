@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 import zipfile
+from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ LONGEST = 300
 
 def read_checkpoint(path: Path, is_mapped: bool = False) -> Mapping[str, Any]:
     """What `torch.save` wrote: a checkpoint of Lightning's, or a `state_dict`; no code in it runs.
+
+    An `argparse.Namespace` is read, too: scripts keep their arguments in it, and it holds values alone.
 
     Args:
         path: the file.
@@ -35,8 +38,11 @@ def read_checkpoint(path: Path, is_mapped: bool = False) -> Mapping[str, Any]:
         if not path.stat().st_size:
             raise CannotRun(f"{path} is empty; {ANOTHER}")
         is_zip = zipfile.is_zipfile(path)
-        with warnings.catch_warnings():  # of what is refused anyway, such as TorchScript
-            warnings.simplefilter("ignore")
+        with (
+            warnings.catch_warnings(),
+            torch.serialization.safe_globals([Namespace]),
+        ):
+            warnings.simplefilter("ignore")  # warnings of what is refused anyway, such as TorchScript
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped and is_zip)
     except FileNotFoundError as error:
         raise CannotRun(f"there is no checkpoint {path.absolute()}; {ANOTHER}") from error

@@ -6,6 +6,7 @@ import pickle
 import struct
 import tarfile
 import zipfile
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,16 @@ def test_an_object_is_named(tmp_path):
     torch.save({"state_dict": {}, "hyper_parameters": {"folder": Path("x")}}, tmp_path / "path.ckpt")
     with pytest.raises(CannotRun, match=r"holds a pathlib\.PosixPath, which cannot be loaded without running code"):
         read_checkpoint(tmp_path / "path.ckpt")
+
+
+def test_arguments_of_a_script_are_read(tmp_path):
+    """As timm keeps them."""
+    torch.save({"state_dict": {}, "args": Namespace(lr=0.1, sizes=[1, 2])}, tmp_path / "checkpoint-3.pth.tar")
+    assert read_checkpoint(tmp_path / "checkpoint-3.pth.tar")["args"] == Namespace(lr=0.1, sizes=[1, 2])
+    torch.save({"state_dict": {}, "args": Namespace(code=Code())}, tmp_path / "code.tar")
+    with pytest.raises(CannotRun, match="cannot be loaded without running code"):
+        read_checkpoint(tmp_path / "code.tar")
+    assert RAN == []
 
 
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])

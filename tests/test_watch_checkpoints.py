@@ -271,6 +271,7 @@ def watch_plain(folder, *more):
         (["net-2.pt", "net-1.pt"], dict, ["--counted", "epochs"], ["epoch 1", "epoch 2"]),
         (["a.pt"], lambda state: {"model": state, "epoch": 4, "global_step": 9}, [], ["epoch 4"]),
         (["a.pt"], lambda state: {"model": state, "epoch": 0, "step": 9}, [], ["epoch 1"]),
+        (["e-0.tar"], lambda state: {"model": state, "epoch": 0, "optimizer": {"state": {0: {"step": 9}}}}, [], ["epoch 1"]),
         (["a_epoch1.pt"], lambda state: {f"module.{name}": value for name, value in state.items()}, [], ["epoch 1"]),
     ],
 )
@@ -308,6 +309,21 @@ def test_the_folders_of_hugging_face_are_read(tmp_path):
         (folder / "trainer_state.json").write_text(json.dumps({"epoch": epoch, "global_step": step}))
     history = watch_plain(tmp_path / "run")
     assert [(s.title, s.epoch, s.step) for s in history.snapshots] == [("step 500", 0, 500), ("step 1000", 1, 1000)]
+
+
+@pytest.mark.slow
+def test_a_network_of_transformers_is_loaded_by_its_own_names(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"image_size": 8, "patch_size": 4, "num_channels": 1, "num_labels": CLASSES}
+    narrow = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    model = transformers.ViTForImageClassification(transformers.ViTConfig(**sizes, **narrow))
+    model.save_pretrained(tmp_path / "checkpoint-5")
+    network = CheckpointNetwork("transformers.AutoModelForImageClassification")
+    loaded = network.load(tmp_path / "checkpoint-5" / "model.safetensors")
+    assert all(torch.equal(loaded.state_dict()[name], value) for name, value in model.state_dict().items())
+    other = CheckpointNetwork("transformers.ViTForMaskedImageModeling")
+    with pytest.raises(CannotRun, match=r"it lacks .* of the network's weights .*; it is of another network"):
+        other.load(tmp_path / "checkpoint-5" / "model.safetensors")
 
 
 @pytest.mark.slow

@@ -14,9 +14,9 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from fg_lightning.checkpoints import one_line
-from fg_lightning.errors import CannotRun
+from fg_lightning.errors import CannotRun, list_briefly
 from fg_lightning.explain.load_network import import_object
-from fg_lightning.recording.checkpoint_series import find_weights, read_weights_file
+from fg_lightning.recording.checkpoint_series import HUGGING_FACE, find_weights, read_weights_file
 
 IMAGENET_CLASSES = 1000
 """Number of outputs of torchvision's classifiers unless they are built with another one."""
@@ -25,8 +25,9 @@ IMAGENET_CLASSES = 1000
 class CheckpointNetwork:
     """Loads the networks of checkpoints.
 
-    A LightningModule is loaded by its own `load_from_checkpoint`, with the hyperparameters in the checkpoint. Any other network is
-    built once, and gets the weights of each checkpoint. Nothing is trained, and no code in a checkpoint runs.
+    A LightningModule is loaded by its own `load_from_checkpoint`, with the hyperparameters in the checkpoint, and a network of
+    transformers by its `from_pretrained`. Any other network is built once, and gets the weights of each checkpoint. Nothing is
+    trained, and no code in a checkpoint runs.
 
     Args:
         model: the name of a classifier of torchvision, the import path of a network, of its class or of a function that builds it;
@@ -73,6 +74,13 @@ class CheckpointNetwork:
         try:
             if self._class is not None and "pytorch-lightning_version" in content:
                 return self._load_lightning(self._class, path, content)
+            pretrained = self._build if isinstance(self._build, type) and hasattr(self._build, "from_pretrained") else None
+            if self._network is None and pretrained is None:
+                self._network = self._build_network(content)
+            if pretrained is None and hasattr(self._network, "from_pretrained"):
+                pretrained = type(self._network)
+            if pretrained is not None and path.name in HUGGING_FACE and (path.parent / "config.json").is_file():
+                return _load_pretrained(pretrained, path.parent)
             if self._network is None:
                 self._network = self._build_network(content)
             self._network.load_state_dict(find_weights(content, self._network.state_dict(), self._prefix))
@@ -93,6 +101,20 @@ class CheckpointNetwork:
         if not isinstance(network, nn.Module):
             raise CannotRun(f"it gives {type(network).__name__}, but a torch.nn.Module is needed")
         return network
+
+
+def _load_pretrained(kind: Any, folder: Path) -> nn.Module:
+    """The network in a folder of Hugging Face's Trainer. Its weights may have other names there than in the network.
+
+    Raises:
+        CannotRun: if weights are missing, which transformers would draw at random.
+    """
+    network, facts = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+    missing = sorted(facts["missing_keys"])
+    if missing:
+        raise CannotRun(f"it lacks {len(missing)} of the network's weights ({list_briefly(missing, 3)}); it is of another network")
+    assert isinstance(network, nn.Module)
+    return network
 
 
 def _parts(model: Any) -> list[Any]:

@@ -26,6 +26,9 @@ WEIGHTS = ("state_dict", "model_state_dict", "model_state", "model", "net", "net
 EPOCHS, STEPS = ("epoch", "epochs"), ("global_step", "step", "iteration", "iter")
 """Keys of a checkpoint that say when it was written."""
 
+OPTIMIZERS = ("optimizer", "optimizer_state_dict", "optimizer_state", "optim")
+"""Keys of an optimizer's state, which is empty before the first step."""
+
 AVERAGED = re.compile(r"(^|[\W_])(ema|swa|averaged?)([\W_]|$)", re.IGNORECASE)
 """Names of files with averaged weights."""
 
@@ -45,6 +48,7 @@ class Checkpoint:
         is_within: whether an epoch was going on.
         is_averaged: whether its weights are averages by Lightning's `WeightAveraging`.
         is_index: whether `epoch` is the number that a loop of the user's own gave it, which may begin at 0 or 1.
+        has_steps: whether the file shows that steps were taken before it was written.
     """
 
     path: Path
@@ -54,6 +58,7 @@ class Checkpoint:
     is_within: bool = False
     is_averaged: bool = False
     is_index: bool = False
+    has_steps: bool = False
 
     @property
     def order(self) -> tuple[int, int]:
@@ -249,7 +254,10 @@ def _date(path: Path, content: Mapping[str, Any], counted: Counted | None) -> Ch
         epoch_in, step_in = (int(numbers[-1]), None) if counted == "epochs" else (None, int(numbers[-1]))
     step = epoch_in if step_in is None else step_in
     assert step is not None
-    return Checkpoint(path, epoch_in or 0, step, step_in, is_within=epoch_in is None, is_index=epoch_in is not None)
+    optimizers = (content.get(key) for key in OPTIMIZERS)
+    has_steps = bool(step_in) or any(isinstance(kept, Mapping) and bool(kept.get("state")) for kept in optimizers)
+    is_index = epoch_in is not None
+    return Checkpoint(path, epoch_in or 0, step, step_in, is_within=not is_index, is_index=is_index, has_steps=has_steps)
 
 
 def _date_lightning(path: Path, content: Mapping[str, Any]) -> Checkpoint:
@@ -287,7 +295,7 @@ def _count_from_1(found: list[Checkpoint], epoch_0: str | None) -> list[Checkpoi
         CannotRun: if it is unknown whether epoch 0 is the untrained network.
     """
     zeros = [c for c in found if c.is_index and c.epoch == 0]
-    is_trained = any(c.num_steps for c in zeros) or epoch_0 == "trained"
+    is_trained = any(c.has_steps for c in zeros) or epoch_0 == "trained"
     if zeros and not is_trained and epoch_0 is None and any(c.num_steps is None for c in zeros):
         raise CannotRun(
             f"{zeros[0].path.name} is of epoch 0: if it holds the untrained network, add --epoch_0 untrained; if it was written "
