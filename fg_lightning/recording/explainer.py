@@ -17,7 +17,7 @@ from fg_lightning.fullgrad.decomposition import as_several
 from fg_lightning.fullgrad.readings import Reading
 from fg_lightning.history.records import Answers, Explanation, LayerTerms
 from fg_lightning.recording.called_module import CalledModule, Forward, ScoredModule
-from fg_lightning.recording.masks import region_masks
+from fg_lightning.recording.masks import FIELD, region_masks
 from fg_lightning.recording.methods import Method, draw_maps
 from fg_lightning.recording.output_evidence import Evidence
 from fg_lightning.recording.output_meaning import YES_OR_NO, Meaning, infer_task, task_by_name
@@ -96,7 +96,7 @@ class Explainer:
             fixed = None if labels[0] is None else torch.cat(labels).cpu()
             self.probe, self._is_fixed, self._which = replace(self.probe, labels=fixed, others=()), True, 0
         answers = [self.task.answers(output, fixed) for output, fixed in zip(outputs, labels, strict=True)]
-        if isinstance(self.task, Regions) and self.probe.masks_from in ("", FROM_REGIONS):
+        if isinstance(self.task, Regions):
             self.probe = self._mask_regions(torch.cat([answer.explained for answer in answers if answer.explained is not None]))
         num_classes = self.task.num_classes(outputs[0])
         joined = FullGradients.concatenate(terms)
@@ -104,8 +104,12 @@ class Explainer:
 
     def _mask_regions(self, classes: Tensor) -> Probe:
         """The probe with masks: the regions of the explained classes in the label maps that came with it."""
-        labels, fixed = self.labels, self.probe.labels
+        labels, fixed, masks = self.labels, self.probe.labels, self.probe.masks
         if labels is None or labels.ndim < 2 or fixed is None or self._target is not None:
+            return self.probe
+        origin = self.probe.masks_from
+        is_label_map = masks is not None and origin.startswith(FIELD) and torch.equal(masks.flatten(1), labels.flatten(1) != 0)
+        if masks is not None and origin != FROM_REGIONS and not is_label_map:
             return self.probe
         return replace(self.probe, masks=region_masks(fixed, classes.cpu(), self.probe.images), masks_from=FROM_REGIONS)
 

@@ -20,6 +20,9 @@ MASK_NAMES = ("mask", "masks", "segmentation", "segmentations", "segmentation_ma
 BOX_NAMES = ("box", "boxes", "bbox", "bboxes", "bounding_box", "bounding_boxes")
 """Names of fields of a batch that hold masks, or boxes, of the images beside it."""
 
+FIELD = "the field"
+"""How the words about masks begin that a batch carried."""
+
 EXPECTED = (
     "masks [N, *S] or [N, 1, *S] of the images' size, boxes [N, 4] of pixels (x0, y0, x1, y1), "
     "or a list with the masks [k, *S] or the boxes [k, 4] of each image"
@@ -154,7 +157,7 @@ def find_masks(
             continue
         masks = read_masks(found, images)
         if bool(masks.any()) and not bool(masks.all()):
-            return masks, f"the field {name!r} of the batch" + ("" if is_mask else " as boxes (x0, y0, x1, y1)")
+            return masks, f"{FIELD} {name!r} of the batch" + ("" if is_mask else " as boxes (x0, y0, x1, y1)")
     return None
 
 

@@ -361,6 +361,29 @@ def test_in_segmentation_the_region_of_the_explained_class_is_the_mask(tmp_path)
     assert all("fullgrad/relevance_mass" in snapshot.numbers for snapshot in monitor.history.snapshots)
 
 
+@pytest.mark.parametrize("kind", ["label map", "field of its own", "function"])
+def test_masks_of_a_segmentation_data_set(tmp_path, kind):
+    """A field called mask is the label map itself, of which only the explained class counts, or says where to look."""
+    _, labels = images_and_labels(16, seed=2)
+    own = torch.zeros(16, 8, 8, dtype=torch.bool)
+    own[:, 4:7, 4:7] = True
+    fields = {"boxes": torch.tensor([[4, 4, 7, 7]] * 16)} if kind == "field of its own" else {"label": labels}
+    options = {"masks": lambda batch: batch["mask"] != 0} if kind == "function" else {}
+    monitor = FullGradMonitor(num_samples=16, **options, strict=True)
+    fit(tmp_path, monitor, Segmenter(), DataLoader(segmented(24, 1), 8), DataLoader(two_classes(fields), 8), max_epochs=1)
+    masks = monitor.probe.masks[:, 0]
+    maps = torch.stack([item["mask"] for item in two_classes(fields)])[list(monitor.probe.indices)]
+    expected = {"label map": maps == 2, "field of its own": own, "function": maps != 0}[kind]
+    assert torch.equal(masks, expected)
+
+
+def two_classes(fields):
+    """Each image has a small region of class 1 and a larger one of class 2."""
+    maps = torch.zeros(16, 8, 8, dtype=torch.long)
+    maps[:, 0, :3], maps[:, 4:, 4:] = 1, 2
+    return [{"image": IMAGES[i], "mask": maps[i], **{name: column[i] for name, column in fields.items()}} for i in range(16)]
+
+
 # --- what is wrong
 
 
