@@ -59,7 +59,9 @@ class Messages:
             key = (method, warning.filename, warning.lineno)
             if key not in self._given:
                 self._given.add(key)
-                warnings.warn(f"{self.speaker}: {method}: {warning.message}", warning.category, stacklevel=2)
+                text = str(warning.message)
+                text = text if text.startswith(method) else f"{method}: {text}"
+                warnings.warn(f"{self.speaker}: {text}", warning.category, stacklevel=2)
         if failure is not None:
             self.warn(failure, "its maps are missing, the rest goes on", method)
 

@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from functools import partial
 
 import lightning.pytorch as pl
 import pytest
@@ -12,6 +13,7 @@ from lightning.pytorch.loggers import WandbLogger
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from fg_lightning import FullGradMonitor
+from fg_lightning.attribution import METHODS
 from tests.helpers.small_trainings import Classifier, images_and_labels, loader, trainer
 
 
@@ -151,6 +153,39 @@ def test_weights_are_bit_identical_with_and_without_the_monitor(tmp_path, name):
     for key, value in without.items():
         assert torch.equal(value, with_monitor[key]), key
     assert [snapshot.epoch for snapshot in monitor.history.snapshots] == epochs
+
+
+def gradients_with_hooks(model):
+    """A method of the user's that cleans up nothing: it leaves hooks, training mode and gradients."""
+
+    class Leaves:
+        def attribute(self, x, target=None, additional_forward_args=None):
+            for module in model.modules():
+                module.register_forward_hook(lambda *_: None)
+                module.train()
+            x = x.detach().requires_grad_()
+            (model(x, *(additional_forward_args or ())).sum() * torch.rand(())).backward()
+            return x.grad.abs()
+
+    return Leaves()
+
+
+@pytest.mark.parametrize("name", [name for name in TRAININGS if name not in ("two workers", "persistent workers", "W&B")])
+@pytest.mark.filterwarnings("ignore:.*sampler is not", "ignore:Anomaly Detection", "ignore:The .grad attribute")
+def test_weights_are_bit_identical_with_several_methods_and_steps(tmp_path, name):
+    options = dict(TRAININGS[name])
+    options.pop("snapshots", None)
+    without, _ = trained(tmp_path / "without", None, options)
+    methods = ["fullgrad", "gradcam", "guided_backprop", partial(METHODS["smoothgrad"], num_samples=2)]
+    methods += [gradients_with_hooks] if name != "frozen backbone" else []  # it does not get through no_grad
+    monitor = FullGradMonitor(methods=methods, every_n_steps=2, num_samples=4, strict=True)
+    with_monitor, _ = trained(tmp_path / "with", monitor, options)
+    for key, value in without.items():
+        assert torch.equal(value, with_monitor[key]), key
+    snapshots = monitor.history.snapshots
+    assert [s.num_steps for s in snapshots[1:-1] if s.num_steps % 2] == []
+    assert len(snapshots) >= 1 + (snapshots[-1].num_steps + 1) // 2
+    assert {f"{key}/concentration" for key in monitor.settings.methods} <= set(snapshots[-1].numbers)
 
 
 @pytest.mark.parametrize("name", ["no validation loader", "limit_val_batches=0", "iterable without validation"])
