@@ -1,6 +1,8 @@
 """Every example that users copy runs."""
 
 import runpy
+import subprocess
+import sys
 
 import pytest
 
@@ -44,3 +46,14 @@ def test_examples_run(path, monkeypatch, tmp_path):
         assert history.snapshots[-1].numbers["fullgrad/completeness_error_max"] < 1e-3  # float32
         assert history.strip_path.is_file()
         assert write_report(tmp_path / "fullgrad").is_file()
+
+
+@pytest.mark.slow
+def test_of_two_processes_the_first_records(tmp_path):
+    command = [sys.executable, "-W", "ignore", str(ROOT / "examples" / "record_with_fabric.py"), "2"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "FullGradRecorder: " not in done.stderr  # no warning
+    assert [snapshot.epoch for snapshot in History.read(tmp_path / "fullgrad").snapshots] == [0, 1, 2]
+    assert not (tmp_path / "fullgrad_1").exists()
+    assert len(list((tmp_path / "logs").rglob("metrics.csv"))) == 1

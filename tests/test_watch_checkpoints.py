@@ -285,7 +285,33 @@ def test_saved_weights_are_ordered_by_what_they_say(tmp_path, names, wrap, more,
 def test_without_a_step_the_epoch_stands_for_it_and_a_note_says_so(tmp_path, capsys):
     save_plain(tmp_path / "saved", ["net_epoch_3.pt"])
     assert [(s.epoch, s.step) for s in watch_plain(tmp_path / "saved").snapshots] == [(3, 3)]
-    assert "the checkpoints do not tell their steps, so the column step holds the number of epochs" in capsys.readouterr().err
+    assert "not all checkpoints tell their steps, so the column step holds the number of epochs" in capsys.readouterr().err
+
+
+def test_an_optimizer_tells_the_steps_unless_a_file_is_without_one(tmp_path):
+    for epoch in (1, 2):
+        state = {"model": plain_network().state_dict(), "optimizer": {"state": {0: {"step": torch.tensor(5.0 * epoch)}}}}
+        torch.save(state, tmp_path / f"epoch_{epoch}.pt")
+    assert [(c.epoch, c.step) for c in find_checkpoints(tmp_path).checkpoints] == [(1, 5), (2, 10)]
+    torch.save(plain_network().state_dict(), tmp_path / "epoch_3.pt")
+    assert [(c.epoch, c.step) for c in find_checkpoints(tmp_path).checkpoints] == [(1, 1), (2, 2), (3, 3)]
+
+
+def test_weights_alone_of_lightning_are_of_a_whole_epoch_which_a_note_says(training, tmp_path):
+    for path in (training / "epochs").glob("epoch*.ckpt"):
+        whole = torch.load(path, weights_only=True)
+        kept = {name: whole[name] for name in ("epoch", "global_step", "pytorch-lightning_version", "state_dict")}
+        torch.save(kept, tmp_path / path.name)
+    series = find_checkpoints(tmp_path)
+    assert [(c.epoch, c.step) for c in series.checkpoints] == [(1, 2), (2, 5)]
+    assert any("counted as over" in note for note in series.notes)
+
+
+def test_averages_of_lightning_are_said_to_be_such(training, tmp_path):
+    averaged = torch.load(training / "epochs" / "last.ckpt", weights_only=True)
+    averaged["current_model_state"] = averaged["state_dict"]
+    torch.save(averaged, tmp_path / "last.ckpt")
+    assert any("averages that Lightning's WeightAveraging keeps" in note for note in find_checkpoints(tmp_path).notes)
 
 
 def test_weights_that_are_there_twice_are_chosen_by_their_prefix(tmp_path):

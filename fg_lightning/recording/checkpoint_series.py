@@ -48,6 +48,7 @@ class Checkpoint:
         is_within: whether an epoch was going on.
         is_averaged: whether its weights are averages by Lightning's `WeightAveraging`.
         is_index: whether `epoch` is the number that a loop of the user's own gave it, which may begin at 0 or 1.
+        is_assumed: whether it is assumed that its last epoch was over.
         has_steps: whether the file shows that steps were taken before it was written.
     """
 
@@ -58,6 +59,7 @@ class Checkpoint:
     is_within: bool = False
     is_averaged: bool = False
     is_index: bool = False
+    is_assumed: bool = False
     has_steps: bool = False
 
     @property
@@ -252,18 +254,18 @@ def _date(path: Path, content: Mapping[str, Any], counted: Counted | None) -> Ch
         if counted is None:
             raise CannotRun(f"what the number in the name of {path} counts is unknown; give --counted epochs or --counted steps")
         epoch_in, step_in = (int(numbers[-1]), None) if counted == "epochs" else (None, int(numbers[-1]))
+    states = [kept["state"] for key in OPTIMIZERS if isinstance(kept := content.get(key), Mapping) and kept.get("state")]
+    step_in = _steps_taken(states) if step_in is None else step_in
     step = epoch_in if step_in is None else step_in
     assert step is not None
-    optimizers = (content.get(key) for key in OPTIMIZERS)
-    has_steps = bool(step_in) or any(isinstance(kept, Mapping) and bool(kept.get("state")) for kept in optimizers)
-    is_index = epoch_in is not None
+    is_index, has_steps = epoch_in is not None, bool(step_in or states)
     return Checkpoint(path, epoch_in or 0, step, step_in, is_within=not is_index, is_index=is_index, has_steps=has_steps)
 
 
 def _date_lightning(path: Path, content: Mapping[str, Any]) -> Checkpoint:
     """As `logging_step` of the monitor counts, from the counters that Lightning keeps of its loops; see `fullgrad_monitor.py`."""
     num_steps, epoch = int(content.get("global_step", 0)), int(content.get("epoch", 0))
-    is_averaged, is_within = "current_model_state" in content, False
+    is_averaged, is_within, is_assumed = "current_model_state" in content, False, False
     try:
         loop = content["loops"]["fit_loop"]
         current, is_end = loop["epoch_progress"]["current"], loop["epoch_loop.batch_progress"]["is_last_batch"]
@@ -273,9 +275,16 @@ def _date_lightning(path: Path, content: Mapping[str, Any]) -> Checkpoint:
         if len(content.get("optimizer_states", ())) == 1:
             stepped = max(stepped, num_steps)
     except (KeyError, TypeError, ValueError):  # a checkpoint of weights alone, which ModelCheckpoint writes after an epoch
-        epoch, stepped = epoch + (num_steps > 0), num_steps
+        epoch, stepped, is_assumed = epoch + (num_steps > 0), num_steps, True
     step = stepped - 1 if stepped > 1 or (stepped and epoch) else stepped
-    return Checkpoint(path, epoch, step, num_steps, is_within, is_averaged)
+    return Checkpoint(path, epoch, step, num_steps, is_within, is_averaged, is_assumed=is_assumed)
+
+
+def _steps_taken(states: Sequence[Any]) -> int | None:
+    """The number of steps that optimizers such as Adam count for each parameter; None if there is none."""
+    kept = [of_parameter for state in states if isinstance(state, Mapping) for of_parameter in state.values()]
+    steps = [int(values["step"]) for values in kept if isinstance(values, Mapping) and "step" in values]
+    return max(steps, default=None)
 
 
 def _number(content: Mapping[str, Any], keys: Iterable[str]) -> int | None:
@@ -302,7 +311,10 @@ def _count_from_1(found: list[Checkpoint], epoch_0: str | None) -> list[Checkpoi
             "after the first epoch, --epoch_0 trained"
         )
     shift = bool(zeros) and is_trained
-    return [replace(c, epoch=c.epoch + shift, step=c.step + (shift and c.num_steps is None)) if c.is_index else c for c in found]
+    counted = [replace(c, epoch=c.epoch + shift, step=c.step + (shift and c.num_steps is None)) if c.is_index else c for c in found]
+    if len({c.num_steps is None for c in counted}) > 1:  # only epochs order them all
+        return [replace(c, step=c.epoch, num_steps=None) for c in counted]
+    return counted
 
 
 def _preference(checkpoint: Checkpoint) -> tuple[bool, bool, bool, str]:
@@ -327,7 +339,9 @@ def _count_steps_or_epochs(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint
 
 def _notes(checkpoints: Sequence[Checkpoint]) -> Iterator[str]:
     if any(checkpoint.num_steps is None for checkpoint in checkpoints):
-        yield "the checkpoints do not tell their steps, so the column step holds the number of epochs"
+        yield "not all checkpoints tell their steps, so the column step holds the number of epochs"
+    if any(checkpoint.is_assumed for checkpoint in checkpoints):
+        yield "checkpoints of weights alone do not tell whether their last epoch was over; it is counted as over"
     if any(checkpoint.is_averaged for checkpoint in checkpoints):
         yield "the weights are the averages that Lightning's WeightAveraging keeps; a monitor explains those only at the end"
     if checkpoints[0].order > (0, 0):
