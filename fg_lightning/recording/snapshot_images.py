@@ -219,7 +219,7 @@ class Renderer:
         if any(any(of_snapshot) for of_snapshot in strip.marked):
             parts.append(f"{WRONG} wrong prediction")
         if self.masks is not None:
-            parts.append("line: where it should look")
+            parts.append("line: mask")
         return "; ".join(parts)
 
     @property
