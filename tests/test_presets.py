@@ -176,7 +176,37 @@ def test_the_first_one_spells_out_the_defaults():
     (path,) = (path for path in PRESETS if path.stem == "fullgrad_monitor")
     (callback,) = yaml.safe_load(path.read_text())["trainer"]["callbacks"]
     signature = inspect.signature(FullGradMonitor).parameters
-    assert callback["init_args"] == {name: parameter.default for name, parameter in signature.items()}
+    defaults = {name: parameter.default for name, parameter in signature.items()}
+    assert callback["init_args"] == defaults | {"methods": list(defaults["methods"])}
+
+
+@pytest.mark.parametrize(
+    ("methods", "keys"),
+    [
+        ("gradcam", ["gradcam"]),
+        ("[fullgrad, gradcam]", ["fullgrad", "gradcam"]),
+        ("[fullgrad, captum.attr.InputXGradient]", ["fullgrad", "input_x_gradient"]),
+        ("{cam: gradcam, times: captum.attr.InputXGradient}", ["cam", "times"]),
+    ],
+)
+def test_methods_are_names_or_import_paths(tmp_path, methods, keys):
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "trainer:\n  callbacks:\n    - class_path: fg_lightning.callbacks.FullGradMonitor\n"
+        f"      init_args: {{methods: {methods}, every_n_steps: 50, num_samples: 2}}\n"
+    )
+    options = ["--trainer.logger=false", "--trainer.fast_dev_run=true", f"--trainer.default_root_dir={tmp_path}"]
+    cli = LightningCLI(
+        DigitClassifier,
+        DigitsDataModule,
+        args=["fit", f"--config={config}", *options],
+        save_config_callback=None,
+        seed_everything_default=False,
+    )
+    (monitor,) = (c for c in cli.trainer.callbacks if isinstance(c, FullGradMonitor))
+    assert list(monitor.settings.methods) == keys
+    assert [s.title for s in monitor.history.snapshots] == ["untrained", "step 1"]
+    assert all(f"{key}/concentration" in monitor.history.snapshots[-1].numbers for key in keys)
 
 
 def test_every_line_of_it_is_explained():

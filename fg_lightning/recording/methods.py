@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import partial
+from pkgutil import resolve_name
 from typing import Any, Union
 
 import numpy as np
@@ -31,8 +32,8 @@ RESERVED = ("probe", "saliency")
 """Folders of a run, which no method may have."""
 
 Method = Union[str, Factory]
-Methods = Union[Method, Sequence[Method], Mapping[str, Method]]
-"""Names of METHODS and factories; with a mapping, the keys are given."""
+Methods = Union[str, Mapping[str, Method], Sequence[Method], Factory]
+"""Names of METHODS, factories and their import paths; with a mapping, the keys are given."""
 
 
 def methods_by_key(methods: Methods) -> dict[str, Method]:
@@ -45,10 +46,10 @@ def methods_by_key(methods: Methods) -> dict[str, Method]:
         ValueError: if there is no method of a name, there are none at all, or two have the same key.
     """
     if isinstance(methods, Mapping):
-        pairs = [(_clean(str(key)), method) for key, method in methods.items()]
+        pairs = [(_clean(str(key)), _resolve(method)) for key, method in methods.items()]
     else:
         several = [methods] if isinstance(methods, str) or not isinstance(methods, Sequence) else methods
-        pairs = [(_key(method), method) for method in several]
+        pairs = [(_key(method), method) for method in map(_resolve, several)]
     if not pairs:
         raise ValueError('methods must name at least one, such as methods=("fullgrad",)')
     keyed: dict[str, Method] = {}
@@ -58,6 +59,16 @@ def methods_by_key(methods: Methods) -> dict[str, Method]:
             raise ValueError(f"methods has two called {key!r}; name each with a mapping: methods={{{key + '_2'!r}: ...}}")
         keyed[key] = method
     return keyed
+
+
+def _resolve(method: Any) -> Any:
+    """What an import path leads to; a name of METHODS, and anything else, as it is."""
+    if not isinstance(method, str) or method in METHODS or "." not in method:
+        return method
+    try:
+        return resolve_name(method)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"the method {method!r} cannot be imported: {error}") from error
 
 
 def _key(method: Any) -> str:

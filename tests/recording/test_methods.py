@@ -56,6 +56,7 @@ KEYS = {
     "a function": ([lambda model: None], ["lambda"]),
     "settings": ([partial(METHODS["gradcam"], layer="0")], ["gradcam"]),
     "an object": ([type("My Own", (), {"__call__": lambda self, model: None})()], ["my_own"]),
+    "an import path": (["fullgrad", "captum.attr.InputXGradient"], ["fullgrad", "input_x_gradient"]),
     "a mapping": ({"Cam of 0": partial(METHODS["gradcam"], layer="0"), "gradcam": "gradcam"}, ["cam_of_0", "gradcam"]),
 }
 
@@ -70,6 +71,7 @@ def test_keys_are_names(name):
 REFUSED = {
     "none": ((), ValueError, "must name at least one"),
     "unknown": (["fullgrad", "grad_cam"], ValueError, "no method 'grad_cam'; did you mean 'gradcam'"),
+    "no import path": (["captum.attr.GradCam"], ValueError, "'captum.attr.GradCam' cannot be imported"),
     "twice": (["gradcam", partial(METHODS["gradcam"], layer="0")], ValueError, "two called 'gradcam'; name each with a mapping"),
     "no method": ([3], TypeError, "must be a name or a function"),
     "another FullGrad": ([partial(FullGrad, psi="signed")], ValueError, "cannot be called 'fullgrad' here"),
