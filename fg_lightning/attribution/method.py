@@ -41,6 +41,7 @@ class Scores:
         self._images = images
         self._target = target
         self._arguments = arguments
+        self._is_settled = target is not None
 
     def __call__(self, images: Float[Tensor, "m c *s"]) -> Float[Tensor, " m"]:
         """
@@ -48,7 +49,7 @@ class Scores:
             TypeError: if the target is of no known kind.
             ValueError: if the target does not fit, or the output is not finite or does not depend on the images.
         """
-        if self._target is None and images is not self._images:
+        if not self._is_settled and images is not self._images:
             with torch.no_grad():
                 self(self._images)
         selection = Selection(_repeat_target(self._target, len(images) // len(self._images)), len(images))
@@ -61,8 +62,8 @@ class Scores:
                 "the model's output does not depend on the images, so there is nothing to explain; "
                 "does its forward detach them, use torch.inference_mode(), or return a class index?"
             )
-        if images is self._images and selection.target is not None:
-            self._target = selection.target
+        if images is self._images and not self._is_settled:
+            self._target, self._is_settled = selection.target, True  # None if there is no choice
         return scores
 
     def _forward(self, images: Tensor) -> Any:
