@@ -90,7 +90,10 @@ SIMPLE = [
 STUBBED = [DOCS / "how-to" / name for name in ("run_roar.md", "train_without_code.md")]
 """Pages whose trainings last hours: what they call must be there, and is not run."""
 
-RUN_BY_HAND = [DOCS / "explanation/planted_truth.md", DOCS / "how-to/figures_for_a_paper.md"]
+RUN_BY_HAND = [
+    DOCS / "explanation/planted_truth.md",
+    *(DOCS / f"how-to/{name}.md" for name in ("figures_for_a_paper", "explain_pictures")),
+]
 """Pages with a test of their own."""
 
 TRAINED = sorted(
@@ -271,6 +274,7 @@ def test_the_readmes_explain_draws_a_photograph() -> None:
     main([*line.words[1:], "--model", "squeezenet1_1", "--weights", "none", "--device", "cpu"])
     assert Path("fg_explain/overlays/chelsea.png").exists()
     assert Path("fg_explain/perturbation.png").exists()
+    assert run_page(DOCS / "how-to/explain_pictures.md")["maps"].shape == (1, 1, 224, 224)
 
 
 def in_a_process(*words: str) -> str:
