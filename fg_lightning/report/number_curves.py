@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fg_lightning.history.records import Snapshot
 from fg_lightning.metrics.border_and_corners import border_mask, corner_masks
@@ -37,6 +37,9 @@ class Curves:
     has_log_scale: bool = False
     are_of_maps: bool = True
 
+
+MOST_LINES = 6
+"""Lines of several methods in one figure."""
 
 NUMBERS_PAGE = "explanation/numbers.html"
 
@@ -150,16 +153,19 @@ def run_figures(
     places = [axis.place(snapshot) for snapshot in snapshots]
     figures = []
     for curves in CURVES:
-        lines: list[Line] = []
+        known: dict[str, list[Line]] = {}
         for method, of_snapshots in numbers.items():
-            if method != FULLGRAD and not curves.are_of_maps:
-                continue
-            for words, number in curves.numbers.items():
+            for words, number in curves.numbers.items() if method == FULLGRAD or curves.are_of_maps else ():
                 values = round_numbers([of_snapshot.get(number) for of_snapshot in of_snapshots])
                 if has_values(values):
-                    name = words if len(numbers) == 1 or not curves.are_of_maps else f"{method}: {words}"
-                    lines.append(Line(name, places, values, len(lines)))
-        if lines:
+                    of_method = known.setdefault(method, [])
+                    of_method.append(Line(words, places, values, len(of_method)))
+        if len(known) < 2 or sum(map(len, known.values())) > MOST_LINES:  # a figure for each method
+            for method, lines in known.items():
+                figures.append(draw(curves, lines, axis, map_size, "" if method == FULLGRAD else method))
+        else:
+            named = [(method, line) for method, lines in known.items() for line in lines]
+            lines = [replace(line, name=f"{method}: {line.name}", style=i) for i, (method, line) in enumerate(named)]
             figures.append(draw(curves, lines, axis, map_size))
     return figures
 
@@ -167,7 +173,7 @@ def run_figures(
 def draw(curves: Curves, lines: Sequence[Line], axis: Axis, map_size: tuple[int, int] | None, suffix: str = "") -> Figure:
     """The figure of some lines, which are of these curves."""
     return line_figure(
-        curves.name + suffix.replace(" ", "-"),
+        "-".join([curves.name, *suffix.split()]),
         f"{curves.title}: {suffix}" if suffix else curves.title,
         lines,
         xlabel=axis.label,

@@ -1,39 +1,27 @@
-"""Reports as the user uses them, in Debian's Chromium (apt-get install chromium chromium-driver)."""
+"""Reports as the user uses them, in Chromium without a network."""
 
-import shutil
+import base64
+import io
+import re
 import time
+import unicodedata
 
+import numpy as np
 import pytest
 
-from fg_lightning.report import write_report
+from fg_lightning.report import write_comparison, write_report
+from tests.helpers.browser_pages import CHOSEN, IN_CHROMIUM, SNAPSHOT, at_snapshot, opened, pixels, press, slide, started, until
 from tests.helpers.written_runs import experiment, run
 
-DRIVER, CHROMIUM = shutil.which("chromedriver"), shutil.which("chromium")
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not (DRIVER and CHROMIUM), reason="there is no browser: apt-get install chromium chromium-driver"),
-]
-
-SNAPSHOT, CHOSEN = "snapshot", "chosen"
-"""What a run's page and an experiment's say they have drawn."""
+pytestmark = IN_CHROMIUM
 
 
 @pytest.fixture(scope="module")
 def browser():
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,1000", "--hide-scrollbars"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    driver.execute_cdp_cmd("Network.enable", {})
-    driver.execute_cdp_cmd(
-        "Network.emulateNetworkConditions", {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
-    )
-    yield driver
-    driver.quit()
+    with started(offline=True) as driver:
+        yield driver
 
 
 @pytest.fixture(autouse=True)
@@ -41,46 +29,6 @@ def _no_error_in_the_console(browser):
     browser.get_log("browser")
     yield
     assert browser.get_log("browser") == []
-
-
-def until(browser, condition, seconds=60):
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    return WebDriverWait(browser, seconds, poll_frequency=0.05).until(lambda driver: driver.execute_script(f"return {condition}"))
-
-
-def opened(browser, path, drawn):
-    browser.get(f"file://{path}")
-    until(browser, f"document.documentElement.dataset.drawn && document.documentElement.dataset.{drawn}")
-
-
-def press(browser, key):
-    from selenium.webdriver import ActionChains
-
-    ActionChains(browser).send_keys(key).perform()
-
-
-def pixels(browser, selector):
-    """Of a canvas, as the browser has painted it."""
-    return browser.execute_script(
-        f"const seen = document.querySelector({selector!r}), copy = document.createElement('canvas');"
-        "[copy.width, copy.height] = [seen.width, seen.height];"
-        "const context = copy.getContext('2d', { willReadFrequently: true }); context.drawImage(seen, 0, 0);"
-        "return [...context.getImageData(0, 0, copy.width, copy.height).data]"
-    )
-
-
-def slide(browser, name, value):
-    browser.execute_script(
-        "const [name, value] = arguments; const slider = document.getElementById(name); slider.value = value;"
-        "slider.dispatchEvent(new Event('input', { bubbles: true }))",
-        name,
-        value,
-    )
-
-
-def at_snapshot(browser, snapshot):
-    return until(browser, f"document.documentElement.dataset.snapshot === '{snapshot}'")
 
 
 INJECTED = """<script>document.documentElement.dataset.injected = "script"</script>
@@ -271,3 +219,122 @@ def test_200_epochs_of_32_images_stay_under_30_mb_and_open_fast(browser, tmp_pat
     assert time.monotonic() - start < 30  # a hang, not a measurement
     slide(browser, "snapshot", 100)
     at_snapshot(browser, 100)
+
+
+# --- several methods, findings, paper, comparisons
+
+FINDINGS = """snapshot,finding,method,value,threshold,message,advice,page
+3,corner,fullgrad,0.62,0.2,"Relevance gathers in the top left corner, more than chance.",Look for a mark there.,findings.html#corner
+"""
+
+
+def record_method(folder, name, maps):
+    """A further method of a run."""
+    (folder / name).mkdir()
+    np.save(folder / name / "maps.npy", np.stack([values.numpy() for values in maps]).astype(np.float16))
+    rows = [f"{i},{i},{10 * i},,{0.1 * i}" for i in range(len(maps))]
+    (folder / name / "history.csv").write_text("\n".join(["snapshot,epoch,step,num_steps,concentration", *rows, ""]))
+
+
+def test_the_maps_and_curves_of_a_further_method_can_be_chosen(browser, tmp_path):
+    maps = run(tmp_path)
+    record_method(tmp_path, "gradcam", maps[::-1])
+    opened(browser, write_report(tmp_path), SNAPSHOT)
+    fullgrad = pixels(browser, TILE)
+    browser.execute_script(
+        "const menu = document.getElementById('method'); menu.value = 'gradcam'; menu.dispatchEvent(new Event('change'))"
+    )
+    until(browser, "document.documentElement.dataset.method === 'gradcam'")
+    assert pixels(browser, TILE) != fullgrad
+    slide(browser, "snapshot", 0)
+    at_snapshot(browser, 0)
+    assert pixels(browser, TILE) == pytest.approx(fullgrad, abs=8)  # its maps are FullGrad's in reverse, without its rounding
+    names = browser.execute_script("return document.getElementById('figure-concentration').data.map((line) => line.name)")
+    assert names == ["fullgrad: Gini index", "gradcam: Gini index"]
+    assert "gradcam concentration" in browser.find_element("css selector", "#numbers-table thead").get_attribute("textContent")
+
+
+def test_findings_come_first_and_wrong_predictions_are_marked(browser, tmp_path):
+    run(tmp_path)
+    (tmp_path / "findings.csv").write_text(FINDINGS)
+    opened(browser, write_report(tmp_path), SNAPSHOT)
+    finding = browser.find_element("css selector", ".finding")
+    assert "Relevance gathers in the top left corner" in finding.text
+    assert "corner (fullgrad): 0.62, threshold 0.2" in finding.text
+    assert finding.location["y"] < browser.find_element("css selector", ".grid").location["y"]
+    assert not browser.find_element("id", "no-findings").is_displayed()
+    assert not browser.find_elements("css selector", ".grid .is-wrong")
+    slide(browser, "snapshot", 0)  # whose predictions are all wrong
+    at_snapshot(browser, 0)
+    assert len(browser.find_elements("css selector", ".grid .is-wrong")) == 5
+    assert len(browser.find_elements("css selector", ".film .is-wrong")) == 5
+
+
+def test_the_film_strip_has_at_most_12_snapshots_and_says_so(browser, tmp_path):
+    run(tmp_path, num_snapshots=30, n=10)
+    opened(browser, write_report(tmp_path), SNAPSHOT)
+    heads = [head.text for head in browser.find_elements("css selector", ".film thead th")]
+    assert (len(heads), heads[0], heads[-1]) == (12, "untrained", "epoch 29")
+    assert "12 of 30 snapshots, evenly chosen" in browser.find_element("id", "film-note").text
+    assert len(browser.find_elements("css selector", ".film tbody tr")) == 8
+    browser.find_element("id", "film-more").click()
+    assert len(browser.find_elements("css selector", ".film tbody tr")) == 10
+    browser.find_elements("css selector", ".film tbody tr:nth-child(2) button")[3].click()
+    assert browser.find_element("id", "moment").text.startswith(heads[3])
+
+
+def words_on_paper(browser):
+    """The words of every page of the PDF, with where they are, and the size of the paper."""
+    from pdfminer.high_level import extract_pages
+    from pdfminer.layout import LTTextContainer
+
+    printed = browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": True, "paperWidth": 8.27, "paperHeight": 11.69})
+    pages = list(extract_pages(io.BytesIO(base64.b64decode(printed["data"]))))
+    return [[(box.get_text(), box.bbox) for box in page if isinstance(box, LTTextContainer)] for page in pages], pages[0].bbox
+
+
+@pytest.mark.parametrize("make", ["run", "experiment", "comparison"])
+def test_paper_shows_all_of_it_and_cuts_nothing(browser, tmp_path, make):
+    pytest.importorskip("pdfminer")
+    if make == "experiment":
+        experiment(tmp_path / "a")
+        path, drawn, expected = write_report(tmp_path / "a"), CHOSEN, ["Methods against random", "total variation", "fullgrad"]
+    elif make == "run":
+        run(tmp_path / "a", num_snapshots=30, n=16)
+        path, drawn = write_report(tmp_path / "a"), SNAPSHOT
+        expected = ["What the network looks at", "Film strip", "epoch 29", "Drift of the maps", "All numbers", "implicit share"]
+    else:
+        for seed in range(4):
+            run(tmp_path / f"seed_{seed}", seed=seed)
+        path, drawn = write_comparison([tmp_path / f"seed_{seed}" for seed in range(4)], tmp_path / "page.html"), SNAPSHOT
+        expected = ["Side by side", "Where the maps differ most", "Distance of the maps", "seed_3 to the others"]
+    opened(browser, path, drawn)
+    pages, (_, _, width, height) = words_on_paper(browser)
+    words = unicodedata.normalize("NFKC", " ".join(text for page in pages for text, _ in page))  # a font has a letter for ff
+    words = re.sub(r"\s+", " ", words)
+    assert [phrase for phrase in expected if phrase not in words] == []
+    margin = 20  # points; the page's own is 34
+    outside = [
+        text for page in pages for text, (left, bottom, right, top) in page
+        if left < margin or right > width - margin or bottom < margin or top > height - margin
+    ]  # fmt: skip
+    assert outside == []
+
+
+def test_compared_runs_move_together(browser, tmp_path):
+    for seed in range(3):
+        run(tmp_path / f"seed_{seed}", seed=seed)
+    opened(browser, write_comparison([tmp_path / f"seed_{seed}" for seed in range(3)], tmp_path / "page.html"), SNAPSHOT)
+    tiles = [f".compared li:nth-child(2) .tile:nth-child({place}) canvas" for place in (1, 2, 3)]
+    last = [pixels(browser, tile) for tile in tiles]
+    assert len({tuple(painted) for painted in last}) == 3
+    slide(browser, "snapshot", 0)
+    at_snapshot(browser, 0)
+    assert all(pixels(browser, tile) != painted for tile, painted in zip(tiles, last, strict=True))
+    rows = browser.find_elements("css selector", "#differences tbody tr")
+    assert float(rows[0].find_element("css selector", "td").text) >= float(rows[-1].find_element("css selector", "td").text)
+    where = rows[0].find_elements("css selector", "td")[2].text
+    rows[0].find_element("css selector", "button").click()
+    until(browser, "document.getElementById('detail').open")
+    assert browser.find_element("id", "moment").get_attribute("textContent") == where
+    assert [row.text for row in browser.find_elements("css selector", ".film tbody th")] == ["seed_0", "seed_1", "seed_2"]

@@ -56,7 +56,7 @@ def test_the_largest_differences_come_first(two):
 
 def test_a_number_is_a_figure_with_a_line_for_each_run(two):
     figures = two[2].data("figures")
-    drift = figures["drift" + "since the snapshot before".replace(" ", "-")]["data"]
+    drift = figures["drift-since-the-snapshot-before"]["data"]
     assert [line["name"] for line in drift] == ["first", "second"]
     assert drift[0]["line"]["color"] != drift[1]["line"]["color"]
     for figure in figures.values():
@@ -86,7 +86,7 @@ def test_snapshots_are_matched_by_epoch_and_the_others_are_named(tmp_path):
     page = Page(write_comparison([tmp_path / "often", tmp_path / "seldom"], tmp_path / "page.html"))
     assert [snapshot["at"] for snapshot in page.data()["snapshots"]] == [0, 2, 4]
     assert "often: 2 of 5 snapshots lie at epochs that other runs do not have" in page.words
-    assert len(page.data("figures")["concentrationGini-index"]["data"][0]["x"]) == 5
+    assert len(page.data("figures")["concentration-Gini-index"]["data"][0]["x"]) == 5
 
 
 def test_lost_maps_have_no_distance(tmp_path):
