@@ -30,7 +30,7 @@ def explain(
     batch_size: PositiveInt = 8,
     device: str = "auto",
 ) -> None:
-    """Draw what a network looks at in your pictures, as several methods see it.
+    """Draw the maps of several methods over your pictures.
 
     Writes an overlay for every picture, which shows the map of each method, the maps as numbers (maps.npz, for numpy.load), and a
     table of the predictions. The first picture is explained alone; its time tells how long the others will take.
@@ -46,23 +46,23 @@ def explain(
         class_names: Names of the network's outputs, in order: a text file with a name on each line, a JSON file with a list, or
             the names themselves, [cat,dog]. Default: those of torchvision's weights; other networks have none.
         weights: Weights of a torchvision model: DEFAULT, another of its sets, or none for random ones.
-        checkpoint: Checkpoint of a LightningModule class.
-        size: For your own model: pixels of the shorter side after resizing. The middle square is then cut out.
-        mean: For your own model: the mean subtracted from each channel, in 0..1; a single one for grey images. Default:
-            ImageNet's. With a transform: what it subtracts, if that cannot be read from its Normalize.
-        std: For your own model: the standard deviation by which each channel is then divided. Default: ImageNet's.
-        transform: The import path of a function from a PIL image to a tensor [C, H, W], instead of size, mean and std.
-        perturb: Also measure how the output changes as pixels are replaced in the order of each map, a table and a plot: lerf, the
-            least relevant first (a small change is good), or morf, the most relevant first (a large change is good).
+        checkpoint: Checkpoint of the LightningModule class that model names.
+        size: For your own model: number of pixels of the shorter side after resizing. The middle square is cut out.
+        mean: For your own model: the mean subtracted from each channel, in 0..1; one number for grey images. Default: ImageNet's.
+            With a transform: the mean that it subtracts, if its Normalize cannot be found.
+        std: For your own model: the standard deviation that divides each channel after that. Default: ImageNet's.
+        transform: Import path of a function from a PIL image to a tensor [C, H, W]. It replaces size, mean and std.
+        perturb: Also measure how the output changes as pixels are replaced in the order of each map. lerf: the least relevant
+            first, a small change is good. morf: the most relevant first, a large change is good. Default: no.
         fractions: Shares of the pixels that are replaced, each 0 to 1.
-        fill: What replaces them: black; dataset_mean, where it is known (torchvision's weights); image_mean; noisy_linear; a
-            number, or one for each channel, in the pictures' own units, 0..1, [0.48,0.46,0.41]; or the import path of a function
-            (images, mask) -> images, which gets them as the network does.
-        reference: The method that others are compared with, over all pictures, if it is among the methods.
-        num_overlays: The number of pictures that get an overlay, the first ones. Default: all.
+        fill: The new value of replaced pixels: black; image_mean; noisy_linear; dataset_mean, with weights of torchvision; a
+            number, or one for each channel, of the picture in 0..1, such as [0.48,0.46,0.41]; or the import path of a function
+            (images, mask) -> images, which gets the network's input.
+        reference: Every other method is compared with this one, over all pictures, if it is among the methods.
+        num_overlays: Number of pictures that get an overlay, the first ones. Default: all.
         save_maps: Whether to write maps.npz: 4 bytes for each pixel and method, 200 kB for a map of 224 x 224.
-        batch_size: Number of images that are explained at once.
-        device: cpu, cuda, or any other of torch's; auto for a GPU if there is one.
+        batch_size: Number of images that are explained at once, except the first one.
+        device: cpu, cuda, or any other device of torch; auto for a GPU if there is one.
 
     Raises:
         CannotRun: if the pictures cannot be explained; the message says why and what to do.
