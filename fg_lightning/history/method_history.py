@@ -55,8 +55,10 @@ class MethodHistory:
         """
         return dict(self._table(folder).read(self._parse))
 
-    def load(self, folder: Path, num_snapshots: int, lost: Set[int] = frozenset()) -> None:
+    def load(self, folder: Path | None, num_snapshots: int, lost: Set[int] = frozenset()) -> None:
         """Reads the maps of the first and the last snapshot, if they are there."""
+        if folder is None:
+            return
         self.first_maps, self.last_maps = (self._find(folder, index, lost) for index in (0, num_snapshots - 1))
 
     def write(self, folder: Path, index: int, snapshot: Snapshot, maps: Tensor | None, shape: Sequence[int]) -> None:

@@ -60,10 +60,10 @@ class History:
         self._earlier = earlier
         self._lost = set(range(len(self.snapshots))) if earlier is None else set(lost)
         self._start: tuple[dict[str, Any], dict[str, Tensor | None], Sequence[npt.NDArray[np.uint8]]] | None = None
-        self._sizes: dict[str, int] | None = None  # of the files while they hold all snapshots and nothing else
+        self._sizes: dict[Path, int] | None = None  # of the files while they hold all snapshots and nothing else
         if self.snapshots:
             self.first_maps, self.last_maps = self._earlier_maps(0), self._earlier_maps(len(self.snapshots) - 1)
-            for method in self.methods.values() if earlier is not None else ():
+            for method in self.methods.values():
                 method.load(earlier, len(self.snapshots), self._lost)
 
     @classmethod

@@ -120,11 +120,12 @@ class Renderer:
         """
         if history.folder is None or not history.snapshots:
             return {}
-        keyed: dict[str, Image.Image | Path] = {"fullgrad/bias_terms": plot_bias_terms(history, self.explained)}
-        keyed |= self.draw_strips(history, ["fullgrad", *history.methods])
-        for key, picture in keyed.items():
+        strips = self.draw_strips(history, ["fullgrad", *history.methods])
+        drawn = {"fullgrad/bias_terms": plot_bias_terms(history, self.explained), **strips}
+        for key, picture in drawn.items():
             with replace_file(history.folder / f"{key.removeprefix('fullgrad/')}.png") as file:
                 file.write(encode_png(pil_to_rgb(picture)))
+        keyed: dict[str, Image.Image | Path] = dict(drawn)
         if with_animation:
             keyed["fullgrad/animation"] = history.folder / "animation.gif"
             save_animation(self.animation(history), history.folder / "animation.gif")
