@@ -26,12 +26,12 @@ def planted(
 ) -> None:
     """Train networks on a mark that gives the class away, and measure how much of each method's maps lies on the mark.
 
-    Writes results.csv, summary.csv and a figure. If it is stopped at any moment, the same command goes on. By default it uses
+    Writes results.csv, summary.csv and a figure. If it is stopped, run the same command again to continue. Default:
     5,000 real MNIST digits and the demo's network.
 
     Args:
-        output: The folder that everything is kept in.
-        methods: Names with commas between them, or all.
+        output: Folder of all results.
+        methods: Names of methods, separated by commas, or all.
         data: Class path of your LightningDataModule. Its arguments: --data.NAME.
         model: Class path of your LightningModule, which takes images, gives logits and logs its test accuracy. Its arguments:
             --model.NAME.
@@ -52,7 +52,7 @@ def planted(
             raise CannotRun(str(error)) from error
         results = experiment.run()
     except KeyboardInterrupt:
-        print("fg-lightning: stopped; the same command goes on", file=sys.stderr)
+        print("fg-lightning: stopped; run the same command again to continue", file=sys.stderr)
         sys.exit(130)
     if results.scores():
         console.print(_score_table(results))

@@ -35,27 +35,27 @@ def roar(
     retry_failed: bool = False,
     **options: Any,
 ) -> None:
-    """Remove what each method calls relevant from every image, train again from scratch, and compare accuracies.
+    """Remove the pixels that each method ranks first from every image, train again, and compare accuracies.
 
-    Writes results.csv, summary.csv (and .tex) and curves.png (and .pdf, .svg). If it is stopped at any moment, the same command
-    goes on. By default it uses 5,000 real MNIST digits and the demo's network.
+    Writes results.csv, summary.csv (and .tex) and curves.png (and .pdf, .svg). If it is stopped, run the same command again to
+    continue. Default: 5,000 real MNIST digits and the demo's network.
 
     Args:
-        output: The folder that everything is kept in.
-        methods: Names with commas between them, or all. Random is always added.
+        output: Folder of all results.
+        methods: Names of methods, separated by commas, or all. Random is always added.
         fills: What replaces removed pixels, one or several with commas between them: dataset_mean (of the training images), black,
             noisy_linear, image_mean, a number in the units of the images before their transform, or the import path of a function.
             One fill with a number for each channel is a list in a list, [[124,116,104]]. Default: dataset_mean; noisy_linear for
             mode road.
-        checkpoint: Lightning's, of the network that is explained, or a list with one for each. Default: networks are trained on
-            intact images, like the cells.
+        checkpoint: Lightning checkpoint of the explained network, or a list with one for each network. Default: networks are
+            trained on intact images.
         data: Class path of your LightningDataModule. Its arguments: --data.NAME.
         model: Class path of your LightningModule, which takes images and logs its test accuracy. Its arguments: --model.NAME.
-        engine: local, one training after the other, or ray.
-        address: Of a running Ray cluster, or auto. Default: Ray is started on this machine.
+        engine: local (one training after the other) or ray.
+        address: Address of a running Ray cluster, or auto. Default: Ray is started on this machine.
         num_cpus: Number of CPUs of the Ray cluster for each training.
         num_gpus: Number of GPUs of the Ray cluster for each training; 0.25 puts four on one.
-        retry_failed: Also run again what failed.
+        retry_failed: Whether failed trainings run again.
         options: The settings of the experiment.
 
     Raises:
@@ -82,7 +82,7 @@ def roar(
             raise CannotRun(str(error)) from error
         results = experiment.run(retry_failed)
     except KeyboardInterrupt:
-        print("fg-lightning: stopped; the same command goes on", file=sys.stderr)
+        print("fg-lightning: stopped; run the same command again to continue", file=sys.stderr)
         sys.exit(130)
     finally:
         chosen.close()

@@ -11,7 +11,7 @@ from fg_lightning.errors import CannotRun
 
 
 def watch(run_dir: Path, port: Union[int, None] = None, host: str = "127.0.0.1") -> None:
-    """Serve the report of a run that goes on: new snapshots appear in the browser as they are written.
+    """Serve the report of a run while it trains: new snapshots appear in the browser as they are written.
 
     Nothing is written. Ctrl-C ends it. For example: fg-lightning watch lightning_logs
 

@@ -40,7 +40,7 @@ def watch_checkpoints(
     wandb_run: Union[str, None] = None,
     device: str = "auto",
 ) -> None:
-    """Draw what a network looked at during a training that is finished, from its checkpoints.
+    """Draw the film strip of a finished training from its checkpoints.
 
     Writes a folder like that of a monitored run. If new checkpoints have appeared, the same command adds them.
 
@@ -128,7 +128,7 @@ def watch_checkpoints(
                 **found,
             )
         except KeyboardInterrupt:
-            print("fg-lightning: stopped; the same command goes on", file=sys.stderr)
+            print("fg-lightning: stopped; run the same command again to continue", file=sys.stderr)
             sys.exit(130)
         finally:
             for run in runs:

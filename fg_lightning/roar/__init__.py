@@ -1,4 +1,4 @@
-"""Remove and retrain: does a network miss the pixels that a method calls relevant?"""
+"""Remove and retrain: does a network need the pixels that a method ranks first?"""
 
 from fg_lightning.errors import CannotRun, RandomImages, StoreError, UnfitData
 from fg_lightning.removal import top_pixels

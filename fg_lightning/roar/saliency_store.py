@@ -65,7 +65,7 @@ class SaliencyStore:
         if not self.manifest.finished:
             raise StoreError(
                 f"the saliency store {self.path} is unfinished: {self._progress()}. Call SaliencyStore.make with the same "
-                "arguments, and it goes on where it stopped"
+                "arguments, and it continues where it stopped"
             )
         for split in self.splits:
             self._check_file(split)
@@ -149,7 +149,7 @@ class SaliencyStore:
     ) -> SaliencyStore:
         """Explains every image of every split with `Trainer.predict`, and opens the store.
 
-        If it is interrupted and called again, it goes on where it stopped. A finished store is opened.
+        If it is interrupted and called again, it continues where it stopped. A finished store is opened.
 
         Args:
             path: the folder of the store.

@@ -133,7 +133,7 @@ def test_ctrl_c_is_said_to_be_no_loss(tmp_path, capsys):
     finally:
         signal.signal(signal.SIGINT, before)
     assert stopped.value.code == 130
-    assert "stopped; the same command goes on" in capsys.readouterr().err
+    assert "stopped; run the same command again to continue" in capsys.readouterr().err
 
 
 def brighter(images, mask):
