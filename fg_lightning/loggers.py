@@ -75,6 +75,7 @@ class Log:
     """
 
     takes_pictures = False
+    sends_alerts = False
 
     def __init__(self, logger: Any) -> None:
         self.logger = logger
@@ -86,11 +87,15 @@ class Log:
     def conclude(self, pictures: Mapping[str, Image.Image | Path], step: int) -> None:
         """Logs pictures and animations of the whole run, by key, without numbers."""
 
+    def alert(self, title: str, text: str) -> None:
+        """Sends the user a message, if `sends_alerts`."""
+
 
 class WandbLog(Log):
     """Weights & Biases: everything of a step in one call, with captions, and a table that grows."""
 
     takes_pictures = True
+    sends_alerts = True
 
     def __init__(self, logger: Any) -> None:
         super().__init__(logger)
@@ -109,6 +114,9 @@ class WandbLog(Log):
 
     def conclude(self, pictures: Mapping[str, Image.Image | Path], step: int) -> None:
         self.logger.experiment.summary.update({key: _wandb_media(picture) for key, picture in pictures.items()})
+
+    def alert(self, title: str, text: str) -> None:
+        self.logger.experiment.alert(title=title, text=text, level="WARN")
 
     def _add_rows(self, columns: Mapping[str, Sequence[Any]], overlays: Sequence[Any]) -> Any:
         """The table with a new row for each overlay. Before wandb 0.20 tables could not grow; then each step has a table."""

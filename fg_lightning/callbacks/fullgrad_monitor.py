@@ -19,6 +19,7 @@ from fg_lightning.fullgrad import Psi
 from fg_lightning.history import History, Snapshot
 from fg_lightning.history.records import MAP_NUMBERS, NUMBERS
 from fg_lightning.recording.called_module import Forward
+from fg_lightning.recording.findings import Finding
 from fg_lightning.recording.masks import MaskFunction
 from fg_lightning.recording.messages import Messages
 from fg_lightning.recording.methods import Methods
@@ -91,6 +92,7 @@ class FullGradMonitor(Callback):
             "regions" [N, K, *S] or "number". Default: the labels, the losses, the metrics and the data set decide. If they do
             not, a message says what is assumed.
         animation: also write `animation.gif` when training ends: the film strip in motion.
+        alert: also send each finding once as an alert of Weights & Biases; see docs/findings.md.
         report: also write `report.html` when training ends, as `fg-lightning report` does. It works offline.
         strict: raise errors instead of warning.
 
@@ -132,6 +134,7 @@ class FullGradMonitor(Callback):
         class_names: Union[Sequence[str], None] = None,
         task: Union[str, None] = None,
         animation: bool = False,
+        alert: bool = False,
         report: bool = False,
         strict: bool = False,
     ) -> None:
@@ -157,6 +160,7 @@ class FullGradMonitor(Callback):
             implicit=implicit,
             reading=reading,  # type: ignore[arg-type]
             masks=masks,
+            alert=alert,
         )
         self._asked = ProbeChoice.from_user(probe)
         self._is_asked = probe is not None
@@ -181,6 +185,11 @@ class FullGradMonitor(Callback):
     def probe(self) -> Probe | None:
         """The images, with the labels that are explained once there is a snapshot; None if `history` is."""
         return None if self._recorder is None else self._recorder.probe
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What the last snapshot shows that you should know; see docs/findings.md."""
+        return [] if self._recorder is None else self._recorder.findings
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy of an attached monitor, such as a script makes of its list of callbacks, is attached, too."""
@@ -270,6 +279,8 @@ class FullGradMonitor(Callback):
             if self._finder.awaits_epoch and self._lacks_probe(trainer):
                 self._find_probe(trainer, pl_module, is_trained=True)
             self._snapshot_if_changed(Moment.of(trainer, pl_module), trainer, pl_module)
+            if self._recorder is not None:
+                self._recorder.check_sanity(pl_module)
             self._conclude()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

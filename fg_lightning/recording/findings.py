@@ -203,13 +203,22 @@ def measure_missing_operations(observations: Observations, method: str = "") -> 
     )
 
 
+def measure_lost_operations(observations: Observations, method: str = "") -> Measured:
+    """The share of operations with a bias whose place in the image is not known, without those behind the end of the plane."""
+    drawn, lost = observations.explanation.num_drawn, len(observations.explanation.lost_ops)
+    if drawn + lost == 0:
+        return "no bias lies on the image plane"
+    words = f"{lost} of {drawn + lost} operations with a bias are not on the map: {_list(observations.explanation.lost_ops)}"
+    return Measurement(lost / (drawn + lost), words)
+
+
 def measure_corner(observations: Observations, method: str) -> Measured:
     """The share of images whose map is highest in one and the same corner."""
     maps = observations.maps[method].abs()
     reason = _why_not_plane(maps) or _why_untrained(observations)
     if reason:
         return reason
-    shares = {name: float(pointing_game(maps, mask.expand_as(maps)).mean()) for name, mask in corner_masks(maps.shape[2:]).items()}
+    shares = {name: float(pointing_game(maps, mask.expand_as(maps)).double().mean()) for name, mask in corner_masks(maps.shape[2:]).items()}
     corner = max(shares, key=lambda name: shares[name])
     where = corner.replace("_", " ")
     return Measurement(shares[corner], f"{_count(shares[corner], maps)} are highest in the {where} corner")
@@ -223,7 +232,7 @@ def measure_border(observations: Observations, method: str) -> Measured:
         return reason
     mask = border_mask(maps.shape[2:])
     assert mask is not None
-    share = float(pointing_game(maps, mask.expand_as(maps)).mean())
+    share = float(pointing_game(maps, mask.expand_as(maps)).double().mean())
     return Measurement(share, f"{_count(share, maps)} are highest at the border of the image")
 
 
@@ -237,7 +246,9 @@ def measure_similarity_to_untrained(observations: Observations, method: str) -> 
     if maps.shape != untrained.shape:
         return "the maps of the untrained network are of other images"
     value = float(rank_correlation(maps, untrained).mean())
-    return Measurement(value, f"The maps are those of the untrained network: their mean rank correlation is {value:.2f}")
+    return Measurement(
+        value, f"The maps hardly differ from those of the untrained network: their mean rank correlation is {value:.3f}"
+    )
 
 
 def measure_similarity_to_random(observations: Observations, method: str) -> Measured:
@@ -246,7 +257,7 @@ def measure_similarity_to_random(observations: Observations, method: str) -> Mea
     if check is None or check.randomized is None:
         return observations.unchecked if check is None else check.why_not_randomized
     value = check.randomized
-    return Measurement(value, f"The maps are those of a network with random weights: their mean rank correlation is {value:.2f}")
+    return Measurement(value, f"The maps hardly differ from those of random weights: their mean rank correlation is {value:.3f}")
 
 
 def measure_similarity_to_runner_up(observations: Observations, method: str) -> Measured:
@@ -255,7 +266,7 @@ def measure_similarity_to_runner_up(observations: Observations, method: str) -> 
     if check is None or check.runner_up is None:
         return observations.unchecked if check is None else check.why_not_runner_up
     value = check.runner_up
-    return Measurement(value, f"The maps of the next class are the same: their mean rank correlation is {value:.2f}")
+    return Measurement(value, f"The maps hardly differ from those of the next class: their mean rank correlation is {value:.3f}")
 
 
 def _why_not_plane(maps: Tensor) -> str:
@@ -299,9 +310,17 @@ RULES = (
         is_of_maps=False,
     ),
     Rule(
+        "lost_operations",
+        "lost operations",
+        0.5,
+        measure_lost_operations,
+        "The maps show the smaller part of the network. A function layout=... of FullGrad says where these operations lie",
+        is_of_maps=False,
+    ),
+    Rule(
         "corner",
         "the corners",
-        0.25,
+        0.3,
         measure_corner,
         "Look there for a mark that tells the class, such as a watermark or a timestamp. Cover this corner of the validation "
         "images and see whether the accuracy falls",
@@ -309,7 +328,7 @@ RULES = (
     Rule(
         "border",
         "the border",
-        0.5,
+        0.75,
         measure_border,
         "Look for a frame, padding or a crop that differs between classes. Cover the border of the validation images and see "
         "whether the accuracy falls",
@@ -325,7 +344,7 @@ RULES = (
     Rule(
         "like_random_weights",
         "random weights",
-        0.8,
+        0.9,
         measure_similarity_to_random,
         "Do not read these maps as what the network has learned: they show the image. Use another method",
         is_last=True,
@@ -333,7 +352,7 @@ RULES = (
     Rule(
         "not_class_specific",
         "the next class",
-        0.95,
+        0.99,
         measure_similarity_to_runner_up,
         "Do not read these maps as evidence for one class. Explain the difference of two scores by target=function, or use another "
         "method",

@@ -1,41 +1,54 @@
-"""Tells the user what was found: a line when a finding first fires, a file, an alert, and a summary at the end."""
+"""Looks for findings at every snapshot and tells them: a line when one first fires, a file, an alert, and a summary at the end."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from torch import nn
+
 from fg_lightning.atomic_files import replace_file
+from fg_lightning.history import Explanation, History
+from fg_lightning.loggers import Log
+from fg_lightning.recording.explainer import Explainer
 from fg_lightning.recording.findings import COLUMNS, Finding, Observations, Result, find
 from fg_lightning.recording.messages import Messages
+from fg_lightning.recording.methods import FULLGRAD, Method
+from fg_lightning.recording.sanity_checks import SanityCheck, check_sanity, explain_with
 
 FINDINGS = "findings.csv"
-"""In the folder of a run. It is written anew at every snapshot, and holds what that snapshot finds."""
-
-Alert = Callable[[str, str], None]
-"""(title, text) -> nothing. It reaches the user elsewhere."""
+"""In the folder of a run. It is written anew at every snapshot, and holds the findings of that snapshot."""
 
 
 class FindingsLog:
-    """The findings of one run.
+    """The findings of one run. An error in it becomes a warning.
+
+    While training goes on, a finding about maps counts if two snapshots in a row have it: maps of the first epochs move a lot.
 
     Args:
         messages: informs the user.
-        alert: is called once for each finding; None not to.
+        logs: the run's loggers.
+        alert: whether each finding is sent once as an alert, with loggers that can.
 
     Attributes:
         findings: of the last snapshot.
     """
 
-    def __init__(self, messages: Messages, alert: Alert | None = None) -> None:
+    def __init__(self, messages: Messages, logs: Sequence[Log] = (), *, alert: bool = False) -> None:
         self._messages = messages
-        self._alert = alert
-        self._known: set[tuple[str, str]] = set()
+        self._logs = [log for log in logs if alert and log.sends_alerts]
+        self._known: set[tuple[str, str]] = set()  # that were told
+        self._before: set[tuple[str, str]] = set()  # of the snapshot before
+        self._observations: Observations | None = None
         self._result: Result | None = None
         self._is_told = True
+        self._is_final = False
         self.findings: list[Finding] = []
+        if alert and not self._logs:
+            messages.inform("alert=True has no effect: there is no logger of Weights & Biases")
 
     def resume(self, folder: Path | None) -> None:
         """Remembers what an earlier part of the run has told."""
@@ -45,21 +58,44 @@ class FindingsLog:
                 rows = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8", errors="replace")))
                 self._known |= {(row.get("finding") or "", row.get("method") or "") for row in rows}
 
+    def look(self, history: History, explanation: Explanation) -> None:
+        """Looks at a snapshot that was just added to the history."""
+        with self._messages.errors_as_warnings():
+            self.update(observe(history, explanation), history.folder)
+
+    def check_sanity(
+        self, history: History, explainer: Explainer, methods: Mapping[str, Method], model: nn.Module
+    ) -> Mapping[str, SanityCheck]:
+        """Looks at the last snapshot once more, now with sanity checks and for the findings of the end; once for each snapshot.
+
+        Args:
+            history: of the run.
+            explainer: that explained the snapshot.
+            methods: the methods beside FullGrad by key.
+            model: the network as it was then.
+
+        Returns:
+            The checks by method; none before the first snapshot, or after an error.
+        """
+        if self._observations is not None and not self._is_final:
+            with self._messages.errors_as_warnings():
+                explanation, explain = self._observations.explanation, explain_with(explainer, methods)
+                checks = check_sanity(model, self._observations.maps, explain, explanation.answers.runner_up)
+                self.update(replace(self._observations, checks=checks), history.folder, is_last=True)
+        return {} if self._observations is None else self._observations.checks
+
     def update(self, observations: Observations, folder: Path | None, *, is_last: bool = False) -> None:
-        """Finds what a snapshot shows, and tells what is new."""
+        """Finds what was observed at a snapshot, and tells what is new."""
         result = find(observations, is_last=is_last)
-        self._result, self._is_told, self.findings = result, False, list(result.findings)
-        new = [finding for finding in result.findings if finding.key not in self._known]
-        self._known |= {finding.key for finding in new}
+        keys = {finding.key for finding in result.findings}
         if not is_last:
-            for finding in new:
-                self._messages.inform(f"finding: {describe(finding)}. {finding.advice}")
-        for finding in new if self._alert is not None else ():
-            with self._messages.errors_as_warnings():
-                self._alert(f"{finding.name.replace('_', ' ')}{_of_method(finding)}", f"{finding.message}. {finding.advice}")
-        if folder is not None:
-            with self._messages.errors_as_warnings():
-                write_findings(folder / FINDINGS, self.findings)
+            counted = tuple(finding for finding in result.findings if not finding.method or finding.key in self._before)
+            result, self._before = replace(result, findings=counted), keys
+        self._observations, self._result, self._is_told, self._is_final = observations, result, False, is_last
+        self.findings = list(result.findings)
+        self._tell([finding for finding in self.findings if finding.key not in self._known], has_summary=is_last)
+        if folder is not None and folder.is_dir():
+            write_findings(folder / FINDINGS, self.findings)
 
     def conclude(self) -> None:
         """Sums up the last snapshot; repeated calls do it once."""
@@ -67,8 +103,27 @@ class FindingsLog:
             self._is_told = True
             self._messages.inform(summarize(self._result))
 
+    def _tell(self, findings: Sequence[Finding], *, has_summary: bool) -> None:
+        self._known |= {finding.key for finding in findings}
+        for finding in findings:
+            if not has_summary:
+                self._messages.inform(f"finding: {describe(finding)}. {finding.advice}")
+            for log in self._logs:
+                with self._messages.errors_as_warnings():
+                    log.alert(f"{finding.name.replace('_', ' ')}{_of_method(finding)}", f"{finding.message}. {finding.advice}.")
 
-def write_findings(path: Path, findings: list[Finding]) -> None:
+
+def observe(history: History, explanation: Explanation) -> Observations:
+    """What is known at the last snapshot of a history."""
+    untrained = {}
+    if history.snapshots[0].is_untrained:
+        firsts = {FULLGRAD: history.first_maps, **{key: method.first_maps for key, method in history.methods.items()}}
+        untrained = {key: maps for key, maps in firsts.items() if maps is not None and not maps.isnan().any()}
+    is_trained = not history.snapshots[-1].is_untrained
+    return Observations(len(history.snapshots) - 1, explanation, is_trained, untrained)
+
+
+def write_findings(path: Path, findings: Sequence[Finding]) -> None:
     """Writes the table of findings, whole or not at all. Without findings it has a header alone."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -87,7 +142,7 @@ def summarize(result: Result) -> str:
     """A few lines for the terminal: findings, and what was checked."""
     lines = [f"{len(result.findings)} finding{'' if len(result.findings) == 1 else 's'}" if result.findings else "no findings"]
     for finding in result.findings:
-        lines += [f"  - {describe(finding)}", f"    {finding.advice}"]
+        lines += [f"  - {describe(finding)}", f"    {finding.advice}."]
     lines.append(f"  checked: {', '.join(result.checked) or 'nothing'}")
     if result.unchecked:
         lines.append(f"  not checked: {'; '.join(f'{about} ({why})' for about, why in result.unchecked.items())}")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Union
 
@@ -17,21 +16,24 @@ from fg_lightning.fullgrad.postprocess import Psi
 from fg_lightning.fullgrad.readings import Reading
 from fg_lightning.fullgrad.torch_internals import unwrap_model
 from fg_lightning.history import Explanation, History, Snapshot
-from fg_lightning.history.class_names import ClassNames
 from fg_lightning.history.run_reader import unused_folder
 from fg_lightning.loggers import log_for
 from fg_lightning.recording.called_module import Forward
 from fg_lightning.recording.dataset_metadata import DatasetMetadata
 from fg_lightning.recording.explainer import Explainer, device_of
+from fg_lightning.recording.findings import Finding
+from fg_lightning.recording.findings_log import FindingsLog
 from fg_lightning.recording.masks import MaskFunction
 from fg_lightning.recording.messages import Messages
 from fg_lightning.recording.methods import FULLGRAD, Methods
 from fg_lightning.recording.output_evidence import Evidence
 from fg_lightning.recording.probe import NoProbe, Probe
 from fg_lightning.recording.resume import ProbeChanged, ResumedRun, pack_state
+from fg_lightning.recording.run_description import describe_run, name_classes
+from fg_lightning.recording.sanity_checks import SanityCheck
 from fg_lightning.recording.settings import Settings
 from fg_lightning.recording.snapshot_images import Renderer, describe_explained
-from fg_lightning.recording.snapshot_numbers import chance_numbers, map_numbers, snapshot_numbers
+from fg_lightning.recording.snapshot_numbers import map_numbers, snapshot_numbers
 from fg_lightning.recording.task import ProbeTarget
 from fg_lightning.visualization.image_grids import pil_to_rgb
 from fg_lightning.visualization.saliency_overlay import Normalization, planar, to_rgb
@@ -96,18 +98,20 @@ class FullGradRecorder:
         implicit: bool = True,
         reading: Reading = "exact",
         masks: MaskFunction | None = None,
+        alert: bool = False,
         loggers: Sequence[Any] = (),
         data: Any = (),
         strict: bool = False,
         messages: Messages | None = None,
     ) -> None:
         self._settings = Settings(
-            psi, target, task, forward, normalization, class_names, animation, methods, implicit, reading, masks
+            psi, target, task, forward, normalization, class_names, animation, methods, implicit, reading, masks, alert
         )
         self._messages = messages or Messages(type(self).__name__, strict)
         self._folder = None if folder is None else Path(folder)
         self._fresh = None if probe is None else self._read_probe(probe if isinstance(probe, Probe) else Probe.from_user(probe))
         self._logs = [log_for(logger) for logger in loggers]
+        self._findings = FindingsLog(self._messages, self._logs, alert=alert)
         self._data = data if isinstance(data, (list, tuple)) else (data,)  # a loader would be read
         self._metadata = DatasetMetadata()
         self._renderer: Renderer | None = None
@@ -132,6 +136,11 @@ class FullGradRecorder:
         """The images, with the labels that are explained once there is a snapshot; None until they are known."""
         return None if self._explainer is None else self._explainer.probe
 
+    @property
+    def findings(self) -> list[Finding]:
+        """What the last snapshot shows that the user should know; see docs/findings.md."""
+        return self._findings.findings
+
     # --- recording
 
     def snapshot(
@@ -145,7 +154,8 @@ class FullGradRecorder:
             epoch: number of epochs that it was trained for; 0 is the untrained network.
             num_steps: number of steps that it was trained for, if you take snapshots by steps. The snapshot is then called
                 "step 40", else "epoch 2".
-            is_last: whether no snapshot follows, as far as is known; then the pictures of the whole run are logged with it.
+            is_last: whether no snapshot follows, as far as is known; then the pictures of the whole run are logged with it, and
+                `check_sanity` is called.
 
         Returns:
             The numbers; None if the network could not be explained.
@@ -156,16 +166,47 @@ class FullGradRecorder:
             explanation = self._explain(model)
             if self._renderer is None:
                 self._renderer = self._begin(model, explanation)
+            self._suggest_reading()
             snapshot = Snapshot(epoch, step, self.numbers, num_steps)
             FullGradRecorder.has_taken_snapshots = True
             self._keep(snapshot, explanation, self._renderer, is_last=is_last)
+            self._findings.look(self.history, explanation)
+            if is_last:
+                self.check_sanity(model)
         return snapshot
+
+    def _suggest_reading(self) -> None:
+        """With the first snapshot whose output is not zero, says if another reading may tell more."""
+        share = self.numbers.get("fullgrad/implicit_share")
+        if share is None or any("fullgrad/implicit_share" in earlier.numbers for earlier in self.history.snapshots):
+            return
+        if self._settings.reading == "exact" and share > MOSTLY_IMPLICIT:
+            self._messages.inform(
+                f"implicit biases of non-linearities explain {share:.0%} of the output; "
+                'reading="locally_affine" holds norms, attention weights and gates constant, as is advised for transformers'
+            )
 
     def measure(self, model: nn.Module) -> dict[str, float]:
         """The numbers of the network as it is, without a snapshot; empty if it could not be explained."""
         with self._messages.errors_as_warnings():
             self._explain(unwrap_model(model))
         return self.numbers
+
+    def check_sanity(self, model: nn.Module) -> Mapping[str, SanityCheck]:
+        """Compares the maps of the last snapshot with those of random weights and of the next class, and finds what this shows.
+
+        This explains the probe twice more by each method, once for a snapshot. The network is not changed: a copy of it gets the
+        random weights.
+
+        Args:
+            model: the network as it was at that snapshot.
+
+        Returns:
+            By method; empty before the first snapshot.
+        """
+        if self._explainer is None:
+            return {}
+        return self._findings.check_sanity(self.history, self._explainer, self._settings.further_methods, unwrap_model(model))
 
     def conclude(self) -> Path | None:
         """Draws the whole run, up to its last snapshot; repeated calls draw only what is new.
@@ -174,6 +215,7 @@ class FullGradRecorder:
             The path of the film strip; None if there is nothing to draw, no folder, or an error.
         """
         history = self.history
+        self._findings.conclude()
         if not history.snapshots or history.folder is None or self._renderer is None:
             return None
         with self._messages.errors_as_warnings():
@@ -220,6 +262,7 @@ class FullGradRecorder:
             self.history = resumed.history(self._folder, is_same_run=is_same_run)
             self._explainer, self._fingerprint = self._build_explainer(probe, resumed), resumed.fingerprint
             self._renderer = None
+            self._findings.resume(self.history.folder)
 
     def _read_probe(self, probe: Probe) -> Probe:
         """The probe on the CPU, with its masks, or without if they do not fit."""
@@ -288,7 +331,7 @@ class FullGradRecorder:
 
     def _keep(self, snapshot: Snapshot, explanation: Explanation, renderer: Renderer, *, is_last: bool) -> None:
         """Writes and logs a snapshot."""
-        shown = [method for method in self._settings.methods if method == FULLGRAD or method in explanation.method_maps]
+        shown = [method for method in self._settings.method_keys if method == FULLGRAD or method in explanation.method_maps]
         of_methods = {method: renderer.pictures(snapshot, explanation, method) for method in shown}
         has_viewer = any(log.takes_pictures for log in self._logs)
         with self._messages.errors_as_warnings():
@@ -300,13 +343,15 @@ class FullGradRecorder:
             if is_last:
                 of_run = self._draw_run(renderer)
             elif has_viewer and self._is_strip_due():
-                of_run = renderer.draw_strips(self.history, self._settings.methods)
-        first, *more = of_methods.values() or [None]
-        pictures = first and replace(first, more=more, of_run=of_run)
+                of_run = dict(renderer.draw_strips(self.history, self._settings.method_keys))
+        shown_pictures = list(of_methods.values())  # none if all methods failed that are shown
+        logged = replace(shown_pictures[0], more=shown_pictures[1:], of_run=of_run) if shown_pictures else None
         numbers = {"epoch": max(snapshot.epoch - 1, 0), **snapshot.numbers}  # loggers count epochs from 0
         for log in self._logs:
             with self._messages.errors_as_warnings():
-                log.log(numbers, pictures, snapshot.step)
+                log.log(numbers, logged, snapshot.step)
+                if logged is None and of_run:
+                    log.conclude(of_run, snapshot.step)
 
     def _is_strip_due(self) -> bool:
         """Whether the film strip is logged while training goes on: with snapshots 2, 4, 8, 16 and so on."""
@@ -315,7 +360,7 @@ class FullGradRecorder:
 
     def _draw_run(self, renderer: Renderer) -> dict[str, Image.Image | Path]:
         """The pictures of the whole run, by the keys under which they are logged."""
-        pictures = renderer.draw_run(self.history, self._settings.methods, with_animation=self._settings.animation)
+        pictures = renderer.draw_run(self.history, self._settings.method_keys, with_animation=self._settings.animation)
         self._num_drawn = len(self.history.snapshots)
         return pictures
 
@@ -327,22 +372,17 @@ class FullGradRecorder:
             self._messages.warn(TargetError(explainer.misfit), "so the predicted classes of the first snapshot are explained")
         if explainer.assumed is not None:
             self._messages.inform(explainer.assumed)
-        implicit_share = self.numbers.get("fullgrad/implicit_share", 0.0)
-        if self._settings.reading == "exact" and implicit_share > MOSTLY_IMPLICIT:
-            self._messages.inform(
-                f"implicit biases of non-linearities explain {implicit_share:.0%} of the output; "
-                'reading="locally_affine" holds norms, attention weights and gates constant, as is advised for transformers'
-            )
         probe, normalization = explainer.probe, self._settings.normalization
         with self._messages.errors_as_warnings():
             normalization = normalization or self._metadata.normalization(probe.images)
         assert normalization is None or isinstance(normalization, Normalization)
         pictures = [to_rgb(image, normalization) for image in planar(probe.images)]
-        classes = self._class_names(explanation.num_classes)
+        classes = name_classes(explanation.num_classes, self._settings, self._metadata, self._messages)
         explained = describe_explained(explainer.task, self._settings.target, explainer.labels, classes)
         renderer = Renderer(probe.images, pictures, explainer.labels, normalization, classes, probe.masks, explained)
         with self._messages.errors_as_warnings():
-            about = self._about(model, type(explainer.task).__name__, renderer)
+            task = type(explainer.task).__name__
+            about = describe_run(type(model).__qualname__, task, self._fingerprint, self._settings, probe, renderer)
             self.history.begin(about, probe.images, probe.labels, pictures, probe.masks)
             if probe.masks is not None and not probe.is_given:
                 self._messages.inform(f"masks of where the network should look are {probe.masks_from}")
@@ -352,40 +392,3 @@ class FullGradRecorder:
                 where = f"; the overlays go to {self.history.folder / 'saliency'}" if sees_none else ""
                 self._messages.inform(f"{blind} takes no images and gets the numbers alone{where}")
         return renderer
-
-    def _class_names(self, count: int | None) -> ClassNames:
-        """The names of the classes that the network distinguishes, if there are as many."""
-        names = self._settings.class_names
-        if count is None:
-            names = names if callable(self._settings.target) else None
-            return ClassNames(names, are_classes=names is not None)
-        if names is not None and len(names) != count:
-            problem = f"class_names has {len(names)} names, but the output has {count} classes"
-            self._messages.warn(ValueError(problem), "so classes are shown by their numbers")
-            names = None
-        elif names is None:
-            with self._messages.errors_as_warnings():
-                names = self._metadata.class_names(count)
-        return ClassNames(names)
-
-    def _about(self, model: nn.Module, task: str, renderer: Renderer) -> dict[str, Any]:
-        """The content of `probe.json`."""
-        labels = None if renderer.labels is None or renderer.labels.ndim != 1 else renderer.labels.tolist()
-        probe = self.probe
-        assert probe is not None
-        return {
-            "fingerprint": self._fingerprint,
-            "module": type(model).__qualname__,
-            **self._settings.identity(),
-            "methods": list(self._settings.methods),
-            "task": task,
-            "explained": renderer.explained,
-            "images": list(renderer.images.shape),
-            "chosen": probe.chosen,
-            "indices": None if probe.indices is None else list(probe.indices),
-            "masks": probe.masks_from or None,
-            "chance": chance_numbers(probe.images.shape[2:], probe.masks),
-            "labels": labels and [label if math.isfinite(label) else None for label in labels],  # JSON has no NaN
-            "class_names": None if renderer.classes.names is None else list(renderer.classes.names),
-            "normalization": renderer.normalization and asdict(renderer.normalization),
-        }

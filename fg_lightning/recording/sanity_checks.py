@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from fg_lightning.metrics.drift import rank_correlation
 from fg_lightning.metrics.parameter_randomization import randomize_parameters
+from fg_lightning.recording.explainer import Explainer, device_of
+from fg_lightning.recording.methods import FULLGRAD, Method
 
 NO_CLASSES = "there is no other class"
 
@@ -64,6 +68,27 @@ def check_sanity(
             why_not or "the method failed on the next class",
         )
     return checks
+
+
+def explain_with(explainer: Explainer, methods: Mapping[str, Method]) -> Explain:
+    """Computes the maps of FullGrad and of further methods, of the probe of an explainer, which stays as it is.
+
+    Args:
+        explainer: that has explained the network.
+        methods: the further methods by key. Those that fail are left out.
+    """
+
+    def explain(network: nn.Module, classes: Tensor | None) -> dict[str, Tensor]:
+        other = copy.copy(explainer)
+        if classes is not None:
+            other.probe = replace(explainer.probe, labels=classes, others=())
+        maps = {FULLGRAD: other.explain(network, device_of(network)).maps}
+        for key, method in methods.items():
+            with suppress(Exception):
+                maps[key] = other.draw_maps(method, network, device_of(network))
+        return maps
+
+    return explain
 
 
 def _try(explain: Callable[[], Mapping[str, Tensor]]) -> tuple[Mapping[str, Tensor], str]:

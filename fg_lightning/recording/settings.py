@@ -34,6 +34,7 @@ class Settings:
     implicit: bool = True
     reading: Reading = "exact"
     masks: MaskFunction | None = None
+    alert: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "methods", methods_by_key(self.methods))
@@ -56,9 +57,15 @@ class Settings:
             except (TypeError, ValueError):
                 raise ValueError(f"normalization must be (mean, std), numbers for the channels, not {normalization!r}") from None
             object.__setattr__(self, "normalization", Normalization(mean, std))
-        for name in ("animation", "implicit"):
+        for name in ("animation", "implicit", "alert"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, not {getattr(self, name)!r}")
+
+    @property
+    def method_keys(self) -> list[str]:
+        """The keys of the methods whose pictures are shown, in order."""
+        assert isinstance(self.methods, dict)
+        return list(self.methods)
 
     @property
     def further_methods(self) -> dict[str, Method]:

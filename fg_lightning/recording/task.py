@@ -115,8 +115,13 @@ class Classes(Task):
         return main_output(output).gather(1, self.fix_labels(output, labels)[:, None]).squeeze(1)
 
     def answers(self, output: Any, labels: Tensor | None) -> Answers:
-        confidence, predicted = self.probabilities(main_output(output)).max(1)
-        return Answers(labels, predicted, confidence)
+        scores = main_output(output)
+        confidence, predicted = self.probabilities(scores).max(1)
+        return Answers(labels, predicted, confidence, self._runner_up(scores.detach(), self.fix_labels(output, labels)))
+
+    def _runner_up(self, scores: Tensor, explained: Tensor) -> Tensor | None:
+        """The class with the highest score apart from the explained one, [N]."""
+        return scores.scatter(1, explained[:, None], -torch.inf).argmax(1) if scores.shape[1] > 1 else None
 
     def misfit(self, output: Any, labels: Tensor | None) -> str | None:
         scores = main_output(output)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fg_lightning.history.records import Answers, Explanation
+from fg_lightning.loggers import Log
 from fg_lightning.recording.findings import COLUMNS, MIN_IMAGES, RULES, Observations, find
 from fg_lightning.recording.findings_log import FindingsLog, summarize
 from fg_lightning.recording.messages import Messages
@@ -28,7 +29,7 @@ def flat_maps(num_images: int = 8, size: tuple[int, ...] = (20, 20)) -> Tensor:
 def explain(maps: Tensor, missed: float = 0.0, **settings: Any) -> Explanation:
     ones = torch.ones(len(maps))
     terms = {"output": ones, "input_term": 0.75 * ones, "bias_term": (0.25 - missed) * ones, "implicit_term": 0 * ones}
-    return Explanation(maps, Answers(), {**terms, "completeness_error": missed * ones}, [], **settings)
+    return Explanation(maps, Answers(), {**terms, "completeness_error": missed * ones}, [], **{"num_drawn": 3, **settings})
 
 
 def peaks_at(row: int, column: int, num_peaks: int, maps: Tensor) -> Tensor:
@@ -49,7 +50,7 @@ def threshold_of(name: str) -> float:
 def test_a_plain_run_has_no_finding() -> None:
     result = find(Observations(1, explain(flat_maps())))
     assert result.findings == ()
-    assert result.checked == ("the sum of the terms", "missing operations", "the corners", "the border")
+    assert result.checked == ("the sum of the terms", "missing operations", "lost operations", "the corners", "the border")
     assert result.unchecked == {}
 
 
@@ -70,17 +71,28 @@ def test_missing_operations_are_named() -> None:
     assert "2 operations have no bias: a: sort, b: fft" in finding.message
 
 
+@pytest.mark.parametrize(("num_drawn", "fires"), [(3, False), (2, True), (1, True)])
+def test_operations_that_are_lost_are_named_if_they_are_half(num_drawn: int, fires: bool) -> None:
+    found = find(Observations(1, explain(flat_maps(), lost_ops=("linear in a", "linear in b"), num_drawn=num_drawn))).findings
+    assert [finding.name for finding in found] == ["lost_operations"] * fires
+    assert all("2 of" in finding.message and "linear in a, linear in b" in finding.message for finding in found)
+
+
+def test_without_a_plane_nothing_is_lost() -> None:
+    assert "lost operations" in find(Observations(1, explain(flat_maps(), num_drawn=0))).unchecked
+
+
 @pytest.mark.parametrize(
     ("row", "column", "where"),
     [(0, 0, "top left"), (3, 3, "top left"), (0, 19, "top right"), (16, 0, "bottom left"), (19, 19, "bottom right")],
 )
 def test_a_corner_is_found_at_its_threshold(row: int, column: int, where: str) -> None:
-    enough = round(threshold_of("corner") * 8)
-    (finding,) = find(Observations(3, explain(peaks_at(row, column, enough, flat_maps())))).findings
+    enough, maps = round(threshold_of("corner") * 10), flat_maps(10)
+    (finding,) = find(Observations(3, explain(peaks_at(row, column, enough, maps)))).findings
     assert (finding.name, finding.method, finding.snapshot) == ("corner", "fullgrad", 3)
-    assert (finding.value, finding.threshold) == (enough / 8, threshold_of("corner"))
-    assert f"{enough} of 8 maps are highest in the {where} corner" in finding.message
-    assert not find(Observations(3, explain(peaks_at(row, column, enough - 1, flat_maps())))).findings
+    assert (finding.value, finding.threshold) == (enough / 10, threshold_of("corner"))
+    assert f"{enough} of 10 maps are highest in the {where} corner" in finding.message
+    assert not find(Observations(3, explain(peaks_at(row, column, enough - 1, maps)))).findings
 
 
 @pytest.mark.parametrize(("row", "column"), [(4, 3), (3, 4), (9, 0)])
@@ -92,7 +104,7 @@ def test_peaks_in_different_corners_are_no_finding() -> None:
     maps = flat_maps()
     for image, (row, column) in enumerate([(0, 0), (0, 19), (19, 0), (19, 19)]):
         maps[image, 0, row, column] = 3
-    assert names(Observations(1, explain(maps))) == ["border"] * (threshold_of("border") <= 0.5)
+    assert "corner" not in names(Observations(1, explain(maps)))
 
 
 @pytest.mark.parametrize(
@@ -168,7 +180,9 @@ def test_what_was_not_checked_is_said() -> None:
         "the next class": "there is no other class",
     }
     text = summarize(result)
-    assert text.startswith("no findings\n  checked: the sum of the terms, missing operations, the corners, the border\n")
+    assert text.startswith(
+        "no findings\n  checked: the sum of the terms, missing operations, lost operations, the corners, the border\n"
+    )
     assert "random weights (TypeError: cannot pickle it)" in text
 
 
@@ -179,21 +193,51 @@ def observed(num_peaks: int, snapshot: int = 1) -> Observations:
     return Observations(snapshot, explain(peaks_at(0, 0, num_peaks, flat_maps())))
 
 
-def make_log(notes: list[str], alerts: list[tuple[str, str]] | None = None) -> FindingsLog:
-    alert = None if alerts is None else lambda title, text: alerts.append((title, text))
-    return FindingsLog(Messages("FullGradMonitor", strict=True, inform=notes.append), alert)
+class AlertLog(Log):
+    """Keeps alerts, or fails to send them."""
+
+    sends_alerts = True
+
+    def __init__(self, error: Exception | None = None) -> None:
+        super().__init__(None)
+        self.alerts = list[tuple[str, str]]()
+        self._error = error
+
+    def alert(self, title: str, text: str) -> None:
+        if self._error is not None:
+            raise self._error
+        self.alerts.append((title, text))
 
 
-def test_a_finding_is_told_when_it_first_fires(tmp_path: Path) -> None:
-    notes, alerts = list[str](), list[tuple[str, str]]()
-    log = make_log(notes, alerts)
-    for snapshot, num_peaks in enumerate((0, 8, 8), 1):
+def make_log(notes: list[str], alert_log: AlertLog | None = None) -> FindingsLog:
+    messages = Messages("FullGradMonitor", strict=True, inform=notes.append)
+    return FindingsLog(messages, [] if alert_log is None else [alert_log], alert=alert_log is not None)
+
+
+def test_a_finding_is_told_once_when_two_snapshots_have_it(tmp_path: Path) -> None:
+    notes, alert_log = list[str](), AlertLog()
+    log = make_log(notes, alert_log)
+    for snapshot, (num_peaks, is_told) in enumerate([(0, False), (8, False), (0, False), (8, False), (8, True), (8, True)], 1):
         log.update(observed(num_peaks, snapshot), tmp_path)
-        assert len(notes) == len(alerts) == (num_peaks > 0)
-        assert bool(log.findings) == (num_peaks > 0)
+        assert len(notes) == len(alert_log.alerts) == is_told
+    assert len(log.findings) == 1
     assert notes[0].startswith("FullGradMonitor: finding: 8 of 8 maps are highest in the top left corner (fullgrad)")
-    assert alerts[0][0] == "corner (fullgrad)"
-    assert "8 of 8 maps" in alerts[0][1]
+    assert alert_log.alerts[0][0] == "corner (fullgrad)"
+    assert "8 of 8 maps" in alert_log.alerts[0][1]
+
+
+def test_a_finding_about_the_terms_is_told_at_once(tmp_path: Path) -> None:
+    notes = list[str]()
+    make_log(notes).update(Observations(0, explain(flat_maps(), 0.5), is_trained=False), tmp_path)
+    assert "The terms miss 50.0% of the output" in notes[0]
+
+
+def test_at_the_end_one_snapshot_is_enough(tmp_path: Path) -> None:
+    alert_log = AlertLog()
+    log = make_log([], alert_log)
+    log.update(observed(8), tmp_path, is_last=True)
+    assert [finding.name for finding in log.findings] == ["corner"]
+    assert len(alert_log.alerts) == 1
 
 
 def test_the_end_sums_up_once(tmp_path: Path) -> None:
@@ -207,9 +251,15 @@ def test_the_end_sums_up_once(tmp_path: Path) -> None:
     assert "1 finding\n  - 8 of 8 maps" in notes[0]
 
 
+def test_alerts_need_a_logger_that_sends_them() -> None:
+    notes = list[str]()
+    FindingsLog(Messages("FullGradMonitor", inform=notes.append), [Log(None)], alert=True)
+    assert notes == ["FullGradMonitor: alert=True has no effect: there is no logger of Weights & Biases"]
+
+
 def test_findings_csv_holds_what_the_last_snapshot_finds(tmp_path: Path) -> None:
     log = make_log([])
-    log.update(observed(8, 2), tmp_path)
+    log.update(observed(8, 2), tmp_path, is_last=True)
     with (tmp_path / "findings.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
     assert tuple(row) == COLUMNS
@@ -220,20 +270,26 @@ def test_findings_csv_holds_what_the_last_snapshot_finds(tmp_path: Path) -> None
 
 
 def test_a_resumed_run_does_not_tell_again(tmp_path: Path) -> None:
-    make_log([]).update(observed(8), tmp_path)
-    notes, alerts = list[str](), list[tuple[str, str]]()
-    log = make_log(notes, alerts)
+    make_log([]).update(observed(8), tmp_path, is_last=True)
+    notes, alert_log = list[str](), AlertLog()
+    log = make_log(notes, alert_log)
     log.resume(tmp_path)
-    log.update(observed(8, 2), tmp_path)
-    assert (notes, alerts) == ([], [])
+    for snapshot in (2, 3):
+        log.update(observed(8, snapshot), tmp_path)
+    assert (notes, alert_log.alerts) == ([], [])
     assert log.findings
 
 
 def test_a_fault_of_an_alert_is_a_warning(tmp_path: Path) -> None:
-    def fail(title: str, text: str) -> None:
-        raise ConnectionError("offline")
-
-    log = FindingsLog(Messages("FullGradMonitor", inform=lambda note: None), fail)
+    log = FindingsLog(Messages("FullGradMonitor", inform=lambda note: None), [AlertLog(ConnectionError("offline"))], alert=True)
     with pytest.warns(UserWarning, match="offline"):
-        log.update(observed(8), tmp_path)
+        log.update(observed(8), tmp_path, is_last=True)
     assert (tmp_path / "findings.csv").exists()
+
+
+def test_without_a_folder_nothing_is_written(tmp_path: Path) -> None:
+    log = make_log([])
+    for folder in (None, tmp_path / "none"):
+        log.update(observed(8), folder, is_last=True)
+    assert list(tmp_path.iterdir()) == []
+    assert log.findings
