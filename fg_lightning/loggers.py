@@ -158,7 +158,7 @@ def _wandb_image(picture: RGB, caption: str | None = None) -> Any:
 
     pixels = enlarge(picture, WANDB_SIDE)
     image = Image.fromarray(pixels)
-    image.save = lambda path, *_, **__: Path(path).write_bytes(encode_png(pixels))  # type: ignore[method-assign]
+    image.save = lambda path, *_, **__: Path(path).write_bytes(encode_png(pixels))  # type: ignore[assignment,method-assign]
     return wandb.Image(image, caption=caption, file_type="png")
 
 

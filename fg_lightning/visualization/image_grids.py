@@ -245,8 +245,10 @@ def comparison(
     is_signed = any_negative(drawn)
     frames = [enlarge(picture)]
     for saliency in maps.values():
-        is_missing = isinstance(saliency, str)
-        frames.append(_notice(frames[0].shape, saliency) if is_missing else overlay_rgb(picture, saliency, is_signed=is_signed))
+        if isinstance(saliency, str):
+            frames.append(_notice(frames[0].shape, saliency))
+        else:
+            frames.append(overlay_rgb(picture, saliency, is_signed=is_signed))
     width = frames[0].shape[1]
     captions = [caption, *("\n".join([name, *_wrap((notes or {}).get(name, ""), width)[:MAX_NOTE]]) for name in maps)]
     columns = math.ceil(len(frames) / math.ceil(len(frames) / MAX_COLUMNS))
