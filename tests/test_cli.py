@@ -95,3 +95,18 @@ def test_ctrl_c_is_a_word(monkeypatch, capsys):
         cli.main(["demo"])
     assert caught.value.code == 130
     assert capsys.readouterr().err == "fg-lightning: stopped\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "filled"),
+    [
+        (["demo", "--shortcut"], ["demo", "--shortcut=true"]),
+        (["demo", "--shortcut", "--seed", "3"], ["demo", "--shortcut=true", "--seed", "3"]),
+        (["demo", "--shortcut", "false"], ["demo", "--shortcut", "false"]),
+        (["demo", "--shortcut=false"], ["demo", "--shortcut=false"]),
+        (["planted", "--shortcut", "corner"], ["planted", "--shortcut", "corner"]),
+        (["roar", "--retry_failed", "--output", "x"], ["roar", "--retry_failed=true", "--output", "x"]),
+    ],
+)
+def test_an_option_that_is_true_or_false_needs_no_value(given, filled):
+    assert cli._fill_flags(given) == filled

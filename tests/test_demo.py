@@ -1,6 +1,7 @@
 """fg-lightning demo as a user runs it, in a process of its own."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,13 +13,13 @@ from fg_lightning.cli.demo import _is_logged_in
 from fg_lightning.cli.demo import demo as run_demo
 from fg_lightning.demo.digits import DigitsDataModule
 from fg_lightning.errors import CannotRun
+from fg_lightning.history import read_run
 from tests.helpers.offline_wandb import history
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("demo")
-    command = [str(Path(sys.executable).with_name("fg-lightning")), "demo", "--max_epochs", "2", "--output", "out"]
+def run_in(folder, *options):
+    """The folder, and what the command prints on both streams."""
+    command = [str(Path(sys.executable).with_name("fg-lightning")), "demo", *options, "--output", "out"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")} | {
         "NETRC": str(folder / "none"),
         "COLUMNS": "100",
@@ -26,6 +27,16 @@ def demo(tmp_path_factory):
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-2000:]
     return folder, result.stdout, result.stderr
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    return run_in(tmp_path_factory.mktemp("demo"), "--max_epochs", "2")
+
+
+@pytest.fixture(scope="module")
+def shortcut(tmp_path_factory):
+    return run_in(tmp_path_factory.mktemp("shortcut"), "--shortcut", "--max_epochs", "3")
 
 
 @pytest.mark.slow
@@ -43,7 +54,30 @@ def test_it_prints_what_came_out_and_where_it_lies(demo):
 @pytest.mark.slow
 def test_it_says_nothing_beside(demo):
     """No advice of Lightning's, no warning: what else is printed are progress bars."""
-    assert not [word for word in ("Tip", "Warning", "deprecated", "GPU available", "ckpt_path") if word in demo[1] + demo[2]]
+    noise = ("Tip", "Warning", "WARNING", "wandb:", "anonymous", "deprecated", "GPU available", "ckpt_path")
+    assert not [word for word in noise if word in demo[1] + demo[2]]
+
+
+@pytest.mark.slow
+def test_the_plain_demo_has_no_finding(demo):
+    assert [line.split() for line in demo[1].splitlines() if line.startswith("finding")] == [["finding", "none"]]
+
+
+@pytest.mark.slow
+def test_the_shortcut_shows_in_the_accuracy_the_maps_and_a_finding(shortcut):
+    folder, printed, _ = shortcut
+    shares = dict(re.findall(r"^  (\w.*?) {2,}([\d.]+)%", printed, re.MULTILINE))
+    assert float(shares["the mark shows the class"]) > 96
+    assert float(shares["the mark shows another class"]) < 75
+    assert float(shares["there is no mark"]) < 80
+    assert float(shares["of 200 test digits"]) > 30  # by chance 8
+    (finding,) = [line for line in printed.splitlines() if line.startswith("finding")]
+    assert "top left corner" in finding
+    (path,) = folder.glob("out/fg-lightning-demo/*/fullgrad")
+    run = read_run(path)
+    numbers = [snapshot.numbers for snapshot in run.snapshots.values()]
+    assert numbers[-1]["fullgrad/relevance_mass"] > numbers[0]["fullgrad/relevance_mass"]
+    assert not [word for word in ("Tip", "Warning", "WARNING", "wandb:") if word in "".join(shortcut[1:])]
 
 
 def test_a_folder_that_cannot_be_is_a_sentence(tmp_path):
@@ -66,7 +100,7 @@ def test_everything_lies_below_the_output_folder(demo):
 def test_help_is_complete():
     command = [str(Path(sys.executable).with_name("fg-lightning")), "demo", "--help"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    for option in ("--max_epochs", "--output", "--seed"):
+    for option in ("--max_epochs", "--output", "--seed", "--shortcut"):
         assert option in printed
 
 

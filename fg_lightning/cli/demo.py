@@ -10,13 +10,25 @@ import shutil
 import sys
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse.typing import PositiveInt
 
 from fg_lightning.errors import CannotRun
 
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningDataModule, LightningModule
 
-def demo(max_epochs: PositiveInt = 5, output: Path = Path("fg_demo"), seed: int = 0) -> None:
+    from fg_lightning.planted import PlantedShortcut
+
+MARK_SIZE = 4
+"""Pixels of the side of the shortcut's mark, a seventh of the image's."""
+
+NUM_EXPLAINED = 200
+"""Number of test digits whose maps are searched for their highest pixel."""
+
+
+def demo(max_epochs: PositiveInt = 5, output: Path = Path("fg_demo"), seed: int = 0, shortcut: bool = False) -> None:
     """Train a small residual network on 5,000 real MNIST digits and watch what it looks at.
 
     Writes a Weights & Biases run (offline, unless you are logged in or have set WANDB_MODE), a film strip and a report.
@@ -25,6 +37,8 @@ def demo(max_epochs: PositiveInt = 5, output: Path = Path("fg_demo"), seed: int 
         max_epochs: Number of passes over the 4,000 training digits.
         output: The folder that everything is written to.
         seed: Seed of the weights and of the order of the digits.
+        shortcut: Give each digit a mark in the top left corner whose brightness tells its class. The network learns the mark, its
+            accuracy looks good, and its maps show why it is not.
 
     Raises:
         CannotRun: if the folder cannot be made or written to.
@@ -32,7 +46,6 @@ def demo(max_epochs: PositiveInt = 5, output: Path = Path("fg_demo"), seed: int 
     # The command line reads this signature to print its help, which takes no Lightning.
     from lightning.pytorch import Trainer, seed_everything
     from lightning.pytorch.callbacks import RichProgressBar
-    from lightning.pytorch.loggers import WandbLogger
 
     from fg_lightning.callbacks import FullGradMonitor
     from fg_lightning.demo import DigitClassifier, DigitsDataModule
@@ -49,8 +62,14 @@ def demo(max_epochs: PositiveInt = 5, output: Path = Path("fg_demo"), seed: int 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # devices, tips
 
     seed_everything(seed, verbose=False)
-    logger = WandbLogger(project="fg-lightning-demo", save_dir=output, offline=not ("WANDB_MODE" in os.environ or _is_logged_in()))
-    monitor = FullGradMonitor(strict=True, report=True)
+    logger = _wandb_logger(output)
+    planted = _plant("label") if shortcut else None
+    monitor = FullGradMonitor(
+        strict=True,
+        report=True,
+        num_samples=8 if planted is None else 10,
+        masks=None if planted is None else lambda batch: planted.masks(len(batch[0]), planted.margin),
+    )
     trainer = Trainer(
         max_epochs=max_epochs,
         logger=logger,
@@ -59,8 +78,9 @@ def demo(max_epochs: PositiveInt = 5, output: Path = Path("fg_demo"), seed: int 
         log_every_n_steps=10,
         enable_model_summary=False,
     )
-    data = DigitsDataModule()
-    trainer.fit(DigitClassifier(), data)
+    data = DigitsDataModule() if planted is None else planted
+    model = DigitClassifier()
+    trainer.fit(model, data)
     (scores,) = trainer.test(datamodule=data, ckpt_path="best", verbose=False)
 
     run = logger.experiment
@@ -69,14 +89,77 @@ def demo(max_epochs: PositiveInt = 5, output: Path = Path("fg_demo"), seed: int 
     history = monitor.history
     assert history is not None
     assert history.folder is not None
-    print(f"\ntest accuracy       {scores['test/accuracy']:.1%}")
+    print()
+    if planted is None:
+        print(f"test accuracy       {scores['test/accuracy']:.1%}")
+    else:
+        _print_reliance(model, planted, scores["test/accuracy"])
     print(f"completeness error  {history.snapshots[-1].numbers['fullgrad/completeness_error']:.1e}")
+    for finding in monitor.findings:
+        print(f"finding             {finding.message}. {finding.advice}.")
+    if not monitor.findings:
+        print("finding             none")
     print(f"film strip          {history.strip_path}")
     print(f"report              {history.folder / 'report.html'}")
     print(f"W&B run             {run_folder if offline else run.url}")
     if offline:
         wandb = "wandb" if shutil.which("wandb") else Path(sys.executable).with_name("wandb")
         print(f"  it is offline; to look at it: {wandb} login, then {wandb} sync {shlex.quote(str(run_folder))}")
+
+
+def _wandb_logger(output: Path) -> Any:
+    """A logger whose run was begun here: Lightning begins one with an argument of which W&B says that it has no effect."""
+    import wandb
+    from lightning.pytorch.loggers import WandbLogger
+
+    project = "fg-lightning-demo"
+    mode: Any = os.environ.get("WANDB_MODE") or ("online" if _is_logged_in() else "offline")
+    run = wandb.init(project=project, dir=output, mode=mode)
+    run.define_metric("trainer/global_step")
+    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    return WandbLogger(experiment=run, project=project, save_dir=output)
+
+
+def _plant(mark: Any, strength: float = 1.0) -> PlantedShortcut:
+    """The digits with marks in a corner: of their label, or of another class ("shuffled")."""
+    from fg_lightning.demo import DigitsDataModule
+    from fg_lightning.planted import PlantedShortcut
+
+    return PlantedShortcut(DigitsDataModule(), "corner", strength, mark, size=MARK_SIZE)
+
+
+def _print_reliance(model: LightningModule, planted: PlantedShortcut, accuracy: float) -> None:
+    """Prints what the accuracy is without the mark's help, and how often the map is highest on the mark."""
+    print("test accuracy")
+    print(f"  the mark shows the class          {accuracy:6.1%}")
+    print(f"  the mark shows another class      {_test(model, _plant('shuffled')):6.1%}")
+    print(f"  there is no mark                  {_test(model, _plant('label', strength=0.0)):6.1%}")
+    print("maps that are highest at the mark")
+    share, chance = _share_at_mark(model, planted)
+    print(f"  of {NUM_EXPLAINED} test digits                {share:6.1%}   (by chance {chance:.1%})")
+
+
+def _test(model: LightningModule, data: LightningDataModule) -> float:
+    from lightning.pytorch import Trainer
+
+    trainer = Trainer(logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False)
+    (scores,) = trainer.test(model, data, verbose=False)
+    return float(scores["test/accuracy"])
+
+
+def _share_at_mark(model: LightningModule, planted: PlantedShortcut) -> tuple[float, float]:
+    """The share of maps whose highest pixel lies on the mark or beside it, and the share of pixels that do."""
+    import torch
+
+    from fg_lightning.fullgrad import FullGrad
+    from fg_lightning.metrics import pointing_game
+
+    planted.setup("test")
+    images = next(iter(planted.test_dataloader()))[0][:NUM_EXPLAINED].to(model.device)
+    saliency = FullGrad(model.eval())
+    maps = torch.cat([saliency.attribute(batch).detach() for batch in images.split(50)]).cpu()
+    masks = planted.masks(len(maps), planted.margin)
+    return float(pointing_game(maps, masks).mean()), float(masks.float().mean())
 
 
 def _is_logged_in() -> bool:

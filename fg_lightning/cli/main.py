@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import errno
+import inspect
 import json
 import os
 import re
@@ -92,6 +93,7 @@ def _run(given: Sequence[str]) -> None:
     if COMMANDS.get(command) == "fg_lightning.cli.fit":
         find_function(command)(*given[1:])  # Lightning's command line parses them
     elif command in COMMANDS:
+        given = _fill_flags(given)
         if command in WORD_LISTS:
             given = _join_words(given)
         auto_cli({command: find_function(command)}, args=find_presets(given), prog="fg-lightning")
@@ -118,6 +120,17 @@ def _join_values(args: Sequence[str]) -> list[str]:
             option, *value = word.split("=", 1)
             words.append("=".join([SHORT.get(option, option), *value]))
     return words
+
+
+def _fill_flags(args: Sequence[str]) -> list[str]:
+    """The words of a command. An option that is true or false, and has no value, is true: `auto_cli` asks for one."""
+    parameters = inspect.signature(find_function(args[0])).parameters
+    flags = {f"--{name}" for name, parameter in parameters.items() if parameter.annotation in (bool, "bool")}
+    following = [*args[1:], ""]
+    return [
+        f"{word}=true" if word in flags and after.lower() not in ("true", "false") else word
+        for word, after in zip(args, following, strict=True)
+    ]
 
 
 WORD_LISTS = {"cite": "--names=", "report": ""}
