@@ -4,14 +4,18 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import fields
+from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 
 import pytest
 import yaml
 
 from fg_lightning.cli.main import COMMANDS
+from fg_lightning.explain import PerturbationScore
 from fg_lightning.history.records import COLUMNS, HISTORY, IMAGES, LAYERS, NUMBERS
 from fg_lightning.planted import results as planted_results
+from fg_lightning.recording import findings
 from fg_lightning.roar import results as roar_results
 from tests import ROOT
 
@@ -57,12 +61,16 @@ def tables_of(page: str) -> dict[str, list[list[str]]]:
     return tables
 
 
+SCORE_COLUMNS = [field.name for field in fields(PerturbationScore)]
+
 COLUMNS_OF = {
     "history.csv": COLUMNS[HISTORY],
     "images.csv": COLUMNS[IMAGES],
     "layers.csv": COLUMNS[LAYERS],
     "results.csv of roar": roar_results.TABLE_COLUMNS,
     "summary.csv of roar": roar_results.SUMMARY_COLUMNS,
+    "perturbation_summary.csv": [SCORE_COLUMNS[0], "order", "fill", *SCORE_COLUMNS[1:], "note"],
+    "findings.csv": findings.COLUMNS,
     "results.csv of planted": planted_results.TABLE_COLUMNS,
     "summary.csv of planted": planted_results.SUMMARY_COLUMNS,
 }
@@ -80,6 +88,21 @@ def test_the_reference_has_every_logged_number():
     keys = [row[0] for row in rows if row[0].startswith("fullgrad/")]
     assert keys == [f"fullgrad/{name}" for name in NUMBERS]
     assert all(all(row[1:3]) for row in rows)
+
+
+PACKAGES = sorted(path.parent.name for path in (ROOT / "fg_lightning").glob("*/__init__.py"))
+
+ELSEWHERE = {"metrics.TotalVariation", "metrics.total_variation", "roar.top_pixels"}
+"""Names of another package, which the pages mention in a sentence."""
+
+
+def test_the_reference_has_every_public_name():
+    pages = "\n".join(page.read_text() for page in (ROOT / "docs/reference").rglob("*.md"))
+    shown = set(re.findall(r"^::: fg_lightning\.([\w.]+)$", pages, re.MULTILINE))
+    names = {
+        f"{package}.{name}" for package in PACKAGES for name in getattr(import_module(f"fg_lightning.{package}"), "__all__", ())
+    }
+    assert not names - shown - ELSEWHERE
 
 
 def test_the_page_of_commands_is_current():

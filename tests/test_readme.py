@@ -137,6 +137,7 @@ def test_a_tutorial_or_how_to_runs_from_top_to_bottom(page: Path) -> None:
 
 
 def test_what_the_readme_says_of_terms_and_methods_holds() -> None:
+    assert len(METHODS) == 15
     names = run_page(ROOT / "README.md")
     terms, maps = names["terms"], names["maps"]
     total = terms.input_term + sum(terms.bias_terms.values()) + sum(terms.implicit_terms.values())
