@@ -194,11 +194,9 @@ class PerturbationCurves:
         if 0 < MANY_TIMES * self.fractions[0] <= self.fractions[-1]:
             figure.axes[0].set_xscale("log")
         num_images = len(next(iter(values.values())))
-        lines = [
-            f"{self.describe_mean(num_images)} {self.order}, fill {self.fill_name}. Grey: knows nothing of the network.",
-            *notes,
-        ]
-        wrapped = [part for line in lines for part in wrap(line, 130)]
+        controls = " Grey: knows nothing of the network." if values.keys() & set(CONTROLS) else ""
+        first = f"{self.describe_mean(num_images)} Order {self.order}, fill {self.fill_name}.{controls}"
+        wrapped = [part for line in (first, *notes) for part in wrap(line, 130)]
         figure.set_figheight(figure.get_figheight() + 0.15 * len(wrapped))
         figure.supxlabel("\n".join(wrapped), x=0.01, ha="left", fontsize=7)
         return figure

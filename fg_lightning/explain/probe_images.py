@@ -3,33 +3,47 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
 
-from fg_lightning.callbacks.probe_source import load_probe, reads_by_index, training_loader, validation_loader
+from fg_lightning.callbacks.probe_finder import ProbeChoice, ProbeFinder
+from fg_lightning.callbacks.probe_source import training_loader, validation_loader
 from fg_lightning.checkpoints import one_line
 from fg_lightning.errors import CannotRun
 from fg_lightning.explain.load_network import Transform
 from fg_lightning.explain.pictures import find_pictures, read_picture
+from fg_lightning.recording.messages import Messages
 from fg_lightning.recording.probe import Probe
+from fg_lightning.recording.settings import Settings
 from fg_lightning.visualization.film_strips import spread_indices
 
 
-def probe_of_data(make_data: Callable[[], LightningDataModule], network: nn.Module, num_samples: int) -> tuple[Probe, list[Any]]:
+def probe_of_data(
+    make_data: Callable[[], LightningDataModule],
+    network: nn.Module,
+    num_samples: int,
+    choice: Literal["balanced", "hardest"] | Sequence[int] | None,
+    settings: Settings,
+    messages: Messages,
+) -> tuple[Probe, list[Any]]:
     """The images that a monitor takes from a datamodule: of its validation data, through the hooks that change batches.
 
     Lightning itself prepares the data, as before a fit, and is stopped before anything else happens.
 
     Args:
         make_data: makes the datamodule.
-        network: the module whose hooks change batches, if it is a LightningModule.
+        network: the module whose hooks change batches, if it is a LightningModule; the hardest images are those that it gets
+            most wrong.
         num_samples: number of images.
+        choice: as the monitor's `probe`; None for the hook `fullgrad_probe`, or else as many of each class.
+        settings: how the images are explained.
+        messages: tells what is done instead of what was asked for.
 
     Returns:
         The images, and what tells their normalization and classes.
@@ -37,7 +51,12 @@ def probe_of_data(make_data: Callable[[], LightningDataModule], network: nn.Modu
     Raises:
         CannotRun: if the data cannot be prepared or hold no images.
     """
-    reader = _ProbeReader(num_samples)
+    try:
+        asked = ProbeChoice.from_user(choice)
+    except ValueError as error:
+        raise CannotRun(str(error)) from error
+    finder = ProbeFinder(asked, is_asked=choice is not None, num_samples=num_samples, settings=settings, messages=messages)
+    reader = _ProbeReader(finder)
     try:
         data = make_data()
         with _quiet_lightning():
@@ -51,7 +70,7 @@ def probe_of_data(make_data: Callable[[], LightningDataModule], network: nn.Modu
                 enable_progress_bar=False,
                 enable_model_summary=False,
             )
-            trainer.fit(network if isinstance(network, LightningModule) else _AnyNetwork(), datamodule=data)
+            trainer.fit(network if isinstance(network, LightningModule) else _AnyNetwork(network), datamodule=data)
     except _ProbeRead:
         pass
     except CannotRun:
@@ -93,26 +112,29 @@ class _ProbeRead(Exception):
 class _ProbeReader(Callback):
     """Takes the images where a monitor does, and stops."""
 
-    def __init__(self, num_samples: int) -> None:
-        self.num_samples = num_samples
+    def __init__(self, finder: ProbeFinder) -> None:
+        self.finder = finder
         self.probe: Probe | None = None
         self.loader: Any = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        loader = validation_loader(trainer) if trainer.enable_validation else None
-        if loader is None:
+        if not trainer.enable_validation:
             trainer.fit_loop.setup_data()
-            loader = training_loader(trainer)
-        self.loader = loader
-        if reads_by_index(loader):
-            self.probe = load_probe(loader, self.num_samples, trainer, pl_module)
-        else:  # a stream
-            self.probe = Probe.from_batch(next(iter(loader)), self.num_samples)
+        self.loader = validation_loader(trainer) if trainer.enable_validation else training_loader(trainer)
+        probe = self.finder.find(trainer, pl_module, is_trained=True)
+        self.probe = self.finder.from_stream(next(iter(self.loader))) if probe is None else probe
         raise _ProbeRead
 
 
 class _AnyNetwork(LightningModule):
     """Stands for a network that is no LightningModule, so that Lightning reads the data."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Any:
+        return self.network(images)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         raise NotImplementedError

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from fg_lightning.atomic_files import replace_file
+from fg_lightning.callbacks.probe_finder import HARDEST
 from fg_lightning.checkpoints import one_line, read_checkpoint
 from fg_lightning.errors import CannotRun
 from fg_lightning.explain.checkpoint_network import CheckpointNetwork
@@ -19,6 +20,7 @@ from fg_lightning.recording.messages import Messages
 from fg_lightning.recording.probe import Probe
 from fg_lightning.recording.recorder import FullGradRecorder
 from fg_lightning.recording.resume import ProbeChanged
+from fg_lightning.recording.settings import Settings
 
 STATE = "checkpoints.pt"
 """Which checkpoints are recorded, and what continues the history."""
@@ -72,6 +74,18 @@ class Notes(Messages):
             self._show(note)
 
 
+def check_options(options: Mapping[str, Any]) -> Settings:
+    """How images are explained, by options of `FullGradRecorder`.
+
+    Raises:
+        CannotRun: if one makes no sense.
+    """
+    try:
+        return Settings(**options)
+    except (TypeError, ValueError) as error:
+        raise CannotRun(str(error)) from error
+
+
 def record_checkpoints(
     series: CheckpointSeries,
     network: CheckpointNetwork,
@@ -113,9 +127,10 @@ def record_checkpoints(
     notes = notes or Notes(print)
     if probe.labels is None and options.get("target") is None and new:
         options["target"] = state["target"] if state else _last_prediction(new, network, probe, device, data, options)
+    fresh = None if state and probe.chosen.startswith(HARDEST) else probe  # the hardest were chosen by an earlier network
     try:
         for makes in (tuple, loggers):  # the first to check everything before a run is asked for
-            recorder = FullGradRecorder(output, probe, data=list(data), loggers=makes(), messages=notes, **options)
+            recorder = FullGradRecorder(output, fresh, data=list(data), loggers=makes(), messages=notes, **options)
             if state:
                 recorder.load_state_dict({**state["recorder"], "folder": str(output.resolve())})
     except ProbeChanged as error:
