@@ -11,9 +11,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from jaxtyping import Bool
 from PIL import Image
+from torch import Tensor
 
 from fg_lightning.visualization.film_strips import spread_indices
+from fg_lightning.visualization.outlines import draw_outlines
 from fg_lightning.visualization.saliency_overlay import COLORMAP, SIGNED_COLORMAP, colour_table, heat_levels
 
 BUDGET = 12_000_000
@@ -24,6 +27,12 @@ NUM_TRIALS = 5
 
 LARGEST_PICTURE = 448
 """Pixels of a picture's longer side; larger pictures are reduced."""
+
+OUTLINED_SIDE = 224
+"""Pixels of the longer side of the picture that a mask's outline is drawn in."""
+
+BLANK = 255
+"""A colour that outlines do not have."""
 
 Planes = npt.NDArray[np.float32]
 Levels = npt.NDArray[np.uint8]
@@ -122,6 +131,21 @@ def encode_picture(picture: Image.Image) -> bytes:
     smaller = picture.copy()
     smaller.thumbnail((LARGEST_PICTURE, LARGEST_PICTURE))
     return encode_webp(smaller, 85)
+
+
+def encode_outline(mask: Bool[Tensor, "1 *s"], height: int, width: int) -> bytes:
+    """The line around a mask, which is see-through elsewhere.
+
+    Args:
+        mask: where the network should look.
+        height: of the picture that it lies on.
+        width: likewise.
+    """
+    scale = OUTLINED_SIDE / max(height, width)
+    blank = np.full((max(1, round(height * scale)), max(1, round(width * scale)), 3), BLANK, np.uint8)
+    (outlined,) = draw_outlines([blank], mask[None])
+    opacity = np.where((outlined == BLANK).all(-1, keepdims=True), 0, 255).astype(np.uint8)
+    return encode_webp(Image.fromarray(np.concatenate([outlined, opacity], axis=-1)), None)
 
 
 def encode_webp(picture: Image.Image, quality: int | None) -> bytes:

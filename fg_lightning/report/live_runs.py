@@ -132,8 +132,7 @@ class LiveRun:
             last, findings = content.snapshots[-1], describe_state(content)["findings"]
             row |= {
                 "snapshots": len(content.snapshots),
-                "last": content.axis.title(last),
-                "step": last.step,
+                "last": content.axis.moment(last),
                 "completeness_error": last.numbers.get("fullgrad/completeness_error"),
                 "findings": None if findings is None else [finding["message"] for finding in findings],
                 "module": str(content.run.about.get("module", "")),

@@ -8,14 +8,17 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from fg_lightning.history import Run
 from fg_lightning.history.records import MAP_NUMBERS, NUMBERS, TERMS, ImageRow
+from fg_lightning.history.run_reader import RunFiles
 from fg_lightning.report.image_encoding import (
     BUDGET,
     Encoding,
     choose_encoding,
     encode_maps,
+    encode_outline,
     encode_picture,
     num_columns,
     palette,
@@ -94,14 +97,24 @@ class RunContent:
 
     def pictures(self) -> list[dict[str, Any]]:
         """The images of the probe, for the template."""
-        return [self._picture(image) for image in range(len(self.run.pictures))]
+        masks = self._read_masks()
+        return [self._picture(image, None if masks is None else masks[image]) for image in range(len(self.run.pictures))]
 
-    def _picture(self, image: int) -> dict[str, Any]:
+    def _read_masks(self) -> Tensor | None:
+        """Where the network should look, bool [N, 1, *S]; None if it is unknown, or cannot be read."""
+        try:
+            masks = RunFiles(self.run.folder).probe_masks()
+        except (OSError, ValueError):
+            return None
+        return None if masks is None or len(masks) != len(self.run.pictures) else masks
+
+    def _picture(self, image: int, mask: Tensor | None) -> dict[str, Any]:
         picture = self.run.pictures[image]
         label = next((self.run.classes.name_of(row.label) for (_, i), row in self.run.images.items() if i == image), "")
-        values = {"number": image, "label": label, "content": "", "width": 1, "height": 1}
+        values = {"number": image, "label": label, "content": "", "width": 1, "height": 1, "outline": ""}
         if picture is not None:
             values |= {"content": to_base64(encode_picture(picture)), "width": picture.width, "height": picture.height}
+            values["outline"] = "" if mask is None else to_base64(encode_outline(mask, picture.height, picture.width))
         return values
 
     def _list_numbers(self) -> list[dict[str, str]]:

@@ -2,6 +2,7 @@
 
 import base64
 import gzip
+import io
 import re
 
 import numpy as np
@@ -238,3 +239,89 @@ def test_a_report_that_cannot_be_written_is_a_warning(tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("report.html"))
     trainer(tmp_path / "without", FullGradMonitor(num_samples=4)).fit(Classifier(), loader(seed=1), loader(16, seed=2))
     assert not list((tmp_path / "without").rglob("*.gif"))
+
+
+# --- findings, masks, links
+
+
+def test_findings_link_to_the_manual_where_its_address_is_known(tmp_path, monkeypatch):
+    run(tmp_path)
+    heading = "snapshot,finding,method,value,threshold,message,advice,page\n"
+    (tmp_path / "findings.csv").write_text(f"{heading}3,border,fullgrad,0.7,0.5,At the border.,Crop.,findings.html#border\n")
+    monkeypatch.setattr("fg_lightning.report.manual.manual_address", lambda: "")
+    page = Page(write_report(tmp_path))
+    assert "Manual: findings.html#border" in page.words
+    assert not [attributes for tag, attributes in page.elements if tag == "a"]
+    monkeypatch.setattr("fg_lightning.report.manual.manual_address", lambda: "https://example.org/docs")
+    links = [attributes["href"] for tag, attributes in Page(write_report(tmp_path)).elements if tag == "a"]
+    assert "https://example.org/docs/findings.html#border" in links
+    assert "https://example.org/docs/explanation/numbers.html#drift" in links
+
+
+def test_the_manuals_address_is_the_packages(monkeypatch):
+    from email.message import Message
+
+    from fg_lightning.report.manual import manual_address
+
+    about = Message()
+    about["Project-URL"] = "Source, https://example.org/code"
+    about["Project-URL"] = "Documentation, https://example.org/docs/"
+    monkeypatch.setattr("fg_lightning.report.manual.metadata", lambda name: about)
+    assert manual_address.__wrapped__() == "https://example.org/docs"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("", "None of the checks of the monitor found anything"),
+        ("3,corner,fullgrad,0.6,,Words.,Look.,\n3,x", "The last line of findings.csv was not ended"),
+        ("3,corner,fullgrad,much,,Words.,Look.,\n", "1 of 1 rows of findings.csv are damaged"),
+        ("3,corner,,,,<b>Words & words,Look.,\n", "<b>Words & words"),
+    ],
+)
+def test_findings_are_shown_as_far_as_they_can_be_read(tmp_path, content, expected):
+    run(tmp_path)
+    (tmp_path / "findings.csv").write_text(f"snapshot,finding,method,value,threshold,message,advice,page\n{content}")
+    assert expected in Page(write_report(tmp_path)).words
+
+
+def test_masks_are_outlined(tmp_path):
+    run(tmp_path)
+    with np.load(tmp_path / "probe.npz") as arrays:
+        masks = np.zeros((5, 1, 12, 12), bool)
+        masks[:, :, 3:6, 3:6] = True
+        np.savez(tmp_path / "probe.npz", **arrays, masks=masks)
+    page = Page(write_report(tmp_path))
+    outlines = [attributes for tag, attributes in page.elements if attributes.get("class") == "outline"]
+    assert [outline["alt"] for outline in outlines] == ["where the network should look"] * 5
+    picture = Image.open(io.BytesIO(base64.b64decode(outlines[0]["src"].partition(",")[2])))
+    rows, columns = np.nonzero(np.asarray(picture)[..., 3])
+    assert picture.size == (224, 224)
+    assert [rows.min() / 224, rows.max() / 224, columns.min() / 224] == pytest.approx([3 / 12, 6 / 12, 3 / 12], abs=0.02)
+    (tmp_path / "probe.npz").write_bytes(b"damaged")
+    assert not any(attributes.get("class") == "outline" for _, attributes in Page(write_report(tmp_path)).elements)
+
+
+def test_a_method_whose_files_are_damaged_is_named(tmp_path):
+    maps = run(tmp_path)
+    for name in ("gradcam", "gradient"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "history.csv").write_text("snapshot,epoch,step,num_steps,drift\n1,1,10,,0.25\n")
+    np.save(tmp_path / "gradcam" / "maps.npy", np.stack([values[:3].numpy() for values in maps]))
+    page = Page(write_report(tmp_path))
+    assert "gradcam/maps.npy is damaged: this method is shown without maps (a snapshot has maps [3, 1, 12, 12]" in page.words
+    assert "gradient/maps.npy is missing" in page.words
+    assert page.data()["snapshots"][1]["numbers"]["gradcam/drift"] == 0.25
+    lines = page.data("figures")["drift"]["data"]
+    assert [line["name"] for line in lines if "gradient" in line["name"]] == ["gradient: since the snapshot before"]
+
+
+def test_snapshots_within_an_epoch_lie_at_their_steps(tmp_path):
+    run(tmp_path)
+    lines = (tmp_path / "history.csv").read_text().splitlines(keepends=True)
+    lines[3] = lines[3].replace("2,2,20,", "2,1,20,")
+    (tmp_path / "history.csv").write_text("".join(lines))
+    page = Page(write_report(tmp_path))
+    assert [snapshot["title"] for snapshot in page.data()["snapshots"]] == ["untrained", "step 10", "step 20", "step 30"]
+    assert page.data("figures")["concentration"]["data"][0]["x"] == [0, 10, 20, 30]
+    assert page.data()["snapshots"][2]["moment"] == "step 20, epoch 1"

@@ -147,7 +147,7 @@ def test_a_single_run_is_shown_and_several_are_listed(tmp_path):
         assert get(address)[2] == address
         rows = {row["folder"]: row for row in json.loads(get(f"{address}runs")[1])}
         assert {name: row["snapshots"] for name, row in rows.items()} == {"b/fullgrad": 4, "a & b/fullgrad": 4, "begun/fullgrad": 0}
-        assert rows["b/fullgrad"]["last"] == "epoch 3"
+        assert rows["b/fullgrad"]["last"] == "epoch 3, step 30"
         asked = urllib.parse.urlencode({"folder": "a & b/fullgrad"})
         assert get(f"{address}run?{asked}")[0] == 200
         assert get(f"{address}thumbnail?{asked}")[1][8:12] == b"WEBP"

@@ -3,6 +3,7 @@
 
 const live = read("live-data");
 const EVERY = 2000;
+const LONG = 1800;  // seconds without a snapshot after which a run may have been killed
 const query = new URLSearchParams(location.search);
 
 function age(seconds) {
@@ -18,6 +19,7 @@ function say(state, words) {
 function sayFollowing(signs) {
   const since = signs.age === null ? "" : `last snapshot ${age(signs.age)} ago`;
   if (signs.has_ended) say("ended", `Training has ended; ${since}.`);
+  else if (signs.age > LONG) say("late", `Following the run; ${since}. It may have been killed, or an epoch takes long.`);
   else say("following", `Following the run; ${since}.`);
   element("all-runs").hidden = !(signs.num_runs > 1);
 }

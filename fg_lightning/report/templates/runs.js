@@ -34,7 +34,7 @@ function row(run) {
   }
   known.dataset.seen = run.seen;
   snapshots.textContent = run.snapshots || "none yet";
-  last.textContent = run.last ? `${run.last}, step ${run.step}` : "";
+  last.textContent = run.last ?? "";
   since.textContent = run.has_ended ? `ended, ${age(run.age)}` : age(run.age);
   error.textContent = run.completeness_error === undefined || run.completeness_error === null ? "" : run.completeness_error.toExponential(1);
   findings.className = "words";
