@@ -11,6 +11,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 import pytest
 import yaml
 
+import fg_lightning
 from fg_lightning.cli.main import COMMANDS
 from fg_lightning.explain import PerturbationScore
 from fg_lightning.history.records import COLUMNS, HISTORY, IMAGES, LAYERS, NUMBERS
@@ -18,6 +19,7 @@ from fg_lightning.planted import results as planted_results
 from fg_lightning.recording import findings
 from fg_lightning.roar import results as roar_results
 from tests import ROOT
+from tests.helpers.browser_pages import IN_CHROMIUM, started, until
 
 pytest.importorskip("mkdocs", reason="needs the extra docs")
 pytest.importorskip("material", reason="needs the extra docs")
@@ -133,6 +135,42 @@ def test_it_builds_and_the_reference_has_signatures_and_examples(site):
 def test_it_loads_nothing_from_elsewhere(site):
     found = {path.name: LOADED.findall(path.read_text()) for path in site.rglob("*.html")}
     assert not {name: addresses for name, addresses in found.items() if addresses}
+
+
+def in_chromium(test):
+    for mark in IN_CHROMIUM:
+        test = mark(test)
+    return test
+
+
+@in_chromium
+def test_search_works_from_disk_and_without_a_network(site):
+    with started(offline=True) as browser:
+        browser.get((site / "index.html").as_uri())
+        browser.execute_script("document.querySelector('label[for=__search]').click()")
+        browser.find_element("css selector", "input.md-search__input").send_keys("blurriness")
+        until(browser, "document.querySelectorAll('.md-search-result__item').length > 0")
+        assert "Remove and retrain" in browser.find_element("css selector", ".md-search-result").text
+        assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+@in_chromium
+def test_no_page_is_wider_than_a_phone(site):
+    with started(offline=True) as browser:
+        phone = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+        widths = {}
+        for page in sorted(site.rglob("*.html")):
+            browser.get(page.as_uri())
+            widths[str(page.relative_to(site))] = browser.execute_script("return document.documentElement.scrollWidth")
+    assert {page for page, width in widths.items() if width > 390} == set()
+
+
+def test_every_page_shows_the_version_and_leads_to_the_source(site):
+    for page in site.rglob("*.html"):
+        text = page.read_text()
+        assert f"fg-lightning {fg_lightning.__version__}" in text
+        assert "Source</a>" in text
 
 
 def test_hooks_before_a_commit_run_the_tools_of_make_lint():
