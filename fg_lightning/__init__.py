@@ -1,4 +1,4 @@
-"""What an image network looks at while it trains, and whether the answer can be trusted.
+"""Saliency maps of an image network while it trains, drawn from terms that add up to its output, and tests of such maps.
 
 The names below are loaded when they are first used, so that `import fg_lightning` is cheap.
 """
