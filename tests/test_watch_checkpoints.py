@@ -171,6 +171,42 @@ def test_new_checkpoints_are_added_and_old_ones_stay(training, tmp_path, capsys)
     assert not Path("out_1").exists()
 
 
+def test_a_command_that_is_stopped_goes_on(training, monkeypatch, capsys):
+    load, loaded = CheckpointNetwork.load, []
+
+    def stop(network, path):
+        loaded.append(path.name)
+        if len(loaded) == 4:  # the last one for the images, then two
+            raise KeyboardInterrupt
+        return load(network, path)
+
+    monkeypatch.setattr(CheckpointNetwork, "load", stop)
+    with pytest.raises(SystemExit) as stopped:
+        watch(training / "epochs")
+    assert stopped.value.code == 130
+    assert "stopped; run the same command again to continue" in capsys.readouterr().err
+    assert titles(History.read(Path("out"))) == ["untrained", "epoch 1"]
+    assert Path("out/film_strip.png").is_file()
+    history = watch(training / "epochs")
+    assert loaded[4:] == ["epoch=1-step=6.ckpt"] * 2
+    for snapshot, expected in zip(history.snapshots, History.read(training / "fullgrad" / "version_0").snapshots, strict=True):
+        assert snapshot.numbers == pytest.approx(expected.numbers, abs=1e-3)  # the maps before are kept as float16
+
+
+def test_a_command_that_was_killed_between_a_snapshot_and_its_note_goes_on(training, tmp_path):
+    growing = tmp_path / "growing"
+    growing.mkdir()
+    shutil.copy(training / "epochs" / "start.ckpt", growing)
+    watch(growing)
+    early = Path("out", STATE).read_bytes()
+    shutil.copy(training / "epochs" / "epoch=0-step=3.ckpt", growing)
+    once = watch(growing).snapshots
+    Path("out", STATE).write_bytes(early)
+    history = watch(growing)
+    assert history.snapshots == once
+    assert torch.equal(history.maps(1), History.read(training / "fullgrad" / "version_0").maps(1))
+
+
 def test_a_folder_that_was_moved_goes_on(training, tmp_path):
     growing = tmp_path / "growing"
     growing.mkdir()
@@ -213,6 +249,7 @@ def test_what_cannot_be_loaded_is_named_and_skipped(training, tmp_path, capsys):
     (mixed / "epoch=0-step=3.ckpt").unlink()
     broken = torch.load(training / "epochs" / "epoch=0-step=3.ckpt", weights_only=True)
     del broken["state_dict"]["head.2.bias"]
+    broken["global_step"] = 99  # the last one
     torch.save(broken, mixed / "broken.ckpt")
     history = watch(mixed)
     assert titles(history) == ["untrained", "epoch 2"]
@@ -235,6 +272,28 @@ def test_hyperparameters_of_a_checkpoint_build_the_network(tmp_path):
     watch_it = ["--model", "tests.test_watch_checkpoints.Scaled", "--model.scale", "3"]  # the width is still the checkpoint's
     main(["watch-checkpoints", str(tmp_path), *watch_it, *NAMES[2:], "--device", "cpu"])
     assert titles(History.read(Path("fg_checkpoints"))) == ["untrained"]
+
+
+def test_the_hardest_images_are_those_of_the_last_network(training, tmp_path):
+    growing = tmp_path / "growing"
+    growing.mkdir()
+    shutil.copy(training / "epochs" / "epoch=0-step=3.ckpt", growing)
+    history = watch(growing, "--probe", "hardest", "--num_samples", "3")
+    model = CheckpointNetwork("tests.helpers.small_trainings.Classifier").load(growing / "epoch=0-step=3.ckpt").eval()
+    images, labels = images_and_labels(16, seed=2)
+    with torch.no_grad():
+        losses = nn.functional.cross_entropy(model(images), labels, reduction="none")
+    hardest = losses.argsort(descending=True)[:3]
+    assert torch.equal(history.probe()[0], images[hardest])
+    shutil.copy(training / "epochs" / "epoch=1-step=6.ckpt", growing)
+    history = watch(growing, "--probe", "hardest", "--num_samples", "3")
+    assert titles(history) == ["epoch 1", "epoch 2"]
+    assert torch.equal(history.probe()[0], images[hardest])
+
+
+def test_images_are_chosen_by_their_numbers(training):
+    history = watch(training / "epochs", "--probe", "[5,3]")
+    assert torch.equal(history.probe()[0], images_and_labels(16, seed=2)[0][[5, 3]])
 
 
 def test_several_methods_are_drawn(training):
@@ -406,6 +465,8 @@ def test_pictures_are_explained_by_the_class_that_the_last_network_predicts(tmp_
         (["epochs", "--model", "resnet19", *NAMES[2:]], "torchvision has no classifier 'resnet19'"),
         (["epochs", "--model", "tests.test_watch_checkpoints.give_number", *NAMES[2:]], "cannot be loaded into .*it gives int"),
         (["epochs", *NAMES], "epoch_1.pt cannot be loaded into Classifier: it lacks 9 of the network's 9 weights"),
+        (["epochs", *PLAIN, *NAMES[2:], "--probe", "[99]"], "the images could not be read from the data: .*99"),
+        (["epochs", *PLAIN, "--data", "full", "--probe", "hardest"], "--probe chooses images of a datamodule"),
         (["epochs", *PLAIN, *NAMES[2:], "--output", "full"], "full is there already and was not drawn from checkpoints"),
         (["epochs", *PLAIN, *NAMES[2:], "--methods", "gradcamm"], "gradcamm"),
         (["epochs", *PLAIN, *NAMES[2:], "--device", "cupid"], "cupid"),

@@ -23,6 +23,7 @@ def watch_checkpoints(
     data: Union[Callable[[], LightningDataModule], str, None] = None,
     output: Path = Path("fg_checkpoints"),
     num_samples: PositiveInt = 8,
+    probe: Union[Literal["balanced", "hardest"], list[int], None] = None,
     methods: Union[str, list[str]] = "fullgrad",
     reading: Literal["exact", "locally_affine"] = "exact",
     psi: Literal["absolute", "positive", "signed"] = "absolute",
@@ -51,7 +52,9 @@ def watch_checkpoints(
         data: Class path of your LightningDataModule, whose validation images are explained; its arguments: --data.NAME. Or a folder
             of pictures, which have no labels.
         output: The folder that everything is written to.
-        num_samples: Number of images, evenly spread over the data.
+        num_samples: Number of images.
+        probe: Which images of a datamodule: balanced, as many of each class; hardest, those that the last network gets most wrong;
+            or their numbers in the validation data, [3,17]. Default: what the data's method fullgrad_probe says, or balanced.
         methods: Names of methods with commas between them. FullGrad is always there.
         reading: How FullGrad reads the network: exact, or locally_affine, which tells more of transformers.
         psi: FullGrad's post-processing.
@@ -79,7 +82,8 @@ def watch_checkpoints(
 
     from fg_lightning.explain.checkpoint_network import CheckpointNetwork
     from fg_lightning.explain.load_network import read_class_names
-    from fg_lightning.explain.record_checkpoints import Notes, record_checkpoints
+    from fg_lightning.explain.probe_images import probe_of_data
+    from fg_lightning.explain.record_checkpoints import Notes, check_options, load_last, record_checkpoints
     from fg_lightning.recording.checkpoint_series import find_checkpoints
 
     if model is None:
@@ -105,7 +109,18 @@ def watch_checkpoints(
         options |= {"reading": reading, "psi": psi, "target": target, "animation": animation}
         if class_names is not None:
             options["class_names"] = read_class_names(class_names)
-        probe, roots, found = _find_images(data, network.load(series.checkpoints[-1].path), num_samples, size, mean, std, transform)
+        notes = Notes(show)
+        last = load_last(network, series.checkpoints)
+        roots: list[Any] = []
+        if isinstance(data, str):
+            if probe is not None:
+                raise CannotRun("--probe chooses images of a datamodule; pictures are evenly spread over their folder")
+            images, more = _find_pictures(data, num_samples, size, mean, std, transform)
+            options |= more
+        else:
+            if any(option is not None for option in (mean, std, transform)):
+                raise CannotRun("--mean, --std and --transform are for a folder of pictures; a datamodule has its own transforms")
+            images, roots = probe_of_data(data, last, num_samples, probe, check_options(options), notes)
         runs: list[Any] = []
 
         def open_runs() -> list[Any]:
@@ -116,16 +131,15 @@ def watch_checkpoints(
             recorded = record_checkpoints(
                 series,
                 network,
-                probe,
+                images,
                 output,
                 roots,
                 loggers=open_runs,
                 added_to=wandb_run,
                 device=place,
                 track=lambda checkpoints: bar.track(checkpoints, description="explaining", total=len(checkpoints)),
-                notes=Notes(show),
+                notes=notes,
                 **options,
-                **found,
             )
         except KeyboardInterrupt:
             print("fg-lightning: stopped; run the same command again to continue", file=sys.stderr)
@@ -143,25 +157,19 @@ def watch_checkpoints(
     print(f"{'a page':12} fg-lightning report {shlex.quote(str(output))}", flush=True)
 
 
-def _find_images(
-    data: Union[Callable[[], LightningDataModule], str],
-    network: nn.Module,
+def _find_pictures(
+    data: str,
     num_samples: int,
     size: int,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
     transform: str | None,
-) -> tuple[Any, list[Any], dict[str, Any]]:
-    """The probe, what tells the normalization and the classes, and the options that follow from it."""
+) -> tuple[Any, dict[str, Any]]:
+    """The probe, and the options that follow from it."""
     from fg_lightning.explain.load_network import import_object, picture_transform, read_last_normalization
-    from fg_lightning.explain.probe_images import probe_of_data, probe_of_pictures
+    from fg_lightning.explain.probe_images import probe_of_pictures
     from fg_lightning.training.image_datamodule import IMAGENET
 
-    if not isinstance(data, str):
-        if any(option is not None for option in (mean, std, transform)):
-            raise CannotRun("--mean, --std and --transform are for a folder of pictures; a datamodule has transforms of its own")
-        probe, roots = probe_of_data(data, network, num_samples)
-        return probe, roots, {}
     folder = Path(data).expanduser()
     if not folder.is_dir():
         reason = "there is no such folder"
@@ -175,7 +183,7 @@ def _find_images(
     function = picture_transform(size, mean, std) if transform is None else import_object(transform)
     normalization = read_last_normalization(function)
     probe, _ = probe_of_pictures(folder, function, num_samples)
-    return probe, [], {} if normalization is None else {"normalization": (normalization.mean, normalization.std)}
+    return probe, {} if normalization is None else {"normalization": (normalization.mean, normalization.std)}
 
 
 def _resume_wandb(name: str, methods: Sequence[str]) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from fg_lightning.atomic_files import replace_file
 from fg_lightning.callbacks.probe_finder import HARDEST
@@ -84,6 +85,21 @@ def check_options(options: Mapping[str, Any]) -> Settings:
         return Settings(**options)
     except (TypeError, ValueError) as error:
         raise CannotRun(str(error)) from error
+
+
+def load_last(network: CheckpointNetwork, checkpoints: Sequence[Checkpoint]) -> nn.Module:
+    """The network of the last checkpoint that can be loaded.
+
+    Raises:
+        CannotRun: if none can.
+    """
+    failures: list[CannotRun] = []
+    for checkpoint in reversed(checkpoints):
+        try:
+            return network.load(checkpoint.path)
+        except CannotRun as error:  # noqa: PERF203
+            failures.append(error)
+    raise failures[0]
 
 
 def record_checkpoints(
@@ -206,7 +222,7 @@ def _last_prediction(
     alone = {name: value for name, value in options.items() if name not in ("methods", "animation")}
     recorder = FullGradRecorder(None, probe, data=list(data), messages=Notes(lambda note: None), **alone)
     try:
-        recorder.snapshot(network.load(checkpoints[-1].path).to(device), step=0, epoch=0)
+        recorder.snapshot(load_last(network, checkpoints).to(device), step=0, epoch=0)
     except CannotRun:
         return None
     state, explained = recorder.state_dict(), recorder.probe
