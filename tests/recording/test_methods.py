@@ -79,6 +79,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.ill_typed
 @pytest.mark.parametrize("name", REFUSED)
 def test_others_are_refused_with_a_reason(name):
     methods, kind, reason = REFUSED[name]
@@ -147,6 +148,7 @@ def test_what_is_no_map_is_refused(name):
         explained(network(), method_from(draw))
 
 
+@pytest.mark.ill_typed  # beartype draws random numbers itself
 def test_a_method_that_draws_random_numbers_repeats_and_touches_none():
     def noisy(scores, x):
         return torch.rand(len(x), 1, 8, 8) + np.random.rand() + random.random()
