@@ -1,8 +1,9 @@
 """psi: from a term's tensor to a map.
 
-    psi(t) = sum over channels of upsample(rescale(|t|))          (Srinivas & Fleuret 2019, section 4 and their code)
+    psi(t) = sum over channels of upsample(rescale(|t|))          (Srinivas & Fleuret 2019, section 4)
 
-Rescaling and the sum over channels come first here. Upsampling is linear, so that it comes last, once for all terms of one size.
+All channels of a sample are rescaled together, as in the authors' code; the paper's equation rescales each channel. Rescaling and
+the sum over channels come first here. Upsampling is linear, so that it comes last, once for all terms of one size.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 EPSILON = 1e-6
-"""The authors add this to the range of a term before they divide by it."""
+"""The authors add this to the range of a term before they divide by it. It is absolute: terms of a range near it count less."""
 
 Psi = Callable[[Float[Tensor, "n c *s"]], Float[Tensor, "n *s"]]
 """Reduces a term to one plane per sample, before upsampling."""
@@ -107,7 +108,7 @@ def _identity(term: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 absolute = Rescaling(torch.abs, _from_minimum)
-"""|t| brought to [0, 1] by each sample's minimum and maximum over all channels, summed over channels: the paper's choice."""
+"""|t| brought to [0, 1] by each sample's minimum and maximum over all channels, summed over channels: the authors' code."""
 
 positive = Rescaling(_positive_part, _from_minimum)
 """As `absolute`, for positive contributions alone: max(t, 0)."""

@@ -60,9 +60,9 @@ class FullGrad(Attribution):
 
     Args:
         model: any network of differentiable operations.
-        psi: post-processing: "absolute" (the paper's), "positive", "signed" (whose maps may be negative), or a function from a term
-            [N, C, *S] to a plane [N, *S], which is then upsampled.
-        implicit: whether the implicit biases of non-linearities are drawn. Without them the map is not complete.
+        psi: post-processing: "absolute" (as the authors' code), "positive", "signed" (whose maps may be negative), or a function
+            from a term [N, C, *S] to a plane [N, *S], which is then upsampled.
+        implicit: whether the implicit biases of non-linearities are drawn. Without them their terms are missing from the map.
         reading: "exact", or "locally_affine" to hold the statistics of norms, attention weights and the gates of GELU and SiLU
             constant (LibraGrad, Mehri et al. 2025), so that transformers are complete with explicit biases alone.
         layout: says how a term lies on the image plane if the package does not know: a function of the term (module, operation)
