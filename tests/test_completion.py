@@ -55,6 +55,8 @@ def test_every_command_is_offered(script: Path) -> None:
         (["test", "--ckpt"], {"--ckpt_path"}),
         (["roar", "--mode", ""], {"roar", "kar", "road"}),
         (["cite", "fullgrad", "smoothgrad"], {"smoothgrad", "smoothgrad_squared"}),
+        (["report", "--ti"], {"--title"}),
+        (["watch", "--po"], {"--port"}),
         (["report", ""], {"fg-lightning"}),  # the only file in the folder
     ],
 )

@@ -29,8 +29,8 @@ WATCHED = (HISTORY, "findings.csv", "film_strip.png", "probe.json", f"*/{HISTORY
 NUM_EXPECTED = 100
 """Snapshots that a run is expected to have at least: the maps of so many fit the budget of a page."""
 
-SEARCH_SECONDS = 3.0
-"""How long a list of the runs below a folder is used before they are searched again."""
+SEARCH_SECONDS, SEARCH_SHARE = 3.0, 0.05
+"""How long a list of the runs below a folder is used at least, and which share of the time may be spent on searching."""
 
 THUMBNAIL = 72
 """Pixels of the longer side of an image in the list of runs."""
@@ -172,16 +172,18 @@ class LiveRuns:
         self.top = top
         self._lock = Lock()
         self._runs: dict[str, LiveRun] = {}
-        self._searched = -SEARCH_SECONDS
+        self._next_search = 0.0
 
     def find(self) -> dict[str, LiveRun]:
         """The runs, by their paths below the folder, the newest first."""
         with self._lock:
-            if time.monotonic() - self._searched >= SEARCH_SECONDS:
+            start = time.monotonic()
+            if start >= self._next_search:
                 folders = sorted(find_runs(self.top), key=_time_of_birth, reverse=True)
                 names = [folder.relative_to(self.top).as_posix() for folder in folders]
                 self._runs = {name: self._runs.get(name) or LiveRun(folder) for name, folder in zip(names, folders, strict=True)}
-                self._searched = time.monotonic()
+                now = time.monotonic()
+                self._next_search = now + max(SEARCH_SECONDS, (now - start) / SEARCH_SHARE)
             return dict(self._runs)
 
     def summaries(self) -> list[dict[str, Any]]:
