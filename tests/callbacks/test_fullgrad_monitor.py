@@ -195,7 +195,7 @@ def test_images_are_shown_as_they_were_and_classes_by_name(tmp_path):
     about = monitor.history.about()
     assert about["class_names"] == ["cat", "dog", "owl"]
     assert about["normalization"] == {"mean": [0.5], "std": [2.0]}
-    original = images_and_labels(16, seed=2)[0][5].clamp(0, 1)
+    original = images_and_labels(16, seed=2)[0][monitor.probe.indices[1]].clamp(0, 1)
     from matplotlib.image import imread
 
     shown = imread(monitor.history.folder / "probe" / "001.png")[..., :1]

@@ -138,7 +138,7 @@ def test_data_that_cannot_be_asked_for_its_classes_costs_no_snapshot(tmp_path, m
         ({"normalization": ([0.5], [0.0])}, "must not be zero"),
         ({"probe": torch.zeros(3)}, "probe must be images"),
         ({"probe": torch.zeros(2, 1, 8, 8, dtype=torch.uint8)}, "probe must be images"),
-        ({"probe": []}, "probe must be images"),
+        ({"probe": []}, "probe must be indices in the validation data, at least one"),
         ({"probe": (torch.zeros(2, 1, 8, 8), torch.zeros(3).long())}, "a row for each of 2 images"),
         ({"probe": (torch.zeros(2, 1, 8, 8), [0, 1])}, "a row for each of 2 images"),
     ],
@@ -167,6 +167,6 @@ def test_arguments_of_another_kind_are_refused_at_once(arguments, reason):
 def test_it_keeps_its_word_on_the_arguments_of_its_configuration():
     """What callbacks/*.yaml and FG_LIGHTNING may name."""
     assert list(inspect.signature(FullGradMonitor).parameters) == [
-        *("every_n_epochs", "num_samples", "probe", "target", "forward", "psi", "normalization", "class_names"),
-        *("task", "animation", "report", "strict"),
+        *("methods", "reading", "every_n_epochs", "every_n_steps", "num_samples", "probe", "masks", "target", "forward", "psi"),
+        *("implicit", "normalization", "class_names", "task", "animation", "alert", "report", "strict"),
     ]
