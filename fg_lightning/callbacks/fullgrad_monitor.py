@@ -76,8 +76,8 @@ class FullGradMonitor(Callback):
         probe: "balanced": as many images of each class if the data set has its labels at hand (reading them takes no sample), else
             evenly spread. "hardest": those among at most 512 that the network gets most wrong after its first epoch; the first
             snapshot is the one after it. A list of numbers: these images of the validation data. Or images [N, C, *S] as the model
-            takes them, (images, labels) or (images, labels, masks). Default: what a method `fullgrad_probe` of the datamodule or
-            module returns, or "balanced".
+            takes them, (images, labels) or (images, labels, masks); images may be a tuple for several image inputs. Default: what
+            a method `fullgrad_probe` of the datamodule or module returns, or "balanced".
         masks: a function of the probe's batch that returns where the network should look: masks or boxes in pixels, as in
             probe=(images, labels, masks). Default: those in a field of the batch called mask, boxes or the like, if there is one.
         target: what to explain instead: a class, one for each image, or a function from the module's output to [N].

@@ -198,6 +198,7 @@ class Explanation:
         lost_ops: operations with a bias whose place in the image is not known, so that they are not on the map.
         num_drawn: number of operations with a bias that are on the map.
         method_maps: the maps of further methods by their keys, [N, 1, *S] each, without methods that failed.
+        num_inputs: number of image inputs. Maps of several lie side by side.
     """
 
     maps: Float[Tensor, "n 1 *s"]
@@ -209,6 +210,7 @@ class Explanation:
     lost_ops: tuple[str, ...] = ()
     num_drawn: int = 0
     method_maps: Mapping[str, Float[Tensor, "n 1 *s"]] = field(default_factory=dict)
+    num_inputs: int = 1
 
     def correct(self, labels: Tensor | None) -> list[bool | None]:
         """Whether each image's predicted class is its label.

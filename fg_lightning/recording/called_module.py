@@ -48,27 +48,35 @@ class CalledModule(nn.Module):
             return self._probe.candidates
         tensors: list[Tensor] = []
         apply_to_collection(self._probe.batch, Tensor, tensors.append)
-        return (*self._probe.candidates, *tensors[: self._probe.place], *tensors[self._probe.place + 1 :])
+        place = self._probe.place
+        return (*self._probe.candidates, *tensors[:place], *tensors[place + self._num_inputs :])
 
-    def forward(self, images: Tensor, *arguments: Tensor) -> tuple[Any, tuple[Tensor, ...]]:
+    @property
+    def _num_inputs(self) -> int:
+        return len(self._probe.inputs or (self._probe.images,))
+
+    def forward(self, *tensors: Tensor) -> tuple[Any, tuple[Tensor, ...]]:
+        """The image inputs, then `arguments`."""
+        images, arguments = tensors[: self._num_inputs], tensors[self._num_inputs :]
         split = len(self._probe.candidates)
         candidates, rest = arguments[:split], arguments[split:]
         with _mute_log(self.module):
             output = self._call(images, rest)
         return output, candidates
 
-    def _call(self, images: Tensor, rest: tuple[Tensor, ...]) -> Any:
+    def _call(self, images: tuple[Tensor, ...], rest: tuple[Tensor, ...]) -> Any:
         if self._forward is None:
             try:
-                return self.module.get_submodule(self._path)(images)
+                return self.module.get_submodule(self._path)(*images)
             except (TypeError, RuntimeError) as error:
                 if type(error) not in (TypeError, RuntimeError):  # such as running out of memory
                     raise
-                context = f"{error} (raised by the forward of {type(self.module).__name__}, called on images {list(images.shape)})"
+                shapes = " and ".join(str(list(of_input.shape)) for of_input in images)
+                context = f"{error} (raised by the forward of {type(self.module).__name__}, called on images {shapes})"
                 hint = f"; if it takes something else, {HOW_TO_CALL}" if isinstance(error, TypeError) else ""
                 raise type(error)(context + hint) from error
         place = self._probe.place
-        tensors = iter([*rest[:place], images, *rest[place:]])
+        tensors = iter([*rest[:place], *images, *rest[place:]])
         return self._forward(self.module, apply_to_collection(self._probe.batch, Tensor, lambda _: next(tensors)))
 
     @staticmethod
@@ -102,13 +110,13 @@ class ScoredModule(CalledModule):
         self._score = score
         self._needs_batch = needs_batch
 
-    def forward(self, images: Float[Tensor, "m c *s"], *arguments: Tensor) -> Float[Tensor, " m"]:  # type: ignore[override]
+    def forward(self, images: Float[Tensor, "m c *s"], *others: Tensor) -> Float[Tensor, " m"]:  # type: ignore[override]
         n = len(self._probe)
         size = n if self._needs_batch and len(images) % n == 0 else len(images)
         parts = []
         for start in range(0, len(images), size):
             rows = slice(start, start + size)
-            own = (a[rows] if a.ndim and len(a) == len(images) > size else a for a in arguments)
+            own = (a[rows] if a.ndim and len(a) == len(images) > size else a for a in others)
             parts.append(self._score(*super().forward(images[rows], *own)))
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 

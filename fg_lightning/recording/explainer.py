@@ -22,6 +22,7 @@ from fg_lightning.recording.methods import Method, draw_maps
 from fg_lightning.recording.output_evidence import Evidence
 from fg_lightning.recording.output_meaning import YES_OR_NO, Meaning, infer_task, task_by_name
 from fg_lightning.recording.probe import HOW_TO_EXPLAIN_A_DETECTOR, Probe, are_detections, describe_parts, tensor_parts
+from fg_lightning.recording.side_by_side import join_side_by_side
 from fg_lightning.recording.task import Chosen, Classes, Entry, ProbeTarget, Regions, Task
 
 FROM_REGIONS = "the region of the explained class in the label map"
@@ -100,7 +101,8 @@ class Explainer:
             self.probe = self._mask_regions(torch.cat([answer.explained for answer in answers if answer.explained is not None]))
         num_classes = self.task.num_classes(outputs[0])
         joined = FullGradients.concatenate(terms)
-        return _build_explanation(module, torch.cat(maps), joined, _join_answers(answers), num_classes)
+        explanation = _build_explanation(module, torch.cat(maps), joined, _join_answers(answers), num_classes)
+        return replace(explanation, num_inputs=len(self.probe.inputs or (self.probe.images,)))
 
     def _mask_regions(self, classes: Tensor) -> Probe:
         """The probe with masks: the regions of the explained classes in the label maps that came with it."""
@@ -127,7 +129,7 @@ class Explainer:
         assert self.task is not None
         score, needs_batch = self._score, self._forward is not None or isinstance(self.task, Chosen)
         scored = ((ScoredModule(module, part, self._forward, score, needs_batch=needs_batch), part) for part in self._parts(device))
-        return torch.cat([draw_maps(method, model, part.images, **self._of_fullgrad) for model, part in scored])
+        return torch.cat([draw_maps(method, model, part.model_inputs, **self._of_fullgrad) for model, part in scored])
 
     def _parts(self, device: torch.device | str) -> list[Probe]:
         """The probe, in parts that are explained together."""
@@ -151,8 +153,9 @@ class Explainer:
                 self._decide_task(output, probe, evidence)
             return self._score(output, candidates)
 
-        maps, terms = FullGrad(called, **self._of_fullgrad).attribute_with_terms(probe.images, score, called.arguments)
+        maps, terms = FullGrad(called, **self._of_fullgrad).attribute_with_terms(probe.model_inputs, score, called.arguments)
         assert self.task is not None
+        maps = join_side_by_side(maps) if isinstance(maps, tuple) else maps
         return maps.detach().float(), terms, outputs[0], self.task.fix_labels(outputs[0], self._select(probe.candidates))
 
     def _decide_task(self, output: Any, probe: Probe, evidence: Evidence) -> None:

@@ -75,6 +75,7 @@ class Observations:
         explanation: of the snapshot.
         is_trained: whether the network was trained before this snapshot.
         untrained: the maps of the untrained network by method, without those that are lost.
+        drift: mean cosine distance of FullGrad's maps to those of the snapshot before; None if it is not known.
         checks: the sanity checks by method; empty before the end.
         unchecked: why there are no sanity checks.
     """
@@ -83,6 +84,7 @@ class Observations:
     explanation: Explanation
     is_trained: bool = True
     untrained: Mapping[str, Float[Tensor, "n 1 *s"]] = field(default_factory=dict)
+    drift: float | None = None
     checks: Mapping[str, SanityCheck] = field(default_factory=dict)
     unchecked: str = "they are checked when training ends"
 
@@ -215,10 +217,10 @@ def measure_lost_operations(observations: Observations, method: str = "") -> Mea
 def measure_corner(observations: Observations, method: str) -> Measured:
     """The share of images whose map is highest in one and the same corner."""
     maps = observations.maps[method].abs()
-    reason = _why_not_plane(maps) or _why_untrained(observations)
+    reason = _why_not_plane(maps, observations.explanation.num_inputs) or _why_untrained(observations)
     if reason:
         return reason
-    shares = {name: float(pointing_game(maps, mask.expand_as(maps)).double().mean()) for name, mask in corner_masks(maps.shape[2:]).items()}
+    shares = {name: _share_of_peaks(maps, mask) for name, mask in corner_masks(maps.shape[2:]).items()}
     corner = max(shares, key=lambda name: shares[name])
     where = corner.replace("_", " ")
     return Measurement(shares[corner], f"{_count(shares[corner], maps)} are highest in the {where} corner")
@@ -227,13 +229,24 @@ def measure_corner(observations: Observations, method: str) -> Measured:
 def measure_border(observations: Observations, method: str) -> Measured:
     """The share of images whose map is highest in the outer tenth."""
     maps = observations.maps[method].abs()
-    reason = _why_not_plane(maps) or _why_untrained(observations)
+    reason = _why_not_plane(maps, observations.explanation.num_inputs) or _why_untrained(observations)
     if reason:
         return reason
     mask = border_mask(maps.shape[2:])
     assert mask is not None
-    share = float(pointing_game(maps, mask.expand_as(maps)).double().mean())
+    share = _share_of_peaks(maps, mask)
     return Measurement(share, f"{_count(share, maps)} are highest at the border of the image")
+
+
+def measure_jump(observations: Observations, method: str = "") -> Measured:
+    """How far FullGrad's maps moved since the snapshot before."""
+    if observations.drift is None:
+        return "there is no snapshot before"
+    if (observations.explanation.maps < 0).any():
+        return "the maps are signed"
+    return Measurement(
+        observations.drift, f"The maps jumped: their mean cosine distance to the last ones is {observations.drift:.2f}"
+    )
 
 
 def measure_similarity_to_untrained(observations: Observations, method: str) -> Measured:
@@ -269,10 +282,16 @@ def measure_similarity_to_runner_up(observations: Observations, method: str) -> 
     return Measurement(value, f"The maps hardly differ from those of the next class: their mean rank correlation is {value:.3f}")
 
 
-def _why_not_plane(maps: Tensor) -> str:
+def _share_of_peaks(maps: Tensor, mask: Tensor) -> float:
+    return float(pointing_game(maps, mask.to(maps.device).expand_as(maps)).double().mean())
+
+
+def _why_not_plane(maps: Tensor, num_inputs: int) -> str:
     """Why maps have no corners that mean something; empty if they have."""
     if maps.ndim != 4:
         return "the images are not planes"
+    if num_inputs > 1:
+        return "several image inputs lie side by side"
     if min(maps.shape[2:]) < MIN_SIDE:
         return f"the images have fewer than {MIN_SIDE} pixels a side"
     return "" if len(maps) >= MIN_IMAGES else f"{len(maps)} images are too few; {MIN_IMAGES} are needed"
@@ -332,6 +351,14 @@ RULES = (
         measure_border,
         "Look for a frame, padding or a crop that differs between classes. Cover the border of the validation images and see "
         "whether the accuracy falls",
+    ),
+    Rule(
+        "jumped",
+        "jumps",
+        0.5,
+        measure_jump,
+        "Look at the loss around this snapshot. A learning rate that is too high destroys what the network has learned",
+        is_of_maps=False,
     ),
     Rule(
         "like_untrained",

@@ -119,8 +119,9 @@ def observe(history: History, explanation: Explanation) -> Observations:
     if history.snapshots[0].is_untrained:
         firsts = {FULLGRAD: history.first_maps, **{key: method.first_maps for key, method in history.methods.items()}}
         untrained = {key: maps for key, maps in firsts.items() if maps is not None and not maps.isnan().any()}
-    is_trained = not history.snapshots[-1].is_untrained
-    return Observations(len(history.snapshots) - 1, explanation, is_trained, untrained)
+    last = history.snapshots[-1]
+    drift = last.numbers.get("fullgrad/drift")
+    return Observations(len(history.snapshots) - 1, explanation, not last.is_untrained, untrained, drift)
 
 
 def write_findings(path: Path, findings: Sequence[Finding]) -> None:

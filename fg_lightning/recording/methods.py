@@ -19,9 +19,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fg_lightning.attribution import METHODS, Factory, channel_sum
+from fg_lightning.fullgrad.decomposition import as_several, one_or_several
+from fg_lightning.fullgrad.forward_backward import OneOrSeveral
 from fg_lightning.fullgrad.postprocess import INTERPOLATION
 from fg_lightning.fullgrad.preserve_model import as_model_input, preserve_model
 from fg_lightning.recording.called_module import ScoredModule
+from fg_lightning.recording.side_by_side import join_side_by_side
 
 FULLGRAD = "fullgrad"
 
@@ -95,7 +98,7 @@ def _check(key: str, method: Any) -> None:
         raise ValueError(f"a method cannot be called {key!r} here; name it with a mapping: methods={{{'my_' + key!r}: ...}}")
 
 
-def draw_maps(method: Method, scored: ScoredModule, images: Float[Tensor, "n c *s"], **of_fullgrad: Any) -> Float[Tensor, "n 1 *s"]:
+def draw_maps(method: Method, scored: ScoredModule, images: OneOrSeveral, **of_fullgrad: Any) -> Float[Tensor, "n 1 *s"]:
     """The maps of a method, of the numbers that a module gives.
 
     The module and the random state are left as they were, also if the method raises. A method that draws from it is seeded with 0.
@@ -103,23 +106,31 @@ def draw_maps(method: Method, scored: ScoredModule, images: Float[Tensor, "n c *
     Args:
         method: a name or a factory.
         scored: gives the explained number of each image.
-        images: as the module takes them.
+        images: [N, C, *S], as the module takes them; a tuple of several image inputs.
         of_fullgrad: psi, implicit and reading, for methods that are versions of FullGrad.
 
     Returns:
-        Maps on the CPU. Several channels are summed by magnitude, and a coarser map is upsampled linearly.
+        Maps on the CPU; those of several inputs side by side. Several channels are summed by magnitude, and a coarser map is
+        upsampled linearly.
 
     Raises:
         ValueError: if the result is no map of the images. And whatever the method raises.
     """
     factory = METHODS[method] if isinstance(method, str) else method
     settings = of_fullgrad if method in OF_FULLGRAD or any(factory is METHODS[name] for name in OF_FULLGRAD) else {}
-    with _without_gradients(scored), preserve_model(scored, images.device):
-        _seed(images.device)
+    several = as_several(images)
+    device = several[0].device
+    with _without_gradients(scored), preserve_model(scored, device):
+        _seed(device)
         attribution: Attribution = factory(scored, **settings)
         arguments = {"additional_forward_args": scored.arguments} if scored.arguments else {}
-        maps = attribution.attribute(as_model_input(images, scored).requires_grad_(), target=None, **arguments)
-    return _as_maps(maps, images).cpu()
+        leaves = [as_model_input(of_input, scored).requires_grad_() for of_input in several]
+        maps = attribution.attribute(one_or_several(leaves), target=None, **arguments)
+    if len(several) == 1:
+        return _as_maps(maps, several[0]).cpu()
+    if not isinstance(maps, tuple) or len(maps) != len(several):
+        raise ValueError(f"attribute must return a tuple of {len(several)} maps for as many image inputs")
+    return join_side_by_side([_as_maps(*pair) for pair in zip(maps, several, strict=True)]).cpu()
 
 
 @contextmanager

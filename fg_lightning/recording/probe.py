@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fg_lightning.recording.balanced_samples import choose_rows
 from fg_lightning.recording.masks import MaskFunction, Masks, WrongMasks, find_masks, read_masks
+from fg_lightning.recording.side_by_side import join_side_by_side
 
 HOW_TO_EXPLAIN_A_DETECTOR = (
     "pass images of one size, how the module is called and what is explained: probe=images, "
@@ -126,7 +127,8 @@ class Probe:
     """Images and what else their batch holds.
 
     Attributes:
-        images: [N, C, *S], as the model takes them.
+        images: [N, C, *S], as the model takes them; several image inputs side by side, see `join_side_by_side`.
+        inputs: the image inputs if there are several, each [N, C, *S], as the model takes them one after the other; else None.
         labels: a class or a number for each, [N], several of them, [N, K], or a label map, [N, *S]; None if there are none.
         others: further tensors of the batch that may be the labels. The model's output decides which one is.
         batch: the batch that the images are part of, if a `forward` takes it.
@@ -152,13 +154,14 @@ class Probe:
     unread_masks: Any = None
     indices: tuple[int, ...] | None = None
     chosen: str = ""
+    inputs: tuple[Tensor, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def to(self, device: torch.device | str) -> Probe:
         """The same probe on another device."""
-        names = ("images", "labels", "others", "batch")
+        names = ("images", "inputs", "labels", "others", "batch")
         moved = {name: apply_to_collection(getattr(self, name), Movable, lambda data: _move(data, device)) for name in names}
         return replace(self, **moved)
 
@@ -167,12 +170,22 @@ class Probe:
         """What may be the labels, the likeliest first."""
         return () if self.labels is None else (self.labels, *self.others)
 
+    @property
+    def model_inputs(self) -> Tensor | tuple[Tensor, ...]:
+        """The images, or a tuple of several image inputs."""
+        return self.images if self.inputs is None else self.inputs
+
     def parts(self) -> list[Probe]:
         """The probe in parts of at most `batch_size` images, without their batch."""
         step = self.batch_size or len(self)
         rows = [slice(start, start + step) for start in range(0, len(self), step)]
         return [
-            Probe(self.images[row], None if self.labels is None else self.labels[row], tuple(other[row] for other in self.others))
+            Probe(
+                self.images[row],
+                None if self.labels is None else self.labels[row],
+                tuple(other[row] for other in self.others),
+                inputs=None if self.inputs is None else tuple(of_input[row] for of_input in self.inputs),
+            )
             for row in rows
         ]
 
@@ -190,12 +203,18 @@ class Probe:
         if given is None:  # by the function: there are none
             return replace(self, masks=None, masks_from="")
         origin = "given with the probe" if function is None else f"made by {getattr(function, '__name__', 'a function')}"
-        return replace(self, masks=read_masks(given, self.images), masks_from=origin, unread_masks=None)
+        if self.inputs is None:
+            masks = read_masks(given, self.images)
+        elif isinstance(given, (tuple, list)) and len(given) == len(self.inputs):
+            masks = join_side_by_side([read_masks(*pair) for pair in zip(given, self.inputs, strict=True)])
+        else:
+            raise WrongMasks(f"masks of {len(self.inputs)} image inputs must be a tuple of the masks of each")
+        return replace(self, masks=masks, masks_from=origin, unread_masks=None)
 
     def fingerprint(self) -> str:
         """A digest of the images and labels."""
         digest = hashlib.sha256()
-        for tensor in (self.images, self.labels):
+        for tensor in (self.images, *(self.inputs or ()), self.labels):
             if tensor is not None:
                 digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
                 digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
@@ -260,6 +279,8 @@ class Probe:
     def from_user(cls, probe: Tensor | Sequence[Any]) -> Probe:
         """The images, (images, labels) or (images, labels, masks) that the user passed; `with_masks` reads the masks.
 
+        For a model of several image inputs, `images` is a tuple of them, and `masks` a tuple of the masks of each.
+
         Raises:
             NoProbe: if the argument is anything else.
         """
@@ -268,16 +289,30 @@ class Probe:
         if listed is not None:
             raise NoProbe(f"probe is {listed}; {HOW_TO_EXPLAIN_A_DETECTOR}")
         images, labels, masks = (*parts, None)[:3] if len(parts) in (2, 3) else (None, None, None)
+        inputs = None
+        if _are_inputs(images):
+            inputs = tuple(of_input.detach().clone() for of_input in images)
+            images = join_side_by_side(inputs)
         if not isinstance(images, Tensor) or not images.is_floating_point() or not 3 <= images.ndim <= 5 or not len(images):
             raise NoProbe(
-                "probe must be images, a floating-point tensor [N, C, *S] with at least one of them, (images, labels), "
-                "(images, labels, masks); a FullGradMonitor takes numbers of images, too, such as [3, 17], or \"hardest\""
+                "probe must be images, a floating-point tensor [N, C, *S] with at least one of them, (images, labels) or "
+                "(images, labels, masks); images may be a tuple for several image inputs with as many images each. "
+                'A FullGradMonitor takes numbers of images, too, such as [3, 17], or "hardest"'
             )
         if labels is not None and not (isinstance(labels, Tensor) and labels.ndim and len(labels) == len(images)):
             raise NoProbe(f"the probe's labels must be a tensor with a row for each of {len(images)} images")
         images, labels = images.detach().clone(), None if labels is None else _as_numbers(labels.detach().clone())
-        batch = images if labels is None else (images, labels)
-        return cls(images, labels, batch=batch, is_given=True, unread_masks=masks, chosen="given")
+        of_model = images if inputs is None else inputs
+        batch = of_model if labels is None else (of_model, labels)
+        return cls(images, labels, batch=batch, is_given=True, unread_masks=masks, chosen="given", inputs=inputs)
+
+
+def _are_inputs(images: Any) -> bool:
+    """Whether the images of a probe are those of several inputs, with an image for each sample."""
+    if not isinstance(images, (tuple, list)) or len(images) < 2:
+        return False
+    are_images = all(isinstance(t, Tensor) and t.is_floating_point() and 3 <= t.ndim <= 5 for t in images)
+    return are_images and len({len(of_input) for of_input in images}) == 1
 
 
 IMAGE_NAMES = ("image", "images", "img", "pixel_values", "input", "inputs", "x")

@@ -55,7 +55,8 @@ class FullGradRecorder:
         folder: of the run. If it exists already, the first free one of `..._1`, `..._2`, ... is used, unless `load_state_dict`
             continues the run in it. None: nothing is written.
         probe: images [N, C, *S] as the network takes them, (images, labels) or (images, labels, masks), with masks of where the
-            network should look: [N, *S], boxes in pixels [N, 4], or a list of [k, 4]. None: the images of `load_state_dict`.
+            network should look: [N, *S], boxes in pixels [N, 4], or a list of [k, 4]; for a network of several image inputs
+            images and masks are tuples. None: the images of `load_state_dict`.
         loggers: Lightning's or Fabric's loggers, or runs of Weights & Biases.
         data: a loader or data set, or several, whose transforms and labels tell the normalization and the classes.
         strict: raise errors instead of warning.
@@ -326,7 +327,8 @@ class FullGradRecorder:
         numbers = snapshot_numbers(explanation, history.last_maps, history.first_maps if starts_untrained else None, masks)
         for key, maps in explanation.method_maps.items():
             method = history.methods[key]
-            numbers |= map_numbers(maps, method.last_maps, method.first_maps if starts_untrained else None, key, masks)
+            untrained, is_one = method.first_maps if starts_untrained else None, explanation.num_inputs == 1
+            numbers |= map_numbers(maps, method.last_maps, untrained, key, masks, has_border=is_one)
         return numbers
 
     def _keep(self, snapshot: Snapshot, explanation: Explanation, renderer: Renderer, *, is_last: bool) -> None:

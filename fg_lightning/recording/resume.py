@@ -31,7 +31,8 @@ def pack_state(
     shown, and the images if they are small. The maps stay in the folder.
     """
     labels = None if probe.labels is None else _narrow(probe.labels)
-    size = sum(t.numel() * t.element_size() for t in (probe.images, labels, probe.masks) if t is not None)
+    tensors = (probe.images, *(probe.inputs or ()), labels, probe.masks)
+    size = sum(t.numel() * t.element_size() for t in tensors if t is not None)
     return {
         "folder": None if history.source is None else str(history.source.resolve()),
         "snapshots": [
@@ -42,6 +43,8 @@ def pack_state(
         "settings": settings,
         "task": type(task).__name__,
         "images": probe.images if size <= MOST_BYTES else None,
+        "inputs": probe.inputs if size <= MOST_BYTES else None,
+        "num_inputs": len(probe.inputs or (probe.images,)),
         "labels": labels if size <= MOST_BYTES else None,
         "masks": probe.masks if size <= MOST_BYTES else None,
         "masks_from": probe.masks_from,
@@ -110,7 +113,7 @@ class ResumedRun:
         if state["images"] is not None:
             labels = state["labels"]
             labels = labels if labels is None or labels.is_floating_point() else labels.long()
-            probe = Probe(state["images"], labels, masks=state.get("masks"))
+            probe = Probe(state["images"], labels, masks=state.get("masks"), inputs=state.get("inputs"))
         if folder is not None and folder.is_dir():
             try:
                 lost, damages = find_lost_snapshots(folder, snapshots, state["fingerprint"], _methods(state["settings"]))
@@ -119,7 +122,7 @@ class ResumedRun:
             except (OSError, ValueError) as error:
                 folder, damages = None, [str(error)]
             try:
-                if folder is not None and probe is None:
+                if folder is not None and probe is None and state.get("num_inputs", 1) == 1:  # the folder has them side by side
                     probe = Probe(*History(folder).probe(), masks=History(folder).probe_masks())
             except (OSError, ValueError) as error:
                 damages.append(str(error))

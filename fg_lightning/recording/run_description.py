@@ -35,10 +35,11 @@ def describe_run(module: str, task: str, fingerprint: str, settings: Settings, p
         "task": task,
         "explained": renderer.explained,
         "images": list(renderer.images.shape),
+        "inputs": None if probe.inputs is None else [list(of_input.shape) for of_input in probe.inputs],
         "chosen": probe.chosen,
         "indices": None if probe.indices is None else list(probe.indices),
         "masks": probe.masks_from or None,
-        "chance": chance_numbers(probe.images.shape[2:], probe.masks),
+        "chance": chance_numbers(probe.images.shape[2:], probe.masks, has_border=probe.inputs is None),
         "labels": labels and [label if math.isfinite(label) else None for label in labels],  # JSON has no NaN
         "class_names": None if renderer.classes.names is None else list(renderer.classes.names),
         "normalization": renderer.normalization and asdict(renderer.normalization),

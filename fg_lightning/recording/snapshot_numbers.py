@@ -36,7 +36,8 @@ def snapshot_numbers(
         for kind, key in kinds.items():
             numbers[key] = torch.tensor([layer.share for layer in explanation.layers if layer.kind == kind]).sum()
     of_terms = {f"fullgrad/{key}": float(numbers[key]) for key in TERM_NUMBERS if key in numbers and not numbers[key].isnan()}
-    return of_terms | map_numbers(explanation.maps, previous, untrained, "fullgrad", masks)
+    is_one = explanation.num_inputs == 1
+    return of_terms | map_numbers(explanation.maps, previous, untrained, "fullgrad", masks, has_border=is_one)
 
 
 def map_numbers(
@@ -45,6 +46,8 @@ def map_numbers(
     untrained: Tensor | None,
     method: str,
     masks: Bool[Tensor, "n 1 *s"] | None = None,
+    *,
+    has_border: bool = True,
 ) -> dict[str, float]:
     """The numbers of the maps of one method, by the keys under which they are logged; see `MAP_NUMBERS`.
 
@@ -54,6 +57,7 @@ def map_numbers(
         untrained: the maps of the untrained network; None if they are not known.
         method: the method's key, which the names of the numbers begin with.
         masks: where the network should look; None if that is not known. Images with an empty mask are left out.
+        has_border: whether the border of a map is that of an image, which it is not if images lie side by side.
 
     Returns:
         Those that are defined. A distance is in 0..1 for maps without negative values. Shares are those of the magnitude of a map.
@@ -64,9 +68,10 @@ def map_numbers(
             numbers[key] = cosine_drift(maps, earlier).mean()
     magnitudes = maps.abs()
     numbers["concentration"] = gini_index(magnitudes).mean()
-    if border_mask(maps.shape[2:]) is not None:
+    if has_border and border_mask(maps.shape[2:]) is not None:
         numbers["border_share"] = border_share(magnitudes).mean()
-    numbers |= {f"{corner}_share": shares.mean() for corner, shares in corner_shares(magnitudes).items()}
+    corners = corner_shares(magnitudes) if has_border else {}
+    numbers |= {f"{corner}_share": shares.mean() for corner, shares in corners.items()}
     if masks is not None and masks.any():
         has_mask = masks.flatten(1).any(1)
         numbers["relevance_mass"] = relevance_mass(magnitudes[has_mask], masks[has_mask]).mean()
@@ -74,19 +79,22 @@ def map_numbers(
     return {f"{method}/{key}": float(numbers[key]) for key in MAP_NUMBERS if key in numbers and not numbers[key].isnan()}
 
 
-def chance_numbers(size: Sequence[int], masks: Bool[Tensor, "n 1 *s"] | None = None) -> dict[str, float]:
+def chance_numbers(
+    size: Sequence[int], masks: Bool[Tensor, "n 1 *s"] | None = None, *, has_border: bool = True
+) -> dict[str, float]:
     """The numbers of a flat map, which knows nothing: the share of the area of border, corners and masks.
 
     Args:
         size: of the maps, one to three numbers.
         masks: see `map_numbers`.
+        has_border: see `map_numbers`.
 
     Returns:
         By names in `MAP_NUMBERS`; those of numbers that the maps have.
     """
-    border = border_mask(size)
+    border = border_mask(size) if has_border else None
     areas = {} if border is None else {"border_share": border}
-    areas |= {f"{corner}_share": mask for corner, mask in corner_masks(size).items()}
+    areas |= {f"{corner}_share": mask for corner, mask in (corner_masks(size) if has_border else {}).items()}
     chance = {name: float(mask.float().mean()) for name, mask in areas.items()}
     if masks is not None and masks.any():
         share = float(masks[masks.flatten(1).any(1)].float().mean())
