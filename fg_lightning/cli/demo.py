@@ -10,16 +10,13 @@ import shutil
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jsonargparse.typing import PositiveInt
 
 from fg_lightning.errors import CannotRun
 
-if TYPE_CHECKING:
-    from lightning.pytorch import LightningDataModule, LightningModule
-
-    from fg_lightning.planted import PlantedShortcut
+# jsonargparse runs the imports under TYPE_CHECKING of a command's module, so the types of Lightning are Any here: help is quick.
 
 MARK_SIZE = 4
 """Pixels of the side of the shortcut's mark, a seventh of the image's."""
@@ -120,7 +117,7 @@ def _wandb_logger(output: Path) -> Any:
     return WandbLogger(experiment=run, project=project, save_dir=output)
 
 
-def _plant(mark: Any, strength: float = 1.0) -> PlantedShortcut:
+def _plant(mark: Any, strength: float = 1.0) -> Any:
     """The digits with marks in a corner: of their label, or of another class ("shuffled")."""
     from fg_lightning.demo import DigitsDataModule
     from fg_lightning.planted import PlantedShortcut
@@ -128,7 +125,7 @@ def _plant(mark: Any, strength: float = 1.0) -> PlantedShortcut:
     return PlantedShortcut(DigitsDataModule(), "corner", strength, mark, size=MARK_SIZE)
 
 
-def _print_reliance(model: LightningModule, planted: PlantedShortcut, accuracy: float) -> None:
+def _print_reliance(model: Any, planted: Any, accuracy: float) -> None:
     """Prints what the accuracy is without the mark's help, and how often the map is highest on the mark."""
     print("test accuracy")
     print(f"  the mark shows the class          {accuracy:6.1%}")
@@ -139,7 +136,7 @@ def _print_reliance(model: LightningModule, planted: PlantedShortcut, accuracy: 
     print(f"  of {NUM_EXPLAINED} test digits                {share:6.1%}   (by chance {chance:.1%})")
 
 
-def _test(model: LightningModule, data: LightningDataModule) -> float:
+def _test(model: Any, data: Any) -> float:
     from lightning.pytorch import Trainer
 
     trainer = Trainer(logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False)
@@ -147,7 +144,7 @@ def _test(model: LightningModule, data: LightningDataModule) -> float:
     return float(scores["test/accuracy"])
 
 
-def _share_at_mark(model: LightningModule, planted: PlantedShortcut) -> tuple[float, float]:
+def _share_at_mark(model: Any, planted: Any) -> tuple[float, float]:
     """The share of maps whose highest pixel lies on the mark or beside it, and the share of pixels that do."""
     import torch
 
