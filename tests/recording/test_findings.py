@@ -51,7 +51,7 @@ def test_a_plain_run_has_no_finding() -> None:
     result = find(Observations(1, explain(flat_maps())))
     assert result.findings == ()
     assert result.checked == ("the sum of the terms", "missing operations", "lost operations", "the corners", "the border")
-    assert result.unchecked == {}
+    assert result.unchecked == {"jumps": "there is no snapshot before"}
 
 
 @pytest.mark.parametrize(("missed", "fires"), [(0.0, False), (0.0099, False), (0.0101, True), (-0.5, True)])
@@ -76,6 +76,12 @@ def test_operations_that_are_lost_are_named_if_they_are_half(num_drawn: int, fir
     found = find(Observations(1, explain(flat_maps(), lost_ops=("linear in a", "linear in b"), num_drawn=num_drawn))).findings
     assert [finding.name for finding in found] == ["lost_operations"] * fires
     assert all("2 of" in finding.message and "linear in a, linear in b" in finding.message for finding in found)
+
+
+@pytest.mark.parametrize(("drift", "fires"), [(None, False), (0.49, False), (0.51, True)])
+def test_maps_that_jump_are_found(drift: float | None, fires: bool) -> None:
+    assert names(Observations(2, explain(flat_maps()), drift=drift)) == ["jumped"] * fires
+    assert names(Observations(2, explain(-flat_maps()), drift=drift)) == []  # distances of signed maps go up to 2
 
 
 def test_without_a_plane_nothing_is_lost() -> None:
@@ -175,6 +181,7 @@ def test_what_was_not_checked_is_said() -> None:
     check = SanityCheck(None, None, "TypeError: cannot pickle it", "there is no other class")
     result = find(Observations(1, explain(flat_maps()), checks={"fullgrad": check}), is_last=True)
     assert result.unchecked == {
+        "jumps": "there is no snapshot before",
         "the untrained network": "the maps of the untrained network are not known",
         "random weights": "TypeError: cannot pickle it",
         "the next class": "there is no other class",
