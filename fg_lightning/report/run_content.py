@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from fg_lightning.history import Run
-from fg_lightning.history.records import MAP_NUMBERS, NUMBERS, TERMS, ImageRow
+from fg_lightning.history.records import MAP_NUMBERS, MASK_NUMBERS, NUMBERS, TERMS, ImageRow
 from fg_lightning.history.run_reader import RunFiles
 from fg_lightning.report.image_encoding import (
     BUDGET,
@@ -122,7 +122,7 @@ class RunContent:
         keys = dict.fromkeys(f"{FULLGRAD}/{name}" for name in NUMBERS)
         for method in self.methods[1:]:
             known = {name for numbers in method.numbers.values() for name in numbers}
-            keys |= dict.fromkeys(f"{method.method}/{name}" for name in MAP_NUMBERS if name in known)
+            keys |= dict.fromkeys(f"{method.method}/{name}" for name in MAP_NUMBERS if name in known or name not in MASK_NUMBERS)
         names = [(key, *key.partition("/")[::2]) for key in keys]
         return [
             {

@@ -16,6 +16,7 @@ import urllib.parse
 import urllib.request
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 
 from fg_lightning.cli.main import main
@@ -91,6 +92,23 @@ def test_new_snapshots_alone_are_sent(tmp_path):
     ended = live.changes(4, signature=news["signature"], seen=news["seen"])
     assert ended["has_ended"] is True
     assert ended["entries"]["snapshots"] == []
+
+
+def test_numbers_that_come_later_do_not_reload_the_page(tmp_path):
+    maps = run(tmp_path / "whole")
+    folder = tmp_path / "fullgrad"
+    cut(tmp_path / "whole", folder, 1)
+    (folder / "gradcam").mkdir()
+    rows = ["snapshot,epoch,step,num_steps,drift,concentration\n", "0,0,0,,,0.5\n", "1,1,10,,0.1,0.5\n"]
+    (folder / "gradcam" / "history.csv").write_text("".join(rows[:2]))
+    np.save(folder / "gradcam" / "maps.npy", np.stack([values.numpy() for values in maps]))
+    live = LiveRun(folder)
+    state = state_of(live.page().encode())
+    (folder / "gradcam" / "history.csv").write_text("".join(rows))
+    cut(tmp_path / "whole", folder, 2)
+    news = live.changes(1, **state)
+    assert news["entries"]["snapshots"][0]["numbers"]["gradcam/drift"] == 0.1
+    assert [len(of_method) for of_method in news["sprites"].values()] == [1, 1]
 
 
 def test_a_run_of_100_snapshots_sends_little_for_one_more(tmp_path):
