@@ -91,7 +91,8 @@ def test_wandbs_table_has_a_row_for_every_image_and_snapshot_and_grows(watched):
     assert [len(part["previous_increments_paths"]) for part in parts] == [0, 1, 2]
     columns = parts[0]["columns"]
     assert columns == [
-        *("overlay", "image", "number", "epoch", "step", "label", "explained", "prediction", "confidence", "completeness_error"),
+        *("overlay", "image", "number", "epoch", "step", "label", "explained", "prediction", "confidence"),
+        *("correct", "completeness_error"),
     ]
     types = parts[0]["column_types"]["params"]["type_map"]
     for name, kind in {"overlay": "image-file", "image": "image-file", "confidence": "number", "prediction": "string"}.items():
