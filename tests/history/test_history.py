@@ -13,8 +13,8 @@ from matplotlib.image import imread
 
 from fg_lightning import FullGradMonitor, full_gradients
 from fg_lightning.history import History
-from fg_lightning.history.growing_files import GrowingTable
 from fg_lightning.history.class_names import ClassNames
+from fg_lightning.history.growing_files import GrowingTable
 from fg_lightning.history.records import COLUMNS, MASK_NUMBERS, NUMBERS, LayerTerms
 from fg_lightning.history.run_reader import NUMERIC_TASKS
 from fg_lightning.recording.snapshot_images import Renderer, plot_bias_terms
