@@ -40,11 +40,13 @@ class Strip:
     Attributes:
         snapshots: their titles and maps.
         captions, marked: what the network predicts for each image at each snapshot, and whether that is wrong.
+        last_rows: of the images in the last snapshot of the run.
     """
 
     snapshots: list[tuple[str, Tensor]]
     captions: list[list[str]]
     marked: list[list[bool]]
+    last_rows: list[ImageRow]
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,11 +166,11 @@ class Renderer:
         return film_strip(
             planar(self.images),
             strip.snapshots,
-            row_names=self._row_names(history),
+            row_names=self._row_names(strip),
             captions=strip.captions,
             marked=strip.marked,
             masks=None if self.masks is None else planar(self.masks),
-            title=f"{self._subject(method, len(strip.snapshots), len(history.snapshots))}\n{self._legend(history, strip)}",
+            title=f"{self._subject(method, len(strip.snapshots), len(history.snapshots))}\n{self._legend(strip)}",
             normalization=self.normalization,
         )
 
@@ -200,6 +202,7 @@ class Renderer:
             [(history.snapshots[i].title, maps[i]) for i in chosen],
             [[answer(row.prediction, row.confidence, row.correct) for row in rows[i]] for i in chosen],
             [[row.correct == 0 for row in rows[i]] for i in chosen],
+            rows[next(reversed(rows))] if rows else [],
         )
 
     def _subject(self, method: str, num_shown: int = 0, num_snapshots: int = 0) -> str:
@@ -207,11 +210,11 @@ class Renderer:
         subject = f"{DISPLAY_NAMES.get(method, method)} of {self.explained}"
         return f"{subject} · {num_shown} of {num_snapshots} snapshots" if num_shown < num_snapshots else subject
 
-    def _legend(self, history: History, strip: Strip) -> str:
+    def _legend(self, strip: Strip) -> str:
         """What the words around the frames are."""
-        rows = _last_rows(history)
+        rows = strip.last_rows
         parts = []
-        if any(self._row_names(history)):
+        if any(self._row_names(strip)):
             parts.append("left: label" if self._has_labels else "left: explained class")
         if any(row.confidence is not None for row in rows):
             parts.append("below: prediction · probability")
@@ -227,12 +230,12 @@ class Renderer:
     def _has_labels(self) -> bool:
         return self.labels is not None and self.labels.ndim == 1
 
-    def _row_names(self, history: History) -> list[str]:
+    def _row_names(self, strip: Strip) -> list[str]:
         """The label of each image, or the explained class if its label is not a single number, such as a label map."""
         count = len(self.pictures_of_images)
         if self._has_labels:
             return [self.classes.name_of(label) for label in _values(self.labels, count)]
-        explained = [row.explained for row in _last_rows(history)]
+        explained = [row.explained for row in strip.last_rows]
         return [self.classes.name_of(value) for value in explained] if len(explained) == count else [""] * count
 
 
@@ -275,10 +278,6 @@ def plot_bias_terms(history: History, explained: str = "the output") -> Image.Im
     title = f"What the input and each layer's biases add to {explained}"
     depth_map(shares, names, [history.snapshots[index].title for index in layers], title=title).savefig(buffer)
     return Image.open(buffer)
-
-
-def _last_rows(history: History) -> list[ImageRow]:
-    return next(reversed(history.images_by_snapshot().values()), [])
 
 
 def _values(values: Tensor | None, count: int) -> list[Any]:
