@@ -179,7 +179,7 @@ def kept(path):
 def test_a_checkpoint_keeps_little_and_nothing_that_torch_does_not_trust(tmp_path):
     fit(tmp_path, FullGradMonitor(num_samples=4, strict=True), 2)
     first, second = (kept(tmp_path / f"saved/epoch={epoch}.ckpt") for epoch in (0, 1))
-    of_probe = {"images", "labels", "shown_labels", "masks", "masks_from", "indices", "chosen"}
+    of_probe = {"images", "inputs", "num_inputs", "labels", "shown_labels", "masks", "masks_from", "indices", "chosen"}
     assert set(first) == {"folder", "snapshots", "fingerprint", "settings", "task", *of_probe}
     assert [row["epoch"] for row in second["snapshots"]] == [0, 1, 2]
     assert len(second["snapshots"]) == len(first["snapshots"]) + 1
