@@ -19,7 +19,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import resnet18
 
-from fg_lightning import FullGradMonitor, ROARDataModule
+from fg_lightning import FullGradMonitor, FullGradRecorder, ROARDataModule
 from fg_lightning.attribution import METHODS
 from fg_lightning.cli.main import COMMANDS, main
 from fg_lightning.demo import DigitClassifier, DigitsDataModule
@@ -90,6 +90,7 @@ STUBBED = [DOCS / "how-to" / name for name in ("run_roar.md", "train_without_cod
 """Pages whose trainings last hours: what they call must be there, and is not run."""
 
 RUN_BY_HAND = [
+    DOCS / "findings.md",
     DOCS / "explanation/planted_truth.md",
     *(DOCS / f"how-to/{name}.md" for name in ("figures_for_a_paper", "explain_pictures")),
 ]
@@ -170,6 +171,15 @@ def test_the_page_about_figures_reads_a_run(monkeypatch: pytest.MonkeyPatch) -> 
     names = run_page(DOCS / "how-to/figures_for_a_paper.md", DataModule=DigitsDataModule, Net=DigitClassifier)
     assert names["maps"].shape == (2, 1, 28, 28)
     assert len(names["drift"]) == 2
+
+
+def test_the_page_of_findings_checks_a_network() -> None:
+    torch.manual_seed(0)
+    model = DigitClassifier(width=2)
+    with FullGradRecorder("run", (torch.rand(2, 1, 28, 28), torch.tensor([1, 2])), task="classes") as recorder:
+        recorder.snapshot(model, step=0, epoch=0)
+        names = run_page(DOCS / "findings.md", recorder=recorder, model=model)
+    assert list(names["checks"]) == ["fullgrad"]
 
 
 def test_pages_about_long_trainings_call_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
