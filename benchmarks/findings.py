@@ -233,6 +233,7 @@ def train(training: Training, fashion: Path | None) -> dict[str, Any]:
     kept |= {"images": probe, "labels": targets, "num_missing": torch.tensor(len(terms.missing_ops)), "output": terms.output}
     zero = torch.zeros(NUM_PROBE)
     explicit, implicit = (sum(of_kind.values(), zero) for of_kind in (terms.bias_terms, terms.implicit_terms))
+    assert isinstance(terms.input_term, Tensor)
     kept |= {"input_term": terms.input_term, "bias_term": explicit, "implicit_term": implicit}
     kept |= {"num_lost": torch.tensor(len(terms.lost)), "num_drawn": torch.tensor(len(terms.drawn))}
     if mark == "label":
@@ -281,7 +282,8 @@ def measure(training: Training, kept: Mapping[str, np.ndarray], method: str, num
         missing = ("",) * int(kept["num_missing"])
         lost, num_drawn = ("",) * int(kept.get("num_lost", 0)), int(kept.get("num_drawn", 0))
         explanation = Explanation(maps, Answers(), terms, [], missing_ops=missing, lost_ops=lost, num_drawn=num_drawn)
-        check = SanityCheck(*(correlate(kept.get(f"{method}/{other}"), num_images, maps) for other in ("randomized", "runner_up")))
+        randomized, runner_up = (correlate(kept.get(f"{method}/{name}"), num_images, maps) for name in ("randomized", "runner_up"))
+        check = SanityCheck(randomized, runner_up)
         untrained = {"fullgrad": maps_of("maps", 0)} if method == "fullgrad" else {}
         return Observations(index, explanation, index > 0, untrained, drift if method == "fullgrad" else None, {"fullgrad": check})
 
@@ -373,7 +375,7 @@ def main() -> None:
         start = time.time()
         kept = train(training, options.fashion)
         with replace_file(path) as file:
-            np.savez_compressed(file, **{name: to_numpy(name, tensor) for name, tensor in kept.items()})
+            np.savez_compressed(file, allow_pickle=False, **{name: to_numpy(name, tensor) for name, tensor in kept.items()})
         print(f"{training.name}: accuracy {kept['accuracy'][-1]:.3f} ({time.time() - start:.0f} s)", flush=True)
     write_table(options.output, options.table)
 

@@ -42,7 +42,12 @@ def loader() -> DataLoader[Any]:
 def train(folder: Path, *callbacks: FullGradMonitor, max_epochs: int = 2, **settings: Any) -> Cornered:
     seed_everything(0, verbose=False)
     model = Cornered()
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False, "logger": False}
+    quiet: dict[str, Any] = {
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+        "logger": False,
+    }
     trainer = Trainer(
         accelerator="cpu", max_epochs=max_epochs, callbacks=[*callbacks], default_root_dir=folder, **quiet, **settings
     )
