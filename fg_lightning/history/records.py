@@ -34,7 +34,7 @@ MASK_NUMBERS = {
 MAP_NUMBERS = {
     "drift": "mean cosine distance of the maps to those of the snapshot before",
     "drift_from_untrained": "and to those of the untrained network",
-    "concentration": "mean Gini index of the maps: 0 if all pixels count alike, near 1 if few count",
+    "concentration": "mean Gini index of the maps that are not zero everywhere: 0 if all pixels count alike, near 1 if few count",
     "border_share": "mean share of a map in the outer tenth at every side",
     "top_left_share": "in the top left corner, of a fifth of the height and the width",
     "top_right_share": "in the top right corner",
@@ -42,7 +42,10 @@ MAP_NUMBERS = {
     "bottom_right_share": "in the bottom right corner",
     **MASK_NUMBERS,
 }
-"""The numbers of maps, of any method: logged with the method's key and a slash before their names."""
+"""The numbers of maps, of any method: logged with the method's key and a slash before their names.
+
+All but the distances leave out maps that are zero everywhere.
+"""
 
 NUMBERS = TERM_NUMBERS | MAP_NUMBERS
 """The numbers of a snapshot: columns of `history.csv`, logged with `fullgrad/` before their names."""

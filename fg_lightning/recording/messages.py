@@ -91,3 +91,9 @@ class Messages:
 
     def inform(self, note: str) -> None:
         self._inform(f"{self.speaker}: {note}")
+
+    def inform_once(self, note: str, about: str) -> None:
+        """Gives the first note about something. An empty one does not count."""
+        if note and (about, "", 0) not in self._given:
+            self._given.add((about, "", 0))
+            self.inform(note)

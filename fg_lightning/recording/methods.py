@@ -133,6 +133,16 @@ def draw_maps(method: Method, scored: ScoredModule, images: OneOrSeveral, **of_f
     return join_side_by_side([_as_maps(*pair) for pair in zip(maps, several, strict=True)]).cpu()
 
 
+def describe_zero_maps(key: str, method: Method, maps: Float[Tensor, "n 1 *s"]) -> str:
+    """A sentence if half or more of a method's maps are zero everywhere; else empty."""
+    count = int((~maps.flatten(1).any(1)).sum())
+    if 2 * count < len(maps):
+        return ""
+    is_cam = _key(method) == "gradcam"
+    reason = " no channel of the layer speaks for the class, and Grad-CAM drops what speaks against it;" if is_cam else ""
+    return f"{key}: {count} of {len(maps)} maps are zero everywhere:{reason} its numbers leave these maps out"
+
+
 @contextmanager
 def _without_gradients(model: nn.Module) -> Iterator[None]:
     """Puts the gradients of parameters aside, to which a method that calls `backward` might add."""

@@ -25,7 +25,7 @@ from fg_lightning.recording.findings import Finding
 from fg_lightning.recording.findings_log import FindingsLog
 from fg_lightning.recording.masks import MaskFunction
 from fg_lightning.recording.messages import Messages
-from fg_lightning.recording.methods import FULLGRAD, Methods
+from fg_lightning.recording.methods import FULLGRAD, Methods, describe_zero_maps
 from fg_lightning.recording.output_evidence import Evidence
 from fg_lightning.recording.probe import NoProbe, Probe
 from fg_lightning.recording.resume import ProbeChanged, ResumedRun, pack_state
@@ -171,7 +171,8 @@ class FullGradRecorder:
             snapshot = Snapshot(epoch, step, self.numbers, num_steps)
             FullGradRecorder.has_taken_snapshots = True
             self._keep(snapshot, explanation, self._renderer, is_last=is_last)
-            self._findings.look(self.history, explanation)
+            if self.history.snapshots[-1:] == [snapshot]:  # it could be kept
+                self._findings.inspect(self.history, explanation)
             if is_last:
                 self.check_sanity(model)
         return snapshot
@@ -317,6 +318,7 @@ class FullGradRecorder:
         for key, method in self._settings.further_methods.items():
             with self._messages.errors_of(key):
                 maps[key] = explainer.draw_maps(method, model, device_of(model))
+                self._messages.inform_once(describe_zero_maps(key, method, maps[key]), f"zero maps of {key}")
         return maps
 
     def _measure(self, explanation: Explanation) -> dict[str, float]:
@@ -380,6 +382,9 @@ class FullGradRecorder:
         assert normalization is None or isinstance(normalization, Normalization)
         pictures = [to_rgb(image, normalization) for image in planar(probe.images)]
         classes = name_classes(explanation.num_classes, self._settings, self._metadata, self._messages)
+        if self._folder not in (None, self.history.folder) and not self.history.snapshots:
+            where = f"{self._folder} exists, so this run is in {self.history.folder}"
+            self._messages.inform(f"{where}; to continue the earlier run, load the state_dict in its checkpoint")
         explained = describe_explained(explainer.task, self._settings.target, explainer.labels, classes)
         renderer = Renderer(probe.images, pictures, explainer.labels, normalization, classes, probe.masks, explained)
         with self._messages.errors_as_warnings():

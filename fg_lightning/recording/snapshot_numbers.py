@@ -61,12 +61,15 @@ def map_numbers(
 
     Returns:
         Those that are defined. A distance is in 0..1 for maps without negative values. Shares are those of the magnitude of a map.
+        Maps that are zero everywhere count in the distances alone: they have no pixel that the other numbers could be about.
     """
     numbers: dict[str, Tensor] = {}
     for key, earlier in (("drift", previous), ("drift_from_untrained", untrained)):
         if earlier is not None and not earlier.isnan().any():  # lost maps are NaN
             numbers[key] = cosine_drift(maps, earlier).mean()
-    magnitudes = maps.abs()
+    is_nonzero = maps.flatten(1).any(1)
+    magnitudes = maps.abs()[is_nonzero]
+    masks = None if masks is None else masks[is_nonzero.to(masks.device)]
     numbers["concentration"] = gini_index(magnitudes).mean()
     if has_border and border_mask(maps.shape[2:]) is not None:
         numbers["border_share"] = border_share(magnitudes).mean()

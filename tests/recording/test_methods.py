@@ -14,7 +14,8 @@ from fg_lightning import FullGrad, FullGradRecorder
 from fg_lightning.attribution import METHODS, method_from
 from fg_lightning.history import History
 from fg_lightning.recording.explainer import Explainer
-from fg_lightning.recording.methods import methods_by_key
+from fg_lightning.recording.messages import Messages
+from fg_lightning.recording.methods import describe_zero_maps, methods_by_key
 from fg_lightning.recording.probe import Probe
 from tests.helpers.attribution_cases import FAST
 from tests.helpers.model_state import assert_unchanged, state_of
@@ -259,6 +260,31 @@ def test_a_method_that_fails_says_so_once_and_the_others_go_on(tmp_path):
     assert not (tmp_path / "run" / "gradcam" / "film_strip.png").exists()
     with pytest.raises(ValueError, match="found no layer"):
         FullGradRecorder(None, (images(), LABELS), methods="gradcam", task="classes", strict=True).snapshot(model, step=0, epoch=0)
+
+
+def test_a_method_whose_maps_are_mostly_zero_says_so_once_with_the_reason():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    for parameter in model[-1].parameters():
+        nn.init.constant_(parameter, -1)  # every channel speaks against every class
+    notes = []
+    messages = Messages("FullGradRecorder", strict=True, inform=notes.append)
+    recorder = FullGradRecorder(
+        None, (images(), LABELS), methods=["fullgrad", "gradcam", "gradient"], task="classes", messages=messages
+    )
+    for step in range(2):
+        recorder.snapshot(model, step=step, epoch=step)
+    (note,) = [note for note in notes if "zero everywhere" in note]
+    assert "gradcam: 4 of 4 maps are zero everywhere: no channel" in note
+    assert "gradcam/concentration" not in recorder.numbers
+    assert "gradient/concentration" in recorder.numbers
+
+
+def test_few_maps_that_are_zero_are_not_told():
+    maps = torch.rand(5, 1, 4, 4)
+    maps[:2] = 0
+    assert describe_zero_maps("gradcam", "gradcam", maps) == ""
+    maps[:3] = 0
+    assert describe_zero_maps("gradient", "gradient", maps).startswith("gradient: 3 of 5 maps are zero everywhere")
 
 
 def test_a_run_continues_the_maps_of_its_methods(tmp_path):

@@ -32,6 +32,15 @@ def test_images_without_a_mask_do_not_count() -> None:
     assert "fullgrad/relevance_mass" not in map_numbers(MAPS, None, None, "fullgrad", torch.zeros_like(masks()))
 
 
+def test_maps_that_are_zero_everywhere_do_not_count() -> None:
+    some = MAPS.clone()
+    some[1:3] = 0
+    given = masks()
+    assert map_numbers(some, None, None, "gradcam", given) == map_numbers(MAPS[[0, 3]], None, None, "gradcam", given[[0, 3]])
+    earlier = torch.ones_like(MAPS)
+    assert set(map_numbers(torch.zeros_like(MAPS), earlier, None, "gradcam", given)) == {"gradcam/drift"}
+
+
 @pytest.mark.parametrize("size", [(10, 15), (40,), (3, 9, 9), (2, 2), (1, 7)])
 def test_a_flat_map_has_the_numbers_of_chance(size: tuple[int, ...]) -> None:
     given = torch.rand(4, 1, *size, generator=torch.Generator().manual_seed(2)) < 0.3
