@@ -15,7 +15,9 @@ from tests import ROOT
 PACKAGES = [path.parent.relative_to(ROOT) for path in sorted((ROOT / "fg_lightning").rglob("__init__.py"))]
 PUBLIC = [*(".".join(path.parts) for path in PACKAGES), "fg_lightning.loggers"]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-SCRIPTS = sorted((*(ROOT / "examples").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")))
+INTERNAL = "findings.py"
+"""A benchmark that applies the rules of findings to recorded maps, without a run around them."""
+SCRIPTS = sorted(p for p in (*(ROOT / "examples").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")) if p.name != INTERNAL)
 PRESETS = sorted((ROOT / "callbacks").glob("*.yaml"))
 BLOCK = re.compile(r"^( *)```python\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 

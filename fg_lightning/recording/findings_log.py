@@ -58,7 +58,7 @@ class FindingsLog:
                 rows = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8", errors="replace")))
                 self._known |= {(row.get("finding") or "", row.get("method") or "") for row in rows}
 
-    def look(self, history: History, explanation: Explanation) -> None:
+    def inspect(self, history: History, explanation: Explanation) -> None:
         """Looks at a snapshot that was just added to the history."""
         with self._messages.errors_as_warnings():
             self.update(observe(history, explanation), history.folder)

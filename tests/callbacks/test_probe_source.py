@@ -148,4 +148,4 @@ def test_a_probe_larger_than_a_batch_is_explained_in_parts(tmp_path):
             return super().forward(images)
 
     fit(tmp_path, FullGradMonitor(num_samples=10, strict=True), Counting(), val=loader(16, batch_size=4), max_epochs=1)
-    assert seen == [4, 4, 2] * 2
+    assert seen == [4, 4, 2] * 4  # two snapshots, and the sanity checks: random weights and the next class
