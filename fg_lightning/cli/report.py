@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from pathlib import Path
 from typing import Union
 
@@ -25,6 +27,7 @@ def report(run_dirs: list[str], output: Union[Path, None] = None, title: Union[s
 
     from fg_lightning.report import write_comparison, write_report
 
+    told: list[str] = []
     with Progress(console=Console(stderr=True), transient=True) as progress:
 
         def track(what, items):  # type: ignore[no-untyped-def]
@@ -33,5 +36,10 @@ def report(run_dirs: list[str], output: Union[Path, None] = None, title: Union[s
         if len(run_dirs) == 1:
             path = write_report(run_dirs[0], output, track, title=title)
         else:
-            path = write_comparison(run_dirs, "comparison.html" if output is None else output, track, title=title)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always", UserWarning)
+                path = write_comparison(run_dirs, "comparison.html" if output is None else output, track, title=title)
+            told = [str(warning.message) for warning in caught]
+    for message in told:
+        print(f"warning: {message}", file=sys.stderr)
     print(f"{'report' if len(run_dirs) == 1 else 'comparison'}  {path} ({path.stat().st_size / 1e6:.1f} MB)")

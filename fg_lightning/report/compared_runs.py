@@ -41,9 +41,23 @@ class ComparedRuns:
     methods: list[str]
 
     @property
+    def warnings(self) -> list[str]:
+        """Why the comparison tells little, in sentences."""
+        first = self.contents[0]
+        if any(len(content.snapshots) > 1 for content in self.contents) and all(
+            first.snapshots[places[0]].is_untrained for places in self.moments
+        ):
+            return [
+                "These runs share only the snapshot of the untrained network, so their maps are compared there alone. "
+                "Give all runs the same rhythm, such as every_n_epochs."
+            ]
+        return []
+
+    @property
     def notes(self) -> list[str]:
         """What could not be read, and what is not compared, in sentences."""
-        notes = [f"{name}: {note}" for name, content in zip(self.names, self.contents, strict=True) for note in content.notes]
+        notes = self.warnings
+        notes += [f"{name}: {note}" for name, content in zip(self.names, self.contents, strict=True) for note in content.notes]
         for name, content in zip(self.names, self.contents, strict=True):
             left_out = len(content.snapshots) - len(self.moments)
             if left_out:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -71,11 +72,18 @@ def write_comparison(
     Returns:
         The file's absolute path.
 
+    Warns:
+        UserWarning: if the runs share only the snapshot of the untrained network.
+
     Raises:
         CannotRun: if the runs cannot be compared, because they explain other images or explain them in another way, or the file
             cannot be written.
     """
-    return _write(render(comparison_page(read_compared_runs(folders, track), title, track)), Path(output))
+    runs = read_compared_runs(folders, track)
+    path = _write(render(comparison_page(runs, title, track)), Path(output))
+    for warning in runs.warnings:
+        warnings.warn(warning, stacklevel=2)
+    return path
 
 
 def _write(page: str, path: Path) -> Path:

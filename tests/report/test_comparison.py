@@ -89,6 +89,17 @@ def test_snapshots_are_matched_by_epoch_and_the_others_are_named(tmp_path):
     assert len(page.data("figures")["concentration-Gini-index"]["data"][0]["x"]) == 5
 
 
+def test_runs_that_share_only_the_untrained_network_are_warned_of(tmp_path, capsys):
+    run(tmp_path / "often", num_snapshots=2)
+    run(tmp_path / "seldom", num_snapshots=2, every=2, seed=1)
+    main(["report", str(tmp_path / "often"), str(tmp_path / "seldom"), "--output", str(tmp_path / "page.html")])
+    message = "These runs share only the snapshot of the untrained network"
+    assert message in capsys.readouterr().err
+    assert message in Page(tmp_path / "page.html").words
+    with pytest.warns(UserWarning, match=message):
+        write_comparison([tmp_path / "often", tmp_path / "seldom"], tmp_path / "page.html")
+
+
 def test_lost_maps_have_no_distance(tmp_path):
     folders = [tmp_path / "a", tmp_path / "b"]
     for seed, folder in enumerate(folders):
