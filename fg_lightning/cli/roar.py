@@ -145,6 +145,8 @@ def _say_coverage(results: ROARResults) -> str:
     seeds = f"{num_seeds} seed{'s' * (num_seeds > 1)}"
     if num_networks > 1:
         covered = f"Over {num_networks} explained networks, {seeds} each: intervals cover the network and retraining"
+    elif num_seeds == 1:
+        return "One seed of one explained network: there is no interval and no p-value"
     else:
         covered = f"Over {seeds} of one explained network: intervals cover retraining alone"
     return covered + ("; so few say little" if (num_networks if num_networks > 1 else num_seeds) < 5 else "")

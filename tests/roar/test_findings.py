@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fg_lightning.cli.roar import _say_coverage
 from fg_lightning.roar.cells import ALL, MASKS, Cell, CellResult
 from fg_lightning.roar.findings import describe_fills, describe_masks, describe_scores, describe_target, find_leaks, list_findings
 from fg_lightning.roar.results import ROARResults
@@ -68,6 +69,11 @@ def test_one_measurement_says_nothing_of_a_difference():
     assert "--num_seeds" in told
     (of_road,) = describe_scores(results({"random": [0.1], "good": [0.5]}, num_seeds=1, mode="road"))
     assert "--num_seeds" not in of_road
+
+
+def test_the_command_states_no_interval_for_one_measurement():
+    assert "no interval" in _say_coverage(results({"random": [0.1], "good": [0.5]}, num_seeds=1))
+    assert "intervals cover retraining" in _say_coverage(results({"random": [0.1], "good": [0.5]}, num_seeds=2))
 
 
 @pytest.mark.parametrize(
