@@ -276,6 +276,7 @@ def machine(options: argparse.Namespace) -> str:
 
 def markdown(rows: list[dict[str, object]], options: argparse.Namespace) -> str:
     lines = [f"{machine(options)}. Time and peak memory over those of one input gradient."]
+    lines += ["", "[What a map costs](benchmarks.md) says how these were measured, and which tables are of an earlier version."]
     if of_counts := [r for r in rows if r["measurement"] == "operations"]:
         lines += ["", "Operations of one map, one image of {side}^2, on the path of a GPU:".format_map(of_counts[0]), ""]
         lines += ["| network | operations | over those of an input gradient |", "|---|---|---|"]

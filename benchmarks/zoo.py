@@ -183,6 +183,8 @@ def _as_table(rows: list[dict[str, str]]) -> str:
     versions = f"torch {torch.__version__} and torchvision {torchvision.__version__}"
     return (
         f"# The zoo\n\nMade by `python benchmarks/zoo.py` with {versions} on the CPU; the script says what each column is.\n"
+        "`time_ratio`: the time of `full_gradients` for three images over that of their input gradient, measured once, so it is "
+        "rough.\n"
         f"Of {len(rows)} models the worst completeness error is {worst['error_float64']:.1e} in float64 "
         f"and {worst['error_float32']:.1e} in float32.\n\n{table}\n"
     )
