@@ -30,7 +30,8 @@ METHODS: dict[str, Factory] = {
 }
 """name -> factory: (model, settings by name) -> an attribution with `attribute(images, target, additional_forward_args)`.
 
-It gives maps [N, 1, *S], at least 0. The user's own method is one more entry: `METHODS["mine"] = factory`, from `method_from`.
+It gives maps [N, 1, *S], at least 0 (except for psi="signed"). The user's own method is one more entry, from `method_from`:
+`METHODS["mine"] = factory`.
 """
 
 CONTROLS = ("random", "edges", "blurred_random")
