@@ -20,7 +20,7 @@ from fg_lightning import FullGradMonitor
 from fg_lightning.cli.main import main
 from fg_lightning.errors import CannotRun
 from fg_lightning.explain.checkpoint_network import CheckpointNetwork
-from fg_lightning.explain.record_checkpoints import STATE
+from fg_lightning.explain.record_checkpoints import STATE, Notes
 from fg_lightning.history import History
 from fg_lightning.recording.checkpoint_series import find_checkpoints, find_weights
 from fg_lightning.report import write_report
@@ -423,12 +423,17 @@ def test_a_torchvision_classifier_has_the_outputs_of_its_checkpoint(tmp_path):
 # --- pictures
 
 
-def test_pictures_are_explained_by_the_class_that_the_last_network_predicts(tmp_path):
+@pytest.fixture
+def grey_pictures(tmp_path):
+    """Six grey pictures, and two checkpoints."""
     save_plain(tmp_path / "saved", ["epoch_1.pt", "epoch_2.pt"])
     (tmp_path / "pictures").mkdir()
     for number in range(6):
         pixels = np.random.default_rng(number).integers(0, 255, (8, 8), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "pictures" / f"{number}.png")
+
+
+def test_pictures_are_explained_by_the_class_that_the_last_network_predicts(grey_pictures):
     own = ["--data", "pictures", "--size", "8", "--mean", "[0.5]", "--std", "[0.25]", "--num_samples", "3"]
     main(["watch-checkpoints", "saved", *PLAIN, *own, "--output", "out", "--device", "cpu"])
     history = History.read(Path("out"))
@@ -440,6 +445,33 @@ def test_pictures_are_explained_by_the_class_that_the_last_network_predicts(tmp_
     with Image.open("pictures/5.png") as picture:
         expected = (np.asarray(picture) / 255 - 0.5) / 0.25
     assert images[2, 0].numpy() == pytest.approx(expected, abs=1.01 / 255 / 0.25)  # one level of grey, by way of RGB
+
+
+PICTURES = ["--data", "pictures", "--size", "8", "--mean", "0.5", "--std", "0.25", "--num_samples", "3", "--device", "cpu"]
+
+
+def test_scores_that_nothing_names_are_those_of_classes_for_pictures(grey_pictures, capsys):
+    main(["watch-checkpoints", "saved", *PLAIN[:2], *PICTURES, "--output", "out"])
+    history = History.read(Path("out"))
+    last = [row.prediction for row in history.images(1)]
+    assert [row.explained for row in history.images(0)] == last
+    assert all(prediction is not None for prediction in last)
+    assert "--task classes" in (noted := capsys.readouterr().err)
+    assert "--task number explains the mean" in noted
+    assert "task=" not in noted
+    main(["watch-checkpoints", "saved", *PLAIN[:2], *PICTURES, "--task", "number", "--output", "numbers"])
+    assert History.read(Path("numbers")).images(0)[0].explained is None
+
+
+def test_notes_name_options_as_the_command_line_has_them():
+    shown = []
+    Notes(shown.append).inform('Pass task="number" if that is right, else task="classes" or "labels"')
+    assert shown == ["Pass --task number if that is right, else --task classes or --task labels"]
+
+
+def test_colours_for_a_network_of_grey_images_are_explained(grey_pictures):
+    with pytest.raises(SystemExit, match=r"to have 1 channels.*For grey images give one number: --mean 0.5 --std 0.5"):
+        main(["watch-checkpoints", "saved", *PLAIN, *PICTURES[:4], "--device", "cpu"])
 
 
 # --- what cannot be done

@@ -32,8 +32,8 @@ def watch_checkpoints(
     class_names: Union[str, list[str], None] = None,
     animation: bool = False,
     size: PositiveInt = 224,
-    mean: Union[tuple[float, ...], None] = None,
-    std: Union[tuple[float, ...], None] = None,
+    mean: Union[tuple[float, ...], float, None] = None,
+    std: Union[tuple[float, ...], float, None] = None,
     transform: Union[str, None] = None,
     counted: Union[Literal["epochs", "steps"], None] = None,
     epoch_0: Union[Literal["untrained", "trained"], None] = None,
@@ -161,12 +161,12 @@ def _find_pictures(
     data: str,
     num_samples: int,
     size: int,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
+    mean: float | Sequence[float] | None,
+    std: float | Sequence[float] | None,
     transform: str | None,
 ) -> tuple[Any, dict[str, Any]]:
     """The probe, and the options that follow from it."""
-    from fg_lightning.explain.load_network import import_object, picture_transform, read_last_normalization
+    from fg_lightning.explain.load_network import import_object, per_channel, picture_transform, read_last_normalization
     from fg_lightning.explain.probe_images import probe_of_pictures
     from fg_lightning.training.image_datamodule import IMAGENET
 
@@ -179,7 +179,7 @@ def _find_pictures(
         raise CannotRun(f"--data {data}: {reason}; give the class path of a LightningDataModule, or a folder of pictures")
     if (mean is None) != (std is None):
         raise CannotRun("--mean and --std go together: give both, a number for each channel, in 0..1")
-    mean, std = mean or IMAGENET.mean, std or IMAGENET.std
+    mean, std = per_channel(mean) or IMAGENET.mean, per_channel(std) or IMAGENET.std
     function = picture_transform(size, mean, std) if transform is None else import_object(transform)
     normalization = read_last_normalization(function)
     probe, _ = probe_of_pictures(folder, function, num_samples)

@@ -73,8 +73,8 @@ def find_network(
     weights: str,
     checkpoint: Path | None,
     size: int,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
+    mean: float | Sequence[float] | None,
+    std: float | Sequence[float] | None,
     transform: str | None,
 ) -> Network:
     """The network that the arguments of `explain` name.
@@ -85,6 +85,7 @@ def find_network(
     Raises:
         CannotRun: if there is none.
     """
+    mean, std = per_channel(mean), per_channel(std)
     if "." not in model and ":" not in model:
         if any(option is not None for option in (checkpoint, transform, mean, std)):
             raise CannotRun(
@@ -103,6 +104,17 @@ def find_network(
         return from_import_path(model, checkpoint, function, given or read_last_normalization(function))
     usual = given or Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     return from_import_path(model, checkpoint, picture_transform(size, usual.mean, usual.std), usual)
+
+
+def per_channel(numbers: float | Sequence[float] | None) -> Sequence[float] | None:
+    """A mean or standard deviation of each channel; a bare number is that of a grey image."""
+    return (numbers,) if isinstance(numbers, (int, float)) else numbers
+
+
+def advise_grey(reason: str) -> str:
+    """An error of a network, with what to do if it takes grey pictures and got colours."""
+    is_grey = re.search(r"input\[\d+, 3, .* to have 1 channels?", reason)
+    return f"{reason}. For grey images give one number: --mean 0.5 --std 0.5" if is_grey else reason
 
 
 def read_class_names(names: str | Sequence[str]) -> list[str]:

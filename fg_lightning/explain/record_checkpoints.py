@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,13 +16,18 @@ from fg_lightning.callbacks.probe_finder import HARDEST
 from fg_lightning.checkpoints import one_line, read_checkpoint
 from fg_lightning.errors import CannotRun
 from fg_lightning.explain.checkpoint_network import CheckpointNetwork
+from fg_lightning.explain.load_network import advise_grey
 from fg_lightning.history import History
 from fg_lightning.recording.checkpoint_series import Checkpoint, CheckpointSeries
+from fg_lightning.recording.dataset_metadata import DatasetMetadata
+from fg_lightning.recording.explainer import Explainer
 from fg_lightning.recording.messages import Messages
+from fg_lightning.recording.output_evidence import Evidence
 from fg_lightning.recording.probe import Probe
 from fg_lightning.recording.recorder import FullGradRecorder
 from fg_lightning.recording.resume import ProbeChanged
 from fg_lightning.recording.settings import Settings
+from fg_lightning.recording.task import Classes, Task
 
 STATE = "checkpoints.pt"
 """Which checkpoints are recorded, and what continues the history."""
@@ -70,9 +76,16 @@ class Notes(Messages):
         self.inform(f"{type(error).__name__}: {one_line(error)}" + (f" ({consequence})" if consequence else ""))
 
     def inform(self, note: str) -> None:
+        note = re.sub(r'(\w+)="(\w+)"(?: or "(\w+)")?', _as_option, note)
         if note not in self._shown:
             self._shown.add(note)
             self._show(note)
+
+
+def _as_option(argument: re.Match[str]) -> str:
+    """An argument of Python, with one value or two, as the command line has it."""
+    name, *values = argument.groups()
+    return " or ".join(f"--{name} {value}" for value in values if value is not None)
 
 
 def check_options(options: Mapping[str, Any]) -> Settings:
@@ -142,7 +155,7 @@ def record_checkpoints(
     new, skipped = _split(series, done, state.get("last", -1))
     notes = notes or Notes(print)
     if probe.labels is None and options.get("target") is None and new:
-        options["target"] = state["target"] if state else _last_prediction(new, network, probe, device, data, options)
+        options["target"] = state["target"] if state else _last_prediction(new, network, probe, device, data, options, notes)
     fresh = None if state and probe.chosen.startswith(HARDEST) else probe  # the hardest were chosen by an earlier network
     try:
         for makes in (tuple, loggers):  # the first to check everything before a run is asked for
@@ -167,7 +180,7 @@ def record_checkpoints(
             )
             if snapshot is None:
                 recorded.skipped[checkpoint.path] = (
-                    f"{checkpoint.path.name} could not be explained: {one_line(str(notes.last_error))}"
+                    f"{checkpoint.path.name} could not be explained: {advise_grey(one_line(str(notes.last_error)))}"
                 )
                 continue
             recorded.num_new += 1
@@ -217,15 +230,33 @@ def _last_prediction(
     device: torch.device | str,
     data: Sequence[Any],
     options: Mapping[str, Any],
+    notes: Notes,
 ) -> list[int] | None:
-    """The classes that the last network predicts; None if its output has no classes, or it cannot be explained."""
-    alone = {name: value for name, value in options.items() if name not in ("methods", "animation")}
-    recorder = FullGradRecorder(None, probe, data=list(data), messages=Notes(lambda note: None), **alone)
+    """The classes that the last network predicts; None if its output has no classes, or it cannot be explained.
+
+    Scores [N, K] of which nothing tells what they are, are those of classes, as in `fg-lightning explain`.
+    """
+    names = options.get("class_names")
+
+    def read_evidence(model: nn.Module) -> Evidence:
+        counts = DatasetMetadata.from_model(model, *data).class_counts()
+        return Evidence.from_model(model, counts, () if names is None else (len(names),))
+
     try:
-        recorder.snapshot(load_last(network, checkpoints).to(device), step=0, epoch=0)
-    except CannotRun:
+        model = load_last(network, checkpoints).to(device)
+        explainer = Explainer(probe, task=options.get("task"), evidence=read_evidence)
+        explainer.explain(model, device)
+        is_guess = explainer.is_guess and type(explainer.task) is Task
+        if is_guess:
+            explainer = Explainer(probe, task="classes", evidence=read_evidence)
+            explainer.explain(model, device)
+    except Exception:  # of another shape, or whatever the snapshots will tell
         return None
-    state, explained = recorder.state_dict(), recorder.probe
-    if explained is None or explained.labels is None or explained.labels.ndim != 1:
+    if not isinstance(explainer.task, Classes) or explainer.probe.labels is None:
         return None
-    return explained.labels.tolist() if "Classes" in state["task"] else None
+    if is_guess:
+        notes.inform(
+            "nothing tells what the output is. It is assumed to be scores of classes (--task classes), and the class that the last "
+            "network predicts is explained; --task number explains the mean of the output"
+        )
+    return explainer.probe.labels.tolist()

@@ -49,6 +49,7 @@ class Explainer:
         labels: the probe's labels as they came; after the first explanation those that belong to the output.
         misfit: after the first explanation, what is wrong with them; None if nothing is.
         assumed: after the first explanation, what the evidence left open; None if it decided.
+        is_guess: after the first explanation, whether the task is a guess.
 
     Raises:
         ValueError: if there is not a target for each image.
@@ -69,6 +70,7 @@ class Explainer:
         self.labels = probe.labels
         self.misfit: str | None = None
         self.assumed: str | None = None
+        self.is_guess = False
         self._candidates = probe.candidates
         if target is not None and not callable(target):
             probe = replace(probe, labels=_expand_target(target, len(probe)), others=())
@@ -181,7 +183,7 @@ class Explainer:
             evidence = replace(evidence, kinds=frozenset({"embeddings"}), heads=frozenset())
         meaning = self._meaning(scores, probe.images, probe.candidates, evidence)
         notes = [note for note in (describe_parts(output), meaning.assumed) if note is not None]
-        self.task, self.assumed = meaning.task, "; ".join(notes) or None
+        self.task, self.assumed, self.is_guess = meaning.task, "; ".join(notes) or None, meaning.assumed is not None
         self._which = len(probe.candidates) if meaning.labels is None else meaning.labels
         if meaning.labels is not None:
             self.labels = self._candidates[meaning.labels]
