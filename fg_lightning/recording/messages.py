@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,14 @@ import numpy as np
 import torch
 
 LOG = logging.getLogger("fg_lightning")
+
+
+def show_note(note: str) -> None:
+    """Logs a note, or prints it on standard error in a script that set up no logging, which would not show it."""
+    if LOG.hasHandlers():
+        LOG.info(note)
+    else:
+        print(note, file=sys.stderr)
 
 
 class Messages:
@@ -24,7 +33,7 @@ class Messages:
         inform: gets the notes.
     """
 
-    def __init__(self, speaker: str, strict: bool = False, inform: Callable[[str], None] = LOG.info) -> None:
+    def __init__(self, speaker: str, strict: bool = False, inform: Callable[[str], None] = show_note) -> None:
         self.speaker = speaker
         self.strict = strict
         self._inform = inform

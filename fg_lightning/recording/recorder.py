@@ -383,8 +383,7 @@ class FullGradRecorder:
         pictures = [to_rgb(image, normalization) for image in planar(probe.images)]
         classes = name_classes(explanation.num_classes, self._settings, self._metadata, self._messages)
         if self._folder not in (None, self.history.folder) and not self.history.snapshots:
-            where = f"{self._folder} exists, so this run is in {self.history.folder}"
-            self._messages.inform(f"{where}; to continue the earlier run, load the state_dict in its checkpoint")
+            self._messages.inform(f"{self._folder} exists, so the run is in {self.history.folder}; load_state_dict continues a run")
         explained = describe_explained(explainer.task, self._settings.target, explainer.labels, classes)
         renderer = Renderer(probe.images, pictures, explainer.labels, normalization, classes, probe.masks, explained)
         with self._messages.errors_as_warnings():

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fg_lightning import FullGradMonitor
 from fg_lightning.history import History
-from fg_lightning.recording import FullGradRecorder, NoProbe
+from fg_lightning.recording import FullGradRecorder, NoProbe, messages
 from tests.helpers.small_trainings import Classifier, fit, images_and_labels, loader
 
 PROBE = images_and_labels(4, seed=2)
@@ -175,6 +175,24 @@ def test_other_images_begin_another_history(tmp_path):
     assert other.history.folder == tmp_path / "run_1"
     assert [s.epoch for s in other.history.snapshots] == [1]
     assert [s.epoch for s in History.read(tmp_path / "run").snapshots] == [0]
+
+
+def test_a_run_beside_an_earlier_one_is_announced_but_not_one_that_continues(tmp_path, caplog):
+    caplog.set_level("INFO", "fg_lightning")
+    (first := record(tmp_path / "run")).snapshot(network(), step=0, epoch=0)
+    assert "exists" not in caplog.text
+    continued = record(tmp_path / "run")
+    continued.load_state_dict(first.state_dict())
+    continued.snapshot(network(), step=1, epoch=1)
+    assert "exists" not in caplog.text
+    record(tmp_path / "run").snapshot(network(), step=0, epoch=0)
+    assert f"run exists, so the run is in {tmp_path / 'run_1'}; load_state_dict continues a run" in caplog.text
+
+
+def test_notes_are_printed_if_no_logging_is_set_up(monkeypatch, capsys):
+    monkeypatch.setattr(messages.LOG, "hasHandlers", lambda: False)
+    messages.show_note("a note")
+    assert capsys.readouterr().err == "a note\n"
 
 
 def test_a_fault_costs_a_snapshot_and_is_said_once(recwarn, tmp_path):
