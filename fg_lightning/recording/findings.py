@@ -354,7 +354,7 @@ RULES = (
     ),
     Rule(
         "jumped",
-        "jumps",
+        "jumps of FullGrad's maps",
         0.5,
         measure_jump,
         "Look at the loss around this snapshot. A learning rate that is too high destroys what the network has learned",

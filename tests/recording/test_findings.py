@@ -51,7 +51,7 @@ def test_a_plain_run_has_no_finding() -> None:
     result = find(Observations(1, explain(flat_maps())))
     assert result.findings == ()
     assert result.checked == ("the sum of the terms", "missing operations", "lost operations", "the corners", "the border")
-    assert result.unchecked == {"jumps": "there is no snapshot before"}
+    assert result.unchecked == {"jumps of FullGrad's maps": "there is no snapshot before"}
 
 
 @pytest.mark.parametrize(("missed", "fires"), [(0.0, False), (0.0099, False), (0.0101, True), (-0.5, True)])
@@ -184,7 +184,7 @@ def test_what_was_not_checked_is_said() -> None:
     check = SanityCheck(None, None, "TypeError: cannot pickle it", "there is no other class")
     result = find(Observations(1, explain(flat_maps()), checks={"fullgrad": check}), is_last=True)
     assert result.unchecked == {
-        "jumps": "there is no snapshot before",
+        "jumps of FullGrad's maps": "there is no snapshot before",
         "the untrained network": "the maps of the untrained network are not known",
         "random weights": "TypeError: cannot pickle it",
         "the next class": "there is no other class",
