@@ -38,7 +38,8 @@ function row(run) {
   since.textContent = run.has_ended ? `ended, ${age(run.age)}` : age(run.age);
   error.textContent = run.completeness_error === undefined || run.completeness_error === null ? "" : run.completeness_error.toExponential(1);
   findings.className = "words";
-  findings.replaceChildren(...(run.findings ?? []).flatMap((finding, i) => (i ? [make("br"), finding] : [finding])));
+  const found = run.findings?.length === 0 ? ["none"] : run.findings ?? [];  // null: there is no file of them yet
+  findings.replaceChildren(...found.flatMap((finding, i) => (i ? [make("br"), finding] : [finding])));
   return known;
 }
 
