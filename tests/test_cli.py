@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,18 @@ def test_ctrl_c_is_a_word(monkeypatch, capsys):
 )
 def test_an_option_that_is_true_or_false_needs_no_value(given, filled):
     assert cli._fill_flags(given) == filled
+
+
+def test_version_is_printed(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"fg-lightning {version('fg-lightning')}\n"
+
+
+def test_help_of_a_command_that_takes_classes_lists_none_of_torch(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["watch-checkpoints", "--help"])
+    printed = capsys.readouterr().out
+    assert "class path of your LightningModule" in " ".join(printed.split())
+    assert "torch.nn" not in printed
+    assert len(printed.splitlines()) < 150

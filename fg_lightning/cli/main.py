@@ -11,9 +11,11 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from importlib.metadata import version
 from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
+from types import FunctionType
 
 from jsonargparse import auto_cli
 
@@ -96,10 +98,13 @@ def _run(given: Sequence[str]) -> None:
         given = _fill_flags(given)
         if command in WORD_LISTS:
             given = _join_words(given)
-        auto_cli({command: find_function(command)}, args=find_presets(given), prog="fg-lightning")
+        function = find_function(command)
+        if not {"-h", "--help"}.isdisjoint(given):
+            function = _without_classes(function)
+        auto_cli({command: function}, args=find_presets(given), prog="fg-lightning")
     else:
         of = find_function if command.startswith("--config") else _summary  # a configuration may have options of any command
-        auto_cli({name: of(name) for name in COMMANDS}, args=list(given), prog="fg-lightning")
+        auto_cli({name: of(name) for name in COMMANDS}, args=list(given), prog="fg-lightning", version=version("fg-lightning"))
 
 
 SHORT = {"-o": "--output", "--seeds": "--num_seeds", "--no_controls": "--controls=false"}
@@ -157,6 +162,17 @@ def find_function(command: str) -> Callable[..., None]:
     """The function of a command."""
     function: Callable[..., None] = getattr(import_module(COMMANDS[command]), command.replace("-", "_"))
     return function
+
+
+def _without_classes(function: Callable[..., None]) -> Callable[..., None]:
+    """A command's function for its help. For an option that takes a class, `auto_cli` lists every class of torch."""
+    copied = FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__)
+    copied.__doc__, copied.__module__ = function.__doc__, __name__  # not the module that imports torch for its types
+    copied.__annotations__ = {
+        name: "Union[str, None]" if "Callable" in str(annotation) else annotation
+        for name, annotation in function.__annotations__.items()
+    }
+    return copied
 
 
 def _summary(command: str) -> Callable[[], None]:

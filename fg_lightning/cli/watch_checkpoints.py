@@ -8,13 +8,15 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, Union
+from typing import TYPE_CHECKING, Any, Literal, Union
 
 from jsonargparse.typing import PositiveInt
-from lightning.pytorch import LightningDataModule
-from torch import nn
 
 from fg_lightning.errors import CannotRun
+
+if TYPE_CHECKING:  # the help of the command does not wait for torch
+    from lightning.pytorch import LightningDataModule
+    from torch import nn
 
 
 def watch_checkpoints(
