@@ -298,7 +298,7 @@ def predict(network: Network, images: Tensor, target: int | None) -> Prediction:
             scores = main_output(network.model(as_model_input(images, network.model).clone()))
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         raise CannotRun(
-            f"the network fails on images of shape {list(images.shape)}: {error}\n"
+            f"the network fails on images of shape {list(images.shape)}: {advise_grey(str(error))}\n"
             "--size, --mean, --std or --transform say how pictures become what it takes (one mean: grey pictures)"
         ) from error
     if not scores.isfinite().all():
