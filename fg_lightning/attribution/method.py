@@ -104,7 +104,7 @@ Factory = Callable[..., Attribution]
 Its `attribute(images, target, additional_forward_args)` gives maps [N, 1, *S], at least 0.
 """
 
-OneOrTuple = Union[Tensor, tuple[Tensor]]
+OneOrTuple = Union[Tensor, tuple[Tensor, ...]]
 
 
 class Method(Attribution):

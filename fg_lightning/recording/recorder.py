@@ -86,7 +86,7 @@ class FullGradRecorder:
     def __init__(
         self,
         folder: str | Path | None,
-        probe: Union[Tensor, Sequence[Tensor], Probe, None] = None,
+        probe: Union[Tensor, Sequence[Any], Probe, None] = None,
         *,
         psi: Union[str, Psi] = "absolute",
         target: ProbeTarget = None,
