@@ -21,6 +21,9 @@ from fg_lightning.recording.sanity_checks import SanityCheck
 MIN_IMAGES = 8
 """A share of fewer images is not a fact about the network."""
 
+MIN_ACCURACY = 0.5
+"""Of the predictions. The thresholds were measured on networks that had learned their task."""
+
 MIN_SIDE = 8
 """In pixels: the corners of smaller images are single pixels."""
 
@@ -78,6 +81,7 @@ class Observations:
         drift: mean cosine distance of FullGrad's maps to those of the snapshot before; None if it is not known.
         checks: the sanity checks by method; empty before the end.
         unchecked: why there are no sanity checks.
+        accuracy: share of the images whose predicted class is their label; None if that cannot be told.
     """
 
     snapshot: int
@@ -87,6 +91,7 @@ class Observations:
     drift: float | None = None
     checks: Mapping[str, SanityCheck] = field(default_factory=dict)
     unchecked: str = "they are checked when training ends"
+    accuracy: float | None = None
 
     @property
     def maps(self) -> dict[str, Tensor]:
@@ -298,7 +303,11 @@ def _why_not_plane(maps: Tensor, num_inputs: int) -> str:
 
 
 def _why_untrained(observations: Observations) -> str:
-    return "" if observations.is_trained else "the network is untrained"
+    """Why a network has learned too little for its maps to tell of the data; empty if it has not."""
+    if not observations.is_trained:
+        return "the network is untrained"
+    is_wrong = observations.accuracy is not None and observations.accuracy < MIN_ACCURACY
+    return f"fewer than {MIN_ACCURACY:.0%} of the images are predicted correctly" if is_wrong else ""
 
 
 def _count(share: float, maps: Tensor) -> str:

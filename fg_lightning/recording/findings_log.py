@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from fg_lightning.atomic_files import replace_file
 from fg_lightning.history import Explanation, History
@@ -58,10 +58,16 @@ class FindingsLog:
                 rows = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8", errors="replace")))
                 self._known |= {(row.get("finding") or "", row.get("method") or "") for row in rows}
 
-    def inspect(self, history: History, explanation: Explanation) -> None:
-        """Looks at a snapshot that was just added to the history."""
+    def inspect(self, history: History, explanation: Explanation, labels: Tensor | None = None) -> None:
+        """Looks at a snapshot that was just added to the history.
+
+        Args:
+            history: of the run.
+            explanation: of the snapshot.
+            labels: of the images, as they came with them.
+        """
         with self._messages.errors_as_warnings():
-            self.update(observe(history, explanation), history.folder)
+            self.update(observe(history, explanation, labels), history.folder)
 
     def check_sanity(
         self, history: History, explainer: Explainer, methods: Mapping[str, Method], model: nn.Module
@@ -113,7 +119,7 @@ class FindingsLog:
                     log.alert(f"{finding.name.replace('_', ' ')}{_of_method(finding)}", f"{finding.message}. {finding.advice}.")
 
 
-def observe(history: History, explanation: Explanation) -> Observations:
+def observe(history: History, explanation: Explanation, labels: Tensor | None = None) -> Observations:
     """What is known at the last snapshot of a history."""
     untrained = {}
     if history.snapshots[0].is_untrained:
@@ -121,7 +127,9 @@ def observe(history: History, explanation: Explanation) -> Observations:
         untrained = {key: maps for key, maps in firsts.items() if maps is not None and not maps.isnan().any()}
     last = history.snapshots[-1]
     drift = last.numbers.get("fullgrad/drift")
-    return Observations(len(history.snapshots) - 1, explanation, not last.is_untrained, untrained, drift)
+    correct = [is_right for is_right in explanation.correct(labels) if is_right is not None]
+    accuracy = sum(correct) / len(correct) if correct else None
+    return Observations(len(history.snapshots) - 1, explanation, not last.is_untrained, untrained, drift, accuracy=accuracy)
 
 
 def write_findings(path: Path, findings: Sequence[Finding]) -> None:

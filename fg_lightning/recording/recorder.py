@@ -172,7 +172,7 @@ class FullGradRecorder:
             FullGradRecorder.has_taken_snapshots = True
             self._keep(snapshot, explanation, self._renderer, is_last=is_last)
             if self.history.snapshots[-1:] == [snapshot]:  # it could be kept
-                self._findings.inspect(self.history, explanation)
+                self._findings.inspect(self.history, explanation, self._renderer.labels)
             if is_last:
                 self.check_sanity(model)
         return snapshot

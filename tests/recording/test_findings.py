@@ -88,6 +88,13 @@ def test_without_a_plane_nothing_is_lost() -> None:
     assert "lost operations" in find(Observations(1, explain(flat_maps(), num_drawn=0))).unchecked
 
 
+@pytest.mark.parametrize(("accuracy", "fires"), [(None, True), (0.5, True), (0.4, False)])
+def test_corners_and_border_need_a_network_that_predicts_half_of_the_images(accuracy: float | None, fires: bool) -> None:
+    observations = Observations(3, explain(peaks_at(0, 0, 10, flat_maps(10))), accuracy=accuracy)
+    assert ("corner" in names(observations)) == fires
+    assert (find(observations).unchecked.get("the corners") == "fewer than 50% of the images are predicted correctly") != fires
+
+
 @pytest.mark.parametrize(
     ("row", "column", "where"),
     [(0, 0, "top left"), (3, 3, "top left"), (0, 19, "top right"), (16, 0, "bottom left"), (19, 19, "bottom right")],
