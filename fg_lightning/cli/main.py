@@ -166,6 +166,8 @@ def find_function(command: str) -> Callable[..., None]:
 
 def _without_classes(function: Callable[..., None]) -> Callable[..., None]:
     """A command's function for its help. For an option that takes a class, `auto_cli` lists every class of torch."""
+    if not any("Callable" in str(annotation) for annotation in function.__annotations__.values()):
+        return function  # itself, of which `auto_cli` also finds the options that it passes on
     copied = FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__)
     copied.__doc__, copied.__module__ = function.__doc__, __name__  # not the module that imports torch for its types
     copied.__annotations__ = {
