@@ -165,15 +165,16 @@ def find_function(command: str) -> Callable[..., None]:
 
 
 def _without_classes(function: Callable[..., None]) -> Callable[..., None]:
-    """A command's function for its help. For an option that takes a class, `auto_cli` lists every class of torch."""
-    if not any("Callable" in str(annotation) for annotation in function.__annotations__.values()):
+    """A command's function for its help. For an option that takes a module, `auto_cli` lists every class of torch."""
+    annotations = {
+        name: "Union[str, None]" if "nn.Module" in str(annotation) else annotation
+        for name, annotation in function.__annotations__.items()
+    }
+    if annotations == function.__annotations__:
         return function  # itself, of which `auto_cli` also finds the options that it passes on
     copied = FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__)
     copied.__doc__, copied.__module__ = function.__doc__, __name__  # not the module that imports torch for its types
-    copied.__annotations__ = {
-        name: "Union[str, None]" if "Callable" in str(annotation) else annotation
-        for name, annotation in function.__annotations__.items()
-    }
+    copied.__annotations__ = annotations
     return copied
 
 
