@@ -10,8 +10,13 @@ from pathlib import Path
 from comparison import Comparison
 
 BEGIN, END = "<!-- field: begin -->", "<!-- field: end -->"
-USUAL = ("FullGradMonitor: CSVLogger takes no images", "snapshots, see run")
-"""What every training says, which the table leaves out: where the pictures are."""
+USUAL = (
+    "FullGradMonitor: CSVLogger takes no images",
+    "snapshots, see run",
+    "FullGradMonitor: no findings",
+    "FullGradMonitor: finding:",
+)
+"""What the table leaves out: where the pictures are, and findings told while training, which the summary at the end repeats."""
 HEAD = ("project", "version", "training", "same weights", "moved", "explained", "snapshots", "error", "seconds", "said")
 
 
@@ -36,7 +41,7 @@ def as_markdown(comparisons: Sequence[Comparison]) -> str:
                 *(project, comparison.version, training, _same(comparison), f"{comparison.num_moved}; {comparison.num_trainable}"),
                 *(comparison.explained, str(comparison.num_snapshots), _rounded(comparison.completeness)),
                 f"{comparison.seconds[0]:.1f} → {comparison.seconds[1]:.1f}",
-                "<br>".join(text for text in comparison.said if not any(usual in text for usual in USUAL)),
+                "<br>".join(_without_checks(text) for text in comparison.said if not any(usual in text for usual in USUAL)),
             )
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|').replace(chr(10), ' ') for cell in cells)} |")
     return "\n".join(lines)
@@ -55,6 +60,11 @@ def _same(comparison: Comparison) -> str:
     if not comparison.differences:
         return "yes"
     return "**no**: " + "; ".join(f"{key} {what}" for key, what in comparison.differences.items())
+
+
+def _without_checks(text: str) -> str:
+    """A summary of findings as lines of a cell, without what was checked."""
+    return "<br>".join(text.partition("\n  checked:")[0].splitlines())
 
 
 def _first(text: str) -> str:
