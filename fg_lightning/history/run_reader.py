@@ -10,7 +10,6 @@ import zipfile
 from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,6 @@ from fg_lightning.history.class_names import ClassNames
 from fg_lightning.history.growing_files import GrowingArray, GrowingTable, Row
 from fg_lightning.history.records import COLUMNS, HISTORY, IMAGES, LAYERS, MAPS, ImageRow, LayerTerms, Snapshot
 from fg_lightning.metrics.concentration import gini_index
-from fg_lightning.visualization.film_strips import spread_indices
-from fg_lightning.visualization.saliency_overlay import planar
 
 AGREEMENT = 1e-3
 """By how much the concentration of kept maps may differ from a snapshot's own, since they are kept as float16."""
@@ -173,26 +170,6 @@ class Run:
         if isinstance(names, list):
             return ClassNames([str(name) for name in names])
         return ClassNames(None, are_classes=self.about.get("task") not in NUMERIC_TASKS)
-
-    @property
-    def map_size(self) -> tuple[int, int] | None:
-        """Height and width of every map; None if there are none."""
-        if self.maps is None:
-            return None
-        height, width = planar(torch.empty(self.maps.shape[1:], device="meta")).shape[-2:]
-        return height, width
-
-    def relative_maps(self, index: int) -> npt.NDArray[np.float32] | None:
-        """The maps of a snapshot, each relative to its own peak, [N, H, W]; None if they are lost."""
-        if self.maps is None or index >= len(self.maps):
-            return None
-        maps = planar(torch.from_numpy(np.array(self.maps[index])).float())[:, 0].numpy()
-        return None if np.isnan(maps).all() else np.nan_to_num(maps)
-
-    @cached_property
-    def is_signed(self) -> bool:
-        """Whether maps have negative values, judged by a few snapshots."""
-        return self.maps is not None and any(bool((self.maps[i] < 0).any()) for i in spread_indices(len(self.maps), 5))
 
 
 def read_run(folder: Path) -> Run:

@@ -22,7 +22,7 @@ MIN_IMAGES = 8
 """A share of fewer images is not a fact about the network."""
 
 MIN_ACCURACY = 0.5
-"""Of the predictions. The thresholds were measured on networks that had learned their task."""
+"""Of the predicted classes. The thresholds of corners and border were measured on classifiers that had learned their task."""
 
 MIN_SIDE = 8
 """In pixels: the corners of smaller images are single pixels."""
@@ -306,7 +306,9 @@ def _why_untrained(observations: Observations) -> str:
     """Why a network has learned too little for its maps to tell of the data; empty if it has not."""
     if not observations.is_trained:
         return "the network is untrained"
-    is_wrong = observations.accuracy is not None and observations.accuracy < MIN_ACCURACY
+    if observations.accuracy is None:
+        return "there are no labels to compare the predicted classes with"
+    is_wrong = observations.accuracy < MIN_ACCURACY
     return f"fewer than {MIN_ACCURACY:.0%} of the images are predicted correctly" if is_wrong else ""
 
 

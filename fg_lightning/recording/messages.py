@@ -56,7 +56,7 @@ class Messages:
 
     @contextmanager
     def errors_of(self, method: str) -> Iterator[None]:
-        """Lets the other methods continue: errors of one become a warning, and what it warns of is said once."""
+        """Lets the other methods continue: errors of this one become a warning, and each of its own warnings is given once."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
