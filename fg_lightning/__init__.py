@@ -1,6 +1,7 @@
-"""Saliency maps of an image network while it trains, drawn from terms that add up to its output, and tests of such maps.
+"""Saliency maps of an image network while it trains, and tests of such maps.
 
-The names below are loaded when they are first used, so that `import fg_lightning` is cheap.
+The maps are made from full-gradients: terms that add up to the network's output. The names below are loaded when they are first
+used, so that `import fg_lightning` is cheap.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and the removal of what killed processes leave of them."""
+"""Writes files completely or not at all, and removes the temporary files that killed processes leave."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from typing import Any, BinaryIO
 
 try:
     import fcntl
-except ImportError:  # Windows has no such locks, and nothing is swept up there
+except ImportError:  # Windows has no such locks; `sweep` removes nothing there
     fcntl = None  # type: ignore[assignment]
 
 PREFIX = ".fg_lightning_"
-"""The names of files that are being written begin with it. 16 hexadecimal digits follow."""
+"""Prefix of the names of temporary files. 16 hexadecimal digits follow."""
 
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file beside a path. It replaces the path's file, on disk, when it is written to its end.
+    """Opens a temporary file beside a path. It replaces the file at the path after it is written to disk without an error.
 
-    A reader finds the old file or the new one. The new one has the permissions that umask and an old file allow. A device or a
-    pipe, such as /dev/stdout, is written to directly.
+    A reader finds the old file or the new one, never a part. The new file has the permissions of the old one, without those to
+    execute; if there was no old file, umask sets them. A device or a pipe, such as /dev/stdout, is written to directly.
 
     Args:
-        path: of the file. A link stays, and the file that it leads to is replaced.
+        path: the file to write. If it is a link, the link stays, and its target is replaced.
 
     Raises:
-        OSError: if there is no room or no permission. It names the path, and the old file is still there.
+        OSError: if there is no room or no permission. The error names the path, and the old file is unchanged.
     """
     path = Path(os.path.realpath(path))
     with name_file_in_errors(path):
@@ -61,7 +61,7 @@ def replace_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def name_file_in_errors(path: Path) -> Iterator[None]:
-    """Makes an error of the operating system name the path, if it names no file or one beside the path."""
+    """Puts the path into an error of the operating system that names no file, or a temporary file beside the path."""
     try:
         yield
     except OSError as error:
@@ -71,7 +71,7 @@ def name_file_in_errors(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file as `replace_file` does, and raises what it raises."""
+    """Writes a file as `replace_file` does, with the same errors."""
     with replace_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
@@ -82,11 +82,11 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def sweep(folder: Path, *, deeply: bool = False) -> None:
-    """Removes what killed processes left of `replace_file` in a folder: files with its names that no living process holds.
+    """Removes temporary files of `replace_file` from a folder, if no running process holds a lock on them.
 
     Args:
-        folder: may be missing.
-        deeply: also in the folders below it, except those of Weights & Biases.
+        folder: the folder. It may be missing.
+        deeply: whether to search its subfolders, too, except those named "wandb". Default: False.
     """
     for where, names, files in os.walk(folder):
         names[:] = [name for name in names if name != "wandb"] if deeply else []
@@ -96,23 +96,23 @@ def sweep(folder: Path, *, deeply: bool = False) -> None:
 
 
 def _open_beside(path: Path, mode: int) -> tuple[Path, int]:
-    """A new file in the same folder, and its handle, which is locked as long as it is open."""
+    """A new file in the same folder and its handle. The file is locked while the handle is open."""
     while True:
         beside = path.with_name(PREFIX + secrets.token_hex(8))
         handle = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
         if fcntl is not None:
-            with suppress(OSError):  # some network file systems have no locks; nothing is swept up there
+            with suppress(OSError):  # some network file systems have no locks; `sweep` removes nothing there
                 fcntl.flock(handle, fcntl.LOCK_EX)
         if os.fstat(handle).st_nlink:
             return beside, handle
-        os.close(handle)  # it was swept up before it was locked
+        os.close(handle)  # another process removed the file before it was locked
 
 
 def _remove_if_left(path: Path) -> None:
     if fcntl is None:
         return
     with suppress(OSError):
-        handle = os.open(path, os.O_RDWR)  # over NFS a lock takes a handle that may write
+        handle = os.open(path, os.O_RDWR)  # over NFS, only a writable handle can be locked
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()

@@ -24,22 +24,22 @@ __all__ = ["PICTURE_LOGGERS", "Pictures", "log_for"]
 
 @dataclass(frozen=True)
 class Pictures:
-    """The pictures of one moment.
+    """The pictures of one snapshot.
 
     Attributes:
-        key: under which the overlays are logged.
-        title: the moment, in words.
-        overlays: [H, W, 3] in 0..255, of one size, that of the maps.
+        key: log key of the overlays.
+        title: names the step of the snapshot.
+        overlays: [H, W, 3] in 0..255, all of one size, that of the maps.
         captions: one for each overlay, of any number of lines.
-        marked: whether the prediction for each is wrong; empty if that is unknown.
-        masks: where the network should look, outlined in the overlays; None if that is unknown.
-        subject: what the overlays show, in words.
-        table_key: of a table with a row for each overlay.
-        table: its other columns by name, each with a value for each overlay, all of one type; [H, W, 3] arrays are pictures, and
-            the same array is the same picture in every step.
-        is_signed: whether the maps have negative values.
-        of_run: pictures of the whole run up to now, by key; the path of a GIF is an animation.
-        more: the pictures of further methods at the same moment, without tables.
+        table_key: log key of a table with a row for each overlay.
+        table: its other columns by name. A column has a value for each overlay, all of one type. A [H, W, 3] array is a picture;
+            the same array object is encoded once for all steps. Default: no other columns.
+        marked: whether the prediction for each overlay is wrong. Default: empty, for unknown.
+        masks: [N, 1, *S], True where the network should look, outlined in the overlays. Default: None, for unknown.
+        subject: describes what the overlays show. Default: "".
+        is_signed: whether the maps have negative values. Default: False.
+        of_run: pictures of the whole run up to now, by log key. A path is that of an animation, a GIF. Default: none.
+        more: the pictures of further methods for the same snapshot. Their tables are not logged. Default: none.
     """
 
     key: str
@@ -63,12 +63,12 @@ class Pictures:
         return contact_sheet(frames, self.captions, marked=self.marked, title=title, is_signed=self.is_signed)
 
     def frames(self, side: int) -> list[RGB]:
-        """The overlays, enlarged until their shorter side has so many pixels or more, with outlines."""
+        """The overlays with outlines, enlarged by a whole factor until the shorter side has at least `side` pixels."""
         return draw_outlines([enlarge(overlay, side) for overlay in self.overlays], self.masks)
 
 
 class Log:
-    """Logs numbers with any logger. Subclasses log pictures, too.
+    """Logs numbers with any Lightning logger. Subclasses log pictures, too.
 
     Args:
         logger: a Lightning logger.
@@ -85,14 +85,14 @@ class Log:
         self.logger.log_metrics(dict(numbers), step=step)
 
     def conclude(self, pictures: Mapping[str, Image.Image | Path], step: int) -> None:
-        """Logs pictures and animations of the whole run, by key, without numbers."""
+        """Logs pictures and animations of the whole run, by key. This class has no pictures to log and does not do anything."""
 
     def alert(self, title: str, text: str) -> None:
-        """Sends the user a message, if `sends_alerts`."""
+        """Sends the user a message. A class whose `sends_alerts` is False does not do anything."""
 
 
 class WandbLog(Log):
-    """Weights & Biases: everything of a step in one call, with captions, and a table that grows."""
+    """Logs to Weights & Biases: all data of a step in one call, overlays with captions, and a table that grows."""
 
     takes_pictures = True
     sends_alerts = True
@@ -100,7 +100,7 @@ class WandbLog(Log):
     def __init__(self, logger: Any) -> None:
         super().__init__(logger)
         self._table: Any = None
-        self._encoded: dict[int, tuple[RGB, Any]] = {}  # pictures in the table's last rows, by their identity
+        self._encoded: dict[int, tuple[RGB, Any]] = {}  # pictures in the table's last rows, by the id() of their arrays
 
     def log(self, numbers: Mapping[str, float], pictures: Pictures | None, step: int) -> None:
         if pictures is None:
@@ -110,7 +110,7 @@ class WandbLog(Log):
         table = self._add_rows(pictures.table, overlays)
         of_run = {key: _wandb_media(picture) for key, picture in pictures.of_run.items()}
         self.logger.log_metrics({**numbers, pictures.key: overlays, **more, pictures.table_key: table, **of_run}, step=step)
-        table.data[:] = [()] * len(table.data)  # they are logged, and the table would keep every picture of the run
+        table.data[:] = [()] * len(table.data)  # frees logged pictures; else the table keeps all of the run
 
     def conclude(self, pictures: Mapping[str, Image.Image | Path], step: int) -> None:
         self.logger.experiment.summary.update({key: _wandb_media(picture) for key, picture in pictures.items()})
@@ -119,7 +119,7 @@ class WandbLog(Log):
         self.logger.experiment.alert(title=title, text=text, level="WARN")
 
     def _add_rows(self, columns: Mapping[str, Sequence[Any]], overlays: Sequence[Any]) -> Any:
-        """The table with a new row for each overlay. Before wandb 0.20 tables could not grow; then each step has a table."""
+        """The table with a new row for each overlay. wandb tables cannot grow before 0.20; there, each step has its own table."""
         import wandb
 
         if self._table is None or not hasattr(self._table, "log_mode"):
@@ -132,12 +132,12 @@ class WandbLog(Log):
             for overlay, *values in zip(overlays, *columns.values(), strict=True)
         ]
         self._table.add_data(*rows[0])
-        self._table.data.extend(rows[1:])  # each column holds values of one type, which wandb need not find out for each row
+        self._table.data.extend(rows[1:])  # skips wandb's slow type check of each row: a column holds values of one type
         return self._table
 
 
 WANDB_SIDE = 224
-"""W&B's panels blur smaller pictures."""
+"""Pixels of the shorter side. W&B's panels blur smaller pictures."""
 
 
 def _wandb_overlays(pictures: Pictures) -> list[Any]:
@@ -153,7 +153,7 @@ def _wandb_overlays(pictures: Pictures) -> list[Any]:
 
 
 def _wandb_image(picture: RGB, caption: str | None = None) -> Any:
-    """A picture as PNG, enlarged by a whole factor if it is small. Pillow's own encoder takes four times as long."""
+    """A picture as PNG, enlarged by a whole factor if it is small. It replaces Pillow's encoder, which takes four times as long."""
     import wandb
 
     pixels = enlarge(picture, WANDB_SIDE)
@@ -165,12 +165,12 @@ def _wandb_image(picture: RGB, caption: str | None = None) -> Any:
 def _wandb_media(picture: Image.Image | Path) -> Any:
     import wandb
 
-    # As an Image a GIF would lose its motion; the path of one needs no encoder.
+    # wandb.Image would keep only the first frame of a GIF. wandb.Video needs no encoder for the path of a GIF.
     return wandb.Video(str(picture), format="gif") if isinstance(picture, Path) else _wandb_image(pil_to_rgb(picture))
 
 
 def _log_to_tensorboard(logger: Any, key: str, picture: Image.Image, step: int) -> None:
-    """Adds a picture as `add_image` does, which takes four times as long: it goes through floating-point numbers and Pillow."""
+    """Adds a picture as `add_image` does, in a quarter of its time: `add_image` converts to floating point and uses Pillow."""
     writer, pixels = logger.experiment, pil_to_rgb(picture)
     if not type(writer).__module__.startswith("torch.utils.tensorboard") or writer.file_writer is None:  # tensorboardX; closed
         writer.add_image(key, pixels, step, dataformats="HWC")
@@ -187,11 +187,11 @@ PICTURE_LOGGERS: dict[str, Callable[[Any, str, Image.Image, int], Any]] = {
     "MLFlowLogger": lambda logger, key, p, step: logger.experiment.log_image(logger.run_id, p, key=key, step=step),
     "CometLogger": lambda logger, key, p, step: logger.experiment.log_image(p, name=key, step=step),
 }
-"""Functions that log a picture under a key at a step, by the names of the loggers' classes."""
+"""Class name of a logger -> (logger, key, picture, step), a function that logs a picture."""
 
 
 class SheetLog(Log):
-    """A logger of pictures without captions: it gets all overlays of a step as one picture."""
+    """Logs all overlays of a step as one picture with their captions drawn into it, for loggers that take no captions."""
 
     takes_pictures = True
 
@@ -212,7 +212,7 @@ class SheetLog(Log):
 
 
 class _RunLogger:
-    """A run of Weights & Biases as Lightning's logger of it, which names the step in the same way."""
+    """Gives a run of Weights & Biases the methods of Lightning's `WandbLogger`. The step has the same name as there."""
 
     def __init__(self, run: Any) -> None:
         self.experiment = run
@@ -222,9 +222,9 @@ class _RunLogger:
 
 
 def log_for(logger: Any) -> Log:
-    """How to log with a Lightning logger or a run of Weights & Biases.
+    """The `Log` for a Lightning logger or a run of Weights & Biases.
 
-    The names of the logger's classes decide, because Lightning's loggers exist in several packages.
+    It is chosen by the names of the logger's classes, because Lightning's loggers exist in several packages.
     """
     for kind in type(logger).__mro__:
         if kind.__name__ == "WandbLogger":

@@ -16,7 +16,11 @@ Seed = Union[int, np.integer[Any], Sequence[int], npt.NDArray[np.integer[Any]], 
 
 
 def seeds_of(samples: Shaped[Tensor, "n ..."], seed: Seed) -> list[int]:
-    """One seed for each sample: the given ones, or one from a single seed and a checksum of what the sample holds.
+    """One seed for each sample.
+
+    Args:
+        samples: [N, ...].
+        seed: a sequence is returned as a list. An int is combined with a checksum of each sample's values.
 
     Raises:
         ValueError: if there are not as many seeds as samples.
@@ -26,5 +30,5 @@ def seeds_of(samples: Shaped[Tensor, "n ..."], seed: Seed) -> list[int]:
         # torch's generator on the CPU uses the lower 32 bits of a seed.
         return [zlib.crc32(content, int(seed) % 2**32) for content in contents]
     if len(seed) != len(samples):
-        raise ValueError(f"seed must be one int, or one for each of {len(samples)} images, but holds {len(seed)}")
+        raise ValueError(f"seed holds {len(seed)} numbers; give one int, or one int for each of {len(samples)} images")
     return [int(own) for own in seed]

@@ -255,7 +255,7 @@ def test_what_cannot_be_loaded_is_named_and_skipped(training, tmp_path, capsys):
     assert titles(history) == ["untrained", "epoch 2"]
     assert torch.equal(history.maps(1), History.read(training / "fullgrad" / "version_0").maps(2))  # and not the averages'
     said = capsys.readouterr().err
-    assert "cut.ckpt is no checkpoint, or only a part of one" in said
+    assert "cut.ckpt is not a checkpoint, or is incomplete" in said
     assert "module.pt holds a torch.nn.modules.linear.Linear, which cannot be loaded without running code" in said
     assert "epoch=1-EMA.ckpt has other weights of the same step as epoch=1-step=6.ckpt" in said
     assert "broken.ckpt cannot be loaded into Classifier: Error(s) in loading state_dict" in said

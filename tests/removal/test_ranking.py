@@ -140,7 +140,11 @@ BAD = {
     "an array": (lambda: ranks(np.ones((1, 1, 2, 2))), TypeError, "not ndarray"),
     "no channel": (lambda: ranks(torch.rand(3, 2, 2)), ValueError, r"have shape \(3, 2, 2\)"),
     "three channels": (lambda: ranks(torch.rand(1, 3, 2, 2)), ValueError, r"maps.sum\(1, keepdim=True\)"),
-    "seeds": (lambda: ranks(torch.rand(2, 1, 2, 2), [1, 2, 3]), ValueError, "one for each of 2 images, but holds 3"),
+    "seeds": (
+        lambda: ranks(torch.rand(2, 1, 2, 2), [1, 2, 3]),
+        ValueError,
+        "seed holds 3 numbers; give one int, or one int for each of 2 images",
+    ),
 }
 
 

@@ -38,13 +38,13 @@ def test_weights_come_back_from_a_checkpoint_and_from_a_state(tmp_path):
 @pytest.mark.parametrize("found", [[1, 2], {"state_dict": [torch.zeros(1)]}])
 def test_what_is_no_checkpoint(tmp_path, found):
     torch.save(found, tmp_path / "list.pt")
-    with pytest.raises(CannotRun, match=r"list.pt holds list, but a checkpoint of Lightning's or a state_dict is needed"):
+    with pytest.raises(CannotRun, match=r"list.pt holds list, but a Lightning checkpoint or a state_dict is needed"):
         read_weights(tmp_path / "list.pt")
 
 
 def test_what_cannot_be_read(tmp_path):
     (tmp_path / "text.pt").write_text("no weights")
-    with pytest.raises(CannotRun, match=r"text.pt is no checkpoint, or only a part of one"):
+    with pytest.raises(CannotRun, match=r"text.pt is not a checkpoint, or is incomplete"):
         read_weights(tmp_path / "text.pt")
     with pytest.raises(CannotRun, match=r"there is no checkpoint .*nowhere.pt"):
         read_weights(tmp_path / "nowhere.pt")

@@ -15,7 +15,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
     torch.save({"state_dict": {"weight": torch.rand(100)}, "pytorch-lightning_version": "2.6.0"}, whole)
     cut_off.write_bytes(whole.read_bytes()[:-100])
     check_checkpoint(str(whole), "test")
-    with pytest.raises(CannotRun, match=r"cut_off\.ckpt is .*no checkpoint, or only a part of one|cut_off\.ckpt is damaged"):
+    with pytest.raises(CannotRun, match=r"cut_off\.ckpt is .*not a checkpoint, or is incomplete|cut_off\.ckpt is damaged"):
         check_checkpoint(str(cut_off), "test")
     with pytest.raises(CannotRun, match=rf"there is no checkpoint {tmp_path}/none\.ckpt.*best\.ckpt"):
         check_checkpoint(str(tmp_path / "none.ckpt"), "test")
