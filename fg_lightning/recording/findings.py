@@ -14,9 +14,8 @@ from torch import Tensor
 
 from fg_lightning.history.records import Explanation
 from fg_lightning.metrics.border_and_corners import border_mask, corner_masks
-from fg_lightning.metrics.drift import rank_correlation
 from fg_lightning.metrics.localization import pointing_game
-from fg_lightning.recording.sanity_checks import SanityCheck
+from fg_lightning.recording.sanity_checks import SanityCheck, mean_rank_correlation
 
 MIN_IMAGES = 8
 """A share of fewer images is not a fact about the network."""
@@ -263,7 +262,7 @@ def measure_similarity_to_untrained(observations: Observations, method: str) -> 
     maps, untrained = observations.maps[method], observations.untrained[method]
     if maps.shape != untrained.shape:
         return "the maps of the untrained network are of other images"
-    value = float(rank_correlation(maps, untrained).mean())
+    value = mean_rank_correlation(maps, untrained)
     return Measurement(
         value, f"The maps hardly differ from those of the untrained network: their mean rank correlation is {value:.3f}"
     )

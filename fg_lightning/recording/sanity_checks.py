@@ -36,6 +36,17 @@ class SanityCheck:
     why_not_runner_up: str = NO_CLASSES
 
 
+def mean_rank_correlation(maps: Float[Tensor, "n 1 *s"], others: Float[Tensor, "n 1 *s"]) -> float:
+    """Mean over the images of the rank correlation of two maps, without the pixels that are zero in both maps of an image.
+
+    Zeros agree whatever the maps show: those of black pixels, for example, in maps that are multiplied by the image. Two maps that
+    are zero everywhere count 0.
+    """
+    shown = (maps != 0) | (others != 0)
+    pairs = [(own[is_shown], other[is_shown]) for own, other, is_shown in zip(maps, others, shown, strict=True)]
+    return sum(float(rank_correlation(own[None, None], other[None, None])) for own, other in pairs if len(own)) / len(maps)
+
+
 Explain = Callable[[nn.Module, "Tensor | None"], Mapping[str, Float[Tensor, "n 1 *s"]]]
 """(network, classes [N]; None for those that are explained) -> maps by method."""
 
@@ -104,4 +115,4 @@ def _try(explain: Callable[[], Mapping[str, Tensor]]) -> tuple[Mapping[str, Tens
 def _correlate(maps: Tensor, others: Tensor | None) -> float | None:
     if others is None or others.shape != maps.shape or others.isnan().any():
         return None
-    return float(rank_correlation(maps, others).mean())
+    return mean_rank_correlation(maps, others)

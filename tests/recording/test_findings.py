@@ -13,10 +13,11 @@ from torch import Tensor
 
 from fg_lightning.history.records import Answers, Explanation
 from fg_lightning.loggers import Log
+from fg_lightning.metrics import rank_correlation
 from fg_lightning.recording.findings import COLUMNS, MIN_IMAGES, RULES, Observations, find
 from fg_lightning.recording.findings_log import FindingsLog, summarize
 from fg_lightning.recording.messages import Messages
-from fg_lightning.recording.sanity_checks import SanityCheck
+from fg_lightning.recording.sanity_checks import SanityCheck, check_sanity, mean_rank_correlation
 
 
 def flat_maps(num_images: int = 8, size: tuple[int, ...] = (20, 20)) -> Tensor:
@@ -186,6 +187,17 @@ def test_maps_like_those_of_the_untrained_network() -> None:
     assert not names(learned(1, explain(maps), untrained=same))  # training has not ended
     assert not names(learned(1, explain(maps), untrained=other), is_last=True)
     assert not names(learned(0, explain(maps), is_trained=False, untrained=same), is_last=True)
+
+
+def test_pixels_that_are_zero_in_both_maps_do_not_make_them_alike() -> None:
+    shown = (torch.arange(20)[:, None] - 10).abs() < 2
+    maps, untrained = (torch.rand(8, 1, 20, 20, generator=torch.Generator().manual_seed(seed)) * shown for seed in (1, 2))
+    assert float(rank_correlation(maps, untrained).mean()) > threshold_of("like_untrained")
+    assert not names(learned(1, explain(maps), untrained={"fullgrad": untrained}), is_last=True)
+    check = check_sanity(torch.nn.Linear(1, 1), {"fullgrad": maps}, lambda *_: {"fullgrad": untrained}, None)["fullgrad"]
+    assert abs(check.randomized or 1) < 0.3
+    assert mean_rank_correlation(maps, torch.where(untrained > 0, maps, 0)) == pytest.approx(1)
+    assert mean_rank_correlation(0 * maps, 0 * maps) == 0
 
 
 @pytest.mark.parametrize(("field", "name"), [("randomized", "like_random_weights"), ("runner_up", "not_class_specific")])
