@@ -82,7 +82,7 @@ def test_the_shortcut_shows_in_the_accuracy_the_maps_and_a_finding(shortcut):
 
 def test_a_folder_that_cannot_be_is_a_sentence(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(CannotRun, match="file/out cannot be written to: Not a directory; take another folder with --output"):
+    with pytest.raises(CannotRun, match="file/out cannot be written to: Not a directory; use another folder with --output"):
         run_demo(output=tmp_path / "file" / "out")
 
 

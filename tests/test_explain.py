@@ -562,7 +562,7 @@ IMPOSSIBLE = {
         r"fails on images of shape \[1, 3, 30",
     ),
     "no tensor": (["photos", *NET, "--transform", "networks_of_a_user.numbers"], "transform must make a picture .*, but gave list"),
-    "one std": (["photos", *NET, "--std", "[0.5]"], "--mean and --std go together"),
+    "one std": (["photos", *NET, "--std", "[0.5]"], "only one of --mean and --std was given; give both"),
     "one std for three": (["photos", *NET, "--mean", "[0,0,0]", "--std", "[0.5]"], "--mean and --std: .*not 3 and 1"),
     "a mean for torchvision": (["photos", "--mean", "[0.5]", "--std", "[0.5]"], "resnet50 is a classifier of torchvision"),
     "no class names file": (["photos", *NET, "--class_names", "names.txt"], r"there is no file names\.txt of class names"),

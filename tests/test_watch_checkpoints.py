@@ -257,7 +257,7 @@ def test_what_cannot_be_loaded_is_named_and_skipped(training, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "cut.ckpt is not a checkpoint, or is incomplete" in said
     assert "module.pt holds a torch.nn.modules.linear.Linear, which cannot be loaded without running code" in said
-    assert "epoch=1-EMA.ckpt has other weights of the same step as epoch=1-step=6.ckpt" in said
+    assert "epoch=1-EMA.ckpt is of the same step as epoch=1-step=6.ckpt, but has other weights" in said
     assert "broken.ckpt cannot be loaded into Classifier: Error(s) in loading state_dict" in said
 
 
@@ -344,7 +344,7 @@ def test_saved_weights_are_ordered_by_what_they_say(tmp_path, names, wrap, more,
 def test_without_a_step_the_epoch_stands_for_it_and_a_note_says_so(tmp_path, capsys):
     save_plain(tmp_path / "saved", ["net_epoch_3.pt"])
     assert [(s.epoch, s.step) for s in watch_plain(tmp_path / "saved").snapshots] == [(3, 3)]
-    assert "not all checkpoints tell their steps, so the column step holds the number of epochs" in capsys.readouterr().err
+    assert "not all checkpoints record their number of steps, so the column step holds the number of epochs" in capsys.readouterr().err
 
 
 def test_an_optimizer_tells_the_steps_unless_a_file_is_without_one(tmp_path):
@@ -363,20 +363,20 @@ def test_weights_alone_of_lightning_are_of_a_whole_epoch_which_a_note_says(train
         torch.save(kept, tmp_path / path.name)
     series = find_checkpoints(tmp_path)
     assert [(c.epoch, c.step) for c in series.checkpoints] == [(1, 2), (2, 5)]
-    assert any("counted as over" in note for note in series.notes)
+    assert any("it is assumed to be complete" in note for note in series.notes)
 
 
 def test_averages_of_lightning_are_said_to_be_such(training, tmp_path):
     averaged = torch.load(training / "epochs" / "last.ckpt", weights_only=True)
     averaged["current_model_state"] = averaged["state_dict"]
     torch.save(averaged, tmp_path / "last.ckpt")
-    assert any("averages that Lightning's WeightAveraging keeps" in note for note in find_checkpoints(tmp_path).notes)
+    assert any("averaged weights of Lightning's WeightAveraging" in note for note in find_checkpoints(tmp_path).notes)
 
 
 def test_weights_that_are_there_twice_are_chosen_by_their_prefix(tmp_path):
     twice = {f"{kind}{name}": v for kind in ("model.", "ema_model.") for name, v in plain_network().state_dict().items()}
     names = list(plain_network().state_dict())
-    with pytest.raises(CannotRun, match=r"weights 2 times, as model. and ema_model.; choose by --prefix"):
+    with pytest.raises(CannotRun, match=r"weights under 2 prefixes, model. and ema_model.; choose one with --prefix"):
         find_weights({"state_dict": twice}, names)
     assert torch.equal(find_weights({"state_dict": twice}, names, "ema_model.")["0.bias"], twice["ema_model.0.bias"])
     with pytest.raises(CannotRun, match=r"lacks 4 of the network's 4 weights .*and has model.0.weight"):
@@ -480,29 +480,29 @@ def test_colours_for_a_network_of_grey_images_are_explained(grey_pictures):
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["missing", *NAMES], "there is no folder .*missing; give the one that holds the checkpoints"),
+        (["missing", *NAMES], "there is no folder .*missing; give the folder that holds the checkpoints"),
         (["empty", *NAMES], "there is no checkpoint in .*empty: no file ends in .ckpt"),
         (["saved", *NAMES[2:]], "--model is missing"),
         (["saved", *NAMES[:2]], "--data is missing"),
         (
             ["saved", *NAMES],
-            "no file in saved is a checkpoint that can be read. The first: .*give --counted epochs or",
+            "no file in saved can be read as a checkpoint. The first error: .*add --counted epochs or",
         ),
         (["zero", *PLAIN, *NAMES[2:]], "epoch_0.pt is of epoch 0: if it holds the untrained network, add --epoch_0 untrained"),
-        (["nameless", *PLAIN, *NAMES[2:]], "neither the content nor the name of nameless/net.pt says after which epoch or step"),
+        (["nameless", *PLAIN, *NAMES[2:]], "nameless/net.pt records no epoch or step, neither in its content nor in its name"),
         (["epochs", *PLAIN, "--data", "nowhere"], "--data nowhere: there is no such folder"),
         (["epochs", *PLAIN, "--data", "no_such.Data"], "'no_such.Data' cannot be imported"),
-        (["epochs", *PLAIN, "--data", "tests.ROOT"], "--data tests.ROOT: it is no LightningDataModule class, nor a folder"),
+        (["epochs", *PLAIN, "--data", "tests.ROOT"], "--data tests.ROOT: it is neither a LightningDataModule class nor a folder"),
         (["epochs", *PLAIN, *NAMES[2:], "--mean", "[0.5]"], "--mean, --std and --transform are for a folder of pictures"),
         (["epochs", "--model", "resnet19", *NAMES[2:]], "torchvision has no classifier 'resnet19'"),
         (["epochs", "--model", "tests.test_watch_checkpoints.give_number", *NAMES[2:]], "cannot be loaded into .*it gives int"),
         (["epochs", *NAMES], "epoch_1.pt cannot be loaded into Classifier: it lacks 9 of the network's 9 weights"),
         (["epochs", *PLAIN, *NAMES[2:], "--probe", "[99]"], "the images could not be read from the data: .*99"),
-        (["epochs", *PLAIN, "--data", "full", "--probe", "hardest"], "--probe chooses images of a datamodule"),
+        (["epochs", *PLAIN, "--data", "full", "--probe", "hardest"], "--probe is for a datamodule; leave it out"),
         (["epochs", *PLAIN, *NAMES[2:], "--output", "full"], "full is there already and was not drawn from checkpoints"),
         (["epochs", *PLAIN, *NAMES[2:], "--methods", "gradcamm"], "gradcamm"),
         (["epochs", *PLAIN, *NAMES[2:], "--device", "cupid"], "cupid"),
-        (["epochs", *PLAIN, *NAMES[2:], "--wandb_run", "mine"], "--wandb_run takes entity/project/id"),
+        (["epochs", *PLAIN, *NAMES[2:], "--wandb_run", "mine"], "--wandb_run must be entity/project/id"),
     ],
 )
 def test_mistakes_are_one_sentence(tmp_path, words, reason):
@@ -565,14 +565,14 @@ def test_a_run_that_is_not_there_is_one_sentence(training, monkeypatch):
 
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setattr(wandb, "init", fail)
-    with pytest.raises(SystemExit, match="me/project/abc cannot be added to: resume='must' but the run does not exist"):
+    with pytest.raises(SystemExit, match="nothing can be added to me/project/abc: resume='must' but the run does not exist"):
         watch(training / "epochs", "--wandb_run", "me/project/abc")
     assert not Path("out").exists()
 
 
 def test_offline_says_that_it_needs_the_server(training, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    with pytest.raises(SystemExit, match=r"cannot be added to offline, because wandb must ask its server .*; unset WANDB_MODE"):
+    with pytest.raises(SystemExit, match=r"nothing can be added to .* offline, because wandb must ask .*; unset WANDB_MODE"):
         watch(training / "epochs", "--wandb_run", "me/project/abc")
     assert os.listdir() == []
 

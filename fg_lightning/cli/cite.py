@@ -11,7 +11,7 @@ from typing import Union
 from fg_lightning.errors import CannotRun
 
 BIBLIOGRAPHY = Path(__file__).parent / "references.bib"
-"""Entries with blank lines between them. The `keywords` of each are the names that it is known by here."""
+"""Entries with blank lines between them. `cite` finds an entry by any of its `keywords`."""
 
 
 def cite(names: Union[str, list[str]] = "all") -> None:
@@ -20,8 +20,8 @@ def cite(names: Union[str, list[str]] = "all") -> None:
     For example: fg-lightning cite fullgrad roar FashionMNIST fg-lightning > references.bib
 
     Args:
-        names: Names of methods, tests (roar, road, kar, pixel_perturbation, ...) or data sets, and fg-lightning, with spaces or
-            commas between them; --names may be left out. Default: all.
+        names: Names of methods, tests (roar, road, kar, pixel_perturbation, ...) or data sets, or fg-lightning, separated by spaces
+            or commas. The word --names itself is optional. Default: all.
 
     Raises:
         CannotRun: if a name is unknown.

@@ -1,4 +1,4 @@
-"""fg-lightning completion: what lets a shell complete the commands and their options."""
+"""fg-lightning completion: a script with which a shell completes the commands and their options."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from fg_lightning.errors import CannotRun
 
 
 def completion(shell: Literal["bash", "zsh", "tcsh"]) -> None:
-    """Print a script by which a shell completes the commands of fg-lightning and their options.
+    """Print a shell script that completes the commands of fg-lightning and their options.
 
-    Write it to a file once, so that a tab does not wait for torch. For bash:
+    Write it to a file once, so that completion does not wait for torch. For bash:
     ~/.local/share/bash-completion/completions/fg-lightning.
 
     Args:
@@ -26,12 +26,12 @@ def completion(shell: Literal["bash", "zsh", "tcsh"]) -> None:
     try:
         import shtab
     except ModuleNotFoundError as error:
-        raise CannotRun("completion is written by shtab, which is not installed: pip install 'fg-lightning[completion]'") from error
+        raise CannotRun("completion needs shtab, which is not installed: pip install 'fg-lightning[completion]'") from error
     print(shtab.complete(_plain_parser(), shell))
 
 
 def _plain_parser() -> ArgumentParser:
-    """The command line as argparse alone knows it; jsonargparse's own actions are about types, which a shell does not ask for."""
+    """The command line as a parser of argparse. It leaves out the types of jsonargparse's actions, which a shell does not need."""
     from fg_lightning.cli.cite import list_names
     from fg_lightning.cli.fit import DESCRIPTIONS
     from fg_lightning.cli.lightning_cli import training_parser
@@ -71,7 +71,7 @@ def _copy(action: Action, command: ArgumentParser) -> None:
 
 
 def _class_options() -> Iterator[str]:
-    """The options of the model and the data, which depend on their class: those of this package's."""
+    """The options of this package's classes for --model and --data."""
     from fg_lightning.cli.fit_options import CLASSES, option_names
 
     for part, kinds in CLASSES.items():

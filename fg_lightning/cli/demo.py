@@ -16,10 +16,10 @@ from jsonargparse.typing import PositiveInt
 
 from fg_lightning.errors import CannotRun
 
-# jsonargparse runs the imports under TYPE_CHECKING of a command's module, so the types of Lightning are Any here: help is quick.
+# jsonargparse runs the imports under TYPE_CHECKING of a command's module, so Lightning's types are Any here: --help is quick.
 
 MARK_SIZE = 4
-"""Pixels of the side of the shortcut's mark, a seventh of the image's."""
+"""Side of the shortcut's mark in pixels: a seventh of the image's side."""
 
 NUM_EXPLAINED = 200
 """Number of test digits whose maps are searched for their highest pixel."""
@@ -34,13 +34,13 @@ def demo(max_epochs: PositiveInt = 5, output: Path = Path("fg_demo"), seed: int 
         max_epochs: Number of passes over the 4,000 training digits.
         output: The folder that everything is written to.
         seed: Seed of the weights and of the order of the digits.
-        shortcut: Give each digit a mark in the top left corner whose brightness tells its class. The network learns the mark, its
-            accuracy looks good, and its maps show why it is not.
+        shortcut: Give each digit a mark in the top left corner whose brightness tells its class. The network learns the mark: its
+            accuracy is high, and its maps show that it does not look at the digit.
 
     Raises:
         CannotRun: if the folder cannot be made or written to.
     """
-    # The command line reads this signature to print its help, which takes no Lightning.
+    # Imported here: the command's help must not wait for Lightning.
     from lightning.pytorch import Trainer, seed_everything
     from lightning.pytorch.callbacks import RichProgressBar
 
@@ -51,7 +51,7 @@ def demo(max_epochs: PositiveInt = 5, output: Path = Path("fg_demo"), seed: int 
     try:
         (output / "wandb").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CannotRun(f"{output} cannot be written to: {error.strerror}; take another folder with --output") from error
+        raise CannotRun(f"{output} cannot be written to: {error.strerror}; use another folder with --output") from error
     os.environ.setdefault("WANDB_SILENT", "true")
     # Lightning advises more loader workers, which 4,000 digits in memory do not need.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -101,11 +101,11 @@ def demo(max_epochs: PositiveInt = 5, output: Path = Path("fg_demo"), seed: int 
     print(f"W&B run             {run_folder if offline else run.url}")
     if offline:
         wandb = "wandb" if shutil.which("wandb") else Path(sys.executable).with_name("wandb")
-        print(f"  it is offline; to look at it: {wandb} login, then {wandb} sync {shlex.quote(str(run_folder))}")
+        print(f"  it is offline; to upload it: {wandb} login, then {wandb} sync {shlex.quote(str(run_folder))}")
 
 
 def _wandb_logger(output: Path) -> Any:
-    """A logger whose run was begun here: Lightning begins one with an argument of which W&B says that it has no effect."""
+    """A logger with a run that is started here: Lightning would pass an argument of which W&B warns that it has no effect."""
     import wandb
     from lightning.pytorch.loggers import WandbLogger
 
@@ -126,7 +126,7 @@ def _plant(mark: Any, strength: float = 1.0) -> Any:
 
 
 def _print_reliance(model: Any, planted: Any, accuracy: float) -> None:
-    """Prints what the accuracy is without the mark's help, and how often the map is highest on the mark."""
+    """Prints the accuracy with misleading marks and without marks, and how often the map is highest on the mark."""
     print("test accuracy")
     print(f"  the mark shows the class          {accuracy:6.1%}")
     print(f"  the mark shows another class      {_test(model, _plant('shuffled')):6.1%}")

@@ -40,17 +40,17 @@ def explain(
             [a.jpg,b.jpg].
         model: A classifier of torchvision by name, or the import path of your own: a module, a function that returns one, or, with
             a checkpoint, a LightningModule class.
-        methods: Names with commas between them, or all. Random and edges know nothing of the network.
-        target: The class to explain, an index or a name. Default: the predicted one.
+        methods: Names of methods, separated by commas, or all. random and edges do not use the network.
+        target: The class to explain, an index or a name. Default: the predicted class.
         output: The folder for all results.
         class_names: Names of the network's outputs, in order: a text file with a name on each line, a JSON file with a list, or
             the names themselves, [cat,dog]. Default: those of torchvision's weights; other networks have none.
-        weights: Weights of a torchvision model: DEFAULT, another of its sets, or none for random ones.
+        weights: Weights of a torchvision model: DEFAULT, the name of another set, or none for random weights.
         checkpoint: Checkpoint of the LightningModule class that model names.
         size: For your own model: number of pixels of the shorter side after resizing. The middle square is cut out.
         mean: For your own model: the mean subtracted from each channel, in 0..1; one number for grey images. Default: ImageNet's.
             With a transform: the mean that it subtracts, if its Normalize cannot be found.
-        std: For your own model: the standard deviation that divides each channel after that. Default: ImageNet's.
+        std: For your own model: the standard deviation by which each channel is then divided. Default: ImageNet's.
         transform: Import path of a function from a PIL image to a tensor [C, H, W]. It replaces size, mean and std.
         perturb: Also measure how the output changes as pixels are replaced in the order of each map. lerf: the least relevant
             first, a small change is good. morf: the most relevant first, a large change is good. Default: no.
@@ -67,7 +67,7 @@ def explain(
     Raises:
         CannotRun: if the pictures cannot be explained; the message says why and what to do.
     """
-    # The command line reads this signature to print its help, which takes no torch.
+    # Imported here: the command's help must not wait for torch.
     from dataclasses import replace
 
     from fg_lightning.explain.load_network import find_network, read_class_names

@@ -1,4 +1,4 @@
-"""fg-lightning fit, validate, test and predict: Lightning's command line, whose options they hand on."""
+"""fg-lightning fit, validate, test and predict: they pass their options on to Lightning's command line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fg_lightning.errors import CannotRun
 def fit(*args: str) -> None:
     """Train an image classifier, any of torchvision's or your own, on your images.
 
-    For example: --model.name resnet18 --data ... --trainer.max_epochs 20.
+    For example: fg-lightning fit --model.name resnet18 --data ... --trainer.max_epochs 20.
     """
     train("fit", *args)
 
@@ -20,7 +20,7 @@ def fit(*args: str) -> None:
 def validate(*args: str) -> None:
     """Measure a trained classifier on the validation images.
 
-    For example: --ckpt_path best.ckpt and the same --data.
+    For example: fg-lightning validate --ckpt_path best.ckpt --data ... (the same data as for fit).
     """
     train("validate", *args)
 
@@ -28,7 +28,7 @@ def validate(*args: str) -> None:
 def test(*args: str) -> None:
     """Measure a trained classifier on the test images.
 
-    For example: --ckpt_path best.ckpt and the same --data.
+    For example: fg-lightning test --ckpt_path best.ckpt --data ... (the same data as for fit).
     """
     train("test", *args)
 
@@ -36,7 +36,7 @@ def test(*args: str) -> None:
 def predict(*args: str) -> None:
     """Write what a trained classifier predicts for the test images to predictions.csv.
 
-    For example: --ckpt_path best.ckpt --data ...
+    For example: fg-lightning predict --ckpt_path best.ckpt --data ... (the same data as for fit).
     """
     train("predict", *args)
 
@@ -44,7 +44,7 @@ def predict(*args: str) -> None:
 COMMANDS = (fit, validate, test, predict)
 
 DESCRIPTIONS = {command.__name__: " ".join((command.__doc__ or "").split()) for command in COMMANDS}
-"""What each command does, as its help says."""
+"""The description of each command in its help, by name."""
 
 
 def train(command: str, *args: str) -> None:
@@ -57,7 +57,7 @@ def train(command: str, *args: str) -> None:
     Raises:
         CannotRun: if the user has to change something: the command line, the checkpoint, the network or the data.
     """
-    # Commands are listed without torch, so that Lightning is imported here.
+    # Imported here: the list of commands must not wait for torch.
     from fg_lightning.cli.fit_options import check_options
     from fg_lightning.cli.lightning_cli import DATA, MODEL, run_trainer
 
@@ -67,7 +67,7 @@ def train(command: str, *args: str) -> None:
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # the process's own
     try:
         check_options(args)
-        # Not the parser's own defaults, which would pass their arguments on to the user's classes.
+        # These defaults are not given to the parser: it would pass their arguments on to the user's classes.
         run_trainer([command, "--model", MODEL, "--data", DATA, *args], DESCRIPTIONS)
     except Exception as error:
         reason = _reason(error)
@@ -77,7 +77,7 @@ def train(command: str, *args: str) -> None:
 
 
 def _reason(error: BaseException) -> CannotRun | None:
-    """What the user has to change, which jsonargparse may have wrapped in errors of its own; None if it is something else."""
+    """The error that tells the user what to change, even if jsonargparse wrapped it in its own errors. None for any other error."""
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     cause: BaseException | None = error
@@ -86,18 +86,18 @@ def _reason(error: BaseException) -> CannotRun | None:
             return CannotRun(str(cause).rpartition("CannotRun: ")[2].strip())  # a loader's process sends its whole traceback
         cause = cause.__cause__ or cause.__context__
     if isinstance(error, MisconfigurationException):
-        advice = " To use the device that this machine has: --trainer.accelerator auto" if "gpu backend" in str(error) else ""
+        advice = " To use a device that this machine has, add --trainer.accelerator auto" if "gpu backend" in str(error) else ""
         return CannotRun(f"{one_line(error)}{advice}")
     if _is_of_a_checkpoint(error):
         return CannotRun(
-            f"the checkpoint does not fit this model or this training: {one_line(error)}; name the same --model and --data as "
-            "for the training that left it"
+            f"the checkpoint does not fit this model or this training: {one_line(error)}; give the same --model and --data as "
+            "to the training that wrote it"
         )
     return None
 
 
 def _is_of_a_checkpoint(error: BaseException) -> bool:
-    """Whether Lightning or torch raised it as a checkpoint was restored, and not the user's own code."""
+    """Whether Lightning or torch, not the user's code, raised the error while a checkpoint was restored."""
     files = [frame.filename.replace("\\", "/") for frame in traceback.extract_tb(error.__traceback__)]
     is_restoring = any(file.endswith("connectors/checkpoint_connector.py") for file in files)
     return is_restoring and any(f"/{package}/" in files[-1] for package in ("lightning", "torch", "fg_lightning"))

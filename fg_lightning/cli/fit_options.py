@@ -33,7 +33,7 @@ CLASSES: dict[str, tuple[type, ...]] = {
     "model": (ImageClassifier,),
     "data": (DigitsDataModule, TorchvisionDataModule, ImageFolderDataModule),
 }
-"""What this package has for --model and --data, the default first."""
+"""This package's classes for --model and --data, the default first."""
 
 
 def check_options(args: Sequence[str]) -> None:
@@ -43,7 +43,7 @@ def check_options(args: Sequence[str]) -> None:
     suggestion. Configuration files and the user's own classes are left to it.
 
     Raises:
-        CannotRun: if not, with what was probably meant.
+        CannotRun: if not. The message suggests what the user probably meant.
     """
     given = dict(_options(args))
     for part, known in CLASSES.items():
@@ -58,7 +58,7 @@ def check_options(args: Sequence[str]) -> None:
 
 
 def option_names(kind: type) -> list[str]:
-    """The arguments of a class, and those that it hands on to the classes that it inherits from."""
+    """The arguments of a class, and those that it passes on to the classes that it inherits from."""
     names: dict[str, None] = {}
     for base in kind.__mro__:
         parameters = list(inspect.signature(base.__init__).parameters.values())[1:] if "__init__" in vars(base) else []
@@ -77,7 +77,7 @@ def _options(args: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _refuse(part: str, name: str) -> None:
-    """Raises CannotRun with what a bare name should have been; the parser knows the user's own classes."""
+    """Raises CannotRun for a name without its package, with a suggestion. The parser checks the user's own classes."""
     if part == "model" and name in torchvision.models.list_models(module=torchvision.models):
         raise CannotRun(f"--model takes a class; for torchvision's {name} write --model.name {name}")
     if part == "data" and name in SOURCES:
@@ -86,7 +86,7 @@ def _refuse(part: str, name: str) -> None:
         raise CannotRun(f"--data takes a class; for a folder of images write --data ImageFolderDataModule --data.root {name}")
     known = [kind.__name__ for kind in CLASSES[part]]
     if close := get_close_matches(name, known, n=1):
-        raise CannotRun(f"there is no class {name!r} for --{part}; did you mean {close[0]}? Your own is given as my_package.{name}")
+        raise CannotRun(f"--{part} has no class {name!r}; did you mean {close[0]}? Write your own class as my_package.{name}")
 
 
 def _check_names(part: str, kind: type, given: dict[str, str]) -> None:
@@ -96,13 +96,13 @@ def _check_names(part: str, kind: type, given: dict[str, str]) -> None:
         if option.startswith(f"--{part}.") and name not in [*known, "help", "class_path", "init_args", "dict_kwargs"]:
             others = [other.__name__ for other in CLASSES[part] if name in option_names(other)]
             close = get_close_matches(name, known, n=1)
-            meant = f"did you mean --{part}.{close[0]}?" if close else f"there are {', '.join(known)}"
+            meant = f"did you mean --{part}.{close[0]}?" if close else f"its options are {', '.join(known)}"
             raise CannotRun(
                 f"{kind.__name__} has no option --{part}.{name}; "
-                + (f"it is one of {' and '.join(others)}'s: --{part} {others[0]}" if others else meant)
+                + (f"{' and '.join(others)} {'has' if len(others) == 1 else 'have'} it: --{part} {others[0]}" if others else meant)
             )
     if kind is ImageFolderDataModule and not {"--data.root", "--data.init_args.root", "--config", "-c"} & set(given):
-        raise CannotRun("ImageFolderDataModule needs the folder that the images lie in: --data.root FOLDER")
+        raise CannotRun("ImageFolderDataModule needs the folder of the images: --data.root FOLDER")
 
 
 SHARDED = (".metadata", "meta.pt", "checkpoint", "latest")
@@ -125,20 +125,20 @@ def check_checkpoint(path: str, command: str) -> None:
         return
     if not Path(path).exists():
         where = "the folder checkpoints/ of its run has best.ckpt and last.ckpt"
-        raise CannotRun(f"there is no checkpoint {Path(path).absolute()}; name the file that a training left: {where}")
+        raise CannotRun(f"there is no checkpoint {Path(path).absolute()}; give a file that a training wrote: {where}")
     content = read_checkpoint(Path(path), is_mapped=True)
     needed = ["state_dict", "pytorch-lightning_version", *(["optimizer_states", "loops"] if command == "fit" else [])]
     missing = [name for name in needed if name not in content]
     if missing:
-        advice = "; to begin a training with weights alone, load them in your model" if command == "fit" else ""
+        advice = "; to start a training from weights alone, load them in your model" if command == "fit" else ""
         raise CannotRun(f"{path} is not a checkpoint of Lightning's for {command}: it has no {', '.join(missing)}{advice}")
     if not isinstance(content["state_dict"], Mapping) or not isinstance(content.get("hyper_parameters") or {}, Mapping):
-        raise CannotRun(f"{path} is not a checkpoint of Lightning's: its state_dict or hyper_parameters are no table of names")
+        raise CannotRun(f"{path} is not a checkpoint of Lightning's: its state_dict or hyper_parameters is not a dictionary")
     check_version(path, content["pytorch-lightning_version"])
 
 
 def check_version(path: Path | str, version: Any) -> None:
-    """Raises CannotRun if Lightning's version in a checkpoint is no version."""
+    """Raises CannotRun if Lightning's version in a checkpoint is not a version number."""
     try:
         Version(version)
     except (InvalidVersion, TypeError) as error:
@@ -150,7 +150,7 @@ def model_of(path: Path, usual: str) -> dict[str, Any] | None:
 
     Args:
         path: of the checkpoint.
-        usual: the class path if the checkpoint names none, as after a training that a script began. Then only the arguments of
+        usual: the class path if the checkpoint names none, as after a training that a script started. Then only the arguments of
             that class are read.
 
     Raises:
@@ -166,11 +166,11 @@ def model_of(path: Path, usual: str) -> dict[str, Any] | None:
 
 
 def changed_by_checkpoint(asked: Namespace, kept: Namespace) -> dict[str, tuple[Any, Any]]:
-    """The options of a model that the user gave and the checkpoint has others for: name -> (asked for, kept in the checkpoint).
+    """The model's options with another value in the checkpoint than the user gave: name -> (the user's, the checkpoint's).
 
     Args:
         asked: the class path and arguments of the model, as they were given.
-        kept: those that count.
+        kept: those that are used.
     """
     usual = inspect.signature(pkgutil.resolve_name(asked.class_path)).parameters
     given = {name: value for name, value in asked.get("init_args", {}).items() if name in usual and value != usual[name].default}

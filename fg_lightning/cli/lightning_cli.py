@@ -35,9 +35,9 @@ BEST = {
 PREDICTIONS = {"class_path": "fg_lightning.training.predictions_table.PredictionsTable"}
 
 MORE = (
-    "The network's options: {0} --model.help ImageClassifier. The data's: {0} --data.help TorchvisionDataModule, or "
-    "ImageFolderDataModule; by default 5,000 MNIST digits. Your own: --model my_package.Net --data my_package.Data. The options of "
-    "either are --model.NAME and --data.NAME. The monitor: --config fullgrad_monitor, or "
+    "Options of the network: {0} --model.help ImageClassifier. Options of the data: {0} --data.help TorchvisionDataModule, or "
+    "ImageFolderDataModule. Default data: 5,000 MNIST digits. Your own classes: --model my_package.Net --data my_package.Data, "
+    "with their arguments as --model.NAME and --data.NAME. To monitor the training: --config fullgrad_monitor, or "
     "--trainer.callbacks+ fg_lightning.FullGradMonitor."
 )
 
@@ -52,7 +52,7 @@ class TrainingCLI(LightningCLI):
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Reads the options. Those in a checkpoint overrule them later.
+        """Reads the options. Those in a checkpoint override them later.
 
         Raises:
             CannotRun: if there is no such checkpoint, or an untrained network is measured without one.
@@ -64,15 +64,15 @@ class TrainingCLI(LightningCLI):
         if given.ckpt_path is not None:
             check_checkpoint(str(given.ckpt_path), command)
         elif command != "fit" and _class(given.model) is ImageClassifier and given.model.init_args.weights in (None, "none"):
-            raise CannotRun(f"{command} needs a trained network: name its weights, --ckpt_path best.ckpt")
+            raise CannotRun(f"{command} needs a trained network; give its checkpoint, such as --ckpt_path best.ckpt")
 
     def _parse_ckpt_path(self) -> None:
-        """Lets the checkpoint's hyper_parameters overrule the model's options, as Lightning does.
+        """Lets the checkpoint's hyper_parameters override the model's options, as Lightning does.
 
-        Lightning reads only those that its command line wrote, and fails on those of a training that a script began.
+        Lightning reads only those that its command line wrote, and fails on those of a training that a script started.
 
         Raises:
-            CannotRun: if the model does not take them.
+            CannotRun: if the model does not accept them.
         """
         command = self.config.subcommand
         given = self.config[command]
@@ -87,13 +87,13 @@ class TrainingCLI(LightningCLI):
                 self.config = self.parser.parse_object({command: {"model": kept}}, self.config)
         except SystemExit:
             raise CannotRun(
-                f"the hyper_parameters of {given.ckpt_path} do not fit the model {kept['class_path']}; name the same --model as "
-                f"for the training that left it: {one_line(messages.getvalue().rpartition('error: ')[2])}"
+                f"the hyper_parameters of {given.ckpt_path} do not fit the model {kept['class_path']}; give the same --model as "
+                f"to the training that wrote it: {one_line(messages.getvalue().rpartition('error: ')[2])}"
             ) from None
 
     def before_instantiate_classes(self) -> None:
         for name, (asked, kept) in changed_by_checkpoint(self.asked, self.config[self.subcommand].model).items():
-            rank_zero_info(f"The checkpoint's {name}, {kept}, overrules --model.{name} {asked}")
+            rank_zero_info(f"The checkpoint's {name}, {kept}, overrides --model.{name} {asked}")
         trainer = self.config[self.subcommand].trainer
         given = trainer.callbacks or []
         callbacks = given if isinstance(given, list) else [given]
@@ -108,7 +108,7 @@ class TrainingCLI(LightningCLI):
     def after_fit(self) -> None:
         """Prints where the weights are, and the commands that use them."""
         kept = self.trainer.checkpoint_callback
-        path = getattr(kept, "best_model_path", "") or getattr(kept, "last_model_path", "")  # without validation none is the best
+        path = getattr(kept, "best_model_path", "") or getattr(kept, "last_model_path", "")  # without validation there is no best
         if path and self.trainer.is_global_zero:
             print(f"\ncheckpoint  {path}")
             if self._is_classifier():
@@ -131,8 +131,8 @@ def run_trainer(args: list[str] | None, descriptions: Mapping[str, str]) -> None
     """Runs Lightning's command line.
 
     Args:
-        args: command and options; None for those of the process.
-        descriptions: for each command what it does.
+        args: the command and its options. None: those of this process.
+        descriptions: the description of each command, by name.
     """
     commands = {
         name: {"description": f"{text} {MORE.format(f'fg-lightning {name}')}", "usage": f"fg-lightning {name} [options]"}

@@ -24,14 +24,14 @@ from fg_lightning.errors import CannotRun
 
 ADVICE = {
     errno.ENAMETOOLONG: "give a shorter name",
-    errno.ENOSPC: "make room, or take another folder",
-    errno.EDQUOT: "make room, or take another folder",
-    errno.EROFS: "take another folder",
+    errno.ENOSPC: "make room, or use another folder",
+    errno.EDQUOT: "make room, or use another folder",
+    errno.EROFS: "use another folder",
 }
-"""What to do about faults of a disk, if the command does not say it itself."""
+"""Advice on errors of the disk that a command does not explain itself."""
 
 SHOWN = 200
-"""Letters of a file's name that a message shows."""
+"""Largest number of characters of a file's name in a message."""
 
 COMMANDS = {
     "demo": "fg_lightning.cli.demo",
@@ -49,10 +49,10 @@ COMMANDS = {
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Runs a command of `fg-lightning`. A mistake of the user's is one sentence on standard error, with exit status 1.
+    """Runs a command of `fg-lightning`. If the user made a mistake, prints one sentence on standard error and exits with status 1.
 
     Args:
-        args: the words after the program's name. Default: those of the process.
+        args: the words after the program's name. Default: those of this process.
     """
     if args is None and isinstance(sys.stdout, TextIOWrapper):  # paths with any letters can be printed
         sys.stdout.reconfigure(errors="surrogateescape" if sys.stdout.encoding == "utf-8" else "backslashreplace")
@@ -73,7 +73,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def put_current_folder_last() -> None:
-    """Finds the user's own classes in the current folder, but Python's and installed modules first.
+    """Puts the current folder last in `sys.path`: the user's classes are found there, but installed modules come first.
 
     If PYTHONPATH names the folder, it stays where the user put it.
 
@@ -128,7 +128,7 @@ def _join_values(args: Sequence[str]) -> list[str]:
 
 
 def _fill_flags(args: Sequence[str]) -> list[str]:
-    """The words of a command. An option that is true or false, and has no value, is true: `auto_cli` asks for one."""
+    """The words of a command, with `=true` added to each flag without a value: `auto_cli` requires one."""
     parameters = inspect.signature(find_function(args[0])).parameters
     flags = {f"--{name}" for name, parameter in parameters.items() if parameter.annotation in (bool, "bool")}
     following = [*args[1:], ""]
@@ -139,7 +139,7 @@ def _fill_flags(args: Sequence[str]) -> list[str]:
 
 
 WORD_LISTS = {"cite": "--names=", "report": ""}
-"""Commands that take any number of words, and the option that holds them; an argument has none."""
+"""Commands that take any number of words, and the option that holds the words. Empty for a positional argument."""
 
 FLAGS = ("-h", "--help", "--print_config")
 """Options without a value."""
@@ -165,13 +165,13 @@ def find_function(command: str) -> Callable[..., None]:
 
 
 def _without_classes(function: Callable[..., None]) -> Callable[..., None]:
-    """A command's function for its help. For an option that takes a module, `auto_cli` lists every class of torch."""
+    """A command's function for its help, without the types of modules: `auto_cli` would list every class of torch for them."""
     annotations = {
         name: "Union[str, None]" if "nn.Module" in str(annotation) else annotation
         for name, annotation in function.__annotations__.items()
     }
     if annotations == function.__annotations__:
-        return function  # itself, of which `auto_cli` also finds the options that it passes on
+        return function  # not a copy: of the function itself, `auto_cli` also finds the options that it passes on
     copied = FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__)
     copied.__doc__, copied.__module__ = function.__doc__, __name__  # not the module that imports torch for its types
     copied.__annotations__ = annotations
@@ -179,7 +179,7 @@ def _without_classes(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _summary(command: str) -> Callable[[], None]:
-    """A function with a command's docstring alone, read from its file: the list of commands then costs no import."""
+    """An empty function with a command's docstring, read from its file. The list of commands then imports none of them."""
     source = (Path(__file__).parent / f"{COMMANDS[command].rpartition('.')[2]}.py").read_text(encoding="utf-8")
     name = command.replace("-", "_")
     functions = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef) and node.name == name]

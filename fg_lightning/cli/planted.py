@@ -38,7 +38,7 @@ def planted(
         options: The settings of the experiment.
 
     Raises:
-        CannotRun: if a setting makes no sense, the folder cannot be used, or a method failed.
+        CannotRun: if a setting is invalid, the folder cannot be used, or a method failed.
     """
     from fg_lightning.demo import DigitClassifier, DigitsDataModule
 
@@ -59,7 +59,7 @@ def planted(
     print(results.verdict)
     for name in ("results.csv", "summary.csv", *(("planted.png",) if results.scores() else ())):
         print(f"{name:12} {experiment.output / name}")
-    print(f"{'a page':12} fg-lightning report {shlex.quote(str(experiment.output))}", flush=True)
+    print(f"{'report':12} fg-lightning report {shlex.quote(str(experiment.output))}", flush=True)
     if results.failures:
         failed = sorted({failure.method for failure in results.failures})
         raise CannotRun(
@@ -75,7 +75,7 @@ def _score_table(results: PlantedResults) -> Table:
         title="pointing game and relevance mass on the mark, mean ± 95 %",
         title_justify="left",
         caption=f"{count} network{'s' * (count > 1)}; the mark's share of the pixels is {results.area:.4f}"
-        + ": intervals say little" * (count < 5),
+        + "; intervals are rough" * (count < 5),
         caption_justify="left",
     )
     table.add_column("method", no_wrap=True)

@@ -1,4 +1,4 @@
-"""The configurations that come with the package, by name: what `--config` takes beside files."""
+"""The configurations that come with the package. `--config` takes their names, or files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PRESETS = (Path(__file__).parents[1] / "presets", Path(__file__).parents[2] / "c
 def preset_path(name: str) -> str:
     """The path of a configuration that comes with the package; the name itself if it is a file, or no preset.
 
-    The name may have `callbacks/` before it and `.yaml` behind it, as in the repository.
+    The name may begin with `callbacks/` and end with `.yaml`, as in the repository.
     """
     is_preset = not Path(name).is_file() and str(Path(name).parent) in (".", "callbacks")
     paths = [folder / f"{Path(name).name.removesuffix('.yaml')}.yaml" for folder in PRESETS] if is_preset else []

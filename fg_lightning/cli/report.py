@@ -14,9 +14,9 @@ def report(run_dirs: list[str], output: Union[Path, None] = None, title: Union[s
     For example: fg-lightning report lightning_logs/version_0 lightning_logs/version_1
 
     Args:
-        run_dirs: The folder of a monitored run (or any folder above its only fullgrad/) or of an experiment (roar, planted).
-            Several folders of runs: they are compared.
-        output: The file. Default: report.html in the folder; for several runs, comparison.html in the current folder.
+        run_dirs: The folder of a monitored run (or any folder above it, if it holds no other run) or of an experiment (roar,
+            planted). Several folders of runs are compared.
+        output: The file to write. Default: report.html in the folder; for several runs, comparison.html in the current folder.
         title: The title of the page. Default: the name of the run.
 
     Raises:

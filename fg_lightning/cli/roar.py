@@ -43,10 +43,9 @@ def roar(
     Args:
         output: Folder of all results.
         methods: Names of methods, separated by commas, or all. Random is always added.
-        fills: What replaces removed pixels, one or several with commas between them: dataset_mean (of the training images), black,
-            noisy_linear, image_mean, a number in the units of the images before their transform, or the import path of a function.
-            One fill with a number for each channel is a list in a list, [[124,116,104]]. Default: dataset_mean; noisy_linear for
-            mode road.
+        fills: What replaces removed pixels: dataset_mean (of the training images), black, noisy_linear, image_mean, a number in the
+            units of the images before their transform, or the import path of a function. Separate several by commas. A fill with a
+            number for each channel is a list in a list: [[124,116,104]]. Default: dataset_mean; noisy_linear for mode road.
         checkpoint: Lightning checkpoint of the explained network, or a list with one for each network. Default: networks are
             trained on intact images.
         data: Class path of your LightningDataModule. Its arguments: --data.NAME.
@@ -54,12 +53,12 @@ def roar(
         engine: local (one training after the other) or ray.
         address: Address of a running Ray cluster, or auto. Default: Ray is started on this machine.
         num_cpus: Number of CPUs of the Ray cluster for each training.
-        num_gpus: Number of GPUs of the Ray cluster for each training; 0.25 puts four on one.
-        retry_failed: Whether failed trainings run again.
+        num_gpus: Number of GPUs of the Ray cluster for each training; 0.25 puts four trainings on one GPU.
+        retry_failed: Whether to run failed trainings again.
         options: The settings of the experiment.
 
     Raises:
-        CannotRun: if a setting makes no sense, the folder cannot be used, or trainings failed.
+        CannotRun: if a setting is invalid, the folder cannot be used, or trainings failed.
     """
     from fg_lightning.demo import DigitClassifier, DigitsDataModule
 
@@ -90,7 +89,7 @@ def roar(
         console.print(_summary_table(results))
     for name in ("results.csv", "summary.csv", "summary.tex", "curves.png", "curves.pdf", "curves.svg"):
         print(f"{name:12} {experiment.output / name}")
-    print(f"{'a page':12} fg-lightning report {shlex.quote(str(experiment.output))}", flush=True)
+    print(f"{'report':12} fg-lightning report {shlex.quote(str(experiment.output))}", flush=True)
     if results.failures:
         raise CannotRun(
             f"{len(results.failures)} of {len(results.results)} trainings failed, see {experiment.output / 'results.csv'}; to try "
@@ -140,7 +139,7 @@ def _summary_table(results: ROARResults) -> Table:
 
 
 def _say_coverage(results: ROARResults) -> str:
-    """What the intervals cover."""
+    """A sentence on what the intervals cover."""
     num_networks, num_seeds = len(results.networks), len(results.seeds)
     seeds = f"{num_seeds} seed{'s' * (num_seeds > 1)}"
     if num_networks > 1:
@@ -149,15 +148,16 @@ def _say_coverage(results: ROARResults) -> str:
         return "One seed of one explained network: there is no interval and no p-value"
     else:
         covered = f"Over {seeds} of one explained network: intervals cover retraining alone"
-    return covered + ("; so few say little" if (num_networks if num_networks > 1 else num_seeds) < 5 else "")
+    num_samples = num_networks if num_networks > 1 else num_seeds
+    return covered + "; with fewer than 5, they are rough estimates" * (num_samples < 5)
 
 
 def _say_leak(results: ROARResults) -> str:
-    """What the masks alone give away."""
+    """A sentence on what the masks alone give away."""
     if not results.has_controls:
-        return "No controls: what the masks alone give away is unknown"
+        return "No controls were run, so the accuracy on the masks alone is unknown"
     known = [float(value) for value in results.masks_accuracies("random")[:, -1] if not math.isnan(value)]
     return (
-        "Masks alone: accuracy of a network that sees no image, only which pixels were removed, at the largest fraction. "
-        f"Random's reach {f'{sum(known) / len(known):.3f}' if known else 'is unknown'}"
+        "Masks alone: accuracy, at the largest fraction, of a network that sees only which pixels were removed, not the image. "
+        f"With random masks it is {f'{sum(known) / len(known):.3f}' if known else 'unknown'}"
     )

@@ -13,12 +13,12 @@ from fg_lightning.errors import CannotRun
 def watch(run_dir: Path, port: Union[int, None] = None, host: str = "127.0.0.1") -> None:
     """Serve the report of a run while it trains: new snapshots appear in the browser as they are written.
 
-    Nothing is written. Ctrl-C ends it. For example: fg-lightning watch lightning_logs
+    It writes nothing to the folder. Press Ctrl-C to stop. For example: fg-lightning watch lightning_logs
 
     Args:
         run_dir: The folder of a run, or any folder above runs; it may still be empty.
-        port: The port of the page. Default: 8642, or the next one that is free.
-        host: The address to listen on. Default: this machine alone.
+        port: The port of the page. Default: 8642, or the next free one.
+        host: The address to listen on. Default: this machine only.
 
     Raises:
         CannotRun: if the folder cannot hold a run, the port cannot be opened, or the server is not installed.
@@ -37,8 +37,8 @@ def watch(run_dir: Path, port: Union[int, None] = None, host: str = "127.0.0.1")
             print(f"note      {note}")
         if "SSH_CONNECTION" in os.environ:
             port_number = address.rstrip("/").rpartition(":")[2]
-            print(f"from your own machine, first: ssh -N -L {port_number}:127.0.0.1:{port_number} THIS_MACHINE")
-        print("Ctrl-C ends it.", flush=True)
+            print(f"on your own machine, first run: ssh -N -L {port_number}:127.0.0.1:{port_number} THIS_MACHINE")
+        print("Press Ctrl-C to stop.", flush=True)
 
     with suppress(KeyboardInterrupt):
         serve(run_dir, port, host, tell)

@@ -14,7 +14,7 @@ from jsonargparse.typing import PositiveInt
 
 from fg_lightning.errors import CannotRun
 
-if TYPE_CHECKING:  # the help of the command does not wait for torch
+if TYPE_CHECKING:  # the command's help must not wait for torch
     from lightning.pytorch import LightningDataModule
     from torch import nn
 
@@ -50,34 +50,36 @@ def watch_checkpoints(
     Args:
         folder: The checkpoints of one training: Lightning's, Hugging Face's, or a saved state_dict for each.
         model: The network: class path of your LightningModule or network, a function that builds it, or the name of a
-            torchvision classifier. Arguments of a class: --model.NAME. Default: the hyperparameters in the checkpoint.
+            torchvision classifier. Arguments of a class: --model.NAME; default: the hyperparameters in the checkpoint.
         data: Class path of your LightningDataModule, whose validation images are explained; its arguments: --data.NAME. Or a folder
             of pictures, which have no labels.
         output: The folder that everything is written to.
         num_samples: Number of images.
-        probe: Which images of a datamodule: balanced, as many of each class; hardest, those that the last network gets most wrong;
-            or their numbers in the validation data, [3,17]. Default: what the data's method fullgrad_probe says, or balanced.
-        methods: Names of methods with commas between them. FullGrad is always there.
-        reading: How FullGrad reads the network: exact, or locally_affine, which tells more of transformers.
-        psi: FullGrad's post-processing.
+        probe: Which images of a datamodule: balanced, as many of each class; hardest, those with the highest loss at the last
+            checkpoint; or their indices in the validation data, such as [3,17]. Default: the images that the datamodule's method
+            fullgrad_probe returns; balanced if it has none.
+        methods: Names of methods, separated by commas. FullGrad is always added.
+        reading: How FullGrad reads the network: exact, or locally_affine, which is more informative for transformers.
+        psi: FullGrad's post-processing of each term.
         target: The class to explain. Default: the label; for pictures the class that the last network predicts.
         task: What the output means: classes, labels, logit, regions or number. Default: the network and the data decide.
-        class_names: Names of the classes, with commas between them, or a file with a name on each line. Default: the data's.
-        animation: Also write the film strip in motion.
+        class_names: Names of the classes, separated by commas, or a file with a name on each line. Default: the data's.
+        animation: Also write the film strip as an animation.
         size: For pictures: pixels of the shorter side after resizing. The middle square is then cut out.
-        mean: For pictures: the mean subtracted from each channel, in 0..1; a single one for grey images. Default: ImageNet's.
+        mean: For pictures: the mean subtracted from each channel, in 0..1; one number for grey images. Default: ImageNet's.
         std: For pictures: the standard deviation by which each channel is then divided. Default: ImageNet's.
-        transform: For pictures: the import path of a function from a PIL image to a tensor [C, H, W] instead.
-        counted: What the number in a file's name counts, if neither the file nor its name tells: epochs or steps.
-        epoch_0: For files of a loop of your own: whether epoch 0 is the untrained network, or trained for one epoch.
-        prefix: What stands before the network's names in the checkpoints, such as model. or ema_model. Default: it is found.
-        wandb_run: Also add everything to a finished Weights & Biases run, entity/project/id.
-        device: cpu, cuda, or any other of torch's; auto for a GPU if there is one.
+        transform: For pictures: the import path of a function from a PIL image to a tensor [C, H, W]. It replaces size, mean and
+            std.
+        counted: What the number in a file's name counts: epochs or steps. Needed only if neither the file nor its name tells.
+        epoch_0: For checkpoints of your own training loop: whether the network of epoch 0 is untrained, or trained for one epoch.
+        prefix: The text before the network's parameter names in the checkpoints, such as model. or ema_model. Default: detected.
+        wandb_run: Also add everything to a finished Weights & Biases run, given as entity/project/id.
+        device: cpu, cuda, or any other device of torch; auto for a GPU if there is one.
 
     Raises:
-        CannotRun: if an option makes no sense or is missing, or no checkpoint can be explained.
+        CannotRun: if an option is invalid or missing, or no checkpoint can be explained.
     """
-    # The command line reads this signature to print its help.
+    # Imported here: the command's help must not wait for torch.
     import torch
     from rich.console import Console
     from rich.progress import Progress
@@ -95,7 +97,7 @@ def watch_checkpoints(
     try:
         place = torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
         torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:  # the last is torch's if it was built without CUDA
+    except (RuntimeError, AssertionError) as error:  # torch raises AssertionError if it was built without CUDA
         raise CannotRun(str(error)) from error
     console = Console(stderr=True)
 
@@ -116,7 +118,7 @@ def watch_checkpoints(
         roots: list[Any] = []
         if isinstance(data, str):
             if probe is not None:
-                raise CannotRun("--probe chooses images of a datamodule; pictures are evenly spread over their folder")
+                raise CannotRun("--probe is for a datamodule; leave it out for a folder of pictures")
             images, more = _find_pictures(data, num_samples, size, mean, std, transform)
             options |= more
         else:
@@ -156,7 +158,7 @@ def watch_checkpoints(
     print(f"{'film strip':12} {output / 'film_strip.png'}")
     for run in runs:
         print(f"{'W&B run':12} {run.url}")
-    print(f"{'a page':12} fg-lightning report {shlex.quote(str(output))}", flush=True)
+    print(f"{'report':12} fg-lightning report {shlex.quote(str(output))}", flush=True)
 
 
 def _find_pictures(
@@ -176,11 +178,11 @@ def _find_pictures(
     if not folder.is_dir():
         reason = "there is no such folder"
         if re.fullmatch(r"[^\W\d]\w*([.:]\w+)+", data):
-            import_object(data)  # says why it cannot be imported
-            reason = "it is no LightningDataModule class, nor a folder"
+            import_object(data)  # raises CannotRun with the reason if it cannot be imported
+            reason = "it is neither a LightningDataModule class nor a folder"
         raise CannotRun(f"--data {data}: {reason}; give the class path of a LightningDataModule, or a folder of pictures")
     if (mean is None) != (std is None):
-        raise CannotRun("--mean and --std go together: give both, a number for each channel, in 0..1")
+        raise CannotRun("only one of --mean and --std was given; give both, a number for each channel, in 0..1")
     mean, std = per_channel(mean) or IMAGENET.mean, per_channel(std) or IMAGENET.std
     function = picture_transform(size, mean, std) if transform is None else import_object(transform)
     normalization = read_last_normalization(function)
@@ -202,15 +204,15 @@ def _resume_wandb(name: str, methods: Sequence[str]) -> Any:
 
     parts = re.sub(r"^https?://[^/]+/|/(?=runs/)runs", "", name.split("?")[0]).strip("/").split("/")
     if len(parts) != 3 or not all(parts):
-        raise CannotRun(f"--wandb_run takes entity/project/id, as in the run's address, not {name!r}")
-    offline = f"{name} cannot be added to offline, because wandb must ask its server for the run"
+        raise CannotRun(f"--wandb_run must be entity/project/id, as in the run's address, not {name!r}")
+    offline = f"nothing can be added to {name} offline, because wandb must ask its server for the run"
     if os.environ.get("WANDB_MODE", "online") != "online":
         raise CannotRun(f"{offline}; unset WANDB_MODE")
     entity, project, identifier = parts
     try:
         run = wandb.init(entity=entity, project=project, id=identifier, resume="must")
     except wandb.Error as error:
-        raise CannotRun(f"{name} cannot be added to: {error}") from error
+        raise CannotRun(f"nothing can be added to {name}: {error}") from error
     if run.offline or run.disabled:
         run.finish()
         raise CannotRun(f"{offline}; run: wandb online")

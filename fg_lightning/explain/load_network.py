@@ -94,7 +94,7 @@ def find_network(
             )
         return from_torchvision(model, weights)
     if (mean is None) != (std is None):
-        raise CannotRun("--mean and --std go together: give both, a number for each channel, in 0..1")
+        raise CannotRun("only one of --mean and --std was given; give both, a number for each channel, in 0..1")
     try:
         given = None if mean is None or std is None else Normalization(mean, std)
     except ValueError as error:

@@ -32,7 +32,7 @@ def test_it_says_whether_the_networks_live_on_the_mark_and_what_maps_show(finish
     assert "1 of 1 networks live on the mark (accuracy 1.000 with the mark of the label" in printed
     assert "pointing game and relevance mass on the mark" in printed
     assert "│ gradient │         1.000 │" in printed
-    assert "1 network; the mark's share of the pixels is 0.2500: intervals say little" in printed
+    assert "1 network; the mark's share of the pixels is 0.2500; intervals are rough" in printed
     assert f"results.csv  {finished}/results.csv" in printed
     assert f"fg-lightning report {finished}" in printed
 

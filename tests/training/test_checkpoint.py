@@ -27,7 +27,7 @@ def test_of_a_run_s_own_words_those_that_a_new_process_can_know_are_taken(tmp_pa
     for command, path in (("fit", "last"), ("fit", "hpc"), ("test", "s3://bucket/best.ckpt"), ("test", str(tmp_path / "shards"))):
         check_checkpoint(path, command)
     for command, path in (("fit", "best"), ("validate", "best"), ("test", "last")):
-        with pytest.raises(CannotRun, match=r"there is no checkpoint .*; name the file"):
+        with pytest.raises(CannotRun, match=r"there is no checkpoint .*; give a file"):
             check_checkpoint(path, command)
 
 

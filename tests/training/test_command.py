@@ -52,7 +52,7 @@ def test_what_a_person_has_to_change_is_one_sentence():
 
 def test_an_untrained_network_is_not_measured():
     for command in ("validate", "test", "predict"):
-        with pytest.raises(SystemExit, match=f"^fg-lightning: {command} needs a trained network: name its weights, --ckpt_path"):
+        with pytest.raises(SystemExit, match=f"^fg-lightning: {command} needs a trained network; give its checkpoint"):
             main([command, "--model.name", "squeezenet1_1", *FAKE, *QUIET])
 
 
@@ -61,7 +61,7 @@ def test_a_checkpoint_s_options_are_said_to_count(tmp_path, caplog):
     again = ["--ckpt_path", "run/checkpoints/last.ckpt", "--model.lr", "0.5", "--model.warmup", "0.05"]
     with pytest.warns(UserWarning, match="Checkpoint directory .* exists"):
         main(["fit", "--model.name", "squeezenet1_1", *FAKE, *QUIET, *FEW, *again])
-    assert [line for line in caplog.messages if "overrules" in line] == ["The checkpoint's lr, 0.001, overrules --model.lr 0.5"]
+    assert [line for line in caplog.messages if "overrides" in line] == ["The checkpoint's lr, 0.001, overrides --model.lr 0.5"]
 
 
 def test_without_validation_the_last_checkpoint_is_named(capsys):
@@ -137,7 +137,7 @@ def test_what_a_script_trained_is_measured(capsys):
 def test_hyper_parameters_that_do_not_fit_are_one_sentence(kept, capsys):
     torch.save({"state_dict": {}, "pytorch-lightning_version": "2.5.0", "hyper_parameters": kept}, "other.ckpt")
     with pytest.raises(
-        SystemExit, match=r"the hyper_parameters of other\.ckpt do not fit the model .*name the same --model"
+        SystemExit, match=r"the hyper_parameters of other\.ckpt do not fit the model .*give the same --model"
     ) as stop:
         main(["test", "--ckpt_path", "other.ckpt"])
     assert "\n" not in str(stop.value)
