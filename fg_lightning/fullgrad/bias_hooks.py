@@ -1,4 +1,4 @@
-"""Biases wait on output tensors for their gradients. Both then go to visitors, term by term."""
+"""Hooks on output tensors, where biases wait for their gradients. Both then go to visitors, term by term."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ from fg_lightning.fullgrad.torch_internals import add_gradient_hook, base_of, is
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """What a bias term belongs to.
+    """The origin of a bias term.
 
     Attributes:
         module: qualified name of the module in whose forward the operation ran.
         operation: name of the operation.
         kind: "explicit" or "implicit".
-        layout: how its values lie: as the operation's output, or one number for each sample, [N], if only their sum is known.
-        planes: on which images its places lie, if there are several image inputs.
+        layout: the layout of its values: that of the operation's output, or of one number for each sample, [N], if only their sum
+            is known.
+        planes: the images on which its places lie. Default: None, for a single image input.
     """
 
     module: str
@@ -38,7 +39,7 @@ class Term:
     planes: Planes | None = None
 
     def lies_on(self, image: int, num_axes: int) -> bool:
-        """Whether its values lie on the plane of an image input, which has so many spatial axes."""
+        """Whether its values lie on the plane of image input number `image`, which has `num_axes` spatial axes."""
         return (self.planes is None or image in self.planes.all) and self.layout.on_plane(num_axes)
 
     def __str__(self) -> str:
@@ -52,36 +53,36 @@ def name_operation(operation: str, module: str) -> str:
 
 @runtime_checkable
 class TermVisitor(Protocol):
-    """Receives every term of a run and keeps what it needs of it: its sums, a map, an average."""
+    """Receives every term of a run and computes something from it: sums, a map or an average."""
 
     def visit(self, term: Term, bias: Tensor | Pointwise, gradient: Tensor) -> None:
-        """Receive a bias in the backward pass, last operation first. It broadcasts to the gradient at the operation's output."""
+        """Receives a bias in the backward pass, last operation first. It broadcasts to the gradient at the operation's output."""
 
     def visit_input(self, images: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-        """Receive the input, after all biases: each image input as the model takes it, and the gradient at it, [N, C, *S] each."""
+        """Receives the image inputs of the model and their gradients, [N, C, *S] each, after all biases."""
 
 
 class _WaitingBias:
-    """A bias that is computed when its gradient comes, or earlier if one of its inputs is about to be overwritten."""
+    """A bias that is computed when its gradient comes, or earlier if an operation is about to overwrite one of its inputs."""
 
     def __init__(self, value: Tensor | Pointwise | Deferred | ChannelShift) -> None:
         self._value = value
 
     @property
     def shift(self) -> ChannelShift | None:
-        """The bias, if others of its kind are best computed with it."""
+        """The bias if it is a channel shift, because all of these are computed together."""
         return self._value if isinstance(self._value, ChannelShift) else None
 
     def give(self, value: Tensor) -> None:
-        """Let the bias have a value that was computed elsewhere."""
+        """Sets the value of the bias, which was computed with others."""
         self._value = value
 
     def secure(self) -> None:
-        """Compute the bias now: its inputs, or the memory that it is a view of, are about to be overwritten."""
+        """Computes the bias now: its inputs, or the memory that it is a view of, are about to be overwritten."""
         self._value = self._value.clone() if isinstance(self._value, Tensor) else self._value()
 
     def take(self) -> Tensor | Pointwise:
-        """The bias. It is released here, since a gradient comes once."""
+        """The bias. It is released here, because its gradient comes only once."""
         value, self._value = self._value, _TAKEN
         return value if isinstance(value, (Tensor, Pointwise)) else value()
 
@@ -90,12 +91,12 @@ _TAKEN = torch.empty(0)
 
 
 class BiasHooks:
-    """Hooks on outputs, which pass each bias on to visitors when its gradient comes.
+    """Hooks on outputs that pass each bias on to visitors when its gradient comes.
 
     Args:
-        visitors: receive the terms, each term in this order.
-        layouts: of the tensors that are hooked.
-        planes: of these tensors, if there are several image inputs.
+        visitors: receive the terms. Each term goes to them in this order.
+        layouts: layouts of the hooked tensors.
+        planes: planes of the hooked tensors. Default: None, for a single image input.
 
     Attributes:
         terms: all bias terms, in forward order.
@@ -108,24 +109,24 @@ class BiasHooks:
         self._layouts = layouts
         self._planes = planes
         self._suspects: list[str] = []
-        self._reached: list[tuple[str, Tensor]] = []  # with whether it counts, which a GPU may not know yet
+        self._reached: list[tuple[str, Tensor]] = []  # each with whether it counts, a tensor that a GPU may still compute
         self._is_on = False
-        self._shifts: defaultdict[Any, list[_WaitingBias]] = defaultdict(list)  # by what can be computed together
+        self._shifts: defaultdict[Any, list[_WaitingBias]] = defaultdict(list)  # by groups that are computed together
         self._readers: dict[int, list[_WaitingBias]] = defaultdict(list)
 
     def secure(self, overwritten: Tensor) -> None:
-        """Compute all biases that depend on a tensor which is about to be overwritten."""
+        """Computes all biases that depend on a tensor, which is about to be overwritten."""
         for waiting in self._readers.pop(storage_of(overwritten), ()):
             waiting.secure()
 
     @property
     def missing_ops(self) -> list[str]:
-        """The operations reported to `report_missing` that a gradient reached, in forward order."""
+        """The operations that `report_missing` got and that a gradient reached, in forward order."""
         reached = {text for text, counts in self._reached if bool(counts)}
         return [text for text in self._suspects if text in reached]
 
     def report_missing(self, text: str, tensor: Tensor) -> None:
-        """Name an operation without a bias behind a tensor. It counts only if the explained output depends on the tensor."""
+        """Notes an operation without a bias behind a tensor. It counts only if the explained output depends on the tensor."""
         self._suspects.append(text)
 
         def hook(gradient: Tensor | None) -> None:
@@ -135,7 +136,7 @@ class BiasHooks:
         add_gradient_hook(tensor, hook)
 
     def watch_gradient_hook(self, hook: Callable[[Tensor], Tensor | None], text: str) -> Callable[[Tensor], Tensor | None]:
-        """Wrap a gradient hook of the model, so that it is named if it changes the gradient: no rule knows of that change."""
+        """Wraps a gradient hook of the model. If it changes the gradient, it is reported as missing: no rule covers the change."""
         self._suspects.append(text)
 
         def wrapper(gradient: Tensor) -> Tensor | None:
@@ -147,11 +148,11 @@ class BiasHooks:
         return wrapper
 
     def wait(self, op: Operation, bias: Bias, module: str) -> None:
-        """Hook the output, so that the visitors receive the bias when the gradient comes."""
+        """Hooks the output, so that the visitors receive the bias when the gradient comes."""
         output = op.outputs[bias.output]
         layout = self._layouts.find(output)
         if layout is None:
-            return  # the samples are mixed already: this run counts for nothing
+            return  # the samples are mixed already, so that this run will be discarded
         if isinstance(bias.value, Summed):
             self._wait_for_sum(op, bias.kind, output, bias.value, module)
             return
@@ -165,7 +166,7 @@ class BiasHooks:
         self._hook(op, output, lambda gradient: self._visit(term, waiting.take(), gradient))
 
     def _wait_for_sum(self, op: Operation, kind: Kind, output: Tensor, bias: Summed, module: str) -> None:
-        """Hook an output whose bias is known only by what it contributes to each sample."""
+        """Hooks an output whose bias is known only by its contribution to each sample."""
         layouts = [self._layouts.find(t) for t in (output, *op.dependent)]
         term = self._term(module, op, kind, Layout((Dim((Factor(SAMPLE, self._num_images),)),)))
 
@@ -188,19 +189,19 @@ class BiasHooks:
 
     def _hook(self, op: Operation, output: Tensor, receive: Callable[[Tensor], None]) -> None:
         read: Callable[[Tensor], Tensor] | None = None
-        # A view of a tensor that is not used otherwise is hooked at that tensor: if overwritten, it gets a history of its own.
+        # A view of a tensor that has no other use is hooked at that tensor: a view that is overwritten gets a history of its own.
         if is_view(output) and (op.in_place or base_of(output) not in self._layouts):
             output, read = _base_of(output)
 
         def hook(gradient: Tensor | None) -> None:
-            if gradient is not None and self._is_on:  # of several outputs, one may not be used
+            if gradient is not None and self._is_on:  # one of several outputs may be unused
                 receive(read(gradient) if read else gradient)
 
         add_gradient_hook(output, hook)
 
     @contextmanager
     def on(self) -> Iterator[None]:
-        """Pass on the gradients that come inside this context. A forward may compute gradients of its own before."""
+        """Passes on the gradients that come inside this context. A forward may compute gradients of its own before it."""
         self._compute_shifts()
         self._is_on = True
         try:
@@ -218,10 +219,10 @@ class BiasHooks:
         self._shifts.clear()
 
     def close(self) -> None:
-        """Release the visitors and all biases.
+        """Releases the visitors and all biases.
 
-        A model that keeps a tensor of its forward keeps the hooks and this object. A visitor may refer to the model, and Python
-        cannot find a cycle that goes through autograd's graph.
+        A model that keeps a tensor of its forward also keeps the hooks and this object. If a visitor refers to the model, the cycle
+        goes through autograd's graph, where Python's garbage collector cannot find it.
         """
         self._visitors = ()
         self._readers.clear()
@@ -230,9 +231,9 @@ class BiasHooks:
 
 
 def _base_of(view: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """The base that an operation wrote to through a view, and a function that reads the view's gradient off that of the base.
+    """The base of a view, and a function that reads the view's gradient from the base's.
 
-    Later operations may use the view or the base. Only the gradient of the base has both uses.
+    Later operations may use the view or the base. Only the gradient of the base includes both uses.
     """
     base = base_of(view)
     assert base is not None

@@ -34,7 +34,7 @@ OneOrSeveral = Union[Tensor, tuple[Tensor, ...]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Image inputs, each [N, C, *S], what is explained of them (see `Target`), and what the model's forward takes after them."""
+    """Image inputs, each [N, C, *S], the target (see `Target`), and additional arguments of the model's forward."""
 
     images: tuple[Tensor, ...]
     target: Target = None
@@ -42,7 +42,7 @@ class Batch:
 
     @classmethod
     def of(cls, model: nn.Module, inputs: OneOrSeveral, target: Target, additional_forward_args: Any) -> Batch:
-        """A batch that this model can be explained on; raises what `check_images` does."""
+        """A batch for this model. Raises the errors of `check_images`."""
         images = inputs if isinstance(inputs, tuple) else (inputs,)
         for of_input in images or (None,):
             check_images(model, of_input)
@@ -56,7 +56,7 @@ class Batch:
         return len(self.images[0])
 
     def rows(self, start: int, stop: int) -> Batch:
-        """Some of the images. Targets and arguments that have a row for each image are cut likewise."""
+        """The images from `start` to `stop`, with the same rows of targets and of arguments that have one row for each image."""
         arguments = tuple(a[start:stop] if isinstance(a, Tensor) and a.ndim and len(a) == len(self) else a for a in self.arguments)
         return Batch(tuple(image[start:stop] for image in self.images), target_rows(self.target, start, stop), arguments)
 
@@ -67,12 +67,13 @@ def as_tuple(arguments: Any) -> tuple[Any, ...]:
 
 
 def check_model(model: nn.Module) -> list[Tensor]:
-    """
+    """Checks that a model can be explained.
+
     Returns:
         The parameters and buffers.
 
     Raises:
-        TypeError: if the model is no module.
+        TypeError: if the model is not a module.
         ValueError: if it has lazy modules that were never run.
     """
     if not isinstance(model, nn.Module):
@@ -84,15 +85,16 @@ def check_model(model: nn.Module) -> list[Tensor]:
 
 
 def check_images(model: nn.Module, images: Any) -> None:
-    """
+    """Checks that a model can be explained on these images.
+
     Raises:
-        TypeError: if the model is no module or the images are no floating-point tensor.
-        ValueError: if there are no images or they have no batch dimension, a tensor is on the device "meta", or the model has lazy
-            modules that were never run.
+        TypeError: if the model is not a module or is a TorchScript model, or the images are not a real floating-point tensor.
+        ValueError: if the batch is empty or the images have no batch dimension, a tensor is on the device "meta", or the model has
+            lazy modules that were never run.
     """
     tensors = check_model(model)
     if isinstance(model, torch.jit.ScriptModule):
-        raise TypeError("the operations of a TorchScript model cannot be seen; pass the model that it was made from")
+        raise TypeError("the operations of a TorchScript model cannot be followed; pass the model that it was made from")
     if isinstance(images, Tensor) and images.is_complex():
         raise TypeError("images must be real; pass real and imaginary part as channels (torch.view_as_real)")
     if not isinstance(images, Tensor):
@@ -114,14 +116,14 @@ def check_images(model: nn.Module, images: Any) -> None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Run:
-    """What a run found, apart from the terms themselves, which went to the visitors.
+    """The result of a run without the values of the terms, which the visitors received.
 
     Attributes:
         output: the explained output, [N].
         target: the explained classes, [N] (or [N, d] for tuples of d indices); None if there was no choice.
-        terms: the biases that were met, in forward order. A bias whose output leads nowhere was met but never visited.
+        terms: the biases of the forward pass, in its order. The visitors do not receive a bias that the output does not depend on.
         missing_ops: operations whose bias could not be computed.
-        fallback_ops: operations whose bias came from the general fallback.
+        fallback_ops: operations whose bias the general fallback computed.
     """
 
     output: Tensor
@@ -132,7 +134,7 @@ class Run:
 
 
 class SamplesMixed(RuntimeError):
-    """The samples of a batch could not be told apart behind an operation; `output` is the explained output of the batch, [N]."""
+    """An operation mixed the samples of a batch. `output` is the explained output of the batch, [N]."""
 
     def __init__(self, operation: str, output: Tensor) -> None:
         super().__init__(operation)
@@ -140,9 +142,10 @@ class SamplesMixed(RuntimeError):
 
 
 def _let_garbage_wait(run: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Run without Python's garbage collector.
+    """Runs a function without Python's garbage collector.
 
-    The objects of a run would start it several times, and each time it walks the whole process. They are gone when the run ends.
+    A run creates so many objects that the collector would start several times and walk the whole process each time. They are all
+    freed when the run ends.
     """
 
     @wraps(run)
@@ -162,20 +165,21 @@ def _let_garbage_wait(run: Callable[Arguments, Result]) -> Callable[Arguments, R
 def run_forward_backward(
     model: nn.Module, batch: Batch, visitors: Sequence[TermVisitor], *, reading: Reading = "exact", autocast: bool = False
 ) -> Run:
-    """One forward and one backward pass of `model`, in evaluation mode. Every term goes to the visitors.
+    """Runs one forward and one backward pass of `model` in evaluation mode. The visitors receive every term.
 
-    The model, its buffers, the images and the random state are left as they were, also when it raises.
+    The model, its buffers, the images and the random state do not change, even if an error is raised.
 
     Args:
         model: any module.
-        batch: floating-point images that are run together.
+        batch: floating-point images that run together.
         visitors: receive the bias terms during the backward pass, last operation first, and then the input's term.
-        reading: which function is decomposed, see readings.py.
-        autocast: keep the autocast that is active around the call; otherwise everything runs in the parameters' own precision.
+        reading: the function that is decomposed, see readings.py. Default: "exact".
+        autocast: whether an autocast that is active around the call stays active. Default: False, all runs in the precision of the
+            parameters.
 
     Raises:
         SamplesMixed: if the samples of a batch of several cannot be told apart.
-        TypeError: if the target is of no known kind.
+        TypeError: if the target is of an unknown kind.
         ValueError: if the target does not fit, or the explained output is not finite or does not depend on the images.
     """
     selection = Selection(batch.target, len(batch))
@@ -205,7 +209,7 @@ def run_forward_backward(
 
 
 def _select_output(model: nn.Module, inputs: tuple[Any, ...], select: Callable[[Any], Tensor]) -> Tensor:
-    """The explained output, [N]; marks an error of the model or of the target function as theirs."""
+    """The explained output, [N]. Errors of the model or of the target function get a mark."""
     try:
         return select(_call_model(model, inputs))
     except Exception as error:
@@ -217,7 +221,7 @@ def _call_model(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
     """The model's output.
 
     Raises:
-        ValueError: if a planar network fails on what may be a single image, or a forward converts to half precision itself.
+        ValueError: if a network for planes fails on what may be a single image, or its forward converts to half precision.
     """
     try:
         return model(*inputs)
@@ -242,7 +246,7 @@ OfBatch = TypeVar("OfBatch", bound="BatchResult")
 
 @runtime_checkable
 class BatchResult(Protocol):
-    """What is made of a batch: it has the explained output, [N], and can be put together from results of its images."""
+    """The result of a batch. It has the explained output, [N], and can be concatenated from results of single images."""
 
     @property
     def output(self) -> Tensor: ...
@@ -252,11 +256,11 @@ class BatchResult(Protocol):
 
 
 def run_alone_if_mixed(run: Callable[[Batch], OfBatch], batch: Batch) -> OfBatch:
-    """Run a batch. If its samples cannot be told apart, run each image alone, and check that its output stays the same.
+    """Runs a batch. If the model mixes its samples, runs each image alone and checks that the output stays the same.
 
     Raises:
-        ValueError: if the model's output for an image depends on the others, or the model cannot be run on one image; both name the
-            operation.
+        ValueError: if the output for an image depends on the others, or the model cannot run on one image. The error names the
+            operation that mixes.
     """
     try:
         return run(batch)
@@ -268,7 +272,7 @@ def run_alone_if_mixed(run: Callable[[Batch], OfBatch], batch: Batch) -> OfBatch
                 raise
             raise ValueError(
                 f"the samples of a batch cannot be told apart behind {mixed.operation}, and the model (or the target function) "
-                f"cannot be run on one image alone: {error}"
+                f"cannot run on one image alone: {error}"
             ) from error
         result = type(parts[0]).concatenate(parts, mixed.operation)
         tolerance = {torch.float64: 1e-6, torch.float32: 1e-3}.get(result.output.dtype, 5e-2)  # half precision under autocast
@@ -276,6 +280,6 @@ def run_alone_if_mixed(run: Callable[[Batch], OfBatch], batch: Batch) -> OfBatch
             raise ValueError(
                 f"the model mixes the samples of a batch, first in {mixed.operation}: its output for an image depends on the other "
                 "images (batch statistics in evaluation?). "
-                "Pass one image at a time to explain it alone."
+                "To explain an image alone, pass one image at a time."
             ) from mixed
         return result

@@ -1,4 +1,4 @@
-"""What is known of a function of torch before it is called, worked out once: the tape asks at every call."""
+"""Facts about each function of torch, computed once, because the tape needs them at every call."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from fg_lightning.fullgrad.operations import OPERATIONS
 
 
 class Facts(NamedTuple):
-    """What is known of a function of torch before it is called.
+    """Facts about a function of torch that are known before a call.
 
     Attributes:
-        name: of its operation.
-        is_question: whether it tells of a tensor and computes nothing.
-        is_noted: whether it may give away the memory of a tensor.
-        is_direct: whether it calls nothing that a mode could meet, so that it may be run past all modes. Functions in Python do,
-            and so do those without a layout rule, of which backward passes are run that may be the user's.
+        name: name of its operation.
+        is_question: whether it only reads a property of a tensor.
+        is_noted: whether it may expose the memory of a tensor.
+        is_direct: whether it makes no calls that a mode has to meet, so that it may bypass all modes. Functions in Python make such
+            calls. So do operations without a layout rule: backward passes infer their layout and may run code of the user.
     """
 
     name: str
@@ -43,17 +43,17 @@ PLAIN = frozenset({Tensor, nn.Parameter})
 """Classes of tensors that override nothing."""
 
 _QUESTIONS = frozenset({"shape", "size", "dim", "ndim", "numel", "device", "dtype", "stride", "is_contiguous", "requires_grad"})
-"""What a model asks of a tensor without computing anything."""
+"""Functions that read a property of a tensor and compute nothing."""
 
 RANDOM = frozenset({"alpha_dropout", "feature_alpha_dropout", "scaled_dot_product_attention"})
-"""Operations whose rule may run them again, on the same random numbers."""
+"""Operations that a rule may run again, with the same random numbers."""
 
 BEFORE_RETAIN_GRAPH = {"grad": 3, "backward": 2}
-"""How many arguments of torch.autograd.grad and Tensor.backward stand before retain_graph."""
+"""Number of arguments before `retain_graph` in torch.autograd.grad and Tensor.backward."""
 
 
 class HiddenFunction(NamedTuple):
-    """A custom autograd function that was run in a module, to be recorded once something uses its outputs."""
+    """A custom autograd function that a module ran. The tape records it when an operation uses its outputs."""
 
     function: Any
     inputs: tuple[Any, ...]

@@ -1,6 +1,7 @@
-"""Constants in the place of all tensors that a model holds, and everything back afterwards.
+"""Replaces all tensors that a model holds by constants, and puts everything back afterwards.
 
-It relies on no library's restore: dictionaries and lists that hold a model's tensors are copied first and refilled at the end.
+Dictionaries and lists that hold a model's tensors are copied first and refilled at the end. No library restores them, because a
+library could skip an object or create a new one.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 def lift(tensor: Tensor) -> Tensor:
-    """A tensor cut off from any graph and usable by autograd, in float32 if it is of half precision; copied if necessary."""
+    """The values of a tensor without a graph, usable by autograd. Half precision becomes float32. Copied only if necessary."""
     tensor = tensor.detach()
     if tensor.dtype in HALF:
         return tensor.float()
@@ -46,21 +47,21 @@ def lift(tensor: Tensor) -> Tensor:
 
 
 class ModelConstants(TorchFunctionMode):
-    """Puts constants in the place of tensors. As a function mode it meets each operation before it writes to them."""
+    """Replaces tensors by constants. As a function mode, it meets each operation before the operation can write to them."""
 
     def __init__(self) -> None:
         super().__init__()
         self._contents: list[tuple[Any, Any]] = []
         self._empty: list[Any] = []  # containers
         self._states: list[Callable[[], Any]] = []
-        self._seen: dict[int, Any] = {}  # the objects by their ids; held, so that no id is used again
+        self._seen: dict[int, Any] = {}  # objects by id(); they are held, so that no id is used again
         self._constants: dict[int, Tensor] = {}
         self._sharing: defaultdict[int | None, list[Tensor]] = defaultdict(list)
         self._saved: list[tuple[Tensor, Tensor]] = []
         self._packages: set[str] = set()
 
     def replace(self, module: nn.Module) -> None:
-        """Put constants into a module and the objects that it holds."""
+        """Puts constants into a module and into the objects that it holds."""
         if id(module) in self._seen:
             return
         parts = modules_by_name(module).values()
@@ -83,14 +84,14 @@ class ModelConstants(TorchFunctionMode):
         self._replace_in(*attributes)
 
     def put_back(self) -> None:
-        """Put all contents, values and states back."""
+        """Puts all contents, values and states back."""
         for container, items in self._contents:
             _refill(container, items)
         for container in self._empty:
             if container:
                 container.clear()
         for tensor, values in self._saved:
-            tensor.data.copy_(values)  # without a new version, since a backward pass may have saved the tensor
+            tensor.data.copy_(values)  # without a new version, because a backward pass may have saved the tensor
         for put_back in self._states:
             put_back()
 
@@ -98,7 +99,7 @@ class ModelConstants(TorchFunctionMode):
         return self.run(function, args, kwargs or {})
 
     def run(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run an operation, after saving what it is about to overwrite."""
+        """Runs an operation. Tensors of the model that it is about to overwrite are saved first."""
         if not kwargs and not _needs_care(function):  # most calls, such as those for a shape
             return function(*args)
         if _may_write(function) or "out" in kwargs or "inplace" in kwargs:
@@ -108,7 +109,7 @@ class ModelConstants(TorchFunctionMode):
         return result
 
     def _save(self, overwritten: list[Tensor]) -> None:
-        """Save the values of the model's tensors whose memory an operation is about to overwrite."""
+        """Saves the values of the model's tensors whose memory an operation is about to overwrite."""
         for tensor in overwritten:
             for original in self._sharing.pop(_memory(tensor), ()):
                 self._saved.append((original, original.detach().clone()))
@@ -118,7 +119,7 @@ class ModelConstants(TorchFunctionMode):
         self._contents.append((container, container.copy()))
 
     def _replace_in(self, *containers: Any) -> None:
-        """Replace the items of containers. Most of those of modules are numbers, and the empty tables of their hooks."""
+        """Replaces the items of containers. Most items of modules are numbers or empty tables of hooks, which are skipped fast."""
         atoms, kinds, seen = _ATOMS, _CONTAINERS, self._seen
         self._empty += [item for own in containers for item in _items_of(own) if type(item) in kinds and not item]
         others = [
@@ -132,7 +133,7 @@ class ModelConstants(TorchFunctionMode):
                 own[key] = replaced
 
     def _replacement(self, value: Any) -> Any:
-        """The constant of a tensor. A tuple gets replaced if it holds tensors; any other object is replaced in place."""
+        """The constant of a tensor, or a new tuple of constants. Other objects stay the same; tensors inside them are replaced."""
         kind = type(value)
         if kind in _TENSORS or isinstance(value, Tensor):
             return self._make_constant(value)
@@ -168,9 +169,9 @@ class ModelConstants(TorchFunctionMode):
         return kind in _NAMESPACES or package in self._packages or (is_dataclass(kind) and package not in _FRAMEWORKS)
 
     def _copy_buffers(self, buffers: list[Tensor]) -> None:
-        """Make constants of buffers. A model writes to them, and not every such operation can be recognized: they are copied.
+        """Makes constants of buffers. They are copies, because a model may write to them by operations that cannot be recognized.
 
-        Small ones, such as the statistics of norms, are copied together.
+        Small buffers, such as the statistics of norms, are copied together.
         """
         small: defaultdict[tuple[torch.dtype, torch.device], list[Tensor]] = defaultdict(list)
         for buffer in {id(buffer): buffer for buffer in buffers if id(buffer) not in self._constants}.values():
@@ -185,7 +186,7 @@ class ModelConstants(TorchFunctionMode):
                 self._enter(buffer, copied)
 
     def _make_constant(self, tensor: Tensor) -> Tensor:
-        """The constant of a tensor, one for all its holders."""
+        """The constant of a tensor. All its holders get the same one."""
         if (known := self._constants.get(id(tensor))) is not None:
             return known
         constant = _detach_constant(tensor)
@@ -203,15 +204,15 @@ class ModelConstants(TorchFunctionMode):
 
 
 def _is_small(buffer: Tensor) -> bool:
-    """Whether a buffer is copied together with others."""
+    """Whether a buffer can be copied together with others."""
     is_plain = type(buffer) is Tensor and buffer.layout is torch.strided and not buffer.is_quantized and buffer.dtype not in HALF
     return is_plain and buffer.ndim <= 1 and 0 < buffer.numel() <= _SMALL
 
 
 def _detach_constant(tensor: Tensor) -> Tensor:
-    """The values of a tensor as a constant of its kind, on the same memory if possible, with versions of its own."""
+    """The values of a tensor as a constant of the same class. It shares the memory if possible, and counts its own versions."""
     kind = type(tensor)
-    if kind is not Tensor and kind is not nn.Parameter:  # its class defines its operations
+    if kind is not Tensor and kind is not nn.Parameter:  # a subclass defines its own operations
         if is_lazy(tensor):
             return tensor
         return lift(tensor.data) if tensor.requires_grad else tensor
@@ -226,7 +227,7 @@ def _items_of(container: Any) -> Iterable[Any]:
 
 
 def _refill(container: Any, items: Any) -> None:
-    """Let a container hold these items again, in this order; the container stays the same object."""
+    """Puts items back into a container, in their order. The container stays the same object."""
     if isinstance(container, dict):
         container.update(items)
         for added in [key for key in container if key not in items] if len(container) != len(items) else ():
@@ -240,7 +241,7 @@ def _refill(container: Any, items: Any) -> None:
 
 
 def _memory(tensor: Tensor) -> int | None:
-    """The memory of a tensor as a number; None if it has none of its own, as sparse and fake tensors."""
+    """The address of a tensor's memory; None if it has no memory of its own, like sparse and fake tensors."""
     try:
         return tensor.untyped_storage().data_ptr() or None
     except (RuntimeError, NotImplementedError):
@@ -249,7 +250,7 @@ def _memory(tensor: Tensor) -> int | None:
 
 @cache
 def _needs_care(function: Callable[..., Any]) -> bool:
-    """Whether a call without keywords may write to an operand, or has a backward pass with a fault."""
+    """Whether a call without keyword arguments may write to an operand, or has a backward pass with a fault."""
     return _may_write(function) or operation_name(function) in FAULTY
 
 
@@ -284,26 +285,26 @@ _STATES: dict[type, Callable[[Any], Callable[[], Any]]] = {
     np.random.RandomState: lambda generator: partial(generator.set_state, generator.get_state()),
     random.Random: lambda generator: partial(generator.setstate, generator.getstate()),
 }
-"""By the class of a random generator: a function of the generator that returns what puts its present state back."""
+"""Class of a random generator -> a function of the generator. It returns a function that puts the present state back."""
 
 _ATOMS = {bool, int, float, complex, str, bytes, type(None), weakref.ProxyType, weakref.CallableProxyType}
-"""Classes of most attributes, which hold nothing; asking a proxy whose object is gone raises an error."""
+"""Classes of objects that hold no tensors. Proxies are among them, because a proxy without an object raises on any access."""
 
 _TENSORS = {Tensor, nn.Parameter}
 _CONTAINERS = {dict, OrderedDict, defaultdict, list, set, deque}
 _NAMESPACES = (SimpleNamespace, argparse.Namespace)
 _FRAMEWORKS = set("torch torchvision torchmetrics lightning pytorch_lightning lightning_fabric fg_lightning builtins".split())
 _SMALL = 1 << 12
-"""Numbers in a buffer that is copied together with others. Larger ones keep memory of their own, aligned as kernels like it."""
+"""Largest size of a buffer that is copied together with others. Larger ones get memory of their own, aligned for kernels."""
 
 _MAX_ITEMS = 1000
-"""The items of a larger container are data rather than parts of the model: it is put back, but they are not replaced."""
+"""A larger container holds data rather than parts of the model. It is put back, but its items are not replaced."""
 
 _UPDATING_STATISTICS = {"batch_norm", "instance_norm", "native_batch_norm", "batch_norm_impl_index"}
 """Operations that update statistics."""
 
 _RENORMALIZING = {"embedding", "embedding_bag"}
-"""Operations that change their weight if they get `max_norm`."""
+"""Operations that change their weight if `max_norm` is given."""
 
 _WRITERS = _UPDATING_STATISTICS | _RENORMALIZING | EXPOSING
-"""Operations that may write to a tensor although their name does not tell."""
+"""Operations that may write to a tensor although their name does not show it."""

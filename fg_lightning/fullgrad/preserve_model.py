@@ -26,17 +26,18 @@ from fg_lightning.fullgrad.torch_internals import (
 
 @contextmanager
 def preserve_model(model: nn.Module, device: torch.device, *, autocast: bool = False) -> Iterator[ModelConstants]:
-    """Run a model in evaluation mode, eagerly, on constants and with gradients; put it and the random state back, also on errors.
+    """Runs a model in evaluation mode, eagerly, on constants and with gradients.
 
-    Random state, flags and patches of torch belong to all threads, so that a second thread waits.
+    The model and the random state are put back afterwards, even after an error. Random state, flags and patches of torch belong to
+    all threads, so a second thread has to wait.
 
     Args:
         model: any module.
-        device: where the images are.
-        autocast: keep the autocast that is active around it.
+        device: device of the images.
+        autocast: whether an autocast that is active around it stays active. Default: False.
 
     Yields:
-        The function mode that runs operations and saves what they are about to overwrite.
+        The function mode that runs operations and saves tensors that they are about to overwrite.
     """
     with ExitStack() as stack:
         enter = stack.enter_context
@@ -60,7 +61,7 @@ _ONE_THREAD = RLock()
 def as_model_input(images: Tensor, model: nn.Module) -> Tensor:
     """The images as a plain tensor in the precision of a model's parameters, or float32 for half precision.
 
-    A class of its own, such as MONAI's MetaTensor, would be passed on to all results and could slice them differently.
+    A subclass, such as MONAI's MetaTensor, would be passed on to all results and could slice them differently.
     """
     parts = modules_by_name(model).values()
     parameters = (p for part in parts for p in tensor_tables(part)[0].values() if p is not None)
@@ -69,13 +70,13 @@ def as_model_input(images: Tensor, model: nn.Module) -> Tensor:
 
 
 def copy_argument(argument: Tensor) -> Tensor:
-    """A copy of an additional argument, in float32 if it is of half precision; the model may overwrite it."""
+    """A copy of an additional argument, because the model may overwrite it. Half precision becomes float32."""
     return lift(argument).clone()
 
 
 @contextmanager
 def _random_state(devices: Iterable[torch.device]) -> Iterator[None]:
-    """Put back the global random states of Python, NumPy and torch, on the CPU and on these devices."""
+    """Puts back the global random states of Python, NumPy and torch, on the CPU and on these devices."""
     of_python, of_numpy = random.getstate(), np.random.get_state()
     indices = sorted({device.index for device in devices if device.type == "cuda" and device.index is not None})
     try:
@@ -88,7 +89,7 @@ def _random_state(devices: Iterable[torch.device]) -> Iterator[None]:
 
 @contextmanager
 def _evaluation(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Evaluation mode, set flag by flag, since `eval()` may be overridden to do more."""
+    """Sets evaluation mode flag by flag, because an overridden `eval()` may do more."""
     in_training = [module for module in modules if module.training]
     try:
         for module in in_training:
@@ -101,30 +102,30 @@ def _evaluation(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def _eager() -> Iterator[None]:
-    """Run compiled modules and functions as they are written."""
+    """Runs compiled modules and functions without their compiled code."""
     if not has_compiled():
         yield
         return
     with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
-        # Torch's advice on compiled modules with hooks; the decomposition needs hooks.
+        # Torch advises against hooks on compiled modules, but the decomposition needs them.
         warnings.filterwarnings("ignore", message="Using `torch.compile\\(module\\)` when there are global hooks")
         yield
 
 
 @contextmanager
 def _constants_for(model: nn.Module) -> Iterator[ModelConstants]:
-    """Run a model, and modules that it calls without registering them, on constants; put all their tensors back.
+    """Runs a model on constants, including modules that it calls without registering them, and puts all tensors back.
 
     Attributes, containers, objects of the model's own code and random generators are put back as well. Parameters share their
-    memory with the constants; values that an operation is about to overwrite are saved first. Half precision becomes float32.
+    memory with the constants. Values that an operation is about to overwrite are saved first. Half precision becomes float32.
 
     Args:
-        model: any module; a module or tensor in it may have several names.
+        model: any module. A module or tensor in it may have several names.
     """
     constants, thread = ModelConstants(), get_ident()
 
     def replace(module: nn.Module, args: Any) -> None:
-        if get_ident() == thread:  # global hooks are met by all threads
+        if get_ident() == thread:  # global hooks run in all threads
             constants.replace(module)
 
     handle = register_module_forward_pre_hook(replace)

@@ -51,16 +51,16 @@ class Tape(TorchFunctionMode):
     """Meets every torch call inside it and hooks the outputs that have a bias.
 
     Args:
-        images: what the model is run on, each [N, C, *S].
+        images: the image inputs of the model, each [N, C, *S].
         visitors: receive the terms.
-        modules: qualified names by the id of a module.
-        readings: what is run instead of an operation, by its name.
-        guard: runs the operations of the model, and is the function mode below this one; None if there is no other.
+        modules: qualified name of each module, by its id.
+        readings: functions that replace operations, by name of the operation. Default: None, for none.
+        guard: the function mode below this one. It runs the operations of the model. Default: None, for no such mode.
 
     Attributes:
-        layouts: how samples and places lie in every tensor that depends on the images.
-        bias_hooks: where the biases wait for their gradients.
-        fallback_ops: operations whose bias came from the general fallback.
+        layouts: positions of samples and places in each tensor that depends on the images.
+        bias_hooks: hold the biases until their gradients come.
+        fallback_ops: operations whose bias the general fallback computed.
     """
 
     def __init__(
@@ -80,24 +80,24 @@ class Tape(TorchFunctionMode):
         self._wants_gradients = True  # unless the forward turns them off
         self._readings = readings or {}
         self._guard = guard
-        self._skips_modes = False  # whether operations are run past the modes below, by the guard
-        self._is_direct = False  # whether one of them is
+        self._skips_modes = False  # whether operations may bypass the modes below and run through the guard
+        self._is_direct = False  # whether the present operation does
         self._names = modules
         self._running: list[str] = [""]
-        self._thread = get_ident()  # hooks and patches are met by all threads
+        self._thread = get_ident()  # hooks and patches apply to all threads
         self._open_functions: set[FunctionType] = set()
         self._free: TensorTable[bool] = TensorTable()
         self._hidden: dict[int, HiddenFunction] = {}  # by the id of an output, which it holds
 
     @property
     def missing_ops(self) -> list[str]:
-        """Operations on the way to the output whose bias could not be computed; known after the backward pass."""
+        """Operations on the way to the output whose bias could not be computed. Complete after the backward pass."""
         return self.bias_hooks.missing_ops
 
     def find_mixing_operation(self, output: Tensor) -> str | None:
-        """The first operation behind which the samples of an output [N] could not be told apart, None if they always could.
+        """The first operation that mixes the samples of an output [N], or None.
 
-        Operations that are not on the way to the output may mix samples.
+        Only operations on the way to the output count. An operation mixes samples if its layout rule cannot tell them apart.
         """
         self._hidden_writes.check_memory()
         if self.layouts.num_images == 1:
@@ -108,7 +108,7 @@ class Tape(TorchFunctionMode):
         return None if layout.is_in_order else self._locate("an operation that changes the order of the samples")
 
     def close(self) -> None:
-        """Release the visitors and everything that was met, so that it is gone without a search for cycles."""
+        """Releases the visitors and all records, so that they are freed without garbage collection."""
         self.bias_hooks.close()
         del self._hidden_writes
 
@@ -116,12 +116,12 @@ class Tape(TorchFunctionMode):
         self.bias_hooks.report_missing(self._locate(text), tensor)
 
     def is_free(self, tensor: Tensor) -> bool:
-        """Whether a tensor that requires gradients does not depend on the input: a leaf, or made of leaves."""
+        """Whether a tensor that requires gradients is independent of the input: a leaf, or computed from leaves."""
         return tensor.is_leaf or tensor in self._free
 
     @contextmanager
     def meet_operations(self) -> Iterator[None]:
-        """Meet the operations of this thread, including custom autograd functions, vmap, torch.func.grad and checkpoints."""
+        """Meets the operations of this thread, including custom autograd functions, vmap, torch.func.grad and checkpoints."""
         self._skips_modes = self._guard is not None and count_function_modes() == 1
         with (
             self._follow_modules(),
@@ -133,7 +133,7 @@ class Tape(TorchFunctionMode):
 
     @contextmanager
     def _follow_modules(self) -> Iterator[None]:
-        """Know which module is running, by hooks on all modules; none of them is on the model."""
+        """Tracks which module is running, by global hooks. The model itself gets no hooks."""
 
         def enter(module: nn.Module, args: Any) -> None:
             if self._is_own_thread():
@@ -157,7 +157,7 @@ class Tape(TorchFunctionMode):
         is_direct = facts.is_direct and self._skips_modes and facts.name not in self._readings
         if not (is_direct and PLAIN.issuperset(types)):
             return self._meet_call(function, facts, args, kwargs or {})
-        # Modes cost more than most operations: in here, no other meets anything.
+        # Modes cost more than most operations, so this context turns the others off.
         with without_function_modes():
             if facts.is_question:
                 return function(*args, **kwargs or {})
@@ -170,10 +170,10 @@ class Tape(TorchFunctionMode):
     def _meet_call(self, function: Any, facts: Facts, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if function is SET_GRAD_ENABLED:
             (self._wants_gradients,) = args
-            return None  # a backbone frozen by torch.no_grad() counts like any other
+            return None  # a backbone under torch.no_grad() counts like any other
         if facts.is_question:
             return function(*args, **kwargs)
-        with without_function_modes():  # the mode below this one is for what the model runs, not for what is asked here
+        with without_function_modes():  # the mode below this one is for the operations of the model, not for questions of ours
             op = Operation.meet(function, args, kwargs, is_free=self.is_free)
         targets = self._hidden_writes.save_targets(op)
         if op.in_place:
@@ -191,7 +191,7 @@ class Tape(TorchFunctionMode):
         return function(*args, **kwargs)
 
     def _run_on_constants(self, op: Operation) -> Any:
-        """Run an operation that does not depend on the input, or that changes a leaf without autograd's knowledge."""
+        """Runs an operation that does not depend on the input, or that changes a leaf without autograd's knowledge."""
         if not self._wants_gradients and op.overwrites_leaf:
             with torch.no_grad():
                 return self._call(op.function, op.args, op.kwargs)
@@ -221,7 +221,7 @@ class Tape(TorchFunctionMode):
         return self._record(op)
 
     def _run_python_function(self, op: Operation, function: FunctionType) -> Any:
-        """Run a function of torch that is written in Python, and meet the calls in it."""
+        """Runs a function of torch that is written in Python, and meets the calls in it."""
         args, kwargs = op.args, op.kwargs
         if op.name == "register_hook" and len(args) == 2:
             hook = self.bias_hooks.watch_gradient_hook(args[1], self._locate("a gradient hook (register_hook)"))
@@ -246,7 +246,7 @@ class Tape(TorchFunctionMode):
             return self._record(op) if op.dependent else function(*op.args, **op.kwargs)
 
     def _record(self, op: Operation) -> Any:
-        """Run an operation and hook its outputs."""
+        """Runs an operation and hooks its outputs."""
         rules = OPERATIONS.get(op.name, UNKNOWN)
         reads = getattr(rules.bias, "reads_overwritten", None)
         reads_overwritten = op.in_place and reads is not None and reads(op)
@@ -263,8 +263,8 @@ class Tape(TorchFunctionMode):
             overwritten = saved_operand(op.args[0])
         outputs = [op.args[0]] if op.in_place else tensors_in(result)
         if op.in_place:
-            self._free.discard(op.args[0])  # something that depends on the input was written to it
-        # A layout without a rule is inferred by a backward pass, perhaps of the user, which the mode below has to meet.
+            self._free.discard(op.args[0])  # it now depends on the input
+        # Without a rule, a backward pass infers the layout. It may run code of the user, which the mode below has to meet.
         with without_function_modes() if rules.layout and not self._is_direct else nullcontext():
             op = op.with_outputs(outputs, self.is_free, overwritten, state)
             counts = self._mark_outputs(op, rules, was_constant)
@@ -273,17 +273,17 @@ class Tape(TorchFunctionMode):
         return result
 
     def _copy_overwritten(self, op: Operation) -> Tensor | None:
-        """The operand that an in-place operation is about to overwrite; None if autograd saves it."""
+        """A copy of the operand that an in-place operation is about to overwrite; None if autograd saves it."""
         is_saved = not is_view(op.args[0]) and saves_operand(op.function)
         return None if is_saved else op.args[0].detach().clone()
 
     def _separate(self, output: Tensor) -> Tensor:
-        """One of several outputs as a tensor of its own, since another may be made of it, as an LSTM cell's h is of its c."""
+        """One of several outputs as a tensor of its own. Another output may be computed from it, as an LSTM cell's h from its c."""
         is_view_of_another = is_view(output) and base_of(output) in self.layouts
         return output.clone() if output.requires_grad and not is_view_of_another else output
 
     def _ensure_known(self, operand: Tensor, op: Operation) -> None:
-        """Record the custom function that an operand comes from; name an operation that torch did not show."""
+        """Records the custom function that an operand comes from, and reports an operation that torch did not show as missing."""
         if id(operand) in self._hidden:
             self._uncover(operand)
         elif operand not in self.layouts:
@@ -293,12 +293,15 @@ class Tape(TorchFunctionMode):
             self.bias_hooks.report_missing(missing, operand)
 
     def _mark_outputs(self, op: Operation, rules: Rules, was_constant: bool = False) -> bool:
-        """Follow the samples and places into the outputs of an operation that was run; return whether they can be told in any.
+        """Follows samples and places into the outputs of an operation that was run.
 
         Args:
             op: the operation.
-            rules: its own.
-            was_constant: whether it wrote to a view of a tensor that did not depend on the input before.
+            rules: the rules of the operation.
+            was_constant: whether the operation wrote to a view of a tensor that did not depend on the input before.
+
+        Returns:
+            Whether the samples of at least one output can be told apart.
         """
         layouts = self.layouts
         if op.in_place:
@@ -316,15 +319,15 @@ class Tape(TorchFunctionMode):
         return counts
 
     def _find_mixing_operand(self, op: Operation) -> str:
-        """Behind which operation the samples of an operand could not be told apart; the operation itself if they could."""
+        """The operation that mixed the samples of an operand. If none did, the given operation itself."""
         layouts = self.layouts
         return next((layouts.mixed_by(t) for t in op.dependent if layouts.find(t) is None), "") or self._locate(op.name)
 
     def _hook_outputs(self, op: Operation, rules: Rules) -> None:
-        """Let the biases of an operation that was run wait on its outputs."""
+        """Hooks the biases of an operation that was run to its outputs."""
         try:
             biases = rules.bias(op)
-        except Exception:  # an error in a rule or in a second run of the operation: the operation is named
+        except Exception:  # after an error in a rule, or in a second run of the operation, the operation is reported as missing
             for output in op.outputs:
                 self.bias_hooks.report_missing(self._locate(op.name), output)
             return
@@ -337,7 +340,7 @@ class Tape(TorchFunctionMode):
                 self.bias_hooks.wait(op, bias, self._running[-1])
 
     def _mark_base(self, written: Tensor, layout: Layout | None, mixed_by: str, was_constant: bool) -> None:
-        """Mark what was written to through a view, and all that shares its memory."""
+        """Marks the tensor that was written to through a view, and all tensors that share its memory."""
         base = base_of(written)
         if layout is None and self.layouts.num_images > 1:
             self.layouts.mark_memory_mixed(written)
@@ -356,7 +359,7 @@ class Tape(TorchFunctionMode):
         return partial(self._run_custom_function, cls, forward) if is_current_mode(self) else forward
 
     def _run_custom_function(self, cls: Any, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Run the forward of a custom function. Its outputs get their history after it, so that their biases must wait."""
+        """Runs the forward of a custom function. Its biases must wait: torch gives the outputs their history afterwards."""
         with without_function_modes():
             for operand in tensors_in(args):
                 self._uncover(operand)  # before this function may overwrite it
@@ -366,7 +369,7 @@ class Tape(TorchFunctionMode):
         return result
 
     def _copy(self, tensor: Tensor) -> Tensor:
-        """An operand of a custom function as it was before the function worked in place."""
+        """A copy of an operand, made before a custom function may overwrite it."""
         if tensor not in self.layouts:
             return tensor
         with torch.enable_grad():
@@ -377,7 +380,7 @@ class Tape(TorchFunctionMode):
         return copied
 
     def _uncover(self, output: Tensor) -> None:
-        """Record the custom function that an output comes from, if it waits: its outputs now know where they come from."""
+        """Records the custom function that an output comes from, if it waits. Its outputs have their history now."""
         hidden = self._hidden.get(id(output))
         if hidden is None:
             return
@@ -386,7 +389,7 @@ class Tape(TorchFunctionMode):
         self._running.append(hidden.module)
         for tensor in hidden.outputs:
             self._hidden.pop(id(tensor), None)
-            if tensor in self.layouts:  # an input, overwritten: the hooks on what it was stay with the history of that
+            if tensor in self.layouts:  # an overwritten input: its earlier hooks stay with its earlier history
                 drop_gradient_hooks(tensor)
         for operand in op.dependent:
             self._ensure_known(operand, op)

@@ -1,4 +1,4 @@
-"""Visitors that draw: the map of all terms on the image plane, or of their averages over several runs."""
+"""Visitors that draw saliency maps: of the terms of one run, or of their averages over several runs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from fg_lightning.fullgrad.postprocess import (
 )
 
 UserLayout = Callable[[Term, Tensor], Union[Tensor, None]]
-"""(term, its values in the shape of the operation's output) -> [N, C, *S] at any resolution, or None."""
+"""(term, its values in the shape of the operation's output) -> [N, C, *S] at any resolution, or None if it lies nowhere."""
 
 BLOCK = 1 << 19
 """Numbers in a block for each thread, 2 MiB in float32: smaller blocks cost calls, larger ones leave the caches."""
@@ -39,22 +39,22 @@ WAITING = 1 << 24
 """Numbers of the terms that wait on a GPU to be drawn together, 64 MiB in float32."""
 
 _DROWNING = 4.0
-"""If the minimum of the magnitudes is so many times their span, it is subtracted before they are summed, because of rounding."""
+"""If the minimum of the magnitudes exceeds their span this many times, it is subtracted before the sum, because of rounding."""
 
 Product = Callable[[Tensor, Tensor], Tensor]
-"""(gradient, bias), broadcastable to one another -> the term's values, in a new tensor."""
+"""(gradient, bias), broadcastable to each other -> the term's values, in a new tensor."""
 
 
 class TermValues(NamedTuple):
-    """The values of a term, not yet computed.
+    """The values of a term before they are computed.
 
-    psi passes over a term several times: product, magnitude, minimum, maximum, sum. Over a large term each pass of a CPU goes to
-    memory, and each temporary tensor is fresh pages. Large terms are therefore made and reduced in blocks that stay in a core's
-    cache. On other devices few large kernels are fastest.
+    psi passes over a term several times: product, magnitude, minimum, maximum, sum. On a CPU, each pass over a large term goes to
+    memory, and each temporary tensor needs new pages. Large terms are therefore computed and reduced in blocks that fit in a core's
+    cache. On other devices, a few large kernels are fastest.
 
     Attributes:
         product: of gradient and bias.
-        bias: broadcastable to the gradient, or how to compute it.
+        bias: broadcastable to the gradient, or a function that computes it.
         gradient: in the shape of the operation's output or, on the plane, [N, C, *S].
     """
 
@@ -63,18 +63,18 @@ class TermValues(NamedTuple):
     gradient: Tensor
 
     def compute(self) -> Tensor:
-        """In the gradient's shape."""
+        """The values, in the gradient's shape."""
         return self.product(self.gradient, compute_bias(self.bias))
 
     def are_zero(self) -> bool:
-        """Whether the bias is 0 everywhere, as far as that is quickly told."""
+        """Whether the bias is certainly 0 everywhere. False if that would take long to find out."""
         bias = self.bias
         if isinstance(bias, Tensor):
             return bias.numel() < self.gradient.numel() // 8 and not bool(bias.any())
         return bias.is_zero is not None and bias.is_zero(*bias.operands)
 
     def factorize(self) -> Factors:
-        """The values on the plane as a tensor and a factor for each channel, which need not be multiplied yet."""
+        """The values on the plane as a tensor and, if possible, a factor for each channel, which is multiplied later."""
         bias, shape = self.bias, self.gradient.shape
         if self.product is real_product and isinstance(bias, Tensor) and not self.gradient.is_complex():
             if bias.ndim == len(shape) - 1 and bias.numel() == len(bias) == shape[1]:  # [C, 1, ...]
@@ -85,7 +85,7 @@ class TermValues(NamedTuple):
         return self.compute(), None
 
     def view(self, view: Callable[[Tensor], Tensor]) -> TermValues:
-        """The values that remain after a view of gradient and bias, expanded to one shape."""
+        """The values after the same view of the gradient and of the bias, which is first expanded to the gradient's shape."""
         shape = self.gradient.shape
         bias = self.bias
         if isinstance(bias, Tensor):
@@ -94,13 +94,13 @@ class TermValues(NamedTuple):
         return TermValues(self.product, Pointwise(bias.function, operands, bias.is_zero), view(self.gradient))
 
     def to_plane(self, layout: Layout, num_images: int, num_axes: int) -> Tensor | TermValues:
-        """[N, C, *S], C everything that is neither sample nor place."""
-        if layout.is_cut:  # what was cut off contributes 0, even if a bias computed from zeros does not
+        """The values as [N, C, *S]. C are all dimensions that are neither sample nor place."""
+        if layout.is_cut:  # places that were cut off contribute 0, although a bias computed from zeros may not
             return layout.to_plane(self.compute(), num_images, num_axes)
         return self.view(lambda operand: layout.to_plane(operand, num_images, num_axes))
 
     def add_to(self, total: Tensor) -> None:
-        """Add the values to a tensor of the gradient's shape; on a CPU in blocks, since fresh memory for all of them is slow."""
+        """Adds the values to a tensor of the gradient's shape, on a CPU in blocks, because new memory for all of them is slow."""
         if not works_in_blocks(self.gradient.device):
             total += self.compute()
             return
@@ -130,7 +130,7 @@ class TermValues(NamedTuple):
             yield self.view(partial(torch.narrow, dim=axis, start=start, length=min(step, length - start)))
 
     def _sum_channels(self, psi: Rescaling, offset: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Of a group: the channel sum of the magnitudes, less an offset, [N, *S], and the extremes of the magnitudes, [N] each."""
+        """The channel sum of the magnitudes, less an offset, [N, *S], and the minima and maxima of the magnitudes, [N] each."""
         fits = self.gradient.numel() <= _block()
         axis = 1 if fits else max(range(1, self.gradient.ndim), key=self._reach_in_memory)
         sums, extreme = [], []
@@ -145,12 +145,12 @@ class TermValues(NamedTuple):
         return torch.stack(sums).sum(0) if axis == 1 else torch.cat(sums, axis - 1), low.amin(0), high.amax(0)
 
     def _reach_in_memory(self, axis: int) -> int:
-        """The stride of an axis: blocks along the axis of the largest stride are whole stretches of memory."""
+        """The stride of an axis. Blocks along the axis with the largest stride are contiguous in memory."""
         return self.gradient.stride(axis) if self.gradient.size(axis) > 1 else 0
 
 
 def works_in_blocks(device: torch.device) -> bool:
-    """Whether large terms are reduced block by block, as on a CPU with its caches. On a GPU each block would cost launches."""
+    """Whether large terms are reduced block by block: on a CPU, because of its caches. On a GPU each block would cost launches."""
     return device.type == "cpu"
 
 
@@ -160,13 +160,13 @@ def _block() -> int:
 
 @dataclass(frozen=True, slots=True)
 class MapSettings:
-    """What is drawn of the terms.
+    """How the terms become a map.
 
     Attributes:
         psi: post-processing of each term.
-        product: of gradient and bias: the values of a bias term.
-        kinds: which bias terms are drawn.
-        layout: says how a term lies on the image plane, or None to leave it to the package.
+        product: computes the values of a bias term from gradient and bias.
+        kinds: kinds of bias terms that are drawn.
+        layout: the user's function that brings a term to the image plane. None: the package does it.
     """
 
     psi: Psi
@@ -178,13 +178,13 @@ class MapSettings:
 class TermMap:
     """A `TermVisitor` that draws a map: psi of every term on the image plane, summed.
 
-    A small term costs a processor more to call than to compute, and a GPU more to launch. Terms of one plane size therefore wait
-    until they are worth it, and psi is computed of all of them together.
+    For a small term, the calls of a CPU and the launches of a GPU take longer than the computation. Small terms of one plane size
+    therefore wait for each other, and psi is computed for all of them together.
 
     Args:
-        images: of the run, [N, C, *S].
-        settings: what is drawn.
-        number: which of the image inputs these are.
+        images: images of the run, [N, C, *S].
+        settings: how the terms become a map.
+        number: number of this image input among several. Default: 0.
     """
 
     def __init__(self, images: Tensor, settings: MapSettings, number: int = 0) -> None:
@@ -210,7 +210,7 @@ class TermMap:
             if selected is None:
                 return
             term, whole = selected
-        is_image = settings.layout is None and term.layout.is_image(len(self._size))  # as most terms are
+        is_image = settings.layout is None and term.layout.is_image(len(self._size))  # true of most terms
         values = whole if is_image else self._to_plane(term, whole)
         if values is not None:
             self._num_placed += 1
@@ -227,20 +227,23 @@ class TermMap:
         return torch.stack([upsample(planes, self._size) for planes in self._planes.values()]).sum(0)
 
     def warn_if_lost(self, model: nn.Module) -> None:
-        """Warn if more terms of a run were lost than placed, without those behind the end of the plane. Counting starts anew."""
+        """Warns if more terms of a run were lost than placed, and resets the counts.
+
+        Terms behind the end of the plane do not count.
+        """
         num_lost, num_placed = len(self._lost), self._num_placed
         if num_lost > num_placed:
             warn_once(
                 model,
                 "lost",
                 f"FullGrad draws {num_placed} of {num_placed + num_lost} bias terms of this network: the places of the others in "
-                f"the image are not known, from {self._lost[-1]} on. `full_gradients(...).undrawn` names them. To draw them, pass "
-                "FullGrad(model, layout=...) a function that says how they lie.",
+                f"the image are not known, from {self._lost[-1]} on. `full_gradients(...).undrawn` lists them. To draw them, pass "
+                "a function that brings a term to the image plane: FullGrad(model, layout=...).",
             )
         self._num_placed, self._lost = 0, []
 
     def _select_own(self, term: Term, planes: Planes, values: TermValues) -> tuple[Term, TermValues] | None:
-        """The entries of a term that lie on this of several image inputs; None if it lies on others alone."""
+        """The entries of a term that lie on this image input; None if it only lies on others."""
         if not planes.all or all(self._number in of_entry for of_entry in planes.images):  # without places it is lost for each
             return term, values
         selected = planes.select(term.layout, self._number)
@@ -251,7 +254,7 @@ class TermMap:
         return replace(term, layout=layout), values.view(lambda operand: operand.index_select(planes.dim, index))
 
     def _to_plane(self, term: Term, values: TermValues) -> Tensor | TermValues | None:
-        """A term as [N, C, *S]; None if its places are not known.
+        """A term as [N, C, *S]; None if its places are unknown.
 
         Raises:
             ValueError: if the user's layout returns another shape.
@@ -270,7 +273,7 @@ class TermMap:
         return values.to_plane(term.layout, self._num_images, num_axes) if term.layout.on_plane(num_axes) else None
 
     def _add(self, term: Term | None, values: Tensor | TermValues) -> None:
-        """Draw a term that is on the plane, or let it wait; None for the input's."""
+        """Draws a term that is on the plane, or lets it wait. `term` is None for the input's."""
         psi = self._settings.psi
         if not isinstance(psi, Rescaling):
             self._add_plane(apply_psi(psi, values if isinstance(values, Tensor) else values.compute()))
@@ -293,7 +296,7 @@ class TermMap:
     def _draw_waiting(self) -> None:
         psi = self._settings.psi
         for terms in self._waiting.values():
-            assert isinstance(psi, Rescaling)  # terms wait for no other
+            assert isinstance(psi, Rescaling)  # only then do terms wait
             self._add_plane(rescale_together(psi, terms))
         self._waiting.clear()
         self._num_waiting = 0
@@ -304,7 +307,7 @@ class TermMap:
 
 
 class TermAverage(TermMap):
-    """A `TermVisitor` of several runs that draws the map of their terms' averages."""
+    """A `TermVisitor` of several runs. It draws the map of the averages of their terms."""
 
     def __init__(self, images: Tensor, settings: MapSettings, number: int = 0) -> None:
         super().__init__(images, settings, number)

@@ -1,12 +1,14 @@
-"""Every private name of torch that is read or patched, each with its reason. All of them were seen in torch 2.14.1.
+"""Every private name of torch that the package reads or patches, each with its reason. They were tested with torch 2.14.1.
 
-Torch also has faults, in backward passes that depend on how a gradient lies in memory; `avoid_faults` works around them.
+Some backward passes of torch are wrong for gradients in certain memory layouts. `avoid_faults` works around them:
 
-Batch norm on a CPU reads its operand and its gradient in one order. If they lie in different orders, and a dimension of size 1
-hides it (one image, or tokens as [N, C, L, 1]), the result is wrong by as much as its own size. That holds for training and
-evaluation, float32 and float64, and for instance norm. A contiguous gradient does not help if the operand is not contiguous.
-A gradient that overlaps itself breaks `slice_scatter` and `select_scatter`, which write to it, and `gelu` refuses it. All of them
-are right for a gradient that lies as the operation's output does.
+- Batch norm and instance norm on a CPU read operand and gradient in the same memory order. If their orders differ, and a dimension
+  of size 1 hides it (one image, or tokens as [N, C, L, 1]), the result is wrong by as much as its own size. This holds for training
+  and evaluation, float32 and float64. A contiguous gradient does not help if the operand is not contiguous.
+- `slice_scatter` and `select_scatter` write to their gradient, which fails if its entries overlap in memory. `gelu` raises an error
+  for such a gradient.
+
+All of them are right for a gradient with the memory layout of the operation's output.
 """
 
 from __future__ import annotations
@@ -36,16 +38,16 @@ from fg_lightning.fullgrad.operation import map_tensors, operation_name, tensors
 # --- function modes
 
 SET_GRAD_ENABLED = torch._C._set_grad_enabled
-"""What torch.no_grad, torch.enable_grad and torch.set_grad_enabled call, and a function mode meets."""
+"""The function that torch.no_grad, torch.enable_grad and torch.set_grad_enabled call. A function mode meets it."""
 
 
 def without_function_modes() -> AbstractContextManager[None]:
-    """Calls in this context are met by no function mode. Torch has no public name for it that covers modes."""
+    """A context whose calls no function mode meets. Torch has no public name for it that covers modes."""
     return torch._C.DisableTorchFunction()
 
 
 def is_current_mode(mode: TorchFunctionMode) -> bool:
-    """Whether a mode meets the calls here and now; it does not in another thread, nor while one of its calls is run."""
+    """Whether a mode meets the present calls. It does not in another thread, nor while it handles a call."""
     return _get_current_function_mode() is mode
 
 
@@ -58,17 +60,17 @@ def count_function_modes() -> int:
 
 
 def base_of(tensor: Tensor) -> Tensor | None:
-    """The tensor that another is a view of. A write through one changes both, and gradients of both uses meet in the base's."""
+    """The tensor of which this one is a view. A write to one changes both. The base's gradient includes the uses of both."""
     return tensor._base
 
 
 def is_view(tensor: Tensor) -> bool:
-    """Whether autograd knows a tensor as a view."""
+    """Whether autograd treats a tensor as a view."""
     return tensor._is_view()
 
 
 def storage_of(tensor: Tensor) -> int:
-    """The memory of a tensor, as a number. No mode meets the question, since it would take it for one of the model's."""
+    """The address of a tensor's memory. No mode meets this call, because it would treat it as the model's."""
     with without_function_modes():
         try:
             return tensor.untyped_storage().data_ptr()
@@ -77,7 +79,7 @@ def storage_of(tensor: Tensor) -> int:
 
 
 def add_gradient_hook(tensor: Tensor, hook: Callable[[Tensor], Tensor | None]) -> None:
-    """What `tensor.register_hook(hook)` does, without a handle by which to remove the hook: that takes most of its time."""
+    """Does the same as `tensor.register_hook(hook)` without a handle to remove the hook, which takes most of its time."""
     hooks: dict[Any, Callable[[Tensor], Tensor | None]] | None = tensor._backward_hooks
     if hooks is None:
         tensor._backward_hooks = hooks = OrderedDict()
@@ -87,34 +89,34 @@ def add_gradient_hook(tensor: Tensor, hook: Callable[[Tensor], Tensor | None]) -
 
 
 def drop_gradient_hooks(tensor: Tensor) -> None:
-    """Let a tensor that got a new history have no hooks; those that it had stay with the old one."""
+    """Removes the hooks from a tensor that got a new history. Its earlier hooks stay with its earlier history."""
     tensor._backward_hooks = None
 
 
 @cache
 def saves_operand(function: Callable[..., Any]) -> bool:
-    """Whether autograd copies the operand of an in-place function (SiLU does), so that there is no need to do it again."""
+    """Whether autograd saves a copy of the operand of an in-place function, as for SiLU. Then no second copy is needed."""
     operand = torch.full((1,), 0.5).requires_grad_()
     try:
         saved = getattr(function(operand.clone()).grad_fn, "_saved_self", None)
-    except (TypeError, RuntimeError):  # it takes more than its operand
+    except (TypeError, RuntimeError):  # it needs more arguments
         return False
     return isinstance(saved, Tensor) and torch.equal(saved, operand)
 
 
 def saved_operand(output: Tensor) -> Tensor:
-    """What autograd saved of the operand that an in-place function overwrote."""
+    """The copy that autograd saved of an operand, which an in-place function then overwrote."""
     return output.grad_fn._saved_self  # type: ignore[union-attr]
 
 
 # --- modules
 
 MODULE_TABLES = ("_modules", "_buffers", "_parameters")
-"""The dictionaries in which a module holds what is registered. Its own access to them may be overridden or hide an item."""
+"""The dictionaries of a module's registered items. Its own methods may be overridden, or hide an item."""
 
 
 def tensor_tables(module: nn.Module) -> tuple[Any, Any]:
-    """The dictionaries of a module's own parameters and buffers; of a TorchScript module what stands for them there."""
+    """The dictionaries of a module's own parameters and buffers. A TorchScript module has other objects in their place."""
     return module._parameters, module._buffers
 
 
@@ -124,7 +126,7 @@ def child_table(module: nn.Module) -> Any:
 
 
 def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
-    """What `named_modules()` returns, in one loop instead of nested generators, one in the other for each level."""
+    """The items of `named_modules()`, computed in one loop, which is faster than a nested generator for each level."""
     known: set[int] = set()
     found: dict[str, nn.Module] = {}
     ahead = [("", model)]
@@ -152,7 +154,7 @@ def tensors_of(modules: Iterable[nn.Module]) -> list[Tensor]:
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:
-    """The network in what runs it on several devices, compiles it, or, as Fabric does, converts its inputs."""
+    """The network inside a wrapper that runs it on several devices, compiles it, or converts its inputs, as Fabric's does."""
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         return unwrap_model(model.module)
     for name in ("_orig_mod", "_forward_module"):  # of torch.compile, of Fabric.setup
@@ -163,23 +165,23 @@ def unwrap_model(model: nn.Module) -> nn.Module:
 
 
 def share_as_parameter(values: Tensor) -> nn.Parameter:
-    """A parameter on the memory of other values, without gradients; what `nn.Parameter(values, False)` calls after its checks."""
+    """A parameter without gradients on the memory of other values. `nn.Parameter(values, False)` calls this after its checks."""
     return Tensor._make_subclass(nn.Parameter, values, False)  # type: ignore[return-value]
 
 
 def without_parametrization_cache() -> AbstractContextManager[Any]:
-    """Weights that a parametrization makes of constants must not be found in the cache of `parametrize.cached` afterwards."""
+    """Keeps weights that a parametrization computes from constants out of the cache of `parametrize.cached`."""
     return patch.object(parametrize, "_cache_enabled", 0)
 
 
 def has_compiled() -> bool:
-    """Whether torch may have compiled something; importing its compiler in order to ask takes seconds."""
+    """Whether torch may have compiled something. The compiler itself is not imported for this, because that takes seconds."""
     return "torch._dynamo" in sys.modules
 
 
 @cache
 def writes_by_schema(function: Callable[..., Any]) -> bool:
-    """Whether it is one of torch.ops, or a list's version of an in-place operation, that writes to an operand."""
+    """Whether a function of torch.ops, or an in-place operation on lists (`_foreach_...`), writes to an operand."""
     overloads = [getattr(function, name) for name in function.overloads()] if hasattr(function, "overloads") else [function]
     is_mutable = any(getattr(getattr(overload, "_schema", None), "is_mutable", False) for overload in overloads)
     return is_mutable or getattr(function, "__name__", "").startswith("_foreach")
@@ -191,11 +193,11 @@ FAULTY = frozenset(
     "batch_norm instance_norm native_batch_norm batch_norm_impl_index native_batch_norm_legit native_batch_norm_legit_no_training "
     "slice_scatter select_scatter gelu".split()
 )
-"""By name, operations whose backward pass is wrong for some gradients."""
+"""Names of operations whose backward pass is wrong for some gradients."""
 
 
 def avoid_faults(function: Callable[..., Any], result: Any) -> None:
-    """Give an operation that was run its gradients in a memory layout that its backward pass handles."""
+    """Brings the gradients of an operation that was run into a memory layout that its backward pass handles."""
     if operation_name(function) not in FAULTY:
         return
     for output in tensors_in(result):
@@ -204,7 +206,7 @@ def avoid_faults(function: Callable[..., Any], result: Any) -> None:
 
 
 def _lay_out(shape: torch.Size, strides: tuple[int, ...], gradient: Tensor | None) -> Tensor | None:
-    """A gradient with these strides; itself if it has them, or None if there is none, as behind an output without derivative."""
+    """A gradient with these strides: itself if it has them. None stays None, as for an output without a derivative."""
     if gradient is None or gradient.stride() == strides:
         return gradient
     return torch.empty_strided(shape, strides, dtype=gradient.dtype, device=gradient.device).copy_(gradient)
@@ -217,7 +219,7 @@ Meet = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any], str], Any]
 
 @cache
 def open_function(function: FunctionType) -> FunctionType:
-    """A function of torch in Python without its check for overrides, so that a mode meets the calls inside it instead."""
+    """A copy of a Python function of torch without its check for overrides, so that a mode meets the calls inside it instead."""
 
     def no_override(*_: Any) -> bool:
         return False
@@ -233,13 +235,13 @@ def open_function(function: FunctionType) -> FunctionType:
 
 @contextmanager
 def open_functional(is_alone: Callable[[], bool]) -> Iterator[None]:
-    """Run the functions of torch.nn.functional without their check for overrides, so that a mode meets only the calls inside them.
+    """Runs the functions of torch.nn.functional without their check for overrides, so that a mode meets only the calls inside them.
 
-    A mode would meet each of them first, and then what it calls. Functions called with tensors of other classes, which may
-    override them, keep their check.
+    Otherwise a mode meets each function first, and then its calls. The check stays for tensors of other classes, which may override
+    the function.
 
     Args:
-        is_alone: whether the thread that asks is the one that runs them so, and no mode of the user may want to meet them.
+        is_alone: whether the calling thread is the one that skips the checks, and no mode of the user is active.
     """
 
     def check(original: Callable[..., bool], *tensors: Any) -> bool:
@@ -257,21 +259,22 @@ def open_functional(is_alone: Callable[[], bool]) -> Iterator[None]:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value is none of a class that may override functions of torch."""
+    """Whether the class of a value cannot override functions of torch."""
     kind = type(value)
     return kind is Tensor or kind is nn.Parameter or not hasattr(kind, "__torch_function__")
 
 
 @contextmanager
 def show_hidden_functions(is_own_thread: Callable[[], bool], meet: Meet, wrap_forward: Callable[[Any, Any], Any]) -> Iterator[None]:
-    """Show custom autograd functions, vmap and torch.func.grad, which no function mode meets.
+    """Reveals custom autograd functions, vmap and torch.func.grad, which no function mode meets.
 
-    A checkpointed part is run without its checkpoint: the tape keeps what it would save. Other threads use torch unchanged.
+    A checkpointed part runs without its checkpoint, because the tape needs the tensors that it would drop. Other threads use torch
+    unchanged.
 
     Args:
-        is_own_thread: whether the thread that asks is the one that is shown them.
+        is_own_thread: whether the calling thread is the one that they are revealed to.
         meet: is called instead of vmap and grad, with (function, arguments, keyword arguments, name).
-        wrap_forward: given a custom function and its forward, returns what is called instead.
+        wrap_forward: takes a custom function and its forward, and returns the function that is called instead.
     """
 
     def transform(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -280,7 +283,7 @@ def show_hidden_functions(is_own_thread: Callable[[], bool], meet: Meet, wrap_fo
 
     def attribute(cls: Any, name: str) -> Any:
         value = type.__getattribute__(cls, name)
-        # Autograd looks up the forward of a function each time it applies it, wherever `apply` comes from.
+        # Autograd looks up the forward each time it applies a function, even if the user saved `apply` elsewhere.
         return wrap_forward(cls, value) if name == "forward" else value
 
     with ExitStack() as stack:
@@ -293,10 +296,10 @@ def show_hidden_functions(is_own_thread: Callable[[], bool], meet: Meet, wrap_fo
 
 @contextmanager
 def without_checkpoints(is_own_thread: Callable[[], bool]) -> Iterator[None]:
-    """Run a checkpointed part without its checkpoint; other threads use torch unchanged.
+    """Runs checkpointed parts without their checkpoints. Other threads use torch unchanged.
 
     Args:
-        is_own_thread: whether the thread that asks is the one that runs without.
+        is_own_thread: whether the calling thread is the one that runs without them.
     """
 
     def unchecked(run: Callable[..., Any], preserve_rng_state: bool, *inputs: Any) -> Any:
@@ -309,30 +312,30 @@ def without_checkpoints(is_own_thread: Callable[[], bool]) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(patch.object(CheckpointFunction, "apply", unchecked))
         for name in ("_checkpoint_without_reentrant_generator", "_checkpoint_without_reentrant_generator_impl"):
-            if hasattr(checkpoints, name):  # it depends on torch's version
+            if hasattr(checkpoints, name):  # depends on the version of torch
                 stack.enter_context(patch.object(checkpoints, name, nothing_around(getattr(checkpoints, name))))
         yield
 
 
 def _nothing_around() -> Generator[None]:
-    """A checkpoint that neither drops nor recomputes anything around its function."""
+    """The context of a checkpoint that neither drops nor recomputes anything."""
     yield
 
 
 def run_custom_function(
     cls: Any, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], copy: Callable[[Tensor], Tensor]
 ) -> tuple[Any, tuple[Any, ...]]:
-    """Run the forward of an autograd function without the current function mode; the mode below it meets the calls.
+    """Runs the forward of an autograd function without the current function mode. The mode below it meets the calls.
 
     Args:
-        cls: the function.
-        forward: its own.
-        args: of the forward.
-        kwargs: of the forward.
-        copy: an operand as it is before the function may overwrite it.
+        cls: the autograd function.
+        forward: its forward.
+        args: arguments of the forward.
+        kwargs: keyword arguments of the forward.
+        copy: copies an operand before the function may overwrite it.
 
     Returns:
-        The result, and the inputs as they were.
+        The result, and the inputs with the values that they had before.
     """
     inputs = args if cls.setup_context is not Function.setup_context else args[1:]
     with without_function_modes():
@@ -342,6 +345,6 @@ def run_custom_function(
     with without_function_modes():
         marked = {id(t) for t in getattr(args[0], "dirty_tensors", None) or ()}
         dirty = marked | {id(t) for t in tensors_in(inputs) if t._version != given[id(t)][0]}
-        # An input that is returned as it is (a gradient hook, a straight-through estimator) must be told from itself.
+        # If the forward returns an input itself (a gradient hook, a straight-through estimator), the output must be another object.
         result = map_tensors(lambda t: t.view_as(t) if id(t) in given and id(t) not in dirty else t, result)
     return result, map_tensors(lambda t: given[id(t)][1] if id(t) in dirty else t, inputs)

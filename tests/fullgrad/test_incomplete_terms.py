@@ -64,7 +64,7 @@ def test_a_complex_output_is_said_and_explained_by_a_function() -> None:
 
 def test_a_batch_that_cannot_be_run_alone_is_not_said_to_be_mixed() -> None:
     model = Between(lambda u: (u.logcumsumexp(0) * 0 + u).view(2, 8, 4, 4))  # made for two images
-    with pytest.raises(ValueError, match=r"cannot be told apart behind logcumsumexp.*cannot be run on one image alone: shape"):
+    with pytest.raises(ValueError, match=r"cannot be told apart behind logcumsumexp.*cannot run on one image alone: shape"):
         full_gradients(model, images(), 1)
 
 

@@ -225,7 +225,7 @@ def test_a_model_that_takes_no_single_image_is_said_to_mix_samples() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x.unflatten(0, (-1, 2)).flatten(0, 1))
 
-    with pytest.raises(ValueError, match=r"cannot be told apart behind .* cannot be run on one image alone"):
+    with pytest.raises(ValueError, match=r"cannot be told apart behind .* cannot run on one image alone"):
         FullGrad(InPairs()).attribute(torch.randn(4, 2, 4, 4), 0)
 
 
