@@ -258,7 +258,7 @@ def test_several_loggers_at_once(tmp_path, caplog):
     assert "fullgrad/drift" in (tmp_path / "csv" / "version_0" / "metrics.csv").read_text()
     assert list((tmp_path / "tb" / "version_0").glob("events*"))
     assert not (tmp_path / "csv" / "version_0" / "fullgrad" / "saliency").exists()
-    assert sum("CSVLogger takes no images and gets the numbers alone" in message for message in caplog.messages) == 1
+    assert sum("CSVLogger takes no images and gets only the numbers" in message for message in caplog.messages) == 1
 
 
 def test_comet_is_given_numbers_and_sheets():

@@ -1,4 +1,4 @@
-"""Which samples of a data set become the probe: as many of each class, if the labels are known without reading a sample."""
+"""Chooses the samples of the probe: equally many of each class, if the labels are known without reading a sample."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ PAIRS = ("samples", "_samples", "imgs", "_imgs")
 """Attributes of data sets that hold (file, label) of every sample."""
 
 WITHIN = ("dataset", "subset", "base", "data", "ds")
-"""Attributes in which data sets keep another one that they transform."""
+"""Attributes in which a data set keeps another data set that it transforms."""
 
 COLUMNS = ("label", "labels", "target", "class", "fine_label")
-"""Columns of labels in data sets of Hugging Face."""
+"""Label columns of Hugging Face data sets."""
 
 
 def known_labels(dataset: Any) -> Labels | None:
-    """The class of every sample of a data set, if that is known without reading a sample; None if it is not.
+    """The class of every sample of a data set, found without reading a sample; None if that is not possible.
 
-    It looks at the attributes in which data sets keep labels (`targets`, `labels`, ... or pairs of file and label), at the tensors
-    of a `TensorDataset`, into `Subset` and `ConcatDataset`, and into a data set of the same length within another one. Of a data
-    set of Hugging Face it reads the column of labels.
+    It reads the attributes in which data sets keep labels (`targets`, `labels`, ... or pairs of file and label), the tensors of a
+    `TensorDataset`, and the label column of a Hugging Face data set. It also searches the parts of `Subset` and `ConcatDataset`,
+    and a data set of the same length inside another one.
 
     Args:
-        dataset: any, with a length.
+        dataset: any data set with a length.
 
     Returns:
-        [number of samples]; negative for samples without a label.
+        [number of samples], int64. Negative for samples without a label.
     """
     if isinstance(dataset, Subset):
         labels = known_labels(dataset.dataset)
@@ -58,7 +58,7 @@ def _length(dataset: Any) -> int | None:
 
 
 def _label_attributes(dataset: Any) -> Iterator[Any]:
-    """What may be the labels of a data set. No property of it is called, because it could read all samples."""
+    """Candidates for the labels of a data set. Its properties are not called, because they could read all samples."""
     tensors = _plain_attribute(dataset, "tensors")
     yield from tensors[1:] if isinstance(tensors, tuple) else ()
     for name in LABELS:
@@ -75,7 +75,7 @@ def _plain_attribute(dataset: Any, name: str) -> Any:
 
 
 def _as_classes(labels: Any) -> Labels | None:
-    """Integers, one for each sample; None for anything else, such as numbers, several labels, or a file that must be read."""
+    """Labels as integers, one for each sample; None for anything else, such as real numbers or several labels for each sample."""
     if type(labels).__module__.startswith("pandas.") and hasattr(labels, "to_numpy"):
         labels = labels.to_numpy()
     if isinstance(labels, (list, tuple)):
@@ -93,7 +93,7 @@ def _as_classes(labels: Any) -> Labels | None:
 
 
 def _hugging_face_labels(dataset: Any) -> Any:
-    """The column of labels, read without the user's transform."""
+    """The label column, read without the user's transform."""
     if not type(dataset).__module__.startswith("datasets."):
         return None
     name = next((name for name in COLUMNS if name in dataset.column_names), None)
@@ -101,23 +101,23 @@ def _hugging_face_labels(dataset: Any) -> Any:
 
 
 def choose_evenly(count: int, num_samples: int) -> list[int]:
-    """At most `num_samples` of `count` places, from the first to the last, evenly spread."""
+    """At most `num_samples` of the indices 0 .. `count` - 1, evenly spread from the first to the last."""
     num_samples = min(num_samples, count)
     return [i * (count - 1) // max(num_samples - 1, 1) for i in range(num_samples)]
 
 
 def choose_balanced(labels: Labels, num_samples: int) -> list[int]:
-    """At most `num_samples` of the samples, as many of each class as possible, in the order of their classes.
+    """Indices of at most `num_samples` samples, equally many of each class if possible, in the order of their classes.
 
-    If there are fewer samples than classes, they are of different classes, evenly spread over them. Within a class they are evenly
-    spread over its samples. Samples without a label, below 0, are used only if there are no others.
+    If `num_samples` is smaller than the number of classes, each sample is of another class, evenly spread over the classes. Within
+    a class, the choice is evenly spread over its samples. Samples without a label (below 0) are used only if no sample has one.
 
     Args:
-        labels: of every sample.
-        num_samples: how many to choose.
+        labels: the class of every sample, [number of samples].
+        num_samples: number of samples to choose.
 
     Returns:
-        Their indices, different ones.
+        Distinct indices.
 
     Examples:
         >>> choose_balanced(np.array([0, 0, 0, 1, 2, 2]), 2)
@@ -136,7 +136,7 @@ def choose_balanced(labels: Labels, num_samples: int) -> list[int]:
 
 
 def _divide(sizes: Sequence[int], total: int) -> list[int]:
-    """How many to take of each class: equally many, more of the others if a class has too few."""
+    """Number of samples to choose from each class: equal numbers; if a class has too few, the others give more."""
     shares = [0] * len(sizes)
     while sum(shares) < min(total, sum(sizes)):
         for i, size in enumerate(sizes):
@@ -146,6 +146,6 @@ def _divide(sizes: Sequence[int], total: int) -> list[int]:
 
 
 def choose_rows(labels: Tensor | None, count: int, num_samples: int) -> slice | list[int]:
-    """The rows of a batch of `count` that become the probe: balanced if its labels are classes, else the first."""
+    """The rows of a batch of `count` images that become the probe: balanced if the labels are classes, else the first rows."""
     classes = None if labels is None or count <= num_samples else _as_classes(labels.detach().cpu().as_subclass(Tensor))
     return slice(num_samples) if classes is None else choose_balanced(classes, num_samples)

@@ -1,4 +1,4 @@
-"""Calls the user's module on the probe, and on copies of it as other methods make them."""
+"""Calls the user's module on the probe, and on the copies of it that other methods make."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from fg_lightning.recording.probe import Probe
 Forward = Callable[[Any, Any], Any]
 """(module, batch) -> the module's output: how to call a module whose forward takes more than the images."""
 
-HOW_TO_CALL = "say how it is called: forward=lambda module, batch: module.network(batch[0], batch[1])"
+HOW_TO_CALL = "pass a function that calls it: forward=lambda module, batch: module.network(batch[0], batch[1])"
 
 
 class CalledModule(nn.Module):
-    """Calls a module on images and the rest of their batch; returns its output and the tensors that may be the labels.
+    """Calls a module on images and the rest of their batch. Returns its output and the candidates for the labels.
 
-    Those tensors pass through because FullGrad hands over single rows if it must run a network on one image at a time. A module
-    without a forward is replaced by the only network in it.
+    The candidates pass through this module, because FullGrad may have to run a network on one image at a time. It then passes one
+    row of each tensor. A module without a forward is replaced by the only network in it.
 
     Args:
-        module: the user's.
+        module: the user's module.
         probe: the images and their batch.
-        forward: how to call the module on a batch; None to call it on the images alone.
+        forward: (module, batch) -> output, which calls the module. Default: None, the module is called on the images alone.
 
     Raises:
-        ValueError: if the module has no forward and not exactly one network.
+        ValueError: if the module has no forward and does not contain exactly one network.
     """
 
     def __init__(self, module: nn.Module, probe: Probe, forward: Forward | None = None) -> None:
@@ -43,7 +43,7 @@ class CalledModule(nn.Module):
 
     @property
     def arguments(self) -> tuple[Tensor, ...]:
-        """What `forward` takes after the images."""
+        """The tensors that `forward` takes after the images."""
         if self._forward is None:
             return self._probe.candidates
         tensors: list[Tensor] = []
@@ -73,7 +73,7 @@ class CalledModule(nn.Module):
                     raise
                 shapes = " and ".join(str(list(of_input.shape)) for of_input in images)
                 context = f"{error} (raised by the forward of {type(self.module).__name__}, called on images {shapes})"
-                hint = f"; if it takes something else, {HOW_TO_CALL}" if isinstance(error, TypeError) else ""
+                hint = f"; if it takes other inputs, {HOW_TO_CALL}" if isinstance(error, TypeError) else ""
                 raise type(error)(context + hint) from error
         place = self._probe.place
         tensors = iter([*rest[:place], *images, *rest[place:]])
@@ -86,15 +86,15 @@ class CalledModule(nn.Module):
 
 
 class ScoredModule(CalledModule):
-    """Gives the explained number of each image, [N], and calls its modules by the names that the user knows.
+    """Returns the explained number of each image, [N]. Its submodules have the same names as in the user's module.
 
     Args:
-        module: the user's.
+        module: the user's module.
         probe: the images and their batch.
-        forward: how to call the module on a batch; None to call it on the images alone.
-        score: (output, tensors that may be the labels) -> [N].
-        needs_batch: whether `score` or `forward` may need the whole batch. Then copies of the batch, which some methods hand over
-            one after the other, are run one at a time.
+        forward: (module, batch) -> output, which calls the module. None: the module is called on the images alone.
+        score: (output, candidates for the labels) -> [N].
+        needs_batch: whether `score` or `forward` may need the whole batch. Some methods pass several copies of the batch at once;
+            these are then run one copy at a time.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class ScoredModule(CalledModule):
 
 @contextmanager
 def _mute_log(module: nn.Module) -> Iterator[None]:
-    """A forward that calls Lightning's `log` would log the probe, and wait for the other processes if it synchronizes them."""
+    """Disables Lightning's `log` in a forward: it would log the probe, and could wait for the other processes for ever."""
     with ExitStack() as stack:
         for name in ("log", "log_dict"):
             if hasattr(module, name):

@@ -1,4 +1,4 @@
-"""The checkpoints that a training left, each once, in the order in which it wrote them."""
+"""Finds the checkpoints of a training run, in the order in which they were written, without duplicates."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from fg_lightning.checkpoints import read_checkpoint
 from fg_lightning.errors import CannotRun, list_briefly
 
 Counted = Literal["epochs", "steps"]
-"""What the number in a file's name counts."""
+"""Unit of the number in a file's name."""
 
 SUFFIXES = (".ckpt", ".pt", ".pth", ".tar", ".bin", ".safetensors")
 
 WEIGHTS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights")
-"""The keys under which training loops keep weights; the first goes before the others."""
+"""Keys under which training loops store weights, in order of preference."""
 
 EPOCHS, STEPS = ("epoch", "epochs"), ("global_step", "step", "iteration", "iter")
-"""Keys of a checkpoint that say when it was written."""
+"""Keys under which a checkpoint records when it was written."""
 
 OPTIMIZERS = ("optimizer", "optimizer_state_dict", "optimizer_state", "optim")
-"""Keys of an optimizer's state, which is empty before the first step."""
+"""Keys of an optimizer's state. The state is empty before the first step."""
 
 AVERAGED = re.compile(r"(^|[\W_])(ema|swa|averaged?)([\W_]|$)", re.IGNORECASE)
 """Names of files with averaged weights."""
@@ -38,18 +38,18 @@ HUGGING_FACE = ("model.safetensors", "pytorch_model.bin")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One file, and when it was written.
+    """One checkpoint file, and how far training was when it was written.
 
     Attributes:
         path: the file.
-        epoch: number of epochs that the network had been trained for.
-        step: at which its numbers are logged, as the monitor counts it.
-        num_steps: number of steps that the network had been trained for; None if the file does not tell.
-        is_within: whether an epoch was going on.
-        is_averaged: whether its weights are averages by Lightning's `WeightAveraging`.
-        is_index: whether `epoch` is the number that a loop of the user's own gave it, which may begin at 0 or 1.
-        is_assumed: whether it is assumed that its last epoch was over.
-        has_steps: whether the file shows that steps were taken before it was written.
+        epoch: number of epochs that the network was trained for.
+        step: step at which its numbers are logged, counted as the monitor does.
+        num_steps: number of steps that the network was trained for. Default: None, for unknown.
+        is_within: whether it was written within an epoch.
+        is_averaged: whether its weights are averages of Lightning's `WeightAveraging`.
+        is_index: whether `epoch` is the number of an epoch in the user's own loop, which may count from 0 or 1.
+        is_assumed: whether the file does not record that its last epoch was complete, so that this is assumed.
+        has_steps: whether the file shows that the optimizer had taken steps.
     """
 
     path: Path
@@ -72,8 +72,8 @@ class CheckpointSeries:
     """
     Attributes:
         checkpoints: in the order in which they were written.
-        skipped: why each of the other files is left out, by path.
-        notes: what was assumed.
+        skipped: path of each file that is left out -> the reason.
+        notes: the assumptions that were made, a sentence each.
     """
 
     checkpoints: Sequence[Checkpoint]
@@ -87,18 +87,21 @@ def find_checkpoints(
     epoch_0: Literal["untrained", "trained"] | None = None,
     track: Callable[[Sequence[Path]], Iterable[Path]] = iter,
 ) -> CheckpointSeries:
-    """The checkpoints of one training in a folder: Lightning's, Hugging Face's, and what `torch.save` wrote of a `state_dict`.
+    """Finds the checkpoints of one training run: of Lightning, of Hugging Face, or a `state_dict` that `torch.save` wrote.
 
-    Of several checkpoints of the same step the first by name is kept, `last` and averaged ones after the others.
+    Of several checkpoints of the same step, it keeps the first by name. It keeps `last` and averaged weights only if there is no
+    other.
 
     Args:
-        folder: with the files, or with one folder below it that has them.
-        counted: what the number in the name of a file counts, if neither the file nor the name tells.
-        epoch_0: what a file of epoch 0 that is not Lightning's holds: the untrained network, or the one after the first epoch.
-        track: shows the progress of reading the files.
+        folder: the folder with the files, or one with a single subfolder that has them.
+        counted: unit of the numbers in the names of files, "epochs" or "steps". Default: None; then files that do not record their
+            epoch or step cannot be used.
+        epoch_0: the network in a file of epoch 0 that Lightning did not write: "untrained", or "trained" for the network after its
+            first epoch. Default: None; then the files must show it.
+        track: wraps the list of files while they are read, to show the progress. Default: `iter`, which shows nothing.
 
     Raises:
-        CannotRun: if there is no such folder, no checkpoint in it, or it cannot be told when they were written.
+        CannotRun: if there is no such folder, no checkpoint in it, or if it is unknown when they were written.
     """
     skipped: dict[Path, str] = {}
     found: list[Checkpoint] = []
@@ -109,7 +112,7 @@ def find_checkpoints(
         else:
             skipped[path] = dated
     if not found:
-        raise CannotRun(f"no file in {folder} is a checkpoint that can be read. The first: {next(iter(skipped.values()))}")
+        raise CannotRun(f"no file in {folder} can be read as a checkpoint. The first error: {next(iter(skipped.values()))}")
     found = _count_from_1(found, epoch_0)
     kept: dict[tuple[int, int], Checkpoint] = {}
     for checkpoint in sorted(found, key=_preference):
@@ -118,15 +121,15 @@ def find_checkpoints(
             kept[key] = checkpoint
         elif not _have_equal_weights(kept[key].path, checkpoint.path):
             skipped[checkpoint.path] = (
-                f"{checkpoint.path.name} has other weights of the same step as {kept[key].path.name}, such as averages; to draw "
-                "these instead, put the files of one kind into a folder of their own"
+                f"{checkpoint.path.name} is of the same step as {kept[key].path.name}, but has other weights, such as averages; "
+                "to use it instead, put the files of one kind into a separate folder"
             )
     checkpoints = sorted(kept.values(), key=lambda checkpoint: checkpoint.order)
     return CheckpointSeries(_count_steps_or_epochs(checkpoints), skipped, list(_notes(checkpoints)))
 
 
 def read_weights_file(path: Path, is_mapped: bool = False) -> Mapping[str, Any]:
-    """The content of a checkpoint; no code in it runs. Weights of safetensors are under the key `state_dict`.
+    """Reads a checkpoint. No code in it runs. Weights of a safetensors file are under the key `state_dict`.
 
     Raises:
         CannotRun: if it cannot be read.
@@ -136,11 +139,11 @@ def read_weights_file(path: Path, is_mapped: bool = False) -> Mapping[str, Any]:
     try:
         from safetensors.torch import load_file
     except ModuleNotFoundError as error:
-        raise CannotRun(f"{path} is read by safetensors, which is not installed: pip install safetensors") from error
+        raise CannotRun(f"{path} needs the package safetensors, which is not installed: pip install safetensors") from error
     try:
         return {"state_dict": load_file(path)}
     except Exception as error:  # safetensors has an error of its own for damaged files
-        raise CannotRun(f"{path} is damaged or no safetensors file ({error}); copy it again") from error
+        raise CannotRun(f"{path} is damaged or not a safetensors file ({error}); copy it again") from error
 
 
 def find_weights(content: Mapping[str, Any], names: Iterable[str], prefix: str | None = None) -> dict[str, Tensor]:
@@ -149,12 +152,12 @@ def find_weights(content: Mapping[str, Any], names: Iterable[str], prefix: str |
     A wrapper's prefix, such as `module.` of DistributedDataParallel or `model.` of a LightningModule, is removed.
 
     Args:
-        content: of a checkpoint.
+        content: content of a checkpoint.
         names: the keys of the network's `state_dict`.
-        prefix: before the names in the checkpoint; None to find it.
+        prefix: prefix of the names in the checkpoint. Default: None, to find it.
 
     Raises:
-        CannotRun: if they are not in it, or under several prefixes.
+        CannotRun: if weights are missing, or the checkpoint has them under several prefixes.
     """
     weights, wanted = _weights_of(content), list(names)
     if prefix is None:
@@ -164,22 +167,23 @@ def find_weights(content: Mapping[str, Any], names: Iterable[str], prefix: str |
         if "" in complete:
             complete = [""]
         if len(complete) > 1:
-            raise CannotRun(f"it has the network's weights {len(complete)} times, as {' and '.join(complete)}; choose by --prefix")
+            listed = " and ".join(complete)
+            raise CannotRun(f"it has the network's weights under {len(complete)} prefixes, {listed}; choose one with --prefix")
         prefix = complete[0] if complete else prefixes[0] if prefixes else ""
     missing = [name for name in wanted if prefix + name not in weights]
     if missing:
         raise CannotRun(
             f"it lacks {len(missing)} of the network's {len(wanted)} weights ({list_briefly(missing, 3)}), and has "
             f"{list_briefly([key for key in weights if key.removeprefix(prefix) not in wanted], 3) or 'no others'}; "
-            "it is of another network"
+            "it belongs to another network"
         )
     return {name: weights[prefix + name] for name in wanted}
 
 
 def _find_files(folder: Path) -> list[Path]:
-    """The files that may be checkpoints: in the folder, or in the only folder below it that has some."""
+    """The files that may be checkpoints, in the folder or in its only subfolder that has some."""
     if not folder.is_dir():
-        raise CannotRun(f"there is no folder {folder.absolute()}; give the one that holds the checkpoints")
+        raise CannotRun(f"there is no folder {folder.absolute()}; give the folder that holds the checkpoints")
     of_hugging_face = [found[0] for sub in sorted(folder.glob("checkpoint-*")) if (found := _existing(sub, HUGGING_FACE))]
     if of_hugging_face:
         return of_hugging_face
@@ -188,10 +192,11 @@ def _find_files(folder: Path) -> list[Path]:
         return files
     below = sorted({path.parent for path in folder.rglob("*") if path.suffix in SUFFIXES and path.is_file()})
     if not below:
-        raise CannotRun(f"there is no checkpoint in {folder.absolute()}: no file ends in {', '.join(SUFFIXES)}")
+        endings = ", ".join(SUFFIXES)
+        raise CannotRun(f"there is no checkpoint in {folder.absolute()}: no file ends in {endings}; give the folder that has them")
     if len(below) > 1:
         names = list_briefly([path.relative_to(folder) for path in below], 4)
-        raise CannotRun(f"{len(below)} folders in {folder} hold checkpoints ({names}); give the folder of one training")
+        raise CannotRun(f"{len(below)} folders in {folder} hold checkpoints ({names}); give the folder of one training run")
     return _files_in(below[0])
 
 
@@ -218,7 +223,7 @@ def _weights_of(content: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _try_to_date(path: Path, counted: Counted | None) -> Checkpoint | str:
-    """A checkpoint, or why the file is none that can be used."""
+    """A checkpoint, or the reason why the file cannot be used as one."""
     try:
         return _date(path, read_weights_file(path, is_mapped=True), counted)
     except CannotRun as error:
@@ -226,10 +231,10 @@ def _try_to_date(path: Path, counted: Counted | None) -> Checkpoint | str:
 
 
 def _date(path: Path, content: Mapping[str, Any], counted: Counted | None) -> Checkpoint:
-    """When a checkpoint was written.
+    """Finds out how far training was when a checkpoint was written.
 
     Raises:
-        CannotRun: if it holds no weights, or nothing tells.
+        CannotRun: if it holds no weights, or does not record an epoch or a step.
     """
     _weights_of(content)
     if "pytorch-lightning_version" in content:
@@ -240,7 +245,7 @@ def _date(path: Path, content: Mapping[str, Any], counted: Counted | None) -> Ch
             written = json.loads(state.read_text())
             epoch, num_steps = float(written["epoch"] or 0), int(written["global_step"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CannotRun(f"{state} does not say when the checkpoint was written ({error})") from error
+            raise CannotRun(f"{state} does not record when the checkpoint was written ({error})") from error
         is_within = abs(epoch - round(epoch)) > 1e-6
         return Checkpoint(path, int(epoch) if is_within else round(epoch), num_steps, num_steps, is_within)
     stem = path.parent.name if path.name in HUGGING_FACE else path.name.removesuffix(".tar")
@@ -250,9 +255,9 @@ def _date(path: Path, content: Mapping[str, Any], counted: Counted | None) -> Ch
     if epoch_in is None and step_in is None:
         numbers = re.findall(r"\d+", stem)
         if not numbers:
-            raise CannotRun(f"neither the content nor the name of {path} says after which epoch or step it was written")
+            raise CannotRun(f"{path} records no epoch or step, neither in its content nor in its name; add the number to its name")
         if counted is None:
-            raise CannotRun(f"what the number in the name of {path} counts is unknown; give --counted epochs or --counted steps")
+            raise CannotRun(f"the number in the name of {path} may count epochs or steps; add --counted epochs or --counted steps")
         epoch_in, step_in = (int(numbers[-1]), None) if counted == "epochs" else (None, int(numbers[-1]))
     states = [kept["state"] for key in OPTIMIZERS if isinstance(kept := content.get(key), Mapping) and kept.get("state")]
     step_in = _steps_taken(states) if step_in is None else step_in
@@ -263,7 +268,7 @@ def _date(path: Path, content: Mapping[str, Any], counted: Counted | None) -> Ch
 
 
 def _date_lightning(path: Path, content: Mapping[str, Any]) -> Checkpoint:
-    """As `logging_step` of the monitor counts, from the counters that Lightning keeps of its loops; see `fullgrad_monitor.py`."""
+    """Reads the counters of Lightning's loops. Epochs and steps are counted as `Moment` in callbacks/training_progress.py does."""
     num_steps, epoch = int(content.get("global_step", 0)), int(content.get("epoch", 0))
     is_averaged, is_within, is_assumed = "current_model_state" in content, False, False
     try:
@@ -274,14 +279,14 @@ def _date_lightning(path: Path, content: Mapping[str, Any]) -> Checkpoint:
         stepped = int(loop["epoch_loop.state_dict"]["_batches_that_stepped"])
         if len(content.get("optimizer_states", ())) == 1:
             stepped = max(stepped, num_steps)
-    except (KeyError, TypeError, ValueError):  # a checkpoint of weights alone, which ModelCheckpoint writes after an epoch
+    except (KeyError, TypeError, ValueError):  # a checkpoint with only weights, which ModelCheckpoint writes after an epoch
         epoch, stepped, is_assumed = epoch + (num_steps > 0), num_steps, True
     step = stepped - 1 if stepped > 1 or (stepped and epoch) else stepped
     return Checkpoint(path, epoch, step, num_steps, is_within, is_averaged, is_assumed=is_assumed)
 
 
 def _steps_taken(states: Sequence[Any]) -> int | None:
-    """The number of steps that optimizers such as Adam count for each parameter; None if there is none."""
+    """The largest step count that optimizers such as Adam keep for a parameter; None if there is none."""
     kept = [of_parameter for state in states if isinstance(state, Mapping) for of_parameter in state.values()]
     steps = [int(values["step"]) for values in kept if isinstance(values, Mapping) and "step" in values]
     return max(steps, default=None)
@@ -298,7 +303,7 @@ def _number_in_name(stem: str, words: str) -> int | None:
 
 
 def _count_from_1(found: list[Checkpoint], epoch_0: str | None) -> list[Checkpoint]:
-    """Counts epochs of loops that number them from 0 as the number of epochs that were trained.
+    """Converts numbers of epochs that count from 0 to the number of epochs that the network was trained for.
 
     Raises:
         CannotRun: if it is unknown whether epoch 0 is the untrained network.
@@ -308,17 +313,17 @@ def _count_from_1(found: list[Checkpoint], epoch_0: str | None) -> list[Checkpoi
     if zeros and not is_trained and epoch_0 is None and any(c.num_steps is None for c in zeros):
         raise CannotRun(
             f"{zeros[0].path.name} is of epoch 0: if it holds the untrained network, add --epoch_0 untrained; if it was written "
-            "after the first epoch, --epoch_0 trained"
+            "after the first epoch, add --epoch_0 trained"
         )
     shift = bool(zeros) and is_trained
     counted = [replace(c, epoch=c.epoch + shift, step=c.step + (shift and c.num_steps is None)) if c.is_index else c for c in found]
-    if len({c.num_steps is None for c in counted}) > 1:  # only epochs order them all
+    if len({c.num_steps is None for c in counted}) > 1:  # only all of them have epochs, not steps
         return [replace(c, step=c.epoch, num_steps=None) for c in counted]
     return counted
 
 
 def _preference(checkpoint: Checkpoint) -> tuple[bool, bool, bool, str]:
-    """Of checkpoints of one step, those that tell most go first."""
+    """Sort key of checkpoints of one step: averages and `last` come after others, and the ends of epochs come first."""
     name = checkpoint.path.stem
     return bool(AVERAGED.search(name)), name.startswith("last"), checkpoint.is_within, checkpoint.path.name
 
@@ -331,7 +336,7 @@ def _have_equal_weights(first: Path, second: Path) -> bool:
 
 
 def _count_steps_or_epochs(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
-    """Snapshots are counted by steps if one was written within an epoch, or two in one epoch; else by epochs."""
+    """Counts snapshots by steps if a checkpoint was written within an epoch, or two in one epoch; otherwise by epochs."""
     epochs = [checkpoint.epoch for checkpoint in checkpoints]
     by_steps = any(checkpoint.is_within for checkpoint in checkpoints) or len(set(epochs)) < len(epochs)
     return [checkpoint if by_steps else replace(checkpoint, num_steps=None) for checkpoint in checkpoints]
@@ -339,10 +344,10 @@ def _count_steps_or_epochs(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint
 
 def _notes(checkpoints: Sequence[Checkpoint]) -> Iterator[str]:
     if any(checkpoint.num_steps is None for checkpoint in checkpoints):
-        yield "not all checkpoints tell their steps, so the column step holds the number of epochs"
+        yield "not all checkpoints record their number of steps, so the column step holds the number of epochs"
     if any(checkpoint.is_assumed for checkpoint in checkpoints):
-        yield "checkpoints of weights alone do not tell whether their last epoch was over; it is counted as over"
+        yield "checkpoints with only weights do not record whether their last epoch was complete; it is assumed to be complete"
     if any(checkpoint.is_averaged for checkpoint in checkpoints):
-        yield "the weights are the averages that Lightning's WeightAveraging keeps; a monitor explains those only at the end"
+        yield "the checkpoints hold averaged weights of Lightning's WeightAveraging; a monitor explains averages only at the end"
     if checkpoints[0].order > (0, 0):
         yield "there is no checkpoint of the untrained network, so there is no drift_from_untrained"

@@ -1,9 +1,9 @@
-"""What a batch does not say of its images and the data set does: how they were normalized, and the names of their classes.
+"""Finds in a data set what its batches do not contain: the normalization of the images and the names of the classes.
 
 There is no common place for either. A transform may be an attribute of a data set, of a data set within a data set, an item of a
-list in another transform, an attribute of a datamodule, a variable of a closure, or a call in a hook. A plainer rule, such as
-`dataset.transform`, misses most of them. So the objects that a loader leads to are searched, at most `MOST_OBJECTS`. Of their code
-nothing runs except properties.
+list in another transform, an attribute of a datamodule, a variable of a closure, or a call in a hook. A simpler rule, such as
+`dataset.transform`, misses most of them. So the search follows the references of a loader to at most `MOST_OBJECTS` objects. It
+runs none of their code except properties.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fg_lightning.recording.output_evidence import collect_names, read_attribute
 from fg_lightning.visualization.saliency_overlay import Normalization
 
 TRANSFORMS = ("Normalize", "Normalization", "PrefetchLoader")
-"""Classes with a `mean` and a `std`: of torchvision, kornia, albumentations; and timm's loader, which counts pixels in 0..255."""
+"""Classes with a `mean` and a `std`: of torchvision, kornia, albumentations; and timm's loader, whose pixels are in 0..255."""
 
 PRESETS = ("ImageClassification", "SemanticSegmentation", "VideoClassification")
 """The transforms of torchvision's weights, which have a `mean` and a `std`, too."""
@@ -32,7 +32,7 @@ PRESETS = ("ImageClassification", "SemanticSegmentation", "VideoClassification")
 def read_normalization(transform: Any) -> Normalization | None:
     """The mean and standard deviation of a transform; None if it does not normalize, or its numbers cannot be read.
 
-    It knows torchvision's `Normalize` (both generations), its `normalize` in a `partial` and the presets of its weights; kornia's
+    It recognizes `Normalize` of torchvision (both generations), its `normalize` in a `partial` and its presets; kornia's
     as a module with buffers and as an augmentation with flags; albumentations', if it is the standard one; MONAI's
     `NormalizeIntensity` with given numbers; timm's loader; and image processors of Hugging Face.
     """
@@ -85,7 +85,7 @@ def _channel_numbers(value: Any) -> tuple[float, ...]:
 
 
 MOST_OBJECTS = 2000
-"""Limit of the search: a data set may lead to anything."""
+"""Largest number of objects that are searched: a data set may refer to any number of them."""
 
 MOST_ITEMS = 64
 """A longer sequence or mapping holds samples, not transforms."""
@@ -97,7 +97,7 @@ CLASS_NAMES = ("classes", "class_names", "categories", "label_names", "names")
 """Attributes of data sets that hold the names of their classes."""
 
 ELSEWHERE = ("trainer", "_trainer", "_iterator")
-"""Attributes of datamodules, and of loaders that are being read, that lead away from the data."""
+"""Attributes of datamodules and loaders that are not searched, because they lead away from the data."""
 
 READERS = ("__getitem__", "__iter__", "__call__")
 """Methods of data sets and transforms whose functions may lead to further transforms."""
@@ -124,7 +124,7 @@ class DatasetMetadata:
 
     @classmethod
     def from_model(cls, module: nn.Module, *roots: Any) -> DatasetMetadata:
-        """Searches also the transforms that a module's batch hooks apply; its forward does not change the batches."""
+        """Searches the transforms in a module's batch hooks, too. Its forward is not searched: it does not change the batches."""
         used = [read_attribute(module, name) for name in sorted(collect_names(module, HOOKS))]
         return cls(*roots, [value for value in used if value is not None])
 
@@ -132,7 +132,8 @@ class DatasetMetadata:
         """The first normalization whose numbers can be read; None if there is none.
 
         Args:
-            images: [N, C, *S], the result of the transforms; a normalization that cannot have produced them is ignored.
+            images: [N, C, *S], the result of the transforms. A normalization that cannot have produced them is ignored. Default:
+                None, all count.
         """
         for root in self._roots:
             for item in _walk([root]):
@@ -142,11 +143,11 @@ class DatasetMetadata:
         return None
 
     def class_names(self, count: int) -> list[str] | None:
-        """The names of `count` classes, as torchvision's and Hugging Face's data sets have them; None if there are none."""
+        """The names of `count` classes, from attributes such as `classes` of a data set; None if no list has this length."""
         return next((names for names in self._name_lists() if len(names) == count), None)
 
     def class_counts(self) -> set[int]:
-        """The numbers of classes that the data name: of the class names, and one more than the highest label of a data set."""
+        """The numbers of classes that the data suggest: lengths of lists of class names, and one more than the highest label."""
         counts = {len(names) for names in self._name_lists()}
         for item in _walk(self._roots):
             values = [read_attribute(item, name) for name in LABELS]

@@ -1,4 +1,4 @@
-"""Explains a network through one probe: calls it, decides once what its output means, and measures maps, answers and terms."""
+"""Explains a network on one probe: calls it, decides once what its output means, and computes maps, answers and terms."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ SCORE = re.compile("pred_score|anomaly|distance|error", re.IGNORECASE)
 
 
 class Explainer:
-    """Explains a network through one probe. What it explained first stays explained.
+    """Explains a network on one probe. The explained classes stay fixed after the first explanation.
 
     Args:
-        probe: the images. After the first explanation its labels are the ones that are explained.
-        psi: FullGrad's post-processing.
-        target: what is explained.
-        forward: how the module is called.
-        task: what the user says that the output means, one of `CHOICES`; None to go by evidence.
-        resumed_task: the task of an earlier run, which fixed the probe's labels.
+        probe: the images. The first explanation replaces its labels by the labels that are explained.
+        psi: FullGrad's post-processing. Default: "absolute".
+        target: what to explain, see `ProbeTarget`. Default: None, the labels.
+        forward: (module, batch) -> output, which calls the module. Default: None, the module is called on the images alone.
+        task: meaning of the output, one of `CHOICES`. Default: None, the evidence decides.
+        resumed_task: the task of an earlier run, which fixed the probe's labels. Default: None.
         evidence: reads a module and its data, before the first explanation.
-        implicit: whether FullGrad draws implicit biases.
-        reading: which function FullGrad decomposes.
+        implicit: whether FullGrad draws implicit biases. Default: True.
+        reading: which function FullGrad decomposes. Default: "exact".
 
     Attributes:
-        labels: the probe's labels as they came; after the first explanation those that belong to the output.
-        misfit: after the first explanation, what is wrong with them; None if nothing is.
-        assumed: after the first explanation, what the evidence left open; None if it decided.
+        labels: the probe's original labels; after the first explanation, those that belong to the output.
+        misfit: after the first explanation, the reason why the labels do not fit the output; None if they fit.
+        assumed: after the first explanation, the assumptions about the output; None if the evidence decided.
         is_guess: after the first explanation, whether the task is a guess.
 
     Raises:
@@ -118,15 +118,15 @@ class Explainer:
         return replace(self.probe, masks=region_masks(fixed, classes.cpu(), self.probe.images), masks_from=FROM_REGIONS)
 
     def draw_maps(self, method: Method, module: nn.Module, device: torch.device | str = "cpu") -> Float[Tensor, "n 1 *s"]:
-        """The maps of another method, of the numbers that the last explanation explained.
+        """The maps of another method, for the same numbers as the last explanation.
 
         Args:
-            method: a name of METHODS or a factory.
+            method: a name in METHODS or a factory.
             module: the network that was explained.
-            device: to compute them on.
+            device: computes the maps. Default: the CPU.
 
         Raises:
-            ValueError: if the method gives no maps of the images. And whatever the method raises.
+            ValueError: if the method returns no maps of the images. Errors of the method are passed on.
         """
         assert self.task is not None
         score, needs_batch = self._score, self._forward is not None or isinstance(self.task, Chosen)
@@ -134,7 +134,7 @@ class Explainer:
         return torch.cat([draw_maps(method, model, part.model_inputs, **self._of_fullgrad) for model, part in scored])
 
     def _parts(self, device: torch.device | str) -> list[Probe]:
-        """The probe, in parts that are explained together."""
+        """The probe in parts, each of which is explained in one pass."""
         probe = self.probe.to(device)
         return [probe] if self._forward is not None else probe.parts()
 
@@ -143,7 +143,7 @@ class Explainer:
         return self.task.score(output, self._select(candidates))
 
     def _explain_part(self, module: nn.Module, probe: Probe) -> tuple[Tensor, FullGradients, Any, Tensor | None]:
-        """Maps, terms, the output and the labels that stay explained, of a part of the probe."""
+        """The maps, terms, output and fixed labels of a part of the probe."""
         called = CalledModule(module, probe, self._forward)
         evidence = self._evidence(module) if self.task is None else Evidence()  # while no operation is recorded
         outputs: list[Any] = []  # the first is of the whole batch, any others of single images
@@ -167,11 +167,11 @@ class Explainer:
             TargetError: if the output is that of a detector, or does not have the user's class or shape.
         """
         if are_detections(output):
-            raise TargetError(f"the output is a list of mappings, as detectors give it; {HOW_TO_EXPLAIN_A_DETECTOR}")
+            raise TargetError(f"the output is a list of mappings, as detectors return it; {HOW_TO_EXPLAIN_A_DETECTOR}")
         scores = main_output(output)
         if scores.ndim and len(scores) != len(probe.images):
             raise TargetError(
-                f"the network gives {len(scores)} rows for {len(probe.images)} images, as an ensemble does; "
+                f"the network returns {len(scores)} rows for {len(probe.images)} images, as an ensemble does; "
                 "pass a function from the output to one number for each image: target=function"
             )
         if any(SCORE.search(name) for name, part in tensor_parts(output).items() if part is scores):
@@ -188,7 +188,7 @@ class Explainer:
         if meaning.labels is not None:
             self.labels = self._candidates[meaning.labels]
         elif self.task.has_classes:
-            self.labels = None  # they are labels of something else
+            self.labels = None  # the labels do not belong to this output
 
     def _meaning(self, scores: Tensor, images: Tensor, candidates: Sequence[Tensor], evidence: Evidence) -> Meaning:
         if self._task_name is not None:
@@ -216,12 +216,12 @@ class Explainer:
         return task
 
     def _select(self, candidates: Sequence[Tensor]) -> Tensor | None:
-        """The labels among the tensors that may be the labels."""
+        """The labels among their candidates; None if none is."""
         return candidates[self._which] if self._which < len(candidates) else None
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """The device that a model states, as Lightning's do, or else that of its first parameter."""
+    """The device of a model: its attribute `device`, else that of its first parameter or buffer, else the CPU."""
     device = getattr(model, "device", None)
     if isinstance(device, torch.device):
         return device
@@ -230,7 +230,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def _are_features(scores: Tensor, output: Any, evidence: Evidence) -> bool:
-    """Whether another part of the output has as many entries as there are classes, and this one has not."""
+    """Whether another part of the output has as many entries as there are classes, but this one does not."""
     shapes = [part.shape for part in tensor_parts(output).values() if part is not scores and part.ndim == 2]
     counts = evidence.counts | evidence.of_data
     return scores.ndim == 2 and scores.shape[1] not in counts and any(columns in counts for _, columns in shapes)

@@ -1,6 +1,6 @@
-"""Findings: what a run's maps and numbers show that the user should know, each with a number and a threshold.
+"""Findings: measured facts about a run that the user should know. Each has a number and a threshold.
 
-`docs/findings.md` says how often each fires on healthy trainings and on trainings that went wrong.
+`docs/findings.md` reports how often each finding occurs in healthy training runs and in runs that went wrong.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from fg_lightning.metrics.localization import pointing_game
 from fg_lightning.recording.sanity_checks import SanityCheck, mean_rank_correlation
 
 MIN_IMAGES = 8
-"""A share of fewer images is not a fact about the network."""
+"""Shares of fewer images are not measured: they are too uncertain to be facts about the network."""
 
 MIN_ACCURACY = 0.5
-"""Of the predicted classes. The thresholds of corners and border were measured on classifiers that had learned their task."""
+"""Least accuracy to check corners and border. Their thresholds were measured on classifiers that had learned their task."""
 
 MIN_SIDE = 8
-"""In pixels: the corners of smaller images are single pixels."""
+"""Least side in pixels to check corners and border. The corners of smaller images are single pixels."""
 
 PAGE = "findings.html"
 """The page of the manual that explains findings."""
 
 COLUMNS = ("snapshot", "finding", "method", "value", "threshold", "message", "advice", "page")
-"""Of `findings.csv`."""
+"""The columns of `findings.csv`."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class Finding:
     """A measured fact about a run.
 
     Attributes:
-        name: of the finding, such as "corner".
-        method: whose maps it is about; empty if it is about the decomposition.
-        value: what was measured.
-        threshold: which the value reaches.
-        message: what was measured, in words.
-        advice: what to do.
+        name: name of the rule, such as "corner".
+        method: key of the method whose maps it is about; empty if it is about the decomposition.
+        value: the measured value.
+        threshold: a value of at least this size is a finding.
+        message: a sentence with the measured fact.
+        advice: what the user should do.
         page: the section of the manual that explains it.
         snapshot: index of the snapshot at which it was measured.
     """
@@ -64,23 +64,23 @@ class Finding:
 
     @property
     def key(self) -> tuple[str, str]:
-        """The same for all snapshots that find it."""
+        """Identifies the finding: it is the same in all snapshots."""
         return self.name, self.method
 
 
 @dataclass(frozen=True, eq=False)
 class Observations:
-    """What is known of a run at one snapshot.
+    """The data of a run at one snapshot to which the rules apply.
 
     Attributes:
-        snapshot: its index.
+        snapshot: index of the snapshot.
         explanation: of the snapshot.
         is_trained: whether the network was trained before this snapshot.
         untrained: the maps of the untrained network by method, without those that are lost.
-        drift: mean cosine distance of FullGrad's maps to those of the snapshot before; None if it is not known.
-        checks: the sanity checks by method; empty before the end.
-        unchecked: why there are no sanity checks.
-        accuracy: share of the images whose predicted class is their label; None if that cannot be told.
+        drift: mean cosine distance of FullGrad's maps to those of the snapshot before; None if it is unknown.
+        checks: the sanity checks by method; empty before training ends.
+        unchecked: the reason why there are no sanity checks.
+        accuracy: share of the images whose predicted class is their label; None if it is unknown.
     """
 
     snapshot: int
@@ -94,15 +94,15 @@ class Observations:
 
     @property
     def maps(self) -> dict[str, Tensor]:
-        """By method."""
+        """The maps of every method, FullGrad's first."""
         return {"fullgrad": self.explanation.maps, **self.explanation.method_maps}
 
 
 class Measurement(NamedTuple):
     """
     Attributes:
-        value: is compared with the threshold.
-        words: what was measured, the message of a finding.
+        value: the number that is compared with the threshold.
+        words: the message of a finding.
     """
 
     value: float
@@ -110,21 +110,21 @@ class Measurement(NamedTuple):
 
 
 Measured = Union[Measurement, str]
-"""A measurement, or why there is none."""
+"""A measurement, or the reason why there is none."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """When something is found.
+    """Reports a finding if a measured value reaches a threshold.
 
     Attributes:
-        name: of the finding, and the section of its page.
-        about: what is checked, in words.
-        threshold: something is found if the value is at least as large.
-        measure: the observations and the method -> the value.
-        advice: what to do.
-        is_of_maps: whether each method has a value of its own.
-        is_last: whether it is checked when training ends only.
+        name: name of the finding, and of its section in the manual.
+        about: name of the check in the summary.
+        threshold: a value of at least this size is a finding.
+        measure: (observations, method) -> the measurement, or the reason why there is none.
+        advice: what the user should do.
+        is_of_maps: whether each method is checked by itself. If not, the rule is checked once.
+        is_last: whether the rule is checked only when training ends.
     """
 
     name: str
@@ -136,7 +136,7 @@ class Rule:
     is_last: bool = False
 
     def check(self, observations: Observations, method: str) -> Finding | str | None:
-        """A finding; None if there is none; or why that cannot be told."""
+        """A finding; None if the value is too small; or the reason why there is no value."""
         measured = self.measure(observations, method)
         if isinstance(measured, str):
             return measured
@@ -151,8 +151,8 @@ class Result:
     """
     Attributes:
         findings: in the order of the rules.
-        checked: what was checked, in words.
-        unchecked: what was not, with the reason.
+        checked: names of the checks that were made.
+        unchecked: name of each check that was not made -> the reason.
     """
 
     findings: tuple[Finding, ...]
@@ -161,11 +161,11 @@ class Result:
 
 
 def find(observations: Observations, *, is_last: bool = False) -> Result:
-    """Compares what was observed with the threshold of every rule.
+    """Applies every rule to the observations.
 
     Args:
         observations: of one snapshot.
-        is_last: whether training has ended, so that all rules apply.
+        is_last: whether training has ended, so that all rules apply. Default: False.
     """
     findings: list[Finding] = []
     checked: list[str] = []
@@ -182,7 +182,7 @@ def find(observations: Observations, *, is_last: bool = False) -> Result:
                 checked.append(rule.about)
             if found is not None:
                 findings.append(found)
-    is_in_corner = {finding.method for finding in findings if finding.name == "corner"}  # which is part of the border
+    is_in_corner = {finding.method for finding in findings if finding.name == "corner"}  # a corner is a part of the border
     findings = [finding for finding in findings if finding.name != "border" or finding.method not in is_in_corner]
     return Result(tuple(findings), tuple(checked), {about: why for about, why in unchecked.items() if about not in checked})
 
@@ -191,7 +191,7 @@ def find(observations: Observations, *, is_last: bool = False) -> Result:
 
 
 def measure_incompleteness(observations: Observations, method: str = "") -> Measured:
-    """What the terms miss of the outputs: sum of |f - sum of all terms| over sum of |f|."""
+    """The share of the outputs that the terms miss: sum of |f - sum of all terms| over sum of |f|."""
     terms = observations.explanation.terms
     output = terms["output"].double()
     total = float(output.abs().sum())
@@ -202,7 +202,7 @@ def measure_incompleteness(observations: Observations, method: str = "") -> Meas
 
 
 def measure_missing_operations(observations: Observations, method: str = "") -> Measured:
-    """How many operations have no bias in the sum."""
+    """The number of operations whose bias is missing from the sum."""
     missing = observations.explanation.missing_ops
     return Measurement(
         len(missing), f"{len(missing)} operation{'s have' if len(missing) != 1 else ' has'} no bias: {_list(missing)}"
@@ -210,7 +210,7 @@ def measure_missing_operations(observations: Observations, method: str = "") -> 
 
 
 def measure_lost_operations(observations: Observations, method: str = "") -> Measured:
-    """The share of operations with a bias whose place in the image is not known, without those behind the end of the plane."""
+    """The share of biased operations whose place in the image is unknown. Operations behind the last plane do not count."""
     drawn, lost = observations.explanation.num_drawn, len(observations.explanation.lost_ops)
     if drawn + lost == 0:
         return "no bias lies on the image plane"
@@ -243,7 +243,7 @@ def measure_border(observations: Observations, method: str) -> Measured:
 
 
 def measure_jump(observations: Observations, method: str = "") -> Measured:
-    """How far FullGrad's maps moved since the snapshot before."""
+    """Mean cosine distance of FullGrad's maps to those of the snapshot before."""
     if observations.drift is None:
         return "there is no snapshot before"
     if (observations.explanation.maps < 0).any():
@@ -269,7 +269,7 @@ def measure_similarity_to_untrained(observations: Observations, method: str) -> 
 
 
 def measure_similarity_to_random(observations: Observations, method: str) -> Measured:
-    """Mean rank correlation of the maps with those of the network with random weights."""
+    """Mean rank correlation of the maps with those of a network with random weights."""
     check = observations.checks.get(method)
     if check is None or check.randomized is None:
         return observations.unchecked if check is None else check.why_not_randomized
@@ -291,7 +291,7 @@ def _share_of_peaks(maps: Tensor, mask: Tensor) -> float:
 
 
 def _why_not_plane(maps: Tensor, num_inputs: int) -> str:
-    """Why maps have no corners that mean something; empty if they have."""
+    """The reason why the corners of maps have no meaning; empty if they have one."""
     if maps.ndim != 4:
         return "the images are not planes"
     if num_inputs > 1:
@@ -302,7 +302,7 @@ def _why_not_plane(maps: Tensor, num_inputs: int) -> str:
 
 
 def _why_untrained(observations: Observations) -> str:
-    """Why a network has learned too little for its maps to tell of the data; empty if it has not."""
+    """The reason why a network has learned too little for corners and border to be checked; empty if it has learned enough."""
     if not observations.is_trained:
         return "the network is untrained"
     if observations.accuracy is None:
@@ -312,7 +312,7 @@ def _why_untrained(observations: Observations) -> str:
 
 
 def _count(share: float, maps: Tensor) -> str:
-    """How many maps a share is; several highest pixels of one map count in parts."""
+    """The number of maps in a share, as text. It may be a fraction, because several pixels of a map may be the highest."""
     return f"{share * len(maps):.3g} of {len(maps)} maps"
 
 
@@ -396,4 +396,4 @@ RULES = (
         is_last=True,
     ),
 )
-"""What is checked, in the order in which findings are shown."""
+"""All rules, in the order in which their findings are shown."""

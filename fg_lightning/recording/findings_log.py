@@ -1,4 +1,4 @@
-"""Looks for findings at every snapshot and tells them: a line when one first fires, a file, an alert, and a summary at the end."""
+"""Reports the findings of every snapshot: a message for each new one, a file, an alert, and a summary at the end."""
 
 from __future__ import annotations
 
@@ -20,38 +20,40 @@ from fg_lightning.recording.methods import FULLGRAD, Method
 from fg_lightning.recording.sanity_checks import SanityCheck, check_sanity, explain_with
 
 FINDINGS = "findings.csv"
-"""In the folder of a run. It is written anew at every snapshot, and holds the findings of that snapshot."""
+"""File in the folder of a run. Every snapshot overwrites it with its own findings."""
 
 
 class FindingsLog:
     """The findings of one run. An error in it becomes a warning.
 
-    While training goes on, a finding about maps counts if two snapshots in a row have it: maps of the first epochs move a lot.
+    During training, a finding about maps counts only if two consecutive snapshots have it: maps change a lot in the first epochs.
 
     Args:
         messages: informs the user.
-        logs: the run's loggers.
-        alert: whether each finding is sent once as an alert, with loggers that can.
+        logs: the run's loggers. Default: none.
+        alert: whether to send each finding once as an alert, to the loggers that support it. Default: False.
 
     Attributes:
-        findings: of the last snapshot.
+        findings: the findings of the last snapshot.
+        is_outdated: whether a later snapshot failed.
     """
 
     def __init__(self, messages: Messages, logs: Sequence[Log] = (), *, alert: bool = False) -> None:
         self._messages = messages
         self._logs = [log for log in logs if alert and log.sends_alerts]
-        self._known: set[tuple[str, str]] = set()  # that were told
+        self._known: set[tuple[str, str]] = set()  # that were reported
         self._before: set[tuple[str, str]] = set()  # of the snapshot before
         self._observations: Observations | None = None
         self._result: Result | None = None
         self._is_told = True
         self._is_final = False
         self.findings: list[Finding] = []
+        self.is_outdated = False
         if alert and not self._logs:
-            messages.inform("alert=True has no effect: there is no logger of Weights & Biases")
+            messages.inform("alert=True has no effect: there is no logger of Weights & Biases; add a WandbLogger")
 
     def resume(self, folder: Path | None) -> None:
-        """Remembers what an earlier part of the run has told."""
+        """Reads which findings an earlier part of the run has reported, so that they are not reported again."""
         with self._messages.errors_as_warnings():
             path = folder and folder / FINDINGS
             if path and path.is_file():
@@ -59,12 +61,12 @@ class FindingsLog:
                 self._known |= {(row.get("finding") or "", row.get("method") or "") for row in rows}
 
     def inspect(self, history: History, explanation: Explanation, labels: Tensor | None = None) -> None:
-        """Looks at a snapshot that was just added to the history.
+        """Checks the last snapshot of the history.
 
         Args:
             history: of the run.
             explanation: of the snapshot.
-            labels: of the images, as they came with them.
+            labels: the original labels of the images. Default: None, for unknown.
         """
         with self._messages.errors_as_warnings():
             self.update(observe(history, explanation, labels), history.folder)
@@ -72,16 +74,16 @@ class FindingsLog:
     def check_sanity(
         self, history: History, explainer: Explainer, methods: Mapping[str, Method], model: nn.Module
     ) -> Mapping[str, SanityCheck]:
-        """Looks at the last snapshot once more, now with sanity checks and for the findings of the end; once for each snapshot.
+        """Checks the last snapshot again, now with sanity checks and all rules. Repeated calls check a snapshot once.
 
         Args:
             history: of the run.
-            explainer: that explained the snapshot.
-            methods: the methods beside FullGrad by key.
-            model: the network as it was then.
+            explainer: the explainer of the snapshot.
+            methods: the methods other than FullGrad, by key.
+            model: the network as it was at the snapshot.
 
         Returns:
-            The checks by method; none before the first snapshot, or after an error.
+            The checks by method; empty before the first snapshot and after an error.
         """
         if self._observations is not None and not self._is_final:
             with self._messages.errors_as_warnings():
@@ -91,7 +93,7 @@ class FindingsLog:
         return {} if self._observations is None else self._observations.checks
 
     def update(self, observations: Observations, folder: Path | None, *, is_last: bool = False) -> None:
-        """Finds what was observed at a snapshot, and tells what is new."""
+        """Applies the rules to a snapshot, reports new findings, and writes the file."""
         result = find(observations, is_last=is_last)
         keys = {finding.key for finding in result.findings}
         if not is_last:
@@ -104,10 +106,10 @@ class FindingsLog:
             write_findings(folder / FINDINGS, self.findings)
 
     def conclude(self) -> None:
-        """Sums up the last snapshot; repeated calls do it once."""
+        """Prints a summary of the last snapshot. Repeated calls print it once."""
         if self._result is not None and not self._is_told:
             self._is_told = True
-            self._messages.inform(summarize(self._result))
+            self._messages.inform(summarize(self._result, is_outdated=self.is_outdated))
 
     def _tell(self, findings: Sequence[Finding], *, has_summary: bool) -> None:
         self._known |= {finding.key for finding in findings}
@@ -120,7 +122,7 @@ class FindingsLog:
 
 
 def observe(history: History, explanation: Explanation, labels: Tensor | None = None) -> Observations:
-    """What is known at the last snapshot of a history."""
+    """The data of the last snapshot of a history to which the rules apply."""
     untrained = {}
     if history.snapshots[0].is_untrained:
         firsts = {FULLGRAD: history.first_maps, **{key: method.first_maps for key, method in history.methods.items()}}
@@ -133,7 +135,7 @@ def observe(history: History, explanation: Explanation, labels: Tensor | None = 
 
 
 def write_findings(path: Path, findings: Sequence[Finding]) -> None:
-    """Writes the table of findings, whole or not at all. Without findings it has a header alone."""
+    """Writes the table of findings, completely or not at all. Without findings it has only a header."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -143,13 +145,14 @@ def write_findings(path: Path, findings: Sequence[Finding]) -> None:
 
 
 def describe(finding: Finding) -> str:
-    """What was measured, with the number and the threshold."""
+    """The message of a finding, with its value and threshold."""
     return f"{finding.message}{_of_method(finding)} [{finding.name}: {finding.value:.3g}, threshold {finding.threshold:.3g}]"
 
 
-def summarize(result: Result) -> str:
-    """A few lines for the terminal: findings, and what was checked."""
+def summarize(result: Result, *, is_outdated: bool = False) -> str:
+    """A few lines for the terminal: the findings, and which checks were made."""
     lines = [f"{len(result.findings)} finding{'' if len(result.findings) == 1 else 's'}" if result.findings else "no findings"]
+    lines[0] += " in the last snapshot that could be taken; later ones failed" if is_outdated else ""
     for finding in result.findings:
         lines += [f"  - {describe(finding)}", f"    {finding.advice}."]
     lines.append(f"  checked: {', '.join(result.checked) or 'nothing'}")

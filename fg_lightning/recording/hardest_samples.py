@@ -1,4 +1,4 @@
-"""How wrong a network is about each sample: the loss by which the hardest samples are chosen."""
+"""The loss of each sample, by which the hardest samples are chosen."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FEW = 8
 """Number of images that suffice to decide what the output means."""
 
 LEAST = 1e-12
-"""Probabilities below it count as this one, so that a loss is finite."""
+"""Smaller probabilities are replaced by it, so that every loss is finite."""
 
 WORDS = {
     Regions: "mean cross-entropy of the places",
@@ -33,15 +33,15 @@ WORDS = {
     Binary: "binary cross-entropy",
     Task: "mean absolute error",
 }
-"""The loss of each task, in words; that of the first class that a task belongs to."""
+"""Name of each task's loss. A task has the first of these classes that it is an instance of."""
 
 
 class SampleLosses:
-    """Measures how wrong a network is about the samples of batches. The first batch decides what the output means.
+    """Measures the loss of each sample of a batch. The first batch decides what the output means.
 
     Args:
-        build_explainer: makes the explainer of a probe, which decides what the output means.
-        forward: how the network is called; None to call it on the images alone.
+        build_explainer: makes the explainer of a probe. The explainer decides what the output means.
+        forward: (module, batch) -> output, which calls the network. Default: None, it is called on the images alone.
     """
 
     def __init__(self, build_explainer: Callable[[Probe], Explainer], forward: Forward | None = None) -> None:
@@ -52,11 +52,11 @@ class SampleLosses:
 
     @classmethod
     def from_settings(cls, settings: Settings, data: Sequence[Any] = ()) -> SampleLosses:
-        """Decides by the labels and the evidence of a run, whatever its target is.
+        """Uses the labels and the evidence of a run. It ignores the target of the run.
 
         Args:
             settings: of the run.
-            data: loaders, data sets or datamodules, which tell the classes.
+            data: loaders, data sets or datamodules, in which the number of classes is searched. Default: none.
         """
         names = settings.class_names
 
@@ -71,14 +71,14 @@ class SampleLosses:
 
     @property
     def words(self) -> str:
-        """What the loss is."""
+        """Name of the loss."""
         return next((words for kind, words in WORDS.items() if isinstance(self._task, kind)), "loss")
 
     def measure(self, module: nn.Module, batch: Any) -> Float[Tensor, " n"]:
         """The loss of each image of a batch, on the CPU; -inf for images without a label.
 
         Raises:
-            NoProbe: if it cannot be told, because there are no labels that belong to the output.
+            NoProbe: if there is no loss, because no labels belong to the output.
         """
         device, has_batch = device_of(module), self._forward is not None
         if self._task is None:
@@ -96,7 +96,7 @@ class SampleLosses:
         explainer.explain(module, device)
         which = [i for i, candidate in enumerate(probe.candidates) if candidate is explainer.labels]
         if not which or not any(isinstance(explainer.task, kind) for kind in WORDS):
-            raise NoProbe("the hardest images cannot be told without labels that belong to the output")
+            raise NoProbe("the hardest images cannot be found without labels that belong to the output")
         self._task, self._which = explainer.task, which[0]
 
 
@@ -105,8 +105,8 @@ def sample_losses(task: Task, output: Any, labels: Tensor) -> Float[Tensor, " n"
 
     Args:
         task: what the output means.
-        output: of the network.
-        labels: as they came, with a row for each sample.
+        output: the network's output.
+        labels: the original labels, with a row for each sample.
 
     Returns:
         [N]; -inf for samples without a label.
@@ -134,7 +134,7 @@ def sample_losses(task: Task, output: Any, labels: Tensor) -> Float[Tensor, " n"
 
 
 def _class_losses(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """-log of the probability of a class each, [N, *S]; -inf if it is none of the K classes of [N, K, *S]."""
+    """-log of the probability of each label, [N, *S]; -inf for labels that are none of the K classes of [N, K, *S]."""
     is_class = fits_classes(labels, probabilities)
     chosen = probabilities.gather(1, torch.where(is_class, labels, 0).long()[:, None]).squeeze(1)
     return torch.where(is_class, -chosen.log(), -torch.inf)

@@ -21,7 +21,7 @@ BOX_NAMES = ("box", "boxes", "bbox", "bboxes", "bounding_box", "bounding_boxes")
 """Names of fields of a batch that hold masks, or boxes, of the images beside it."""
 
 FIELD = "the field"
-"""How the words about masks begin that a batch carried."""
+"""Start of the description of masks that come from a batch."""
 
 EXPECTED = (
     "masks [N, *S] or [N, 1, *S] of the images' size, boxes [N, 4] of pixels (x0, y0, x1, y1), "
@@ -30,21 +30,25 @@ EXPECTED = (
 
 
 class WrongMasks(ValueError):
-    """Masks or boxes that do not go with the images; the message says why and what is expected."""
+    """Masks or boxes do not fit the images. The message gives the reason and what is expected."""
 
 
 def read_masks(masks: Any, images: Float[Tensor, "n c *s"]) -> Masks:
-    """Masks of the images from any form in which the user may give them.
+    """Converts masks or boxes to boolean masks of the images.
 
     Args:
-        masks: bool, integers or floating-point numbers [N, *S] or [N, 1, *S], where everything except 0 is inside; or boxes [N, 4],
-            [N, k, 4] or a list of [k, 4] for two-dimensional images, in pixels, (x0, y0, x1, y1) like torchvision's, or in the
-            format that a `BoundingBoxes` of torchvision states; or a list of masks [*S] or [k, *S], of which the union counts.
-            None in a list is an image without a mask. Arrays of numpy count as tensors.
-        images: the masks are theirs.
+        masks: tensors or NumPy arrays, in one of these forms:
+
+            - [N, *S] or [N, 1, *S], of any type; every value except 0 and NaN is inside;
+            - boxes [N, 4] or [N, k, 4], or a list of [k, 4], for two-dimensional images. They are (x0, y0, x1, y1) in pixels, as in
+              torchvision, unless a `BoundingBoxes` of torchvision states another format;
+            - a list of [*S] or [k, *S]. The mask of an image is the union of its k masks.
+
+            None in a list stands for an image without a mask.
+        images: [N, C, *S], the images that the masks belong to.
 
     Returns:
-        [N, 1, *S], True inside. It is False everywhere for an image without a mask.
+        [N, 1, *S], on the CPU, True inside. It is False everywhere for an image without a mask.
 
     Raises:
         WrongMasks: if they do not fit.
@@ -105,13 +109,13 @@ def _fill_boxes(boxes: Tensor, size: tuple[int, ...], index: int, box_format: An
         raise WrongMasks(f"a box of image {index} holds NaN or an infinite number")
     if len(boxes) and bool((boxes <= 1).all()) and bool((boxes != boxes.round()).any()):
         raise WrongMasks(
-            f"the boxes of image {index} lie in 0..1, and are read as pixels; multiply them by (width, height, width, height)"
+            f"the boxes of image {index} lie in 0..1, but must be in pixels; multiply them by (width, height, width, height)"
         )
     for x0, y0, x1, y1 in boxes.tolist():
         if x1 <= x0 or y1 <= y0:
             raise WrongMasks(
                 f"the box {[x0, y0, x1, y1]} of image {index} is empty: boxes are (x0, y0, x1, y1) with x0 < x1 and y0 < y1; "
-                "change other formats with torchvision.ops.box_convert"
+                "convert other formats with torchvision.ops.box_convert"
             )
         rows = slice(max(int(np.floor(y0)), 0), max(int(np.ceil(y1)), 0))
         columns = slice(max(int(np.floor(x0)), 0), max(int(np.ceil(x1)), 0))
@@ -128,22 +132,22 @@ def _corners(boxes: Tensor, box_format: str) -> Tensor:
         return torch.stack([a, b, a + c, b + d], 1)
     if box_format == "CXCYWH":
         return torch.stack([a - c / 2, b - d / 2, a + c / 2, b + d / 2], 1)
-    raise WrongMasks(f"boxes of format {box_format} cannot be read; change them to XYXY with torchvision")
+    raise WrongMasks(f"boxes of format {box_format} cannot be read; convert them to XYXY with torchvision")
 
 
 def find_masks(
     fields: Sequence[tuple[str, Tensor]], labels: Tensor | None, images: Float[Tensor, "n c *s"]
 ) -> tuple[Masks, str] | None:
-    """The masks that a batch carries beside its labels, and where they come from in words; None if it carries none.
+    """The masks in a batch beside its labels, and a description of where they come from; None if there are none.
 
-    A field counts if its name is one of `MASK_NAMES` or `BOX_NAMES` and it fits the images. A name is no proof: boxes count only if
-    all of them lie within the images as (x0, y0, x1, y1) and not all of them as (x, y, width, height). Masks that are full or empty
-    for every image do not count.
+    A field counts if its name is one of `MASK_NAMES` or `BOX_NAMES` and it fits the images. For boxes, the name is not enough: all
+    of them must lie within the images if they are read as (x0, y0, x1, y1), but not all of them if they are read as
+    (x, y, width, height). Masks that are full for every image, or empty for every image, do not count.
 
     Args:
         fields: the tensors of the batch with the names of their fields.
-        labels: the tensor that is taken as labels; a mask that is the label map itself is the target and not a hint.
-        images: of the batch.
+        labels: the tensor that is used as labels. It is not used as masks, too.
+        images: [N, C, *S], the images of the batch.
     """
     count, size = len(images), tuple(images.shape[2:])
     by_name: dict[str, list[Tensor]] = {}
@@ -178,7 +182,7 @@ def region_masks(label_maps: Tensor, classes: Tensor, images: Float[Tensor, "n c
     Args:
         label_maps: a class for every place, [N, *S'].
         classes: the explained class of each image, [N].
-        images: the masks are theirs.
+        images: [N, C, *S], the images that the masks belong to.
     """
     explained = classes.reshape(-1, *(1,) * (label_maps.ndim - 1))
     regions = ((label_maps == explained) & (explained != 0))[:, None]

@@ -1,4 +1,4 @@
-"""What a recorder tells the user: errors become warnings, and notes go to a log."""
+"""The messages of a recorder to the user: errors become warnings, and notes go to a log."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LOG = logging.getLogger("fg_lightning")
 
 
 def show_note(note: str) -> None:
-    """Logs a note, or prints it on standard error in a script that set up no logging, which would not show it."""
+    """Logs a note. If the script has not set up logging, which would hide the note, it is printed on standard error."""
     if LOG.hasHandlers():
         LOG.info(note)
     else:
@@ -25,12 +25,12 @@ def show_note(note: str) -> None:
 
 
 class Messages:
-    """Tells the user what happens without disturbing training: errors become warnings, notes go to a log.
+    """Informs the user without disturbing training: errors become warnings, and notes go to a log.
 
     Args:
-        speaker: name of the class that the user works with.
-        strict: raise errors instead.
-        inform: gets the notes.
+        speaker: name of the class that the user works with. Every message begins with it.
+        strict: whether to raise errors instead. Default: False.
+        inform: is called with each note. Default: `show_note`.
     """
 
     def __init__(self, speaker: str, strict: bool = False, inform: Callable[[str], None] = show_note) -> None:
@@ -41,9 +41,9 @@ class Messages:
 
     @contextmanager
     def errors_as_warnings(self) -> Iterator[None]:
-        """Lets training continue as if nothing had happened: errors become warnings, and the random state is restored."""
+        """Keeps training unaffected: errors become warnings, and the random state is restored."""
         state = torch.get_rng_state(), np.random.get_state(), random.getstate()
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # without it nothing has been drawn there
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # else no number was drawn there
         try:
             yield
         except Exception as error:
@@ -56,7 +56,7 @@ class Messages:
 
     @contextmanager
     def errors_of(self, method: str) -> Iterator[None]:
-        """Lets the other methods continue: errors of this one become a warning, and each of its own warnings is given once."""
+        """Lets other methods continue: errors of this method become a warning, and each warning of the method is shown once."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
@@ -72,17 +72,17 @@ class Messages:
                 text = text if text.startswith(method) else f"{method}: {text}"
                 warnings.warn(f"{self.speaker}: {text}", warning.category, stacklevel=2)
         if failure is not None:
-            self.warn(failure, "its maps are missing, the rest goes on", method)
+            self.warn(failure, "its maps are missing, other methods continue", method)
 
-    def warn(self, error: Exception, consequence: str = "training goes on", method: str = "") -> None:
-        """Raises the error if `strict`; else warns, once for each kind of error and place where it was raised.
+    def warn(self, error: Exception, consequence: str = "training continues", method: str = "") -> None:
+        """Raises the error if `strict`. Otherwise it warns once for each type of error and each place where it was raised.
 
-        Errors of the operating system, such as a full disk, are one kind wherever they are raised.
+        For errors of the operating system, such as a full disk, the place does not count.
 
         Args:
             error: what happened.
-            consequence: what happens next.
-            method: whose error it is, if it is that of one method.
+            consequence: what happens next. Default: "training continues".
+            method: the method that failed. Default: "", for none.
         """
         if self.strict:
             raise error
@@ -96,13 +96,13 @@ class Messages:
         if key not in self._given:
             self._given.add(key)
             cause = f"{method and f'{method}: '}{type(error).__name__}: {error}"
-            warnings.warn(f"{self.speaker}: {cause} ({consequence}; {self.speaker}(strict=True) raises)", stacklevel=2)
+            warnings.warn(f"{self.speaker}: {cause} ({consequence}; {self.speaker}(strict=True) raises it)", stacklevel=2)
 
     def inform(self, note: str) -> None:
         self._inform(f"{self.speaker}: {note}")
 
     def inform_once(self, note: str, about: str) -> None:
-        """Gives the first note about something. An empty one does not count."""
+        """Logs only the first note about a subject. An empty note does not count."""
         if note and (about, "", 0) not in self._given:
             self._given.add((about, "", 0))
             self.inform(note)

@@ -1,4 +1,4 @@
-"""The methods that are watched: their keys, and their maps of the same numbers that FullGrad explains."""
+"""The methods of a run: their keys, and their maps of the numbers that FullGrad explains."""
 
 from __future__ import annotations
 
@@ -32,21 +32,22 @@ OF_FULLGRAD = ("simple_fullgrad", "smooth_fullgrad", "blurred_fullgrad")
 """Further methods that take FullGrad's arguments `psi`, `implicit` and `reading`."""
 
 RESERVED = ("probe", "saliency")
-"""Folders of a run, which no method may have."""
+"""Folders of a run. No method may have one of them as its key."""
 
 Method = Union[str, Factory]
 Methods = Union[str, Mapping[str, Method], Sequence[Method], Factory]
-"""Names of METHODS, factories and their import paths; with a mapping, the keys are given."""
+"""Names in METHODS, factories, or import paths of factories. A mapping gives each its key."""
 
 
 def methods_by_key(methods: Methods) -> dict[str, Method]:
-    """Names and factories by the keys under which their maps are logged and kept.
+    """The methods by the keys under which their maps are logged and stored.
 
     The key of a name is that name. The key of a factory is its own name, or that of its class, in lower case with underscores.
 
     Raises:
         TypeError: if a method is neither a name nor a function.
-        ValueError: if there is no method of a name, there are none at all, or two have the same key.
+        ValueError: if `methods` is empty, a name does not exist, an import path cannot be imported, a key is not allowed, or two
+            methods have the same key.
     """
     if isinstance(methods, Mapping):
         pairs = [(_clean(str(key)), _resolve(method)) for key, method in methods.items()]
@@ -54,18 +55,18 @@ def methods_by_key(methods: Methods) -> dict[str, Method]:
         several = [methods] if isinstance(methods, str) or not isinstance(methods, Sequence) else methods
         pairs = [(_key(method), method) for method in map(_resolve, several)]
     if not pairs:
-        raise ValueError('methods must name at least one, such as methods=("fullgrad",)')
+        raise ValueError('methods is empty, but must name at least one, such as methods=("fullgrad",)')
     keyed: dict[str, Method] = {}
     for key, method in pairs:
         _check(key, method)
         if key in keyed:
-            raise ValueError(f"methods has two called {key!r}; name each with a mapping: methods={{{key + '_2'!r}: ...}}")
+            raise ValueError(f"two methods have the key {key!r}; give each a key with a mapping: methods={{{key + '_2'!r}: ...}}")
         keyed[key] = method
     return keyed
 
 
 def _resolve(method: Any) -> Any:
-    """What an import path leads to; a name of METHODS, and anything else, as it is."""
+    """Imports a method from its import path. A name in METHODS, and anything else, is returned unchanged."""
     if not isinstance(method, str) or method in METHODS or "." not in method:
         return method
     try:
@@ -91,30 +92,31 @@ def _check(key: str, method: Any) -> None:
     if isinstance(method, str) and method not in METHODS:
         close = get_close_matches(method, METHODS, 1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"there is no method {method!r}; {hint}there are {', '.join(METHODS)}")
+        raise ValueError(f"there is no method {method!r}; {hint}the methods are {', '.join(METHODS)}")
     if not isinstance(method, str) and not callable(method):
         raise TypeError(f"a method must be a name or a function from the model to an attribution, not {method!r}")
     if (key == FULLGRAD) != (method in (FULLGRAD, METHODS[FULLGRAD])) or key in RESERVED:
-        raise ValueError(f"a method cannot be called {key!r} here; name it with a mapping: methods={{{'my_' + key!r}: ...}}")
+        raise ValueError(f"a method cannot have the key {key!r} here; give another: methods={{{'my_' + key!r}: ...}}")
 
 
 def draw_maps(method: Method, scored: ScoredModule, images: OneOrSeveral, **of_fullgrad: Any) -> Float[Tensor, "n 1 *s"]:
-    """The maps of a method, of the numbers that a module gives.
+    """The maps of a method for the numbers that a module returns.
 
-    The module and the random state are left as they were, also if the method raises. A method that draws from it is seeded with 0.
+    The random state is seeded with 0 while the method runs. Afterwards the module and the random state are as before, even after an
+    error.
 
     Args:
-        method: a name or a factory.
-        scored: gives the explained number of each image.
-        images: [N, C, *S], as the module takes them; a tuple of several image inputs.
+        method: a name in METHODS or a factory.
+        scored: returns the explained number of each image.
+        images: [N, C, *S], as the module takes them; or a tuple of several image inputs.
         of_fullgrad: psi, implicit and reading, for methods that are versions of FullGrad.
 
     Returns:
-        Maps on the CPU; those of several inputs side by side. Several channels are summed by magnitude, and a coarser map is
-        upsampled linearly.
+        Maps [N, 1, *S] on the CPU; those of several inputs side by side. The magnitudes of several channels are summed, and a
+        coarser map is upsampled linearly.
 
     Raises:
-        ValueError: if the result is no map of the images. And whatever the method raises.
+        ValueError: if the method does not return finite maps of the images. Errors of the method are passed on.
     """
     factory = METHODS[method] if isinstance(method, str) else method
     settings = of_fullgrad if method in OF_FULLGRAD or any(factory is METHODS[name] for name in OF_FULLGRAD) else {}
@@ -134,18 +136,18 @@ def draw_maps(method: Method, scored: ScoredModule, images: OneOrSeveral, **of_f
 
 
 def describe_zero_maps(key: str, method: Method, maps: Float[Tensor, "n 1 *s"]) -> str:
-    """A sentence if half or more of a method's maps are zero everywhere; else empty."""
+    """A message if half or more of a method's maps are zero everywhere; otherwise empty."""
     count = int((~maps.flatten(1).any(1)).sum())
     if 2 * count < len(maps):
         return ""
     is_cam = _key(method) == "gradcam"
-    reason = " no channel of the layer speaks for the class, and Grad-CAM drops what speaks against it;" if is_cam else ""
+    reason = " no channel of the layer supports the class, and Grad-CAM drops what is against it;" if is_cam else ""
     return f"{key}: {count} of {len(maps)} maps are zero everywhere:{reason} its numbers leave these maps out"
 
 
 @contextmanager
 def _without_gradients(model: nn.Module) -> Iterator[None]:
-    """Puts the gradients of parameters aside, to which a method that calls `backward` might add."""
+    """Removes the gradients of the parameters for a while: a method that calls `backward` would add to them."""
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     try:
         for parameter, _ in gradients:
@@ -157,7 +159,7 @@ def _without_gradients(model: nn.Module) -> Iterator[None]:
 
 
 def _seed(device: torch.device) -> None:
-    """Seeds the global random states; the caller puts them back."""
+    """Seeds the global random states with 0. The caller restores them."""
     random.seed(0)
     np.random.seed(0)
     torch.default_generator.manual_seed(0)  # torch.manual_seed would seed every GPU, too

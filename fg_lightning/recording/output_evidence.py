@@ -1,7 +1,7 @@
 """Evidence about the meaning of an output: the losses and metrics that a model uses, and the numbers of classes that it names.
 
-Models declare none of this in a common place, and their steps cannot be run for it. So the names in the code of their steps are
-read, from the bytecode because source may be missing, and the attributes of their modules.
+Models declare none of this in a common place, and their steps cannot be run to find out. So this module reads the names in the
+code of their steps, and the attributes of their modules. It reads bytecode, because the source may be missing.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from fg_lightning.fullgrad.torch_internals import MODULE_TABLES
 
 FRAMEWORKS = ("torch", "lightning", "pytorch_lightning", "lightning_fabric", "torchmetrics", "torchvision")
-"""Packages whose functions are known by their names: the functions that these call are not read."""
+"""Packages whose functions are known by their names. The code of these functions is not read."""
 
 NOT_FOLLOWED = ("forward", "log", "log_dict", "print")
-"""Methods that a step calls and that say nothing about its loss."""
+"""Methods that a step calls, but whose code is not read, because it tells nothing about the loss."""
 
 MOST_FUNCTIONS = 200
 
@@ -33,9 +33,9 @@ LOSS = re.compile("loss|criterion|entropy|similarity|distance", re.IGNORECASE)
 
 
 def read_attribute(holder: Any, name: str) -> Any:
-    """An attribute that exists, or None: an object may invent others in `__getattr__`, and a property may fail.
+    """An existing attribute of an object, or None. It does not call `__getattr__`, which may invent attributes.
 
-    Buffers, parameters and children of a module are attributes, too.
+    Buffers, parameters and children of a module are attributes, too. A property that fails counts as missing.
     """
     if not isinstance(getattr_static(holder, name, None), property):
         return _static_attribute(holder, name)
@@ -49,12 +49,12 @@ def collect_names(owner: Any, methods: Iterable[str], is_known: Callable[[str], 
     """The names that methods of an object use, and the functions, methods and losses that they call in turn.
 
     An attribute adds the name of the function or class that it holds: `self.criterion` is also `CrossEntropyLoss`. Names are read
-    from the code; nothing is called.
+    from the code, and no code runs.
 
     Args:
         owner: the object.
         methods: names of its methods.
-        is_known: whether the name of a loss suffices, so that its code is not read.
+        is_known: whether the name of a loss is enough, so that its code is not read. Default: never.
     """
     waiting = [(owner, function) for name in methods if (function := _python_function(_static_attribute(owner, name))) is not None]
     seen: set[CodeType] = set()
@@ -82,12 +82,12 @@ def is_loss(value: Any) -> bool:
 
 
 def _static_attribute(holder: Any, name: str) -> Any:
-    """An attribute that exists without any code of the object being run; None for a property."""
+    """An existing attribute, read without running any code of the object; None for a property."""
     value = getattr_static(holder, name, None)
     try:
         if isinstance(value, property):
             return None
-    except ReferenceError:  # a weak proxy of what is gone
+    except ReferenceError:  # a weak proxy whose object is gone
         return None
     if value is None and isinstance(holder, nn.Module):
         tables = (vars(holder).get(table) for table in MODULE_TABLES)
@@ -162,8 +162,8 @@ KINDS: dict[str, re.Pattern[str]] = {
         re.IGNORECASE,
     ),
 }
-"""The kind of output that a loss is for, by the loss's name: vectors that are compared, logits of yes or no, their probabilities,
-classes, numbers."""
+"""Kind of output -> pattern of the names of its losses. The kinds are vectors that are compared, logits of yes or no, their
+probabilities, classes and numbers."""
 
 STEPS = ("training_step", "validation_step")
 
@@ -172,12 +172,12 @@ STEPS = ("training_step", "validation_step")
 class Evidence:
     """
     Attributes:
-        kinds: those of `KINDS` that losses and metrics are for; also "binary" and "labels", of metrics alone.
-        counts: numbers of classes that the module, its metrics or the user name.
-        heads: numbers of classes that the networks in the module name; a network's own number may be out of use.
-        of_data: numbers of classes that the data set names; a network may distinguish more.
+        kinds: kinds of output that losses and metrics are for: those of `KINDS`, and "binary" and "labels", from metrics only.
+        counts: numbers of classes that the module, its metrics or the user give.
+        heads: numbers of classes that networks inside the module give. Such a number may be outdated.
+        of_data: numbers of classes that the data set gives. A network may distinguish more.
         layers: (in_features, out_features) of the linear layers.
-        ends_in_sigmoid: whether the network may give probabilities.
+        ends_in_sigmoid: whether the network may return probabilities, because it has a sigmoid.
     """
 
     kinds: frozenset[str] = frozenset()
@@ -188,11 +188,11 @@ class Evidence:
     ends_in_sigmoid: bool = False
 
     def knows(self, count: int) -> bool:
-        """Whether anything names this number of classes."""
+        """Whether the module, its networks, the user or the data give this number of classes."""
         return count in self.counts or count in self.heads or count in self.of_data
 
     def has_head_behind(self, count: int, num_seen: int) -> bool:
-        """Whether a linear layer takes `count` numbers and gives fewer, but at least `num_seen`."""
+        """Whether a linear layer takes `count` numbers and returns fewer, but at least `num_seen`."""
         return any(inputs == count and num_seen <= outputs < count for inputs, outputs in self.layers)
 
     def is_for(self, *kinds: str) -> bool:
@@ -201,7 +201,7 @@ class Evidence:
 
     @classmethod
     def from_model(cls, module: nn.Module, data_counts: Iterable[int] = (), user_counts: Iterable[int] = ()) -> Evidence:
-        """Reads a module, without calling it, and adds the numbers of classes that its data and the user name."""
+        """Reads a module without calling it, and adds the numbers of classes that its data and the user give."""
         names = collect_names(module, STEPS, lambda name: bool(_loss_kinds(name)))
         kinds = {kind for name in names for kind in _loss_kinds(name)}
         kinds |= {"embeddings" for base in type(module).__mro__ if "embeddings" in _loss_kinds(base.__name__)}
@@ -226,7 +226,7 @@ class Evidence:
 
 
 def _modules_to_read(module: nn.Module) -> Iterator[nn.Module]:
-    """The modules in a module, without the parts of losses whose names suffice."""
+    """The modules in a module, without the parts of losses whose names are enough."""
     known = {child for child in module.modules() if is_loss(child) and _loss_kinds(type(child).__name__)}
     inside = {child for loss in known for child in loss.modules() if child is not loss}
     return (child for child in module.modules() if child not in inside)

@@ -1,4 +1,4 @@
-"""What an output means: classes, several labels, a logit, regions or a number. Evidence decides; without any it is a number."""
+"""Decides what an output means: classes, several labels, a logit, regions or a number. Without labels and evidence: a number."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ LIKELY = 1e-2
 """Smallest probability of the highest label, if labels were drawn from as many classes as the output has entries."""
 
 ENOUGH = 16
-"""This many scores of every image in 0..1 are not an accident."""
+"""So many scores of every image, all in 0..1, are not in this range by accident."""
 
 IGNORED = 255
-"""By convention not a class, like numbers below 0."""
+"""By convention, this label is not a class. Labels below 0 are not classes either."""
 
 YES_OR_NO = ("labels", "logits", "probabilities")
-"""Kinds of losses and metrics for outputs in which each entry is decided by itself."""
+"""Kinds of losses and metrics for outputs whose entries are independent decisions."""
 
 SHAPES = {"classes": "[N, K]", "labels": "[N, K]", "logit": "[N] or [N, 1]", "regions": "[N, K, *S]", "number": "[N, ...]"}
-"""Shapes of the outputs to which the user may give a task."""
+"""The shape of output that each task of the user needs."""
 
 
 class Meaning(NamedTuple):
     """
     Attributes:
         task: what is explained.
-        labels: index of the candidates that go with it; None if none.
-        assumed: a sentence about what the evidence leaves open; None if it decides.
+        labels: index of the candidate for the labels that belongs to it; None if none does.
+        assumed: a message about an assumption; None if the evidence decides.
     """
 
     task: Task
@@ -66,8 +66,8 @@ def infer_task(
         scores: the model's output, [N] or [N, ...].
         images: the model's input, [N, C, *S].
         candidates: possible labels, tensors of N rows, the likeliest first.
-        evidence: of the module and its data.
-        of_all: the candidates for all images, if these are a part of them.
+        evidence: of the module and its data. Default: none.
+        of_all: the candidates of all images, if `candidates` is a part of them. Default: `candidates`.
     """
     evidence = evidence or Evidence()
     labels = LabelCandidates(scores, images, candidates, of_all or candidates)
@@ -103,9 +103,9 @@ def task_by_name(
 
 
 class LabelCandidates:
-    """The tensors that may be the labels of an output.
+    """The candidates for the labels of an output.
 
-    Each method returns the index of the likeliest candidate of one shape, None if none has it.
+    Each method returns the index of the likeliest candidate of one form, or None.
 
     Args:
         scores, images, candidates, of_all: see `infer_task`.
@@ -118,11 +118,11 @@ class LabelCandidates:
         self.of_all = of_all
 
     def single(self) -> int | None:
-        """One number each."""
+        """One number for each image."""
         return self._first(lambda t: t.shape == (len(self.scores),))
 
     def classes(self) -> int | None:
-        """One integer each. Candidates whose labels all fit classes of the output go first, then those of which some do."""
+        """One integer for each image. Preferred are candidates whose labels all fit classes of the output, then those with some."""
         n = len(self.scores)
         integers = [i for i, t in enumerate(self.candidates) if t.shape == (n,) and not t.is_floating_point()]
         fitting = [i for i in integers if bool(fits_classes(self.candidates[i], self.scores).any())]
@@ -130,7 +130,7 @@ class LabelCandidates:
         return next(iter([*entirely, *fitting, *integers]), None)
 
     def matrix(self) -> int | None:
-        """The output's shape."""
+        """A tensor of the output's shape."""
         return self._first(lambda t: t.shape == self.scores.shape)
 
     def maps(self) -> int | None:
@@ -191,7 +191,7 @@ def _infer_from_vector(scores: Tensor, labels: LabelCandidates, evidence: Eviden
 
 
 def _classes_task(scores: Tensor, evidence: Evidence) -> Task:
-    """The task of scores with one label for each image; a loss of yes or no may train each score by itself."""
+    """The task of scores with one label for each image. A loss for independent decisions may train each score by itself."""
     if not evidence.is_for("logits", "probabilities") or evidence.is_for("classes"):
         return Classes()
     return SeveralProbabilities() if _are_probabilities(scores, evidence) else SeveralClasses()
@@ -242,7 +242,7 @@ def _classes_or_number(task: Task, scores: Tensor, labels: LabelCandidates, whic
     count = scores.shape[1]
     if found.ndim == 1 and found.unique().tolist() == list(range(1, count + 1)):
         note = f"labels go from 1 to {count}, but the classes of the output from 0 to {count - 1}"
-        return Meaning(task, None, f"{note}, so the labels are left out, and the class that is predicted first is explained")
+        return Meaning(task, None, f"{note}, so the labels are ignored, and the class of the first prediction is explained")
     fitting = found[fits_classes(found, scores)]
     if found.ndim == 1 and bool((found == count).any()) and evidence.knows(count + 1):  # thresholds between ordered classes
         return _guess(Task(), which, scores)
@@ -279,7 +279,7 @@ def _are_in_range(scores: Tensor) -> bool:
 
 
 def _are_probabilities(scores: Tensor, evidence: Evidence) -> bool:
-    """Whether scores of yes or no are in 0..1, and evidence says that they are not logits."""
+    """Whether scores are probabilities: in 0..1, not of a loss for logits, and confirmed by a loss, a sigmoid or their number."""
     if not _are_in_range(scores) or evidence.is_for("logits"):
         return False
     is_no_accident = math.prod(scores.shape[1:]) >= ENOUGH
@@ -287,7 +287,7 @@ def _are_probabilities(scores: Tensor, evidence: Evidence) -> bool:
 
 
 def _guess(task: Task, which: int | None, scores: Tensor) -> Meaning:
-    """A guess, with the sentence about it."""
+    """A guess, with a message about it."""
     is_one = math.prod(scores.shape[1:]) == 1
     names = ("number", "logit") if is_one else ("number", "classes", "labels") if scores.ndim == 2 else ("number", "regions")
     others = " or ".join(f'"{name}"' for name in names if name != task.name)

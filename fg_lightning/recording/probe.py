@@ -1,4 +1,4 @@
-"""The probe: the held-out images that are explained all through training, as a batch or the user gives them."""
+"""The probe: the held-out images that are explained all through training. They come from a batch or from the user."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from fg_lightning.recording.masks import MaskFunction, Masks, WrongMasks, find_m
 from fg_lightning.recording.side_by_side import join_side_by_side
 
 HOW_TO_EXPLAIN_A_DETECTOR = (
-    "pass images of one size, how the module is called and what is explained: probe=images, "
+    "pass images of one size, a function that calls the module, and a function to explain: probe=images, "
     "forward=lambda module, batch: module(list(batch)), target=function from the output to a tensor [N]; "
     "see examples/watch_a_detector.py"
 )
 
 CHANNELS = (1, 3, 4)
-"""Of an image: a tensor of three dimensions that begins with another number is a batch of signals."""
+"""Numbers of channels of an image. A tensor of three dimensions whose first size is another number is a batch of signals."""
 
 SMALLEST = 16
-"""Number of pixels on a side from which a tensor counts as an image, if nothing else tells it from a batch of signals."""
+"""Least side, in pixels, of a tensor that counts as an image, if nothing else distinguishes it from a batch of signals."""
 
 LISTS = ("NestedTensor", "ImageList")
 """Classes that hold images of different sizes, padded: DETR's, torchvision's and detectron2's."""
 
 
 def describe_image_list(batch: Any) -> str | None:
-    """Describes the list of images that a batch is or holds, as detectors take it; None if there is none.
+    """Describes a list of images, as detectors take it, that is a batch or a part of it; None if there is none.
 
     Args:
-        batch: what a loader gives.
+        batch: a batch of a loader.
     """
     for value, together in _values(batch):
         if type(value).__name__ in LISTS or (isinstance(value, Tensor) and value.is_nested):
@@ -50,7 +50,7 @@ def describe_image_list(batch: Any) -> str | None:
 
 
 def _values(batch: Any) -> Iterator[tuple[Any, Sequence[Any]]]:
-    """The batch, and all that stands in its sequences and mappings, with all that stands there together."""
+    """The batch, and all items of its sequences and mappings, nested or not. Each comes with the sequence that it is in."""
     waiting: deque[tuple[Any, Sequence[Any]]] = deque([(batch, ())])
     while waiting:
         value, together = waiting.popleft()
@@ -74,7 +74,7 @@ def _is_list(items: Sequence[Any], together: Sequence[Any]) -> bool:
 
 
 def _image_of(item: Any) -> Tensor | None:
-    """The image [C, H, W] of an item that is one, alone or with its target; None for other items."""
+    """The image [C, H, W] of an item that is an image or (image, target); None for other items."""
     if isinstance(item, (tuple, list)):
         item = item[0] if len(item) == 2 and not isinstance(item[0], (tuple, list)) else None
     is_image = isinstance(item, Tensor) and not item.is_nested and item.ndim == 3 and item.shape[0] in CHANNELS
@@ -82,12 +82,12 @@ def _image_of(item: Any) -> Tensor | None:
 
 
 def are_detections(output: Any) -> bool:
-    """Whether an output is a list of mappings, one for each image, as detectors give it."""
+    """Whether an output is a list of mappings, one for each image, as detectors return it."""
     return isinstance(output, (list, tuple)) and bool(output) and all(isinstance(item, Mapping) for item in output)
 
 
 def tensor_parts(output: Any) -> dict[str, Tensor]:
-    """The tensors of an output of several parts, by name or place, without those of no dimension; empty for a tensor."""
+    """The tensors of an output of several parts, by name or index, without scalars. Empty if the output is one tensor."""
     if isinstance(output, Mapping):
         parts = dict(output)
     elif isinstance(output, (list, tuple)):
@@ -98,21 +98,21 @@ def tensor_parts(output: Any) -> dict[str, Tensor]:
 
 
 def describe_parts(output: Any) -> str | None:
-    """A note about an output of several tensors, of which the first is explained; None if there is one, or a name decides."""
+    """A note that only the first of several tensors in an output is explained; None if there is one, or a name decides."""
     parts = tensor_parts(output)
     if len(parts) < 2 or not parts.keys().isdisjoint(("logits", "out")):
         return None
     names = ", ".join(parts)
-    return f"the output has {len(parts)} tensors ({names}), and the first is explained; pass target=function for another"
+    return f"the output has {len(parts)} tensors ({names}), and the first is explained; to explain another, pass target=function"
 
 
 class NoProbe(ValueError):
-    """There are no images to explain; the message says why and what to do."""
+    """There are no images to explain. The message gives the reason and what to do."""
 
 
 @runtime_checkable
 class Movable(Protocol):
-    """Anything that its method `to` moves to a device, such as a tensor."""
+    """An object with a method `to` that moves it to a device, such as a tensor."""
 
     def to(self, device: torch.device | str) -> Any: ...
 
@@ -124,22 +124,23 @@ def _move(data: Any, device: torch.device | str) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """Images and what else their batch holds.
+    """The images that are explained, with their labels and masks and the rest of their batch.
 
     Attributes:
-        images: [N, C, *S], as the model takes them; several image inputs side by side, see `join_side_by_side`.
-        inputs: the image inputs if there are several, each [N, C, *S], as the model takes them one after the other; else None.
-        labels: a class or a number for each, [N], several of them, [N, K], or a label map, [N, *S]; None if there are none.
-        others: further tensors of the batch that may be the labels. The model's output decides which one is.
-        batch: the batch that the images are part of, if a `forward` takes it.
-        place: index of the images among the tensors of the batch.
-        batch_size: how many images to explain in one pass; None for all.
-        is_given: whether the user chose the images.
-        masks: where the network should look, True inside; None if that is not known.
-        masks_from: where they come from, in words; empty without masks.
-        unread_masks: what the user gave for masks, before `with_masks` reads it.
-        indices: of the images in their data set; None if they are not known.
-        chosen: how the images were chosen, in words.
+        images: [N, C, *S], floating-point, as the model takes them; several image inputs side by side, see `join_side_by_side`.
+        labels: a class or a number for each image, [N]; several of them, [N, K]; or a label map, [N, *S]. Default: None, no labels.
+        others: further tensors of the batch that may be the labels. The model's output decides which one is. Default: none.
+        batch: the batch that the images belong to, if a `forward` takes it. Default: None.
+        place: index of the images among the tensors of the batch. Default: 0.
+        batch_size: number of images that are explained in one pass. Default: None, all of them.
+        is_given: whether the user chose the images. Default: False.
+        masks: where the network should look, bool [N, 1, *S], True inside. Default: None, for unknown.
+        masks_from: a description of where the masks come from. Default: "", no masks.
+        unread_masks: the masks as the user gave them, before `with_masks` reads them. Default: None.
+        indices: indices of the images in their data set. Default: None, for unknown.
+        chosen: a description of how the images were chosen. Default: "".
+        inputs: the image inputs if there are several, [N, C, *S] each, in the order in which the model takes them. Default: None,
+            one input.
     """
 
     images: Float[Tensor, "n c *s"]
@@ -167,7 +168,7 @@ class Probe:
 
     @property
     def candidates(self) -> tuple[Tensor, ...]:
-        """What may be the labels, the likeliest first."""
+        """The tensors that may be the labels, the likeliest first."""
         return () if self.labels is None else (self.labels, *self.others)
 
     @property
@@ -176,7 +177,7 @@ class Probe:
         return self.images if self.inputs is None else self.inputs
 
     def parts(self) -> list[Probe]:
-        """The probe in parts of at most `batch_size` images, without their batch."""
+        """The probe in parts of at most `batch_size` images, with labels but without masks and batch."""
         step = self.batch_size or len(self)
         rows = [slice(start, start + step) for start in range(0, len(self), step)]
         return [
@@ -190,17 +191,21 @@ class Probe:
         ]
 
     def with_masks(self, function: MaskFunction | None = None) -> Probe:
-        """The same probe with the masks that the user gave beside the images, or that a function makes of their batch.
+        """The same probe with masks: those that the user gave with the images, or those that a function returns.
+
+        Args:
+            function: from the batch, or from the images if there is no batch, to masks or boxes; see `read_masks`. It may return
+                None, for no masks. Default: None.
 
         Raises:
-            WrongMasks: if they do not fit the images, or both are given.
+            WrongMasks: if the masks do not fit the images, or are given twice.
         """
         if self.unread_masks is None and function is None:
             return self
         if self.unread_masks is not None and function is not None:
             raise WrongMasks("masks are given twice, in probe=(images, labels, masks) and by masks=function; leave one out")
         given = self.unread_masks if function is None else function(self.images if self.batch is None else self.batch)
-        if given is None:  # by the function: there are none
+        if given is None:  # the function returned no masks
             return replace(self, masks=None, masks_from="")
         origin = "given with the probe" if function is None else f"made by {getattr(function, '__name__', 'a function')}"
         if self.inputs is None:
@@ -212,7 +217,7 @@ class Probe:
         return replace(self, masks=masks, masks_from=origin, unread_masks=None)
 
     def fingerprint(self) -> str:
-        """A digest of the images and labels."""
+        """A SHA-256 digest of the images and labels, in hexadecimal digits."""
         digest = hashlib.sha256()
         for tensor in (self.images, *(self.inputs or ()), self.labels):
             if tensor is not None:
@@ -222,17 +227,17 @@ class Probe:
 
     @classmethod
     def from_batch(cls, batch: Any, num_samples: int, *, with_batch: bool = False) -> Probe:
-        """`num_samples` images of a batch, which may be a tensor, tuple, list, mapping or dataclass, nested or not.
+        """Makes a probe of a batch, which may be a tensor, tuple, list, mapping or dataclass, nested or not.
 
-        The images are its first floating-point tensor of 3 to 5 dimensions. The labels are a tensor with as many rows; integers
-        [N] go first. If fields have names, those in `IMAGE_NAMES` and `LABEL_NAMES` go before any other. Of more images than
-        `num_samples`, as many of each class are taken if the labels are classes, else the first. `find_masks` tells which masks
-        are taken along.
+        The images are its first floating-point tensor of 3 to 5 dimensions. The labels are a tensor with as many rows, preferably
+        integers [N]. Fields named in `IMAGE_NAMES` and `LABEL_NAMES` are preferred to others. If there are more images than
+        `num_samples`, the probe has equally many of each class if the labels are classes, and otherwise the first images. The masks
+        are those that `find_masks` finds.
 
         Args:
-            batch: what a loader gives.
-            num_samples: how many images to take at most.
-            with_batch: keep the rest of the batch, too, cut to as many rows.
+            batch: a batch of a loader.
+            num_samples: largest number of images.
+            with_batch: whether to keep the rest of the batch, too, with the same rows. Default: False.
 
         Raises:
             NoProbe: if the batch holds no image.
@@ -248,7 +253,7 @@ class Probe:
             found = ", ".join(f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}" for _, t in leaves) or "no tensor"
             raise NoProbe(
                 f"found no images in a batch of type {type(batch).__name__} ({found}); images are floating-point tensors "
-                "[N, C, H, W], as the module's forward takes them. Pass them yourself: probe=(images, labels)"
+                "[N, C, *S], as the module's forward takes them. Pass them yourself: probe=(images, labels)"
             )
         n = len(images)
         rest = [(name, tensor) for name, tensor in leaves if tensor is not images]
@@ -277,9 +282,13 @@ class Probe:
 
     @classmethod
     def from_user(cls, probe: Tensor | Sequence[Any]) -> Probe:
-        """The images, (images, labels) or (images, labels, masks) that the user passed; `with_masks` reads the masks.
+        """Makes a probe of the images, (images, labels) or (images, labels, masks) that the user passed.
 
-        For a model of several image inputs, `images` is a tuple of them, and `masks` a tuple of the masks of each.
+        `with_masks` reads the masks. For a model with several image inputs, `images` is a tuple of them, and `masks` is a tuple of
+        the masks of each input.
+
+        Args:
+            probe: images [N, C, *S], floating-point; labels with a row for each image, or None; masks as in `read_masks`.
 
         Raises:
             NoProbe: if the argument is anything else.
@@ -295,9 +304,9 @@ class Probe:
             images = join_side_by_side(inputs)
         if not isinstance(images, Tensor) or not images.is_floating_point() or not 3 <= images.ndim <= 5 or not len(images):
             raise NoProbe(
-                "probe must be images, a floating-point tensor [N, C, *S] with at least one of them, (images, labels) or "
-                "(images, labels, masks); images may be a tuple for several image inputs with as many images each. "
-                'A FullGradMonitor takes numbers of images, too, such as [3, 17], or "hardest"'
+                "probe must be images, (images, labels) or (images, labels, masks), where images is a floating-point tensor "
+                "[N, C, *S] with at least one image, or for several image inputs a tuple of such tensors with equally many images. "
+                'A FullGradMonitor also takes indices of images, such as [3, 17], or "hardest"'
             )
         if labels is not None and not (isinstance(labels, Tensor) and labels.ndim and len(labels) == len(images)):
             raise NoProbe(f"the probe's labels must be a tensor with a row for each of {len(images)} images")
@@ -317,11 +326,11 @@ def _are_inputs(images: Any) -> bool:
 
 IMAGE_NAMES = ("image", "images", "img", "pixel_values", "input", "inputs", "x")
 LABEL_NAMES = ("label", "labels", "target", "targets", "class", "mask", "masks", "y")
-"""Field names that go before any other field that fits."""
+"""Names of fields that are preferred to other fields that fit."""
 
 
 def lacks_images(batch: Any) -> bool:
-    """Whether no transform can turn a batch into images: it has tensors, and all of them have less than 3 dimensions."""
+    """Whether no transform can turn a batch into images: it has tensors, and all of them have fewer than 3 dimensions."""
     leaves = list(_leaves(batch))
     return bool(leaves) and all(tensor.ndim < 3 for _, tensor in leaves)
 
@@ -346,7 +355,7 @@ def _leaves(batch: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def _rank(leaves: list[tuple[str, Tensor]], names: Sequence[str], fits: Callable[[Tensor], bool]) -> list[Tensor]:
-    """The tensors that fit: those with one of the names first; within both groups, classes [N] first."""
+    """The tensors that fit: first those with one of the names, then the others; in both groups, classes [N] come first."""
     fitting = [(name.lower() in names, tensor) for name, tensor in leaves if fits(tensor)]
     return [tensor for _, tensor in sorted(fitting, key=lambda leaf: (not leaf[0], not _is_classes(leaf[1])))]
 

@@ -1,4 +1,4 @@
-"""FullGradRecorder: explains the same images again and again while a network trains, in any training loop."""
+"""FullGradRecorder: explains the same images repeatedly while a network trains, in any training loop."""
 
 from __future__ import annotations
 
@@ -39,35 +39,35 @@ from fg_lightning.visualization.image_grids import pil_to_rgb
 from fg_lightning.visualization.saliency_overlay import Normalization, planar, to_rgb
 
 MOSTLY_IMPLICIT = 0.9
-"""Share of the output from which on most of a map is of implicit biases, and another reading tells more."""
+"""If implicit biases explain a larger share of the output, a message suggests another reading."""
 
 
 class FullGradRecorder:
     """Takes snapshots of a network while it trains, in any PyTorch loop.
 
-    Each snapshot explains the same images: it computes their FullGrad maps and checks that they are complete, writes maps and
+    Each snapshot explains the same images: it computes their FullGrad maps, checks that they are complete, writes maps and
     numbers to a folder, and logs them. docs/reference/keys_and_files.md lists them. Training is not affected: the network,
-    its gradients, the images and the random state come back as they were. An error in a snapshot is a warning. With several
-    processes, call it in one of them. The arguments psi, target, forward, normalization, class_names, task and animation are
-    those of `FullGradMonitor`.
+    its gradients, the images and the random state are restored. An error in a snapshot becomes a warning. With several
+    processes, use a recorder in only one of them. The arguments not listed here are those of `FullGradMonitor`.
 
     Args:
-        folder: of the run. If it exists already, the first free one of `..._1`, `..._2`, ... is used, unless `load_state_dict`
+        folder: folder of the run. If it exists, the first free one of `..._1`, `..._2`, ... is used, unless `load_state_dict`
             continues the run in it. None: nothing is written.
-        probe: images [N, C, *S] as the network takes them, (images, labels) or (images, labels, masks), with masks of where the
-            network should look: [N, *S], boxes in pixels [N, 4], or a list of [k, 4]; for a network of several image inputs
-            images and masks are tuples. None: the images of `load_state_dict`.
-        loggers: Lightning's or Fabric's loggers, or runs of Weights & Biases.
-        data: a loader or data set, or several, whose transforms and labels tell the normalization and the classes.
-        strict: raise errors instead of warning.
-        messages: says what happens, if another object speaks for the recorder; replaces `strict`.
+        probe: images [N, C, *S], floating-point, as the network takes them, or (images, labels), or (images, labels, masks) with
+            masks of where the network should look: [N, *S], boxes in pixels [N, 4], or a list of [k, 4]. For a network with several
+            image inputs, images and masks are tuples. Default: None, the images of `load_state_dict`.
+        loggers: Lightning's or Fabric's loggers, or runs of Weights & Biases. Default: none.
+        data: a loader or data set, or several, in which the normalization and the classes are searched. Default: none.
+        strict: whether to raise errors instead of warning. Default: False.
+        messages: sends the messages of the recorder in the name of another object; replaces `strict`. Default: None.
 
     Attributes:
-        history: the snapshots that were taken.
-        numbers: of the network as it was when it was explained last, by key.
+        history: the snapshots so far.
+        numbers: numbers of the last explanation, by log key; empty if it failed.
 
     Raises:
-        TypeError, ValueError: if an argument makes no sense.
+        TypeError: if an argument has the wrong type.
+        ValueError: if its value makes no sense, or `probe` holds no images (`NoProbe`).
 
     Examples:
         >>> import torch
@@ -81,7 +81,7 @@ class FullGradRecorder:
     """
 
     has_taken_snapshots: ClassVar[bool] = False
-    """Whether one took a snapshot in this process."""
+    """Whether a recorder took a snapshot in this process."""
 
     def __init__(
         self,
@@ -134,12 +134,12 @@ class FullGradRecorder:
 
     @property
     def probe(self) -> Probe | None:
-        """The images, with the labels that are explained once there is a snapshot; None until they are known."""
+        """The images; after the first snapshot, with the explained labels. None until the images are known."""
         return None if self._explainer is None else self._explainer.probe
 
     @property
     def findings(self) -> list[Finding]:
-        """What the last snapshot shows that the user should know; see docs/findings.md."""
+        """The findings of the last snapshot; see docs/findings.md."""
         return self._findings.findings
 
     # --- recording
@@ -147,26 +147,25 @@ class FullGradRecorder:
     def snapshot(
         self, model: nn.Module, *, step: int, epoch: int, num_steps: int | None = None, is_last: bool = False
     ) -> Snapshot | None:
-        """Explains the network as it is, writes the result and logs it. If one of them fails, the others are still done.
+        """Explains the network, writes the result and logs it. If writing fails, the result is still logged.
 
         Args:
-            model: the network, also as Fabric, DDP or torch.compile wraps it.
-            step: at which its numbers are logged.
-            epoch: number of epochs that it was trained for; 0 is the untrained network.
-            num_steps: number of steps that it was trained for, if you take snapshots by steps. The snapshot is then called
-                "step 40", else "epoch 2".
-            is_last: whether no snapshot follows, as far as is known; then the pictures of the whole run are logged with it, and
-                `check_sanity` is called.
+            model: the network. It may be wrapped by Fabric, DDP or torch.compile.
+            step: the step at which the numbers are logged.
+            epoch: number of epochs that the network was trained for; 0 is the untrained network.
+            num_steps: number of steps that the network was trained for, if you take snapshots by steps. The snapshot is then
+                called "step 40", otherwise "epoch 2". Default: None.
+            is_last: whether this is the last snapshot. The pictures of the whole run are then logged with it, and `check_sanity`
+                is called. Default: False.
 
         Returns:
-            The numbers; None if the network could not be explained.
+            The snapshot with its numbers; None if the network could not be explained.
         """
         snapshot = None
         with self._messages.errors_as_warnings():
             model = unwrap_model(model)
             explanation = self._explain(model)
-            if self._renderer is None:
-                self._renderer = self._begin(model, explanation)
+            self._renderer = self._renderer or self._begin(model, explanation)
             self._suggest_reading()
             snapshot = Snapshot(epoch, step, self.numbers, num_steps)
             FullGradRecorder.has_taken_snapshots = True
@@ -175,46 +174,47 @@ class FullGradRecorder:
                 self._findings.inspect(self.history, explanation, self._renderer.labels)
             if is_last:
                 self.check_sanity(model)
+        self._findings.is_outdated = snapshot is None
         return snapshot
 
     def _suggest_reading(self) -> None:
-        """With the first snapshot whose output is not zero, says if another reading may tell more."""
+        """Suggests another reading if it suits the network better, with the first snapshot whose output is not zero."""
         share = self.numbers.get("fullgrad/implicit_share")
         if share is None or any("fullgrad/implicit_share" in earlier.numbers for earlier in self.history.snapshots):
             return
         if self._settings.reading == "exact" and share > MOSTLY_IMPLICIT:
             self._messages.inform(
                 f"implicit biases of non-linearities explain {share:.0%} of the output; "
-                'reading="locally_affine" holds norms, attention weights and gates constant, as is advised for transformers'
+                'reading="locally_affine" holds norms, attention weights and gates constant, which suits transformers better'
             )
 
     def measure(self, model: nn.Module) -> dict[str, float]:
-        """The numbers of the network as it is, without a snapshot; empty if it could not be explained."""
+        """The numbers of the network by log key, without a snapshot; empty if it could not be explained."""
         with self._messages.errors_as_warnings():
             self._explain(unwrap_model(model))
         return self.numbers
 
     def check_sanity(self, model: nn.Module) -> Mapping[str, SanityCheck]:
-        """Compares the maps of the last snapshot with those of random weights and of the next class, and finds what this shows.
+        """Compares the maps of the last snapshot with those of random weights and of the next class, and reports findings.
 
-        This explains the probe twice more by each method, once for a snapshot. The network is not changed: a copy of it gets the
-        random weights.
+        Each method explains the probe twice more. Repeated calls check a snapshot once. The network is not changed: a copy of it
+        gets the random weights.
 
         Args:
             model: the network as it was at that snapshot.
 
         Returns:
-            By method; empty before the first snapshot.
+            The checks by method; empty before the first snapshot and after an error.
         """
         if self._explainer is None:
             return {}
         return self._findings.check_sanity(self.history, self._explainer, self._settings.further_methods, unwrap_model(model))
 
     def conclude(self) -> Path | None:
-        """Draws the whole run, up to its last snapshot; repeated calls draw only what is new.
+        """Draws the pictures of the whole run and logs them. Repeated calls draw them only if there are new snapshots.
 
         Returns:
-            The path of the film strip; None if there is nothing to draw, no folder, or an error.
+            The path of the film strip; None if there are no snapshots, no folder, or an error.
         """
         history = self.history
         self._findings.conclude()
@@ -234,7 +234,7 @@ class FullGradRecorder:
     # --- checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint: tensors and plain values, without the maps. Empty before the first snapshot."""
+        """The state for a checkpoint: tensors and plain values, without the maps. Empty before the first snapshot."""
         explainer = self._explainer
         if not self.history.snapshots or explainer is None or explainer.task is None:
             return {}
@@ -242,19 +242,19 @@ class FullGradRecorder:
         return pack_state(self.history, probe, explainer.task, self._fingerprint, settings, explainer.labels)
 
     def load_state_dict(self, state_dict: dict[str, Any], *, is_same_run: bool = True) -> None:
-        """Continues the run that a checkpoint belongs to, before the first snapshot.
+        """Continues the run that a checkpoint belongs to. Call it before the first snapshot.
 
-        If the probe, or a setting that changes the maps, is another than in that run, the recorder warns and begins a new history.
+        If the probe, or a setting that changes the maps, differs from that run, the recorder warns and begins a new history.
 
         Args:
-            state_dict: of a recorder.
-            is_same_run: whether to continue in the earlier folder if it lies beside this one's; else it is copied.
+            state_dict: the state of a recorder; see `state_dict`.
+            is_same_run: whether to continue in the earlier folder if it is beside this one's; else it is copied. Default: True.
         """
         if not state_dict:
             return
         resumed, fresh = ResumedRun.from_state(state_dict), self._fresh
         if resumed.damage is not None:
-            self._messages.warn(resumed.damage, "the numbers of the checkpoint go on, with the maps that are left")
+            self._messages.warn(resumed.damage, "the run continues with the numbers of the checkpoint and the maps that are left")
         needs_fresh = self._settings.forward is not None or (fresh is not None and fresh.is_given)
         probe, changed = resumed.choose_probe(fresh, self._settings.identity(), needs_fresh=needs_fresh)
         if changed is not None:
@@ -272,8 +272,8 @@ class FullGradRecorder:
         try:
             return probe.with_masks(self._settings.masks)
         except Exception as error:  # also in the user's function
-            self._messages.warn(error, "so there are no masks, and training goes on")
-            return replace(probe, unread_masks=None)
+            self._messages.warn(error, "so there are no masks, and training continues")
+            return replace(probe, unread_masks=None, masks=None, masks_from="")
 
     def _build_explainer(self, probe: Probe, resumed: ResumedRun | None = None) -> Explainer:
         chosen, task = self._settings, None if resumed is None else resumed.task
@@ -313,7 +313,7 @@ class FullGradRecorder:
         return explanation
 
     def _draw_methods(self, explainer: Explainer, model: nn.Module) -> dict[str, Tensor]:
-        """The maps of further methods, by key; one that fails does not stop the others."""
+        """The maps of further methods, by key. A method that fails does not stop the others."""
         maps: dict[str, Tensor] = {}
         for key, method in self._settings.further_methods.items():
             with self._messages.errors_of(key):
@@ -358,7 +358,7 @@ class FullGradRecorder:
                     log.conclude(of_run, snapshot.step)
 
     def _is_strip_due(self) -> bool:
-        """Whether the film strip is logged while training goes on: with snapshots 2, 4, 8, 16 and so on."""
+        """Whether the film strip is logged during training: with snapshots 2, 4, 8, 16 and so on."""
         num_snapshots = len(self.history.snapshots)
         return num_snapshots > 1 and num_snapshots.bit_count() == 1
 
@@ -396,5 +396,5 @@ class FullGradRecorder:
             if blind and self.history.folder is not None:
                 sees_none = not any(log.takes_pictures for log in self._logs)
                 where = f"; the overlays go to {self.history.folder / 'saliency'}" if sees_none else ""
-                self._messages.inform(f"{blind} takes no images and gets the numbers alone{where}")
+                self._messages.inform(f"{blind} takes no images and gets only the numbers{where}")
         return renderer

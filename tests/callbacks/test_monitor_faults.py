@@ -91,8 +91,8 @@ class Blind(Classifier):
     ("module", "val", "reason"),
     [
         (Raising, loader(16), "called otherwise"),
-        (Routed, loader(16), "has no forward, and the networks in it are encoder, decoder; say how it is called"),
-        (Paired, loader(16), "missing 1 required positional argument: 'ages'.*if it takes something else, say how it is called"),
+        (Routed, loader(16), "has no forward, and the networks in it are encoder, decoder; pass a function that calls it"),
+        (Paired, loader(16), "missing 1 required positional argument: 'ages'.*if it takes other inputs, pass a function"),
         (Unfitted, loader(16), r"not fitted yet .raised by the forward of Unfitted, called on images .8, 1, 8, 8"),
         (NotANumber, loader(16), "not finite for samples"),
         (Blind, with_batches_of(lambda samples: torch.stack([label for _, label in samples])), "found no images in a batch"),
@@ -108,7 +108,7 @@ def test_a_fault_warns_once_and_training_goes_on(tmp_path, module, val, reason):
     messages = [str(w.message) for w in caught if "FullGradMonitor" in str(w.message)]
     assert len(messages) == 1
     assert re.search(reason, messages[0])
-    assert "training goes on" in messages[0]
+    assert "training continues" in messages[0]
     with pytest.raises(Exception, match=reason):
         fit(tmp_path, FullGradMonitor(strict=True), module(), val=val)
 
@@ -119,7 +119,7 @@ def test_data_that_cannot_be_asked_for_its_classes_costs_no_snapshot(tmp_path, m
 
     monkeypatch.setattr(DatasetMetadata, "class_names", fails)
     monitor = FullGradMonitor(num_samples=4)
-    with pytest.warns(UserWarning, match="not downloaded .*training goes on"):
+    with pytest.warns(UserWarning, match="not downloaded .*training continues"):
         fit(tmp_path, monitor, max_epochs=1)
     assert epochs_of(monitor) == [0, 1]
     assert monitor.history.about()["class_names"] is None

@@ -321,7 +321,7 @@ def test_of_several_parts_one_is_explained_and_that_is_told(name):
 
 def test_the_output_of_a_detector_needs_a_function():
     module = Parts(lambda y: [{"boxes": row[None], "scores": row[:1]} for row in y])
-    with pytest.raises(TargetError, match=r"list of mappings, as detectors give it; pass .*target=function"):
+    with pytest.raises(TargetError, match=r"list of mappings, as detectors return it; pass .*target=function"):
         explain(module, LABELS)
     _, found = explain(module, LABELS, target=lambda output: torch.stack([image["scores"].sum() for image in output]))
     assert found.terms["output"].tolist() == pytest.approx(Gives(4)(IMAGES)[:, 0].tolist(), rel=1e-4)
@@ -338,7 +338,7 @@ def test_a_score_that_is_called_so_is_no_probability():
 
 def test_rows_that_are_more_than_the_images_are_told():
     module = Parts(lambda y: torch.cat([y, y]))
-    with pytest.raises(TargetError, match=r"gives 6 rows for 3 images, as an ensemble does; .*target=function"):
+    with pytest.raises(TargetError, match=r"returns 6 rows for 3 images, as an ensemble does; .*target=function"):
         explain(module, LABELS)
 
 

@@ -296,7 +296,7 @@ def test_the_end_sums_up_once(tmp_path: Path) -> None:
 def test_alerts_need_a_logger_that_sends_them() -> None:
     notes = list[str]()
     FindingsLog(Messages("FullGradMonitor", inform=notes.append), [Log(None)], alert=True)
-    assert notes == ["FullGradMonitor: alert=True has no effect: there is no logger of Weights & Biases"]
+    assert notes == ["FullGradMonitor: alert=True has no effect: there is no logger of Weights & Biases; add a WandbLogger"]
 
 
 def test_findings_csv_holds_what_the_last_snapshot_finds(tmp_path: Path) -> None:

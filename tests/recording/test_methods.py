@@ -73,10 +73,10 @@ REFUSED = {
     "none": ((), ValueError, "must name at least one"),
     "unknown": (["fullgrad", "grad_cam"], ValueError, "no method 'grad_cam'; did you mean 'gradcam'"),
     "no import path": (["captum.attr.GradCam"], ValueError, "'captum.attr.GradCam' cannot be imported"),
-    "twice": (["gradcam", partial(METHODS["gradcam"], layer="0")], ValueError, "two called 'gradcam'; name each with a mapping"),
+    "twice": (["gradcam", partial(METHODS["gradcam"], layer="0")], ValueError, "two methods have the key 'gradcam'; give each"),
     "no method": ([3], TypeError, "must be a name or a function"),
-    "another FullGrad": ([partial(FullGrad, psi="signed")], ValueError, "cannot be called 'fullgrad' here"),
-    "a folder of the run": ([Saliency], ValueError, "cannot be called 'saliency' here.*my_saliency"),
+    "another FullGrad": ([partial(FullGrad, psi="signed")], ValueError, "cannot have the key 'fullgrad' here"),
+    "a folder of the run": ([Saliency], ValueError, "cannot have the key 'saliency' here.*my_saliency"),
 }
 
 

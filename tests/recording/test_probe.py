@@ -231,7 +231,7 @@ def test_a_forward_of_more_than_images(tmp_path, kind):
 def test_where_it_is_not_said_how_the_fault_says_what_to_say(tmp_path):
     data = loader(16, seed=2, collate_fn=collated(with_ages))
     with pytest.warns(
-        UserWarning, match=r"missing 1 required positional argument: 'age'.*say how it is called: forward="
+        UserWarning, match=r"missing 1 required positional argument: 'age'.*pass a function that calls it: forward="
     ) as caught:
         fit(tmp_path, FullGradMonitor(), Conditioned(), data, data, max_epochs=1)
     assert sum("FullGradMonitor" in str(w.message) for w in caught) == 1

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fg_lightning import FullGradMonitor
 from fg_lightning.history import History
 from fg_lightning.recording import FullGradRecorder, NoProbe, messages
+from fg_lightning.recording.probe import Probe
 from tests.helpers.small_trainings import Classifier, fit, images_and_labels, loader
 
 PROBE = images_and_labels(4, seed=2)
@@ -209,6 +210,27 @@ def test_a_fault_costs_a_snapshot_and_is_said_once(recwarn, tmp_path):
     model.fails = False
     assert recorder.snapshot(model, step=6, epoch=2).epoch == 2
     assert [s.epoch for s in History.read(tmp_path / "run").snapshots] == [2]
+
+
+def test_findings_of_an_earlier_snapshot_are_told_as_such(recwarn, caplog):
+    caplog.set_level("INFO", "fg_lightning")
+    model = Failing()
+    model.fails = False
+    recorder = record(None, strict=False)
+    recorder.snapshot(model, step=0, epoch=0)
+    model.fails = True
+    recorder.snapshot(model, step=3, epoch=1, is_last=True)
+    recorder.conclude()
+    assert "no findings in the last snapshot that could be taken; later ones failed" in caplog.text
+
+
+def test_masks_that_do_not_fit_are_not_replaced_by_others(recwarn):
+    batch = {"image": PROBE[0], "label": PROBE[1], "mask": PROBE[0] > 0.5}
+    for masks, is_kept in ((None, True), (lambda batch: torch.ones(2, 8, 8), False)):
+        recorder = record(None, Probe.from_batch(batch, 4, with_batch=True), masks=masks, strict=False)
+        snapshot = recorder.snapshot(network(), step=0, epoch=0)
+        assert ("fullgrad/relevance_mass" in snapshot.numbers) == is_kept
+    assert "so there are no masks" in str(recwarn.pop().message)
 
 
 def test_strict_raises():

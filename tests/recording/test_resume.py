@@ -224,7 +224,7 @@ def test_a_damaged_folder_is_said_and_what_is_left_goes_on(tmp_path, name, is_sa
     path = first.history.folder / name
     path.write_bytes(path.read_bytes()[:-20])
     monitor = FullGradMonitor(num_samples=4)
-    with pytest.warns(UserWarning, match=rf"Damage: {path.parent} is damaged: .*the numbers of the checkpoint go on") as caught:
+    with pytest.warns(UserWarning, match=rf"Damage: {path.parent} is damaged: .*the run continues with the numbers") as caught:
         fit(tmp_path, monitor, 2, resume=tmp_path / "saved/epoch=0.ckpt", logger=logger(tmp_path))
     assert sum("FullGradMonitor" in str(w.message) for w in caught) == 1
     assert (monitor.history.folder == first.history.folder) == is_same

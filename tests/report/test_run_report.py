@@ -234,7 +234,7 @@ def test_a_report_that_cannot_be_written_is_a_warning(tmp_path, monkeypatch):
         raise OSError("no space left on device")
 
     monkeypatch.setattr("fg_lightning.report.write_report", full)
-    with pytest.warns(UserWarning, match="no space left on device .*training goes on"):
+    with pytest.warns(UserWarning, match="no space left on device .*training continues"):
         trainer(tmp_path, FullGradMonitor(num_samples=4, report=True)).fit(Classifier(), loader(seed=1), loader(16, seed=2))
     assert not list(tmp_path.rglob("report.html"))
     trainer(tmp_path / "without", FullGradMonitor(num_samples=4)).fit(Classifier(), loader(seed=1), loader(16, seed=2))
