@@ -279,8 +279,6 @@ class FullGradMonitor(Callback):
             if self._finder.awaits_epoch and self._lacks_probe(trainer):
                 self._find_probe(trainer, pl_module, is_trained=True)
             self._snapshot_if_changed(Moment.of(trainer, pl_module), trainer, pl_module)
-            if self._recorder is not None:
-                self._recorder.check_sanity(pl_module)
             self._conclude()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -329,11 +327,13 @@ class FullGradMonitor(Callback):
             self._snapshot(moment, trainer, module, is_last=moment.is_end)
 
     def _snapshot_if_changed(self, moment: Moment, trainer: Trainer, module: LightningModule) -> None:
-        """Takes a snapshot when training ends, if the network changed since the last one."""
+        """Takes a snapshot when training ends, if the network changed since the last one; else checks the last one."""
         last = self._last_snapshot
         has_changed = last is None or (last.epoch, last.step) < (moment.epoch, moment.step) or ends_averaged(trainer, self)
         if self._recorder is not None and has_changed:
             self._snapshot(moment, trainer, module, is_last=True)
+        elif self._recorder is not None:
+            self._recorder.check_sanity(module)
 
     def _snapshot(self, moment: Moment, trainer: Trainer, module: LightningModule, *, is_last: bool) -> None:
         assert self._recorder is not None

@@ -89,6 +89,17 @@ def test_a_training_that_stops_between_snapshots_is_checked_too(tmp_path: Path, 
     assert "they are checked when training ends" not in summary
 
 
+def test_maps_of_an_earlier_snapshot_are_not_checked_against_later_weights(
+    tmp_path: Path, notes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Cornered, "configure_optimizers", lambda self: torch.optim.SGD(self.parameters(), float("inf")))
+    with pytest.warns(UserWarning, match="the model's output is not finite"):
+        train(tmp_path, FullGradMonitor())
+    (summary,) = (note for note in notes if "  checked: " in note)
+    assert "in the last snapshot that could be taken; later ones failed" in summary
+    assert "random weights" not in summary
+
+
 def test_alerts_without_wandb_are_said_to_have_no_effect(tmp_path: Path, notes: list[str]) -> None:
     train(tmp_path, FullGradMonitor(strict=True, alert=True), max_epochs=1)
     assert any("alert=True has no effect" in note for note in notes)
