@@ -1,4 +1,4 @@
-"""What a checkpoint keeps of a recorder, and how a later process continues from it."""
+"""The state of a recorder in a checkpoint, and how a later process continues from it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fg_lightning.recording.settings import Settings
 from fg_lightning.recording.task import TASKS, Task
 
 MOST_BYTES = 2**20
-"""Largest size of the images and labels in a checkpoint. They also lie in the run's folder."""
+"""Images, labels and masks of more bytes are not stored in a checkpoint. They are also in the run's folder."""
 
 
 def pack_state(
@@ -27,8 +27,8 @@ def pack_state(
 ) -> dict[str, Any]:
     """The state of a recorder as tensors and plain values.
 
-    It has the folder, the numbers of all snapshots, the probe's fingerprint, the labels that are explained, the labels that are
-    shown, and the images if they are small. The maps stay in the folder.
+    It has the folder, the numbers of all snapshots, the probe's fingerprint and the labels that are shown. It also has the images,
+    the explained labels and the masks if they are small. The maps stay in the folder.
     """
     labels = None if probe.labels is None else _narrow(probe.labels)
     tensors = (probe.images, *(probe.inputs or ()), labels, probe.masks)
@@ -55,28 +55,28 @@ def pack_state(
 
 
 class Damage(ValueError):
-    """The files of an earlier run are not as it left them; the message says which and where."""
+    """The files of an earlier run have changed since it wrote them. The message names them."""
 
 
 class ProbeChanged(ValueError):
-    """A resumed run would explain something else than the run before; the message says what changed."""
+    """A resumed run would not explain the same as the run before. The message tells what changed."""
 
 
 @dataclass(frozen=True, eq=False)
 class ResumedRun:
-    """What an earlier process left for this one.
+    """An earlier run that is continued.
 
     Attributes:
         snapshots: the numbers of its snapshots up to the checkpoint.
-        folder: where they lie; None if it is gone or cannot be read.
-        lost: indices of the snapshots that do not lie there.
-        probe: its images, with the labels that are explained; None if they are gone.
-        task: how it understood the network; None if the user's function says what is explained.
-        fingerprint: of its probe as it came.
+        folder: the folder of the run; None if it is gone or cannot be read.
+        lost: indices of the snapshots that are not in the folder.
+        probe: its images, with the explained labels; None if they are gone.
+        task: what the output means; None if the user's function decides what is explained.
+        fingerprint: digest of its original probe.
         settings: the settings that must be the same for maps to be comparable.
-        shown_labels: the labels that are shown beside the explained ones; None if there are none.
-        damage: what is wrong with the files; None if nothing is.
-        unreadable: why the state cannot be read; empty if it can.
+        shown_labels: the labels that are shown, also if others are explained. Default: None, no labels.
+        damage: an error about damaged files. Default: None, no damage.
+        unreadable: the reason why the state cannot be read. Default: "", it can be read.
     """
 
     snapshots: Sequence[Snapshot]
@@ -92,7 +92,7 @@ class ResumedRun:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> ResumedRun:
-        """Reads the result of `pack_state`, of this version or another."""
+        """Reads the result of `pack_state`, of this version or another one."""
         try:
             return cls._from_state(state)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -138,12 +138,12 @@ class ResumedRun:
         return cls(snapshots, folder, lost, probe, task, state["fingerprint"], state["settings"], state["shown_labels"], damage)
 
     def choose_probe(self, fresh: Probe | None, settings: dict[str, str], *, needs_fresh: bool) -> tuple[Probe | None, str | None]:
-        """The probe to continue with, None to begin a new history; and what changed, None if nothing did.
+        """The probe to continue with, or None to begin a new history; and a description of what changed, or None.
 
         Args:
-            fresh: the images that this run has; None if they are not known yet.
-            settings: those of this run.
-            needs_fresh: whether the images of the checkpoint do not suffice, because the user chose others or `forward` takes
+            fresh: the images of this run; None if they are not known yet.
+            settings: the settings of this run.
+            needs_fresh: whether the images of the checkpoint are not enough, because the user chose images or `forward` takes
                 the whole batch.
         """
         if self.unreadable:
@@ -160,7 +160,7 @@ class ResumedRun:
         return (None if begins_anew else self.probe), self._difference(fresh)
 
     def _continue(self, fresh: Probe) -> tuple[Probe | None, str | None]:
-        """Likewise for the same images and labels. If they have no masks now, those of the checkpoint stay."""
+        """Like `choose_probe`, for equal images and labels. If they have no masks now, those of the checkpoint are used."""
         if self.probe is None:
             return fresh, None
         before = self.probe
@@ -181,11 +181,11 @@ class ResumedRun:
     def history(self, folder: Path | None, *, is_same_run: bool) -> History:
         """The history up to the checkpoint.
 
-        It continues in the earlier folder if this run's would lie beside it. Otherwise it is copied to an unused folder.
+        It continues in the earlier folder if this run's folder is beside it. Otherwise it is copied to an unused folder.
 
         Args:
             folder: of this run; None to keep the history in memory.
-            is_same_run: whether the two runs may share a folder.
+            is_same_run: whether the two runs may use the same folder.
         """
         if folder is not None:
             is_beside = self.folder is not None and self.folder.parent == folder.parent.resolve()

@@ -1,4 +1,4 @@
-"""What `probe.json` says of a run: its images, what is explained of them, their classes, and the settings that maps depend on."""
+"""The content of `probe.json`: a run's images, what is explained, the classes, and the settings that the maps depend on."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def describe_run(module: str, task: str, fingerprint: str, settings: Settings, p
 
     Args:
         module: name of the network's class.
-        task: name of the class of what the output means.
-        fingerprint: of the images.
-        settings: of the recorder.
-        probe: the images, with the labels that are explained.
-        renderer: draws them.
+        task: name of the class of the task.
+        fingerprint: digest of the images and labels.
+        settings: settings of the recorder.
+        probe: the images, with the explained labels.
+        renderer: draws the images.
     """
     labels = None if renderer.labels is None or renderer.labels.ndim != 1 else renderer.labels.tolist()
     return {
@@ -47,13 +47,13 @@ def describe_run(module: str, task: str, fingerprint: str, settings: Settings, p
 
 
 def name_classes(count: int | None, settings: Settings, metadata: DatasetMetadata, messages: Messages) -> ClassNames:
-    """The names of the classes that the network distinguishes, if there are as many.
+    """The names of the network's classes: those of the user, or else of the data, if there is one for each class.
 
     Args:
         count: number of classes that the network distinguishes; None if it has no classes.
-        settings: of the recorder.
-        metadata: of the data.
-        messages: warns if the user's names do not fit.
+        settings: settings of the recorder.
+        metadata: finds names in the data.
+        messages: warns the user if the user's names do not fit.
     """
     names = settings.class_names
     if count is None:

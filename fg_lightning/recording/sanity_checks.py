@@ -1,4 +1,4 @@
-"""Sanity checks of maps: do they depend on what the network has learned, and on the class? (Adebayo et al. 2018)"""
+"""Sanity checks of maps: do the maps depend on what the network has learned, and on the class? (Adebayo et al. 2018)"""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ NO_CLASSES = "there is no other class"
 
 @dataclass(frozen=True)
 class SanityCheck:
-    """What a method's maps have in common with maps that should differ, as mean rank correlations over the probe.
+    """How similar a method's maps are to maps that should differ: mean rank correlations over the probe.
 
     Attributes:
-        randomized: with the maps of a copy of the network whose layers all have random parameters; None if it could not be told.
-        runner_up: with the maps of the class that is the most probable apart from the explained one; None if it could not be told.
-        why_not_randomized: why that could not be told.
-        why_not_runner_up: likewise.
+        randomized: correlation with the maps of a copy of the network in which all layers have random parameters; None if unknown.
+        runner_up: correlation with the maps of the most probable class other than the explained one; None if unknown.
+        why_not_randomized: the reason why `randomized` is unknown.
+        why_not_runner_up: the reason why `runner_up` is unknown.
     """
 
     randomized: float | None = None
@@ -48,7 +48,7 @@ def mean_rank_correlation(maps: Float[Tensor, "n 1 *s"], others: Float[Tensor, "
 
 
 Explain = Callable[[nn.Module, "Tensor | None"], Mapping[str, Float[Tensor, "n 1 *s"]]]
-"""(network, classes [N]; None for those that are explained) -> maps by method."""
+"""(network, classes [N] or None for the explained classes) -> maps by method."""
 
 
 def check_sanity(
@@ -56,17 +56,17 @@ def check_sanity(
 ) -> dict[str, SanityCheck]:
     """Explains the probe twice more: with random parameters, and for the next class.
 
-    The network is not changed: a copy gets the random parameters, which takes its memory a second time for a moment.
+    The network is not changed: a copy gets the random parameters. For a moment, the network needs twice its memory.
 
     Args:
         model: the trained network.
-        maps: of the network and the explained classes, by method.
+        maps: the maps of the network for the explained classes, [N, 1, *S], by method.
         explain: computes maps.
-        runner_up: the class of each image that is the most probable apart from the explained one, [N]; None without classes.
-        seed: of the random parameters.
+        runner_up: the most probable class of each image other than the explained one, [N]; None without classes.
+        seed: seed of the random parameters. Default: 0.
 
     Returns:
-        By method. If the network cannot be copied or the copy cannot be explained, the check says why.
+        The checks by method. If the network cannot be copied or the copy cannot be explained, the check has the reason.
     """
     randomized, why_not_randomized = _try(lambda: explain(randomize_parameters(model, seed), None))
     others, why_not = _try(lambda: explain(model, runner_up)) if runner_up is not None else ({}, NO_CLASSES)
@@ -82,11 +82,11 @@ def check_sanity(
 
 
 def explain_with(explainer: Explainer, methods: Mapping[str, Method]) -> Explain:
-    """Computes the maps of FullGrad and of further methods, of the probe of an explainer, which stays as it is.
+    """A function that computes the maps of FullGrad and of further methods on the probe of an explainer.
 
     Args:
-        explainer: that has explained the network.
-        methods: the further methods by key. Those that fail are left out.
+        explainer: the explainer, after it has explained the network. It is not changed.
+        methods: the further methods by key. Methods that fail are left out.
     """
 
     def explain(network: nn.Module, classes: Tensor | None) -> dict[str, Tensor]:
@@ -103,10 +103,10 @@ def explain_with(explainer: Explainer, methods: Mapping[str, Method]) -> Explain
 
 
 def _try(explain: Callable[[], Mapping[str, Tensor]]) -> tuple[Mapping[str, Tensor], str]:
-    """Maps by method, or why there are none."""
+    """Maps by method; or no maps, and the reason."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a network that nobody trains
+            warnings.simplefilter("ignore")  # they would be about a random network, which is not the user's
             return explain(), ""
     except Exception as error:  # a network that cannot be copied has one check less
         return {}, f"{type(error).__name__}: {error}"

@@ -17,10 +17,11 @@ from fg_lightning.visualization.saliency_overlay import Normalization
 
 @dataclass(frozen=True, eq=False)
 class Settings:
-    """How a probe is explained and shown; see `FullGradRecorder`.
+    """How a probe is explained and shown; see `FullGradMonitor`.
 
     Raises:
-        TypeError, ValueError: if an argument makes no sense.
+        TypeError: if an argument has the wrong type.
+        ValueError: if its value makes no sense.
     """
 
     psi: Union[str, Psi] = "absolute"
@@ -47,7 +48,7 @@ class Settings:
             raise TypeError(f"forward must be a function of the module and a batch, not {self.forward!r}")
         if self.masks is not None and not callable(self.masks):
             raise TypeError(
-                f"masks must be a function of the probe's batch, not {self.masks!r}; give masks by probe=(images, labels, masks)"
+                f"masks must be a function of the probe's batch, not {self.masks!r}; pass masks as probe=(images, labels, masks)"
             )
         if names is not None and (isinstance(names, str) or not all(isinstance(name, str) for name in names)):
             raise TypeError(f"class_names must be a list of names, not {names!r}")
@@ -74,7 +75,7 @@ class Settings:
         return {key: method for key, method in self.methods.items() if key != FULLGRAD}
 
     def identity(self) -> dict[str, str]:
-        """The settings that must be the same for maps to be comparable, in words."""
+        """The settings that must be the same for maps to be comparable, as text."""
         names = ("psi", "implicit", "reading", "target", "task")
         chosen = {name: str(getattr(value, "__name__", value)) for name in names for value in [getattr(self, name)]}
         return chosen | {"methods": ", ".join(sorted(self.further_methods))}

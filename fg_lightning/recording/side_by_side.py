@@ -1,4 +1,4 @@
-"""Several image inputs beside each other on one plane, so that they are shown, kept and measured as one image."""
+"""Joins several image inputs side by side, so that they are shown, stored and measured as one image."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def join_side_by_side(inputs: Sequence[Tensor]) -> Tensor:
     """Joins images, maps or masks of several inputs, the first at the left.
 
     Args:
-        inputs: [N, C, *S] each, of any sizes. Signals and volumes are laid out as they are shown.
+        inputs: [N, C, *S] each, of any sizes. A signal becomes a band, and a volume its middle slice, as in pictures.
 
     Returns:
-        [N, C, H, W] with the most channels and the largest height of them, filled up with zeros below. An image with fewer channels
-        repeats the mean of its channels.
+        [N, C, H, W]. C and H are the largest of the inputs, and W is the sum of their widths. Lower images are filled up with zeros
+        below. An image with fewer channels repeats the mean of its channels.
     """
     planes = [planar(of_input) for of_input in inputs]
     num_channels, height = max(plane.shape[1] for plane in planes), max(plane.shape[2] for plane in planes)

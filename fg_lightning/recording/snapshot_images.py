@@ -1,4 +1,4 @@
-"""The pictures of a snapshot, for a logger or a file, and those of the whole run."""
+"""The pictures of a snapshot, for a logger or a file, and the pictures of the whole run."""
 
 from __future__ import annotations
 
@@ -27,20 +27,21 @@ from fg_lightning.visualization.png_encoding import encode_png
 from fg_lightning.visualization.saliency_overlay import RGB, Normalization, any_negative, overlays_rgb, planar
 
 MOST_FRAMES = 60
-"""Number of snapshots in an animation."""
+"""Largest number of snapshots in an animation."""
 
 DISPLAY_NAMES = {"fullgrad": "FullGrad"}
-"""Of methods in titles; others are called by their names."""
+"""Names of methods in titles. Other methods have their keys as names."""
 
 
 @dataclass(frozen=True, eq=False)
 class Strip:
-    """What a film strip or an animation shows.
+    """The content of a film strip or an animation.
 
     Attributes:
-        snapshots: their titles and maps.
-        captions, marked: what the network predicts for each image at each snapshot, and whether that is wrong.
-        last_rows: of the images in the last snapshot of the run.
+        snapshots: the title and the maps of each snapshot.
+        captions: for each snapshot, the prediction for each image.
+        marked: for each snapshot, whether the prediction for each image is wrong.
+        last_rows: rows of `images.csv` of the last snapshot of the run.
     """
 
     snapshots: list[tuple[str, Tensor]]
@@ -54,13 +55,13 @@ class Renderer:
     """Draws the explanations of one probe.
 
     Attributes:
-        images: the probe's, [N, C, *S], as the model takes them.
-        pictures_of_images: the same as the user sees them, [H, W, 3] in 0..255.
-        labels: of the images, as they came with them.
-        normalization: undone for the pictures; None if it is unknown.
-        classes: their names.
-        masks: where the network should look; None if that is unknown.
-        explained: what is explained, in words.
+        images: the images of the probe, [N, C, *S], as the model takes them.
+        pictures_of_images: the same images as the user sees them, [H, W, 3] in 0..255.
+        labels: the original labels of the images; None without labels.
+        normalization: is undone in the pictures; None if it is unknown.
+        classes: the names of the classes.
+        masks: where the network should look, bool [N, 1, *S]. Default: None, for unknown.
+        explained: a description of what is explained. Default: "the output".
     """
 
     images: Tensor
@@ -110,11 +111,12 @@ class Renderer:
 
         Args:
             history: of the run.
-            methods: whose pictures are logged. FullGrad's strip and animation are drawn anyway.
-            with_animation: whether to draw the animation.
+            methods: the methods whose pictures are returned. FullGrad's strip and animation are drawn in any case. Default:
+                FullGrad.
+            with_animation: whether to draw the animation. Default: False.
 
         Returns:
-            The pictures, and the path of the animation, by the keys under which they are logged; none without a folder.
+            The pictures, and the path of the animation, by log key. Empty without a folder or snapshots.
 
         Raises:
             OSError: if a file cannot be written.
@@ -135,9 +137,7 @@ class Renderer:
         return {key: picture for key, picture in keyed.items() if key not in hidden}
 
     def draw_strips(self, history: History, methods: Iterable[str]) -> dict[str, Image.Image]:
-        """The film strips of methods, by the keys under which they are logged; none without a folder.
-
-        A method without maps has none.
+        """The film strips of methods, by log key. Empty without a folder. A method without maps has no strip.
 
         Raises:
             ValueError: if the maps of FullGrad are lost.
@@ -152,15 +152,16 @@ class Renderer:
     def film_strip(
         self, history: History, method: str = "fullgrad", read_maps: Callable[[int], Tensor] | None = None
     ) -> Image.Image:
-        """A row per image, a column per snapshot whose maps are not lost.
+        """Draws a row for each image and a column for each snapshot whose maps are not lost, at most 12 columns.
 
         Args:
             history: of the run.
-            method: whose maps are drawn, by name.
-            read_maps: gives the maps of a snapshot by its index, [N, 1, *S], NaN if they are lost. Default: those of `history`.
+            method: key of the method in the title. Default: "fullgrad".
+            read_maps: index of a snapshot -> its maps, [N, 1, *S], NaN if they are lost. Default: None, FullGrad's maps in
+                `history`.
 
         Raises:
-            ValueError: if there are none.
+            ValueError: if there are no maps.
         """
         strip = self._strip(history, MAX_SNAPSHOTS, read_maps)
         return film_strip(
@@ -175,10 +176,10 @@ class Renderer:
         )
 
     def animation(self, history: History) -> list[Image.Image]:
-        """The film strip in motion, with a frame per snapshot whose maps are not lost.
+        """Draws a frame for each snapshot whose maps are not lost, at most 60 frames.
 
         Raises:
-            ValueError: if there are none.
+            ValueError: if there are no maps.
         """
         strip = self._strip(history, MOST_FRAMES)
         return animation(
@@ -206,12 +207,12 @@ class Renderer:
         )
 
     def _subject(self, method: str, num_shown: int = 0, num_snapshots: int = 0) -> str:
-        """What is shown, such as "FullGrad of the label's score · 12 of 40 snapshots"."""
+        """The title of a picture, such as "FullGrad of the label's score · 12 of 40 snapshots"."""
         subject = f"{DISPLAY_NAMES.get(method, method)} of {self.explained}"
         return f"{subject} · {num_shown} of {num_snapshots} snapshots" if num_shown < num_snapshots else subject
 
     def _legend(self, strip: Strip) -> str:
-        """What the words around the frames are."""
+        """Explains the text around the frames."""
         rows = strip.last_rows
         parts = []
         if any(self._row_names(strip)):
@@ -240,13 +241,13 @@ class Renderer:
 
 
 def describe_explained(task: Task | None, target: ProbeTarget, labels: Tensor | None, classes: ClassNames) -> str:
-    """What is explained of every image, in words that follow "FullGrad of".
+    """Describes what is explained of every image, as the end of "FullGrad of ...".
 
     Args:
         task: what the output means.
-        target: that the user chose.
-        labels: that came with the images and belong to the output.
-        classes: their names.
+        target: the user's target.
+        labels: the labels that belong to the output; None if there are none.
+        classes: the names of the classes.
     """
     if isinstance(task, Chosen) or callable(target):
         name = getattr(target, "__name__", type(target).__name__)
@@ -281,5 +282,5 @@ def plot_bias_terms(history: History, explained: str = "the output") -> Image.Im
 
 
 def _values(values: Tensor | None, count: int) -> list[Any]:
-    """One number for each image; None if it has none."""
+    """The value of each image; None if an image has no single number."""
     return [None] * count if values is None or values.ndim != 1 else values.tolist()

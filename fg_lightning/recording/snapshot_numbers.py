@@ -1,4 +1,4 @@
-"""The numbers of a snapshot: how complete its terms are, how they divide the output, and how its maps look and move."""
+"""The numbers of a snapshot: how complete its terms are, how they divide the output, and how its maps are spread and change."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from fg_lightning.metrics.localization import pointing_game, relevance_mass
 def snapshot_numbers(
     explanation: Explanation, previous: Tensor | None, untrained: Tensor | None, masks: Tensor | None = None
 ) -> dict[str, float]:
-    """The numbers of a snapshot, by the keys under which they are logged; see `NUMBERS`.
+    """The numbers of a snapshot, by log key; see `NUMBERS`.
 
     Args:
         explanation: of the snapshot.
-        previous: the maps of the snapshot before, [N, 1, *S]; None for the first.
-        untrained: the maps of the untrained network; None if they are not known.
-        masks: where the network should look, bool [N, 1, *S]; None if that is not known.
+        previous: the maps of the snapshot before, [N, 1, *S]; None for the first snapshot.
+        untrained: the maps of the untrained network, [N, 1, *S]; None if they are unknown.
+        masks: where the network should look, bool [N, 1, *S]. Default: None, for unknown.
 
     Returns:
-        Those that are defined. The three shares and the completeness error add up to 1.
+        The numbers that are defined. If the terms are complete, the three shares add up to 1.
     """
     kinds = {"input": "input_share", "explicit": "bias_share", "implicit": "implicit_share"}
     error = explanation.terms["completeness_error"]
@@ -49,19 +49,19 @@ def map_numbers(
     *,
     has_border: bool = True,
 ) -> dict[str, float]:
-    """The numbers of the maps of one method, by the keys under which they are logged; see `MAP_NUMBERS`.
+    """The numbers of the maps of one method, by log key; see `MAP_NUMBERS`.
 
     Args:
         maps: of the snapshot.
-        previous: the maps of the snapshot before, [N, 1, *S]; None for the first.
-        untrained: the maps of the untrained network; None if they are not known.
-        method: the method's key, which the names of the numbers begin with.
-        masks: where the network should look; None if that is not known. Images with an empty mask are left out.
-        has_border: whether the border of a map is that of an image, which it is not if images lie side by side.
+        previous: the maps of the snapshot before, [N, 1, *S]; None for the first snapshot.
+        untrained: the maps of the untrained network, [N, 1, *S]; None if they are unknown.
+        method: key of the method; each log key begins with it.
+        masks: where the network should look, bool [N, 1, *S]. Images with an empty mask are left out. Default: None, for unknown.
+        has_border: whether to measure border and corners. They have no meaning if images are side by side. Default: True.
 
     Returns:
-        Those that are defined. A distance is in 0..1 for maps without negative values. Shares are those of the magnitude of a map.
-        Maps that are zero everywhere count in the distances alone: they have no pixel that the other numbers could be about.
+        The numbers that are defined. A distance is in 0..1 for maps without negative values. Shares are of the magnitude of a map.
+        Maps that are zero everywhere count only in the distances.
     """
     numbers: dict[str, Tensor] = {}
     for key, earlier in (("drift", previous), ("drift_from_untrained", untrained)):
@@ -85,15 +85,15 @@ def map_numbers(
 def chance_numbers(
     size: Sequence[int], masks: Bool[Tensor, "n 1 *s"] | None = None, *, has_border: bool = True
 ) -> dict[str, float]:
-    """The numbers of a flat map, which knows nothing: the share of the area of border, corners and masks.
+    """The numbers of a flat map, to compare with: the share of the area that border, corners and masks have.
 
     Args:
-        size: of the maps, one to three numbers.
+        size: size of the maps in pixels, one to three numbers.
         masks: see `map_numbers`.
         has_border: see `map_numbers`.
 
     Returns:
-        By names in `MAP_NUMBERS`; those of numbers that the maps have.
+        Name in `MAP_NUMBERS` -> number, for the numbers that the maps have.
     """
     border = border_mask(size) if has_border else None
     areas = {} if border is None else {"border_share": border}

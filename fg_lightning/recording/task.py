@@ -1,4 +1,4 @@
-"""The task: which number of the output is explained for each image, and what the network answers."""
+"""The task: which number of the output is explained for each image, and how the output is read as an answer."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from fg_lightning.fullgrad import main_output
 from fg_lightning.history.records import Answers
 
 ProbeTarget = Union[None, int, Sequence[int], Tensor, Callable[[Any], Tensor]]
-"""What is explained: None for the label, a class for all images or one for each, or a function from the output to [N]."""
+"""What to explain: None for the label, a class for all images or one for each, or a function from the output to [N]."""
 
 
 class Task:
-    """One kind of output. This one is a number for each image, or several whose mean is explained: regression.
+    """One kind of output. This class is for regression: one number for each image, or several whose mean is explained.
 
-    Labels are rows that go with the images, of any kind; None if there are none.
+    Labels have a row for each image and may be of any kind. They are None if there are none.
 
     Attributes:
-        name: under which the user may choose it.
-        words: what the output is, for messages.
+        name: the name by which the user may choose the task.
+        words: describes the output in messages.
         has_classes: whether integers in its answers are classes.
     """
 
@@ -33,9 +33,9 @@ class Task:
     has_classes = False
 
     def fix_labels(self, output: Any, labels: Tensor | None) -> Tensor | None:
-        """The labels that stay explained, so that maps can be compared over time; the prediction replaces labels that do not fit.
+        """Fixes the explained labels, so that maps can be compared over time. The prediction replaces labels that do not fit.
 
-        Fixed labels come back unchanged, whatever the output.
+        Labels that are fixed already are returned unchanged.
         """
         return labels
 
@@ -44,15 +44,15 @@ class Task:
         return main_output(output).flatten(1).mean(1) if main_output(output).ndim > 1 else main_output(output)
 
     def answers(self, output: Any, labels: Tensor | None) -> Answers:
-        """What the output says, given fixed labels."""
+        """The explained and the predicted class or number of each image, given fixed labels."""
         return Answers(predicted=self.score(output, labels))
 
     def misfit(self, output: Any, labels: Tensor | None) -> str | None:
-        """What is wrong with the labels; None if nothing is."""
+        """A message about labels that do not fit the output; None if they fit."""
         return None
 
     def num_classes(self, output: Any) -> int | None:
-        """How many classes the output distinguishes; None if it has no classes."""
+        """Number of classes that the output distinguishes; None if it has no classes."""
         return None
 
 
@@ -120,7 +120,7 @@ class Classes(Task):
         return Answers(labels, predicted, confidence, self._runner_up(scores.detach(), self.fix_labels(output, labels)))
 
     def _runner_up(self, scores: Tensor, explained: Tensor) -> Tensor | None:
-        """The class with the highest score apart from the explained one, [N]."""
+        """The class with the highest score other than the explained one, [N]; None if there is no other."""
         return scores.scatter(1, explained[:, None], -torch.inf).argmax(1) if scores.shape[1] > 1 else None
 
     def misfit(self, output: Any, labels: Tensor | None) -> str | None:
@@ -204,7 +204,7 @@ class Regions(Task):
 
 
 class Chosen(Task):
-    """The result, [N], of a function of the output."""
+    """Explains the result, [N], of the user's function of the output."""
 
     def __init__(self, function: Callable[[Any], Tensor]) -> None:
         self.function = function
@@ -219,10 +219,10 @@ class Chosen(Task):
 TASKS: dict[str, type[Task]] = {
     task.__name__: task for task in (Task, Entry, Binary, Probability, Classes, SeveralClasses, SeveralProbabilities, Regions)
 }
-"""By their names in checkpoints and `probe.json`."""
+"""Tasks by their names in checkpoints and `probe.json`."""
 
 CHOICES: dict[str, type[Task]] = {task.name: task for task in (Classes, SeveralClasses, Binary, Regions, Task)}
-"""By the names that the user may choose."""
+"""Tasks by the names that the user may choose."""
 
 
 def check_target(target: Any) -> None:
@@ -239,7 +239,7 @@ def check_task(task: Any, target: Any = None) -> None:
     """
     Raises:
         TypeError: if a task is not a name.
-        ValueError: if there is no task of that name, or the target is a function, which leaves nothing to choose.
+        ValueError: if there is no task of that name, or the target is a function, so that the task has no effect.
     """
     if task is None:
         return
@@ -247,13 +247,13 @@ def check_task(task: Any, target: Any = None) -> None:
     if not isinstance(task, str):
         raise TypeError(f"task must be one of {names}, not {task!r}")
     if task not in CHOICES:
-        raise ValueError(f"there is no task {task!r}, only {names}")
+        raise ValueError(f"there is no task {task!r}; choose one of {names}")
     if callable(target) and not isinstance(target, Tensor):
-        raise ValueError(f"task={task!r} has no effect: the target is a function, which already tells what is explained")
+        raise ValueError(f"task={task!r} has no effect, because the target is a function of the output; leave one of them out")
 
 
 def fits_classes(labels: Tensor, scores: Tensor) -> Tensor:
-    """Which labels, of any shape, are one of the K classes of scores [N, K, ...]."""
+    """Whether each label is one of the K classes of scores [N, K, ...]. The result has the shape of the labels."""
     return (labels >= 0) & (labels < scores.shape[1])
 
 
@@ -263,5 +263,5 @@ def is_zero_or_one(labels: Tensor) -> bool:
 
 
 def _predicted_map(scores: Tensor) -> Tensor:
-    """[N, *S] classes of the highest score; of a single score, whether it is positive."""
+    """The class of the highest score at each place, [N, *S]. For a single score: 1 where it is positive, else 0."""
     return (scores[:, 0] > 0).long() if scores.shape[1] == 1 else scores.argmax(1)
