@@ -21,10 +21,10 @@ Style = dict[str, Any]
 
 
 def accuracy_curves(results: ROARResults) -> Figure:
-    """Mean test accuracy over the fraction, with its 95 % interval over the repetitions: a panel for each fill, without a title.
+    """A figure of matplotlib: mean test accuracy over the fraction, with its 95 % interval over the repetitions.
 
-    Methods have a colour and a marker each, the same in all panels; controls are grey, blurred versions dotted. The dashed line of
-    the same colour is the accuracy of networks that see a method's masks alone.
+    There is a panel for each fill. Each method has a colour and a marker, the same in all panels; controls are grey, blurred
+    versions dotted. The dashed line of the same colour is the accuracy of networks that see only the method's masks.
     """
     fills = results.fills or [""]
     columns = min(len(fills), MAX_COLUMNS)
@@ -57,7 +57,7 @@ KEY: dict[str, Style] = {
     "images without the pixels": {"color": "dimgrey", "linewidth": 1, "linestyle": "-"},
     "masks alone": {"color": "dimgrey", "linewidth": 1, "linestyle": "--"},
 }
-"""What solid and dashed lines are."""
+"""The meaning of solid and dashed lines."""
 
 
 def line_styles(results: ROARResults) -> dict[str, Style]:

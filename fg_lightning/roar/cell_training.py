@@ -1,4 +1,4 @@
-"""One training and one test with Lightning's Trainer: quiet, on one device, the same each time for the same seed."""
+"""Trains and tests a network with Lightning's Trainer: quietly, on one device, with the same result for the same seed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SILENCED_WARNINGS = (
     ".*LeafSpec.*",
     ".*Skipping val loop.*",
 )
-"""Warnings that advise on speed or repeat what was asked for: too many in hundreds of trainings."""
+"""Warnings that advise on speed or repeat a setting. Hundreds of trainings would repeat them hundreds of times."""
 
 QUIET: dict[str, Any] = {
     "devices": 1,
@@ -78,7 +78,7 @@ def determinism(seed: int, num_threads: int) -> Iterator[None]:
 
 
 class FiniteLoss(Callback):
-    """Ends a training if its loss is not finite. It is checked once an epoch, so that no step waits for a GPU."""
+    """Stops a training if its loss is not finite. It checks once an epoch, so that no step waits for a GPU."""
 
     def __init__(self) -> None:
         self._finite: Tensor | None = None
@@ -92,7 +92,7 @@ class FiniteLoss(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._finite is not None and not bool(self._finite):
-            raise Diverged(f"the loss is not finite any more after epoch {trainer.current_epoch + 1}")
+            raise Diverged(f"the loss is no longer finite after epoch {trainer.current_epoch + 1}")
 
 
 def fit(model: LightningModule, data: LightningDataModule, max_epochs: int, options: Mapping[str, Any], logger: Any) -> None:
@@ -103,7 +103,7 @@ def fit(model: LightningModule, data: LightningDataModule, max_epochs: int, opti
         data: its data.
         max_epochs: number of epochs.
         options: further arguments of the Trainer.
-        logger: Lightning's, or None.
+        logger: a logger of Lightning, or None.
 
     Raises:
         Diverged: if the loss does not stay finite.
@@ -115,7 +115,7 @@ def fit(model: LightningModule, data: LightningDataModule, max_epochs: int, opti
 def test(
     model: LightningModule, data: LightningDataModule, options: Mapping[str, Any], logger: Any, *callbacks: Callback
 ) -> dict[str, float]:
-    """What the test of a network logs, by name; arguments as for `fit`, and more callbacks.
+    """Tests a network and returns the metrics that the test logs, by name. Arguments as for `fit`, and further callbacks.
 
     Raises:
         CannotRun: if there is no test data.
@@ -128,17 +128,18 @@ def test(
 
 
 def check_trainer_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The Trainer's arguments. Devices "auto" are left out: the default is one device.
+    """The Trainer's arguments, without devices "auto": the default is one device.
 
     Raises:
-        ValueError: if they are for several devices or nodes, they have max_epochs, or the Trainer has no such argument.
+        ValueError: if they ask for several devices or nodes, contain max_epochs, or contain an argument that the Trainer does not
+            have.
     """
     known = list(inspect.signature(Trainer.__init__).parameters)[1:]
     if unknown := [name for name in options if name not in known]:
         close = get_close_matches(str(unknown[0]), known, n=1)
         raise ValueError(f"Lightning's Trainer has no argument {unknown[0]!r}" + (f"; did you mean {close[0]}?" if close else ""))
     if "max_epochs" in options:
-        raise ValueError("max_epochs is a setting of the experiment, not of the Trainer's arguments: give it as max_epochs")
+        raise ValueError("max_epochs is a setting of the experiment, not an argument of its Trainer: give it as max_epochs")
     own = {key: value for key, value in options.items() if (key, value) != ("devices", "auto")}
     devices = own.get("devices", 1)
     is_one = len(devices) == 1 if isinstance(devices, (list, tuple)) else str(devices) == "1"
@@ -152,7 +153,7 @@ def check_trainer_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _trainer(options: Mapping[str, Any], logger: Any, *callbacks: Callback) -> Trainer:
-    """Its callbacks are copies of the user's, so that no training sees what another has counted."""
+    """A Trainer with copies of the user's callbacks, so that no training uses the state of another."""
     users = options.get("callbacks") or []
     own = [*deepcopy(users if isinstance(users, Sequence) else [users]), *callbacks]
     return Trainer(**{**DEFAULTS, **options, "callbacks": own, **({} if logger is None else {"logger": logger})})

@@ -1,4 +1,4 @@
-"""The cells of an experiment: every training, and what it gave, in a file of its own."""
+"""The cells of an experiment: a cell is one training. Each result is a file."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from fg_lightning.errors import CannotRun
 from fg_lightning.roar.experiment_folder import add_checksum, verify_checksum
 
 ALL = "all"
-"""The method of a cell in which no pixel is removed, or every one: it is the same for all."""
+"""The method of a cell that removes no pixel or every pixel: such a cell is the same for all methods."""
 
 MASKS = "masks"
-"""The control of a cell whose network sees the masks alone: 1 where a pixel is removed, 0 elsewhere."""
+"""The control of a cell whose network sees only the masks: 1 at removed pixels, 0 elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,12 @@ class Cell:
     """One training: the images of one method at one fraction, with one seed.
 
     Attributes:
-        method: by name. ALL: it is the same for all methods and fills.
-        fraction: of the pixels that are removed, or kept in mode kar.
-        seed: 0, 1, ... among the trainings with the maps of one network.
-        network: 0, 1, ...: the explained network, whose maps give the masks.
-        fill: by name. Empty if the cell is the same for all fills.
-        control: empty, or MASKS.
+        method: name of the method. ALL: the cell is the same for all methods and fills.
+        fraction: share of the pixels that are removed (mode kar: kept), 0 to 1.
+        seed: number of the training among those with the maps of one network, from 0.
+        network: number of the explained network, whose maps give the masks, from 0.
+        fill: name of the fill. Empty if the cell is the same for all fills.
+        control: MASKS, or empty.
     """
 
     method: str
@@ -47,14 +47,15 @@ class Cell:
 
 @dataclass(frozen=True, eq=False)
 class CellResult:
-    """
+    """The result of a cell.
+
     Attributes:
         cell: the training.
-        accuracy: on the test images. None if it failed.
-        metrics: everything that the test logged.
-        total_variation: of the masks of the test images, for each pixel.
-        seconds: that it took.
-        reason: why it failed. Empty if it did not.
+        accuracy: accuracy on the test images. None if the cell failed.
+        metrics: all metrics that the test logged, by name.
+        total_variation: mean total variation of the test images' masks, divided by the number of pixels. None if there is none.
+        seconds: duration of training and test.
+        reason: why the cell failed. Empty if it did not.
     """
 
     cell: Cell
@@ -74,14 +75,14 @@ def list_cells(
     num_seeds: int = 1,
     controls: bool = False,
 ) -> list[Cell]:
-    """Every cell in the order of the table. Those that all methods share come first, one for each network and seed.
+    """Every cell in the order of the table. The cells that all methods share come first, one for each network and seed.
 
-    Fractions differ if the names of their cells differ: 0.3 and 0.1 + 0.2 are the same.
+    Fractions with the same name in cells are the same, such as 0.3 and 0.1 + 0.2.
 
     Args:
-        methods: by name.
-        fractions: 0 to 1.
-        fills: by name.
+        methods: names of the methods.
+        fractions: shares of the pixels, 0 to 1.
+        fills: names of the fills.
         num_networks: number of explained networks.
         num_seeds: number of trainings for each method, fraction, fill and network.
         controls: whether there is a training on the masks alone for each method, fraction and network.
@@ -108,12 +109,12 @@ def read_result(folder: Path, cell: Cell) -> CellResult | None:
     """The result of a cell, or None if it has not been run.
 
     Raises:
-        CannotRun: if its file cannot be read, was changed after it was written, or is of another cell.
+        CannotRun: if its file cannot be read, was changed after it was written, or belongs to another cell.
     """
     path = _result_path(folder, cell)
     result = _read_file(path) if path.exists() else None
     if result is not None and result.cell.name != cell.name:
-        raise CannotRun(f"{path} holds the cell {result.cell.name}: it was renamed or copied; remove it, and the cell is run again")
+        raise CannotRun(f"{path} holds the cell {result.cell.name}: the file was renamed; remove it to run the cell again")
     return result
 
 
@@ -139,7 +140,7 @@ def _read_file(path: Path) -> CellResult:
         return CellResult(**{**content, "cell": Cell(**content["cell"])})
     except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise CannotRun(f"{path} is damaged ({reason}); remove it, and the cell is run again") from error
+        raise CannotRun(f"{path} is damaged ({reason}); remove it to run the cell again") from error
 
 
 def _result_path(folder: Path, cell: Cell) -> Path:
@@ -147,7 +148,7 @@ def _result_path(folder: Path, cell: Cell) -> Path:
 
 
 def _place(cell: Cell) -> tuple[Any, ...]:
-    """In the table."""
+    """The sort key of a cell in the table."""
     return cell.method != ALL, cell.method, cell.fraction, cell.control, cell.fill, cell.network, cell.seed
 
 
@@ -157,10 +158,10 @@ def parse_row(row: dict[str, str]) -> CellResult:
     Raises:
         KeyError: if a column is missing.
         TypeError: if a value is missing.
-        ValueError: if a value is no number where one is needed, or there is neither an accuracy nor a reason.
+        ValueError: if a value that must be a number is none, or there is neither an accuracy nor a reason.
     """
     cell = Cell(row["method"], float(row["fraction"]), int(row["seed"]), int(row["network"]), row["fill"], row["control"])
     accuracy = float(row["accuracy"]) if row["accuracy"] else None
     if None in row.values() or (accuracy is None and not row["reason"]) or not math.isfinite(accuracy or 0):
-        raise ValueError("a training has an accuracy, or a reason why it failed")
+        raise ValueError("a training needs a finite accuracy, or the reason why it failed")
     return CellResult(cell, accuracy, {}, float(row["total_variation"]) if row["total_variation"] else None, 0.0, row["reason"])

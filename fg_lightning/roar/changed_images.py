@@ -14,14 +14,14 @@ from fg_lightning.roar.dataset_transforms import Transform
 from fg_lightning.roar.dataset_views import SplitView, map_loaders, rebuild_loader, views_of
 
 HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
-"""Lightning calls them for every batch, the datamodule's or else the network's."""
+"""Lightning calls these for every batch: the datamodule's if it defines one, else the network's."""
 
 
 class ChangedImages(LightningDataModule):
-    """A datamodule over another, whose data sets give changed images. Otherwise the loaders are the other's.
+    """Wraps a datamodule and changes the images of its data sets. All else about the loaders stays the same.
 
     Args:
-        base: a datamodule over map-style data sets.
+        base: datamodule over map-style data sets.
         prepare: see `views_of`.
         transform: see `views_of`.
     """
@@ -33,13 +33,13 @@ class ChangedImages(LightningDataModule):
             self.normalization = base.normalization
         self._adaptations = {"prepare": prepare, "transform": transform}
         self._views: dict[str, SplitView] = {}
-        for hook in HOOKS:  # without one in the base, the network's is called, which a hook here would prevent
+        for hook in HOOKS:  # a hook here without one in the base would prevent the call of the network's
             if is_overridden(hook, base, LightningDataModule):
                 setattr(self, hook, getattr(base, hook))
 
     @abstractmethod
     def check_views(self, views: Mapping[str, SplitView]) -> None:
-        """Checks the splits, once they are set up, and measures what the changes depend on."""
+        """Checks the splits when they are set up, and prepares the changes."""
 
     @abstractmethod
     def change_images(self, view: SplitView) -> Dataset[Any]:
@@ -52,7 +52,7 @@ class ChangedImages(LightningDataModule):
         self.base.trainer = self.trainer
         if self._views:
             return
-        for needed in ("fit", "test"):  # the evaluation transform is the test images'
+        for needed in ("fit", "test"):  # the evaluation transform belongs to the test images
             self.base.setup(needed)
         views = views_of(self.base, **self._adaptations)
         self.check_views(views)

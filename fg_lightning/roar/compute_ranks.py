@@ -1,4 +1,4 @@
-"""Runs every image of every split through an attribution method, as a prediction that devices and nodes share."""
+"""Explains every image of every split with Trainer.predict, so that devices and nodes share the work."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class ImageBatch(NamedTuple):
     """Consecutive images of a split.
 
     Attributes:
-        split: by name.
-        number: of the batch.
+        split: name of the split.
+        number: number of the batch, from 0.
         start: index of its first image.
-        samples: as the user's collation gives them.
-        place: of the images in a sample, and in `samples` if that has the same form.
-        sums: of each channel over the pixels before their transform, [C].
+        samples: the batch that the user's collation gives.
+        place: index or key of the images in a sample, and in `samples` if that has the same form.
+        sums: sum of each channel over all pixels before the transform, [C].
     """
 
     split: str
@@ -72,13 +72,17 @@ class UnfinishedBatches(Dataset[ImageBatch]):
         return ImageBatch(split, number, indices.start, collated, view.plane.place, np.sum(sums, axis=0))
 
     def _sums(self, name: str, picture: Picture) -> npt.NDArray[np.float64]:
-        """The picture's `channel_sums`, if it has the channels and the size of all."""
+        """The picture's `channel_sums`.
+
+        Raises:
+            CannotRun: if it does not have the size and the channels of the first image.
+        """
         sums = channel_sums(picture)
         shape = [len(sums), *spatial_shape(picture)]
         if shape != self.shape:
             raise CannotRun(
-                f"{name} is {shape} before its transform, channels first, others are {self.shape}: bring them to the network's "
-                "size and channels first with prepare=..., such as "
+                f"{name} is {shape} before its transform (channels first), but others are {self.shape}: bring all images to the "
+                "network's size and number of channels with prepare=..., such as "
                 "torchvision.transforms.v2.Compose([RGB(), Resize(256), CenterCrop(224)])"
             )
         return sums
@@ -106,7 +110,7 @@ class RankPredictor(LightningModule):
 
 
 class RankWriter(BasePredictionWriter):
-    """Writes every prediction into a store, and finishes the store."""
+    """Writes every prediction to a store, and finishes the store."""
 
     def __init__(self, writer: StoreWriter) -> None:
         super().__init__("batch")
@@ -117,9 +121,9 @@ class RankWriter(BasePredictionWriter):
     ) -> None:
         if prediction.shape[1:] != self.writer.manifest.shape:
             raise ValueError(
-                f"maps are {prediction.shape[1:]}, but images {self.writer.manifest.shape} before their transform: pixels "
-                "of one are not those of the other. Bring images to the network's size with prepare=..., apart from the "
-                "rest of the transform"
+                f"maps are {prediction.shape[1:]}, but images are {self.writer.manifest.shape} before their transform, so their "
+                "pixels do not correspond. Bring images to the network's size with prepare=..., separately from the rest of "
+                "the transform"
             )
         self.writer.write(batch.split, batch.number, prediction, batch.sums)
 
@@ -133,7 +137,7 @@ class RankWriter(BasePredictionWriter):
 class UnfinishedBatchesDataModule(LightningDataModule):
     """Begins or resumes a store, and gives the same unfinished batches to every process.
 
-    The batches go through the hooks that the user's would go through in a test: the datamodule's, or else the network's.
+    Batches pass through the same hooks as in a test: the datamodule's, or else the network's.
     """
 
     def __init__(self, writer: StoreWriter, views: Mapping[str, SplitView], data: LightningDataModule, model: nn.Module) -> None:
@@ -192,12 +196,12 @@ def compute_ranks(
     """Computes the ranks that a store lacks, and writes them.
 
     Args:
-        writer: of the store.
+        writer: writer of the store.
         views: the splits by name.
-        data: the user's, whose batch hooks are called.
+        data: the user's datamodule. Its batch hooks are called.
         model: the network.
-        factory: of the method.
-        trainer: its `predict` is used. None: one of one device.
+        factory: factory of the method.
+        trainer: the Trainer whose `predict` is used. None: a Trainer with one device.
     """
     module = RankPredictor(model, factory, writer.manifest)
     trainer = trainer or make_predictor({"enable_progress_bar": sys.stdout.isatty()})

@@ -23,71 +23,71 @@ from fg_lightning.roar.explained_class import Target, check_target
 Mode = Literal["roar", "kar", "road"]
 
 DEFAULT_METHODS = ("random", "blurred_random", "edges", "gradient", "fullgrad", "blurred_fullgrad")
-"""FullGrad, the gradient, and the controls beside which a score must be read."""
+"""FullGrad, the gradient, and the controls to compare their scores with."""
 
 MAX_NAME_BYTES = 150
-"""Of a method's name. A file system takes 255, and the rest of a cell's name needs some of them."""
+"""Longest name of a method, in bytes. File systems allow 255, and the rest of a cell's name needs some of them."""
 
 MAX_FILL_BYTES = 60
-"""Of a fill's name."""
+"""Longest name of a fill, in bytes."""
 
 LOWER_IS_BETTER = ("loss", "error", "perplexity")
-"""Parts of the names of metrics that fall as a network gets better."""
+"""Parts of the names of metrics that are lower for a better network."""
 
 IDENTITY = (
     "mode order max_epochs target metric batch_size num_threads data model prepare transform trainer redraw_random methods fills"
 ).split()
-"""The settings that numbers depend on."""
+"""The settings that the results depend on."""
 
 MAX_COUNT = 1000
-"""The largest number of seeds, and of networks: seeds of trainings are 1000 times the network and the seed."""
+"""Largest number of seeds and of networks: the seed of a training is 1000 * network + seed."""
 
 NETWORK_SEED = MAX_COUNT**2
-"""The seed of the first explained network. It is none of a training on masked images."""
+"""Seed of the first explained network. No training on masked images has this seed."""
 
 
 @dataclass(frozen=True, eq=False)
 class ROARConfig:
-    """What an experiment is run with. It is checked when it is made, and sent to other machines whole.
+    """The settings of an experiment. They are checked when the object is created, and it can be sent to other machines.
 
     Args:
-        output: The folder that everything is kept in. All machines share it.
-        data: Makes the datamodule: its class, or a function without arguments. Every cell makes its own.
-        model: Makes an untrained LightningModule that takes images alone and logs its accuracy in `test_step`.
-        methods: Names in `fg_lightning.attribution.METHODS`, as a list or with commas between them, "all" of them, or factories by
-            name. Random is always added.
-        fractions: Shares of the pixels that are removed (mode kar: kept), each 0 to 1. 0, intact images, is always added; in mode
-            kar 1 is, too.
-        num_seeds: Number of trainings for each method, fraction, fill and network. Mode road trains none, and tests once.
-        num_networks: Number of networks that are explained, each trained from a seed of its own. Its maps give masks, and trainings
-            on them, of its own. With several, intervals cover the explained network as well as the trainings; with one, the
-            trainings alone.
+        output: Folder of all results. All machines must share it.
+        data: Class of the datamodule, or a function without arguments that makes one. Every cell makes its own.
+        model: Class of the LightningModule, or a function without arguments that makes an untrained one. It takes only images, and
+            its `test_step` logs its accuracy.
+        methods: Names in `fg_lightning.attribution.METHODS`, as a list or separated by commas; "all"; or a dict from names to
+            factories. Random is always added.
+        fractions: Shares of the pixels that are removed (mode kar: kept), each 0 to 1. 0 is always added, and 1 in mode kar.
+        num_seeds: Number of trainings for each method, fraction, fill and network. Mode road does not train; it tests once.
+        num_networks: Number of networks that are explained. Each has its own seed, maps, masks and trainings on them. With several,
+            intervals cover the explained network as well as the trainings; with one, only the trainings.
         max_epochs: Number of epochs of each training.
         order: morf, the most relevant pixels first, or lerf, the least relevant first.
         mode: roar removes a fraction of the pixels; kar keeps it and removes the rest; road removes it and does not retrain.
         fills: What replaces removed pixels, one or several: dataset_mean (the training images' mean of each channel), noisy_linear,
             image_mean, black, a number in the units of the images before their transform, a list of one for each channel, or a
-            function, see `ROARDataModule`; as a list or with commas between them, or by names of your own. Default: dataset_mean;
-            noisy_linear for mode road.
-        checkpoint: Lightning's, of the network that is explained, or one for each. Default: networks are trained on intact images,
-            like the cells.
-        target: The class that is explained: predicted, label, random (drawn for every image, the same for all methods) or its
-            number. Masks give away the class that they explain: the label, or the network's prediction.
-        controls: Also train, for each method, fraction and network, on the masks alone, without any image: what they give away.
-            Mode road trains none, and --no_controls leaves them out.
-        redraw_random: Draw the masks of random anew whenever an image is read, as Hooker et al.'s code does.
-        metric: The logged test metric that counts, higher for a better network. Default: the one with acc in its name.
-        num_threads: Number of torch's threads of a training on a CPU, the same for every engine: numbers depend on it.
+            function, see `ROARDataModule`. Several: a list, names separated by commas, or a dict with your own names. Default:
+            dataset_mean; noisy_linear for mode road.
+        checkpoint: Lightning checkpoint of the explained network, or a list with one for each network. Default: networks are
+            trained on intact images, like the cells.
+        target: The class that is explained: predicted, label, random (drawn for every image, the same for all methods) or the index
+            of a class. Masks can reveal the class that they explain.
+        controls: Also train on the masks alone, without the image, for each method, fraction and network. It shows how much the
+            masks reveal. Mode road has no controls. --no_controls turns them off.
+        redraw_random: Draw a new mask of the method random whenever an image is read, as the code of Hooker et al. does.
+        metric: Name of the logged test metric that is compared. It must be higher for a better network. Default: the one with acc
+            in its name.
+        num_threads: Number of threads of torch for each training on a CPU. Results depend on it.
         batch_size: Number of images that are explained at once.
         prepare: Brings images to the size that the network takes, see `ROARDataModule`.
-        transform: What is done to images after the removal, see `ROARDataModule`.
-        trainer: Further arguments of Lightning's Trainer, such as {"precision": "bf16-mixed"}. A training uses one device, and
-            copies of the callbacks.
-        wandb: A Weights & Biases project: a run for each training in one group, and one for the whole. Default: none.
+        transform: Transform of the images after the removal, see `ROARDataModule`.
+        trainer: Further arguments of Lightning's Trainer, such as {"precision": "bf16-mixed"}. Each training uses one device, and
+            its own copies of the callbacks.
+        wandb: Weights & Biases project to log to: one run for each training, in one group, and one for the summary. Default: none.
 
     Raises:
-        TypeError: if data or model is an instance, a count is not an integer, or fill is of no known kind.
-        ValueError: if a setting makes no sense.
+        TypeError: if data or model is an instance, a count is not an integer, or a fill is of an unknown kind.
+        ValueError: if a setting is invalid.
     """
 
     output: Union[str, Path]
@@ -123,8 +123,8 @@ class ROARConfig:
                 raise TypeError(f"{name} must be True or False, not {getattr(self, name)!r}")
         if self.metric is not None and any(part in self.metric.lower() for part in LOWER_IS_BETTER):
             raise ValueError(
-                "metric must be one that is higher for a better network, such as accuracy, since scores are differences of it; "
-                f"{self.metric!r} is lower: log its negative in test_step under another name, and name that"
+                f"metric {self.metric!r} is lower for a better network, but scores need one that is higher, such as accuracy: "
+                "log its negative in test_step under another name, and give that name"
             )
         check_order(self.order)
         _check_fractions(self.fractions)
@@ -140,7 +140,7 @@ class ROARConfig:
             "num_networks": len(checkpoints) if checkpoints else self.num_networks,
             "trainer": check_trainer_options(self.trainer or {}),
         }.items():
-            object.__setattr__(self, name, value)  # as frozen dataclasses do
+            object.__setattr__(self, name, value)  # the dataclass is frozen
 
     @property
     def folder(self) -> Path:
@@ -155,7 +155,7 @@ class ROARConfig:
 
     @property
     def checkpoints(self) -> Sequence[Path]:
-        """Of the explained networks. Empty if they are trained."""
+        """The checkpoints of the explained networks. Empty if the networks are trained."""
         return self.checkpoint or ()  # type: ignore[return-value]
 
     @property
@@ -165,14 +165,14 @@ class ROARConfig:
         return self.methods
 
     def network_path(self, network: int) -> Path:
-        """Of the weights of an explained network."""
+        """The path of an explained network's weights."""
         return self.folder / "networks" / f"{network}.pt"
 
     def store_path(self, method: str, network: int) -> Path:
         return stores_folder(self.folder, network) / method
 
     def identity(self) -> dict[str, Any]:
-        """The settings that may not change from one run to the next, since numbers depend on them, as JSON.
+        """The settings that the results depend on, as JSON. They may not change from one run to the next.
 
         Raises:
             CannotRun: if a checkpoint cannot be read.
@@ -186,7 +186,7 @@ class ROARConfig:
         paths = [] if given is None else [given] if isinstance(given, (str, Path)) else list(given)
         if paths and self.num_networks not in (1, len(paths)):
             raise ValueError(
-                f"num_networks is {self.num_networks}, but the number of checkpoints is {len(paths)}: give one for each network, "
+                f"num_networks is {self.num_networks}, but the checkpoints are {len(paths)}: give one for each network, "
                 "or leave num_networks out"
             )
         return [Path(path) for path in paths]
@@ -208,8 +208,8 @@ def check_makers(data: Any, model: Any) -> None:
 def check_counts(**counts: Any) -> None:
     """
     Raises:
-        TypeError: if one is no integer.
-        ValueError: if one is less than 1, or there are too many seeds or networks.
+        TypeError: if a count is not an integer.
+        ValueError: if a count is less than 1, or there are too many seeds or networks.
     """
     for name, count in counts.items():
         if isinstance(count, bool) or not isinstance(count, int):
@@ -224,7 +224,7 @@ def choose_methods(methods: Union[str, Sequence[str], Mapping[str, Factory]]) ->
     """The factories of methods by name.
 
     Raises:
-        ValueError: if there is no such method, none is given, one is given twice, or a name cannot be that of a file.
+        ValueError: if a method is unknown or given twice, none is given, or a name cannot be a file's name.
     """
     names = [name.strip() for name in methods.split(",")] if isinstance(methods, str) else list(methods)
     if names == ["all"] and not isinstance(methods, Mapping):
@@ -234,7 +234,7 @@ def choose_methods(methods: Union[str, Sequence[str], Mapping[str, Factory]]) ->
 
 
 def cell_seed(cell: Cell) -> int:
-    """The seed of a training. Those with the maps of two networks share none."""
+    """The seed of a training. Trainings with the maps of different networks have different seeds."""
     return MAX_COUNT * cell.network + cell.seed
 
 
@@ -242,13 +242,13 @@ def name_fills(fills: Any) -> dict[str, Fill]:
     """Fills by name.
 
     Args:
-        fills: one, several in a list or with commas between them, or by name. One with a number for each channel is a list in
-            that list.
+        fills: one fill; several in a list or separated by commas; or a dict with their names. A fill with a number for each
+            channel is a list in the list.
 
     Raises:
-        TypeError: if one is of no known kind.
-        ValueError: if there is no fill of a name, a name cannot be that of a file, two fills have one name, or a list of numbers
-            could be several fills or one.
+        TypeError: if a fill is of an unknown kind.
+        ValueError: if a fill's name is unknown or cannot be a file's name, two fills have the same name, or a list of numbers could
+            mean several fills or one.
     """
     if isinstance(fills, Mapping):
         named = [(str(name), fill) for name, fill in fills.items()]
@@ -277,7 +277,7 @@ def name_fills(fills: Any) -> dict[str, Fill]:
 
 
 def parse_fill(text: str) -> Fill:
-    """A number, or a name."""
+    """The number in a text, or the text itself: a name."""
     try:
         return float(text)
     except ValueError:
@@ -293,7 +293,7 @@ def _fill_name(fill: Any) -> str:
     try:
         return "_".join(f"{float(value):g}" for value in np.ravel(fill))
     except (TypeError, ValueError):
-        return type(fill).__name__  # `find_fill` refuses it
+        return type(fill).__name__  # `find_fill` raises
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
@@ -302,27 +302,27 @@ def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 
 
 def _check_fractions(fractions: Sequence[float]) -> None:
-    """Raises ValueError if one is not in 0..1 or is given twice, or none is between 0 and 1, where methods differ."""
+    """Raises ValueError if a fraction is not in 0..1 or is given twice, or none lies between 0 and 1, where methods differ."""
     for fraction in fractions:
         check_fraction(fraction)
-    names = [f"{fraction:g}" for fraction in fractions]  # cells are distinguished by them
+    names = [f"{fraction:g}" for fraction in fractions]  # they distinguish the cells
     if twice := _duplicates(names):
         raise ValueError(f"fractions must differ, but {', '.join(twice)} is given more than once")
     if not any(0 < float(name) < 1 for name in names):
         raise ValueError(
-            "fractions must have one between 0 and 1, since methods differ only if some pixels are removed and some stay; not "
+            "fractions must contain one between 0 and 1, since methods differ only if some pixels are removed and some stay; not "
             f"{list(fractions)}"
         )
 
 
 def _check_names(methods: Iterable[str]) -> None:
-    """Names of methods become names of files, and stand in the table beside the cells that all methods share."""
+    """Raises ValueError if a method's name cannot be a file's name, is given twice, or is the name of the shared cells."""
     names = list(methods)
     if not names:
         raise ValueError("methods must have at least one name, such as fullgrad")
     for name in names:
         if name == ALL:
-            raise ValueError(f"no method may be called {ALL!r}: the table calls so the cells that all methods share")
+            raise ValueError(f"no method may be called {ALL!r}: that is the name of the cells that all methods share; rename it")
         if not re.fullmatch(r"\w[\w.+-]*", name):
             raise ValueError(
                 f"a method's name must consist of letters, digits, _ . + and -, since files are named after it; not {name!r}"

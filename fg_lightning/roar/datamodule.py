@@ -51,10 +51,10 @@ class Removal:
         fraction: the share of pixels, 0 to 1.
         order: "morf" or "lerf".
         fill: see `ROARDataModule`.
-        keep: whether the share stays, and all other pixels are removed.
-        mean: the numbers of "dataset_mean", one for each channel.
-        seed: of "noisy_linear".
-        normalization: (mean, std) by which the images are normalized already, for "black"; None if they are not.
+        keep: whether this share stays and all other pixels are removed.
+        mean: mean of each channel, for the fill "dataset_mean".
+        seed: seed of the fill "noisy_linear".
+        normalization: (mean, std) of images that are already normalized, for the fill "black". None if they are not normalized.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Removal:
         return self.fraction == (1 if self.keep else 0)
 
     def check(self, image: Picture) -> None:
-        """Replaces one pixel of an image, to raise now what replacing any would raise.
+        """Replaces one pixel of an image, so that errors are raised before the training.
 
         Raises:
             CannotRun: if the fill is numbers that are not in the image's units, or not one for each channel; if it is "black" and
@@ -110,9 +110,9 @@ class Removal:
             if not self._is_black:
                 raise
             raise CannotRun(
-                "fill black is 0 of images that are not normalized, but the data set's have values below that before their "
-                "transform. Give the datamodule an attribute normalization = (mean, std) that says how they were normalized, such "
-                "as ((0.5,), (0.5,)) for images from -1 to 1, or give the number of black as the fill"
+                "fill black is 0 for images that are not normalized, but the data set's images have values below 0 before their "
+                "transform, and their normalization is unknown. Give the datamodule an attribute normalization = (mean, std), such "
+                "as ((0.5,), (0.5,)) for images from -1 to 1, or give the number for black as the fill"
             ) from error
 
     def mask(self, ranks: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
@@ -121,18 +121,18 @@ class Removal:
         return np.logical_not(mask) if self.keep else mask
 
     def __call__(self, image: Picture, mask: Mask) -> Picture:
-        values = ZERO if self._is_black and holds_bytes(image) else self._values  # a fiftieth of the function's time
+        values = ZERO if self._is_black and holds_bytes(image) else self._values  # takes a fiftieth of the function's time
         return fill_with_function(image, mask, self._fill) if values is None else fill_with_values(image, mask, values)
 
 
 class MasksAlone(Removal):
-    """Shows which pixels are removed, and nothing of the image.
+    """Replaces the whole image by its mask: it shows only which pixels are removed.
 
     Args:
         fraction: the share of pixels, 0 to 1.
         order: "morf" or "lerf".
-        keep: whether the share stays, and all other pixels are removed.
-        white: the number of removed pixels in every channel; others are 0.
+        keep: whether this share stays and all other pixels are removed.
+        white: value of removed pixels in every channel. Other pixels are 0.
     """
 
     is_none = False
@@ -142,7 +142,7 @@ class MasksAlone(Removal):
         self.white = white
 
     def check(self, image: Picture) -> None:
-        """Any image can be replaced."""
+        """Does nothing: any image can be replaced."""
 
     def __call__(self, image: Picture, mask: Mask) -> Picture:
         black = fill_with_values(image, np.ones_like(mask), np.zeros(1))
@@ -154,9 +154,9 @@ class MaskedDataset(Dataset[Any]):
 
     Args:
         view: the split.
-        store: of its ranks.
-        removal: which pixels are removed.
-        redraw: whether the ranks are drawn anew whenever an image is read, with torch's generator, instead of the store's.
+        store: the store of its ranks.
+        removal: which pixels are removed, and what replaces them.
+        redraw: whether random ranks replace the store's. They are drawn with torch's generator whenever an image is read.
     """
 
     def __init__(self, view: SplitView, store: SaliencyStore, removal: Removal, redraw: bool = False) -> None:
@@ -175,8 +175,8 @@ class MaskedDataset(Dataset[Any]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
-        """A batch, as torch's loaders ask for it. One kind of work at a time: to change between them takes longer than they do."""
-        if self._redraw and len(indices) > 1:  # from the generator that the transform may draw from
+        """A batch of samples, for torch's loaders. Each step runs for all images: to alternate between the steps takes longer."""
+        if self._redraw and len(indices) > 1:  # the transform may draw from the same generator
             return [self[index] for index in indices]
         samples, place = [self._plane[index] for index in indices], self._plane.place
         if not self._removal.is_none:
@@ -191,7 +191,7 @@ class MaskedDataset(Dataset[Any]):
         if spatial_shape(image) != self._shape:
             raise ValueError(
                 f"image {index} of the {self._split} data is {spatial_shape(image)} before its transform, but its ranks are "
-                f"{self._shape}: images of one size are needed, or prepare=..., which brings them to it"
+                f"{self._shape}: give images of one size, or bring them to one size with prepare=..."
             )
 
     def _ranks(self, indices: Sequence[int]) -> npt.NDArray[Any]:
@@ -204,36 +204,36 @@ class ROARDataModule(ChangedImages):
     """Remove-and-retrain's data (Hooker et al., A Benchmark for Interpretability Methods in Deep Neural Networks, NeurIPS 2019).
 
     Train, validation and test images lose exactly round(fraction * number of pixels) pixels each, in the order of the store's
-    ranks, before the data set's transform (augmentation, normalisation). Otherwise the loaders are the user's: batches, samplers,
-    workers, collation.
+    ranks, before the data set's transform (augmentation, normalisation). Batches, samplers, workers and
+    collation of the user's loaders stay.
 
     Args:
-        base: a datamodule over map-style data sets.
-        store: the ranks of their pixels, or its folder.
-        fraction: the share of pixels to remove, 0 to 1.
-        order: "morf", the most relevant first, or "lerf", the least relevant first.
-        fill: what replaces them: "dataset_mean", the training images' mean of each channel; "image_mean", the image's own;
-            "black", 0 of the image; if images are normalized before their transform, an attribute `normalization` of the
-            datamodule, (mean, std), must say how; "noisy_linear" (ROAD, Rong et al. 2022); a number or one for each channel in the
-            images' own units before their transform, 0..255 for PIL images and bytes; or a function (images [1, C, *S] in 0..1,
-            mask [1, 1, *S]) -> images.
-        keep: keep-and-retrain: the share `fraction`, in this order, stays and all other pixels are removed.
-        prepare: brings images to the size of the ranks, if the evaluation transform does not begin with that.
-        transform: what is done to images after the removal, if it is no attribute `transform` of the data set.
-        seed: of "noisy_linear".
-        control: "masks" shows the masks alone, to measure what they give away: every channel of a removed pixel is 1, of any other
-            0, in the units of the images before their transform (255 of bytes; the largest number of a few training images if that
-            is more than 1). The fill does not matter then. None: no control.
-        redraw: draws the ranks anew at random whenever an image is read, instead of the store's: the random baseline of Hooker et
-            al.'s code.
+        base: datamodule over map-style data sets.
+        store: store of the ranks of their pixels, or its folder.
+        fraction: share of the pixels to remove, 0 to 1.
+        order: "morf", the most relevant pixels first, or "lerf", the least relevant first. Default: "morf".
+        fill: what replaces removed pixels: "dataset_mean", the training images' mean of each channel; "image_mean", the image's own
+            mean; "black", 0 of the image (if images are normalized before their transform, the datamodule needs an attribute
+            `normalization`, (mean, std)); "noisy_linear" (ROAD, Rong et al. 2022); a number, or one for each channel, in the units
+            of the images before their transform, 0..255 for PIL images and bytes; or a function (images [1, C, *S] in 0..1, mask
+            [1, 1, *S]) -> images. Default: "dataset_mean".
+        keep: keep-and-retrain: whether the share `fraction` stays and all other pixels are removed. Default: False.
+        prepare: function that brings an image to the size of the ranks. Default: the first steps of the evaluation transform, see
+            `views_of`.
+        transform: transform of images after the removal. Default: the data set's attribute `transform`.
+        seed: seed of the fill "noisy_linear". Default: 0.
+        control: "masks" replaces images by their masks, to measure how much the masks reveal. Every channel of a removed pixel is
+            then 1 and of other pixels 0, in the units of the images before their transform (255 for bytes; the largest number of a
+            few training images if that is more than 1), and the fill is not used. Default: None, no control.
+        redraw: whether random ranks replace the store's, drawn whenever an image is read: the random baseline in the code of Hooker
+            et al. Default: False.
 
     Raises:
-        StoreError: if there is no store, or, in `setup`, if it is of other data.
-        RandomImages: in `setup`, if the data gives another image each time for one index.
-        UnfitData: in `setup`, if a data set is not map-style, or its pixels are not those that the network sees.
-        CannotRun: in `setup`, if the fill is numbers that are not in the images' units, or not one for each channel, or black is
-            not known.
-        ValueError: if the fraction is not in 0..1, or order, fill or control are unknown.
+        StoreError: if there is no store, or, in `setup`, if it belongs to other data.
+        RandomImages: in `setup`, if the data gives different images for one index.
+        UnfitData: in `setup`, if a data set is not map-style, or its pixels do not correspond to those that the network sees.
+        CannotRun: in `setup`, if the fill's numbers are not in the images' units or not one for each channel, or black is unknown.
+        ValueError: if the fraction is not in 0..1, or order, fill or control is unknown.
 
     Examples:
         >>> data = ROARDataModule(DigitsDataModule(), "stores/fullgrad", fraction=0.3)  # doctest: +SKIP
@@ -285,18 +285,18 @@ class ROARDataModule(ChangedImages):
 
 
 def _white(view: SplitView) -> float:
-    """The number that stands for 1 in images of a split: 255 of bytes, else the largest of a few images if that is more than 1."""
+    """White in images of a split: 255 for bytes, else 1, or the largest number of a few images if that is more."""
     images = [planes(view.plane.image(index)) for index in spread_indices(len(view.plane), NUM_EXAMINED)]
     return 255.0 if images[0].dtype is torch.uint8 else max(1.0, *(float(image.max()) for image in images))
 
 
 def _are_shares(values: Values) -> bool:
-    """Whether numbers are of a scale that ends at 1, such as 0.485, rather than at 255."""
+    """Whether numbers seem to be on a scale of 0..1, such as 0.485, instead of 0..255."""
     return bool((abs(values) <= 1).all() and (values != values.round()).any())
 
 
 def check_removal(config: ROARConfig, views: Mapping[str, SplitView], fractions: Iterable[float]) -> None:
-    """Checks that pixels can be removed from the images as an experiment will do it.
+    """Checks that pixels can be removed from the images of an experiment.
 
     Raises:
         CannotRun: if a fraction between 0 and 1 rounds to no pixel or to all of them, the fill does not fit the images, or there
@@ -309,7 +309,7 @@ def check_removal(config: ROARConfig, views: Mapping[str, SplitView], fractions:
         num_removed = round(fraction * num_pixels)
         if 0 < fraction < 1 and num_removed in (0, num_pixels):
             raise CannotRun(
-                f"the fraction {fraction:g} of {num_pixels} pixels rounds to {num_removed or 'no'} pixels, where methods cannot "
+                f"the fraction {fraction:g} of {num_pixels} pixels rounds to {num_removed or 'no'} pixels, so methods cannot "
                 f"differ; give fractions from {1 / num_pixels:.4g} to {1 - 1 / num_pixels:.4g}"
             )
     image = view.plane.image(0)

@@ -1,4 +1,4 @@
-"""Separates a data set's images from its transform, so that pixels can be removed between the two."""
+"""Separates a data set's images from its transform, so that pixels can be removed before the transform."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from torchvision.transforms import v2
 from fg_lightning.errors import CannotRun, UnfitData
 
 Transform = Callable[..., Any]
-"""image -> image. If a data set calls its own in another way, one of Joint, Named and Whole."""
+"""A function from image to image; or Joint, Named or Whole, if the data set calls its transform in another way."""
 
 GEOMETRY = ("Resize", "CenterCrop", "Pad", "Grayscale", "RGB")
-"""Class names of transforms that bring an image to the size and colours that a network sees, the same each time."""
+"""Class names of transforms, none of them random, that give an image the size and colours of the network's input."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Joint:
 
 @dataclass(frozen=True)
 class Named:
-    """A transform that takes an image by name and gives it by that name, as albumentations' do."""
+    """A transform that takes and returns an image under a name, as those of albumentations do."""
 
     transform: Transform
     name: str
@@ -55,24 +55,24 @@ class Whole:
 def strip_transform(dataset: Any, instead: Transform | None = None) -> tuple[Dataset[Any], Transform | None]:
     """A data set without its transform, and that transform.
 
-    `Subset` and `ConcatDataset` are searched. torchvision's `transform` and `transforms` are found, and any attribute `transform`
-    that the data set applies in `__getitem__`. The data set itself is not changed.
+    It finds torchvision's `transform` and `transforms`, and any attribute `transform` that the data set applies in `__getitem__`,
+    also inside of `Subset` and `ConcatDataset`. The data set itself is not changed.
 
     Args:
-        dataset: map-style.
-        instead: the transform to return, if any. The data set's own is then removed however it is called.
+        dataset: map-style data set.
+        instead: transform to return. The data set's own is then removed even if it is called in an unknown way. Default: its own.
 
     Returns:
         A data set of the same length that shares the data, and the transform or None.
 
     Raises:
-        UnfitData: if the data set is not map-style, or cannot do without its own transform.
+        UnfitData: if the data set is not map-style, or fails without its own transform.
         CannotRun: if its parts have different transforms.
     """
     if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
         raise UnfitData(
-            f"{type(dataset).__name__} has no index: each map belongs to an image at a fixed index of the data set. A map-style "
-            "data set is needed, with __getitem__ and __len__"
+            f"{type(dataset).__name__} has no index, but each map belongs to an image at a fixed index. Use a map-style data set, "
+            "with __getitem__ and __len__"
         )
     if type(dataset) is Subset:
         images, transform = strip_transform(dataset.dataset, instead)
@@ -146,7 +146,7 @@ def _adapt_transform(transform: Any, args: tuple[Any, ...], named: Mapping[str, 
             return Named(transform, *named)
     raise UnfitData(
         f"a data set calls its transform with {len(args)} arguments and {', '.join(named) or 'none'} by name, and it is unknown "
-        "how they become a sample; pass what is done to the images as transform=..., a function from image to image"
+        "which of them is the image; pass the transform of the images as transform=..., a function from image to image"
     )
 
 
@@ -170,5 +170,5 @@ def _steps(transform: Transform | None) -> list[Transform]:
 
 
 def _return_arguments(*args: Any, **named: Any) -> Any:
-    """Returns what it is called with, in the form in which a transform does."""
+    """Returns its arguments in the form that a transform would return."""
     return named or (args[0] if len(args) == 1 else args)

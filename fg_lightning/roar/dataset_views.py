@@ -1,4 +1,4 @@
-"""The splits of a datamodule before anything random, and the checks that a removed pixel is the one that the network would see."""
+"""The splits of a datamodule before random transforms, and checks that removed pixels are those that the network would see."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ EXAMPLES_FOLDER = "examples"
 NUM_EXAMPLES = 6
 
 UNCHANGED = Normalization([0.0], [1.0])
-"""For bytes. Other images are scaled by their minimum and maximum."""
+"""Normalization of images of bytes. Other images are scaled by their minimum and maximum."""
 
 
 class Plane(Dataset[Any]):
-    """Samples whose image has the size that a network sees, and is not transformed further.
+    """Samples whose images have the size of the network's input, before the rest of the transform.
 
     Args:
         raw: a data set without its transform.
@@ -81,14 +81,15 @@ class Plane(Dataset[Any]):
 
 @dataclass(frozen=True)
 class SplitView:
-    """
+    """A split of a datamodule, with its images and transforms apart.
+
     Attributes:
-        name: of the split: train, val, test; val_0, val_1 if there are several loaders.
-        loader: the user's.
-        plane: its samples, at the size that the network sees.
-        transform: what the user's data set does to an image of the plane.
-        evaluation: what the test does to it, without anything random.
-        normalization: (mean, std) by which images of the plane are normalized already; None if they are not.
+        name: name of the split: train, val or test; val_0, val_1, ... if there are several loaders.
+        loader: the user's loader.
+        plane: the samples, at the size of the network's input.
+        transform: transform of the user's data set after the plane. None if there is none.
+        evaluation: transform of the test images after the plane, without random steps. None if there is none.
+        normalization: (mean, std) of images of the plane that are already normalized. None if they are not normalized.
     """
 
     name: str
@@ -124,9 +125,9 @@ class SplitView:
         first = image_bytes(self.plane.image(index))
         if image_bytes(self.plane.image(index)) != first:
             raise RandomImages(
-                f"the {self.name} data set gives another image each time for index {index}, so that no map belongs to it. "
-                "Random steps must be in the data set's attribute `transform`, where they are found and applied after the "
-                "pixels are removed, or be passed as transform=..."
+                f"the {self.name} data set gives a different image each time for index {index}, so that no map fits it. Move "
+                "random steps to the data set's attribute `transform`, which is applied after the pixels are removed, or pass "
+                "them as transform=..."
             )
         return first
 
@@ -136,23 +137,23 @@ def views_of(
 ) -> dict[str, SplitView]:
     """The train, validation and test splits of a datamodule that is set up, by name.
 
-    The transform of the last one is the evaluation transform. It is tried on an image, see `check_alignment`.
+    The transform of the last split is the evaluation transform. `check_alignment` tests it on an image.
 
     Args:
-        data: the user's.
-        prepare: brings an image to the size that the network sees. Default: the first steps of the evaluation transform (the test
-            split's, else the validation's, else the training's) that only resize, crop the middle, pad or grey.
-        transform: what is done to every image after that. Default: what each data set does.
+        data: the user's datamodule, after its `setup`.
+        prepare: function that brings an image to the size of the network's input. Default: the first steps of the evaluation
+            transform (the test split's, else the validation's, else the training's) that only resize, crop the middle, pad or grey.
+        transform: transform of every image after that. Default: the transform of each data set.
 
     Raises:
-        UnfitData: if a loader is not torch's, a data set is not map-style, no image is found in its samples, or its transform
-            cannot be removed or moves pixels.
+        UnfitData: if a loader is not a DataLoader of torch, a data set is not map-style, no image is found in its samples, or its
+            transform cannot be removed or moves pixels.
         RandomImages: if the evaluation transform is random.
         CannotRun: if there is no data.
     """
     loaders = {name: loader for split in SPLITS for name, loader in _loaders(data, split).items()}
     if not loaders:
-        raise CannotRun(f"{type(data).__name__} has no train_dataloader, val_dataloader or test_dataloader")
+        raise CannotRun(f"{type(data).__name__} has no train_dataloader, val_dataloader or test_dataloader; give it one")
     parts = {name: strip_transform(loader.dataset, transform) for name, loader in loaders.items()}
     last = parts[list(parts)[-1]][1]
     steps, evaluation = split_transform(last)
@@ -161,7 +162,7 @@ def views_of(
     views = {}
     for name, (raw, own) in parts.items():
         if not len(raw):  # type: ignore[arg-type]
-            raise CannotRun(f"the {name} data set is empty")
+            raise CannotRun(f"the {name} data set is empty, but at least one image is needed")
         begins, rest = split_transform(own)
         after = rest if prepare is None and [repr(step) for step in begins] == [repr(step) for step in steps] else own
         plane = Plane(raw, steps, place_of_image(raw[0]))
@@ -171,9 +172,9 @@ def views_of(
 
 
 def _normalization_before(plane: Plane, evaluation: Transform | None, data: LightningDataModule) -> MeanAndStd | None:
-    """By what images with values below 0 were normalized: the datamodule's attribute `normalization`.
+    """The normalization of images with values below 0: the datamodule's attribute `normalization`.
 
-    If the transform normalizes, the attribute is about that, and nothing is known of the images before.
+    If the transform normalizes, the attribute belongs to the transform, and the normalization before it is unknown: None.
     """
     images = [planes(image) for i in spread_indices(len(plane), NUM_EXAMINED) if is_picture(image := plane.image(i))]
     is_normalized = any(image.is_floating_point() and bool((image < 0).any()) for image in images)
@@ -194,7 +195,11 @@ def rebuild_loader(loader: DataLoader[Any], dataset: Dataset[Any], **changed: An
 
 
 def map_loaders(loaders: Any, name: str, change: Callable[[str, DataLoader[Any]], Any]) -> Any:
-    """One loader, or a list or dict of them, each changed under its name: test; test_0, test_1; test_<key>."""
+    """Changes one loader, or each in a list or dict, by its name: test; test_0, test_1, ...; test_<key>.
+
+    Raises:
+        UnfitData: if a loader is not a DataLoader of torch.
+    """
     if isinstance(loaders, (list, tuple)):
         return [map_loaders(loader, f"{name}_{i}", change) for i, loader in enumerate(loaders)]
     if isinstance(loaders, Mapping):
@@ -215,18 +220,18 @@ def _loaders(data: LightningDataModule, split: str) -> dict[str, DataLoader[Any]
 
 
 def check_alignment(view: SplitView, is_own: bool) -> None:
-    """Checks with the first image of a split that its transform does all that its data set does, and moves no pixel.
+    """Checks with the first image of a split that its transform is complete and moves no pixel.
 
-    A pixel is set to the image's lowest or highest number. It was not moved if no other pixel of the network's input changes more.
-    Two pixels are tried, a corner and one inside: a flip, turn or transpose leaves at most one of them in its place.
+    It sets a pixel to the image's lowest or highest number. The pixel was not moved if no other pixel of the network's input
+    changes more. It tests two pixels, a corner and one inside: a flip, turn or transpose leaves at most one of them in its place.
 
     Args:
-        view: of the split whose transform is the evaluation transform.
-        is_own: whether that is the data set's own. Then it must give what the data set gives.
+        view: the split whose transform is the evaluation transform.
+        is_own: whether that is the data set's own. It must then give the same image as the data set.
 
     Raises:
         RandomImages: if the data set or the transform is random.
-        UnfitData: if the transform fails, resizes or moves pixels, or is not what the data set does.
+        UnfitData: if the transform fails, resizes or moves pixels, or does not give the data set's image.
     """
     view.content(0)
     image = _network_input(view)
@@ -234,8 +239,8 @@ def check_alignment(view: SplitView, is_own: bool) -> None:
         return
     if image_bytes(image) != image_bytes(_network_input(view)):
         raise RandomImages(
-            f"the {view.name} images are explained under a transform that is random, but maps are of images as they are "
-            "tested: give the data set of the last split, the test's, a transform without augmentation"
+            f"the evaluation transform, that of the {view.name} images, is random, but images must be explained as they are "
+            "tested: give the data set of the last split (test, if there is one) a transform without augmentation"
         )
     if not planes(image).double().isfinite().all():
         raise UnfitData(
@@ -243,15 +248,15 @@ def check_alignment(view: SplitView, is_own: bool) -> None:
         )
     if is_own and not _is_close(image, view.loader.dataset[0][view.plane.place]):
         raise UnfitData(
-            f"image 0 of the {view.name} data set, taken before its transform and then transformed, is not what the data set "
-            "gives: its attribute `transform` is not all that is done to images. Pass what is done to them after the removal "
-            "as transform=..., or torch.nn.Identity() for nothing"
+            f"image 0 of the {view.name} data set is not its raw image after the attribute `transform`: the data set also "
+            "changes images elsewhere. Pass the whole transform after the removal as transform=..., or torch.nn.Identity() for "
+            "none"
         )
     shape = view.shape
     if spatial_shape(image) != shape:
         raise UnfitData(
-            f"the {view.name} images are {shape} before their transform, but {spatial_shape(image)} after it: pixels of one are "
-            "not those of the other. Bring images to the network's size with prepare=..., and pass what else is done to them as "
+            f"the {view.name} images are {shape} before their transform, but {spatial_shape(image)} after it, so their "
+            "pixels do not correspond. Bring images to the network's size with prepare=..., and pass the rest of the transform as "
             "transform=..."
         )
     for pixel in (tuple(0 for _ in shape), (shape[0] // 3, *(side // 2 for side in shape[1:]))):
@@ -261,14 +266,14 @@ def check_alignment(view: SplitView, is_own: bool) -> None:
         there = tuple(map(int, np.unravel_index(int(change.argmax()), shape)))
         if change.max() > 0 and there != pixel:
             raise UnfitData(
-                f"pixel {pixel} of the {view.name} images before their transform is pixel {there} of what the network sees, so "
-                "that other pixels would be removed than those that a method ranks: flips, turns and shifts must come before. Pass "
-                "them as prepare=..., and the rest of the evaluation transform as transform=..."
+                f"the transform of the {view.name} images moves pixel {pixel} to {there}, so the removed pixels would not be those "
+                "that a method ranks. Pass flips, turns and shifts as prepare=..., and the rest of the evaluation transform as "
+                "transform=..."
             )
 
 
 def _network_input(view: SplitView, mask: Mask | None = None) -> Any:
-    """The first image as the network sees it. Masked pixels have the number of the image that is farthest from their own."""
+    """The first image as the network sees it. Masked pixels get its lowest or highest number: the more distant one."""
     sample, place = view.plane[0], view.plane.place
     if mask is not None:
         values = planes(sample[place]).double()
@@ -282,13 +287,13 @@ def _network_input(view: SplitView, mask: Mask | None = None) -> Any:
         return apply_transform(sample, place, view.evaluation)[place]
     except Exception as error:
         raise UnfitData(
-            f"the transform of the {view.name} data set fails on its images as they are before it "
-            f"({type(error).__name__}: {error}); pass what is done to them as transform=..., a function from image to image"
+            f"the transform of the {view.name} data set fails on its raw images "
+            f"({type(error).__name__}: {error}); pass a function from image to image as transform=..."
         ) from error
 
 
 def _is_close(image: Any, other: Any) -> bool:
-    """Whether two images are equal except for the rounding of float32: a preset's steps round in other places than the preset."""
+    """Whether two images are equal up to the rounding of float32: the steps of a preset round differently than the preset."""
     if not is_picture(other):
         return False
     one, two = planes(image).double(), planes(other).double()
@@ -306,12 +311,12 @@ def load_views(config: ROARConfig) -> dict[str, SplitView]:
     """The splits of an experiment's data. A few images are compared with those of a second datamodule.
 
     Raises:
-        CannotRun: if there is no test data, or none to train on, images are of several sizes or numbers of channels, or they are
-            others each time.
+        CannotRun: if there is no test data, or none to train on, images are of several sizes or numbers of channels, or they change
+            each time.
     """
     views, again = (_load_views(config, seed) for seed in (0, 1))
     if not any(name.split("_")[0] == "test" for name in views):
-        raise CannotRun("the datamodule has no test data, on which the networks are compared: give it a test_dataloader")
+        raise CannotRun("the datamodule has no test data, but the networks are compared on it: give it a test_dataloader")
     if (config.mode != "road" or not config.checkpoints) and not any(name.split("_")[0] == "train" for name in views):
         raise CannotRun(
             "the datamodule has no data to train on: give it a train_dataloader; mode road with a checkpoint needs none"
@@ -319,7 +324,7 @@ def load_views(config: ROARConfig) -> dict[str, SplitView]:
     for name, view in views.items():
         if view.fingerprint() != again[name].fingerprint():
             raise CannotRun(
-                f"the datamodule holds other {name} images each time it is set up, so that no map belongs to them; if setup "
+                f"the datamodule gives different {name} images each time it is set up, so that no map fits them; if setup "
                 "splits at random, give it a seed: random_split(..., generator=torch.Generator().manual_seed(0))"
             )
     _check_shapes(views)

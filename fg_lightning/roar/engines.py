@@ -1,4 +1,4 @@
-"""Where the parts of an experiment run, in this process or on the machines of a Ray cluster, and a line that shows the progress."""
+"""Engines run the parts of an experiment, in this process or on a Ray cluster. A line shows the progress."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Outcome(Generic[Item]):
-    """
+    """The outcome of the work on one item.
+
     Attributes:
         item: the item.
-        value: the result of the work on it.
+        value: the result. None if the work failed.
         reason: why the work failed. Empty if it did not.
     """
 
@@ -38,7 +39,7 @@ class Engine(Protocol):
 
     @property
     def num_parallel(self) -> int:
-        """Number of items that are worked on at a time."""
+        """Number of items that run at a time."""
 
     def run(self, work: Callable[[Item], Any], items: Sequence[Item]) -> Iterator[Outcome[Item]]: ...
 
@@ -63,13 +64,13 @@ class LocalEngine:
 
 
 class RayEngine:
-    """Runs items as Ray tasks. If a machine dies, its items are run again on another.
+    """Runs items as Ray tasks. If a machine fails, its items run again on another.
 
     Args:
-        address: of a running cluster. "auto": the one that this machine is part of. None: one is started on this machine.
-        num_cpus: number of CPUs for each training.
-        num_gpus: number of GPUs for each training; 0.25 puts four trainings on one.
-        max_retries: how often an item is run again after its machine has died.
+        address: address of a running cluster. "auto": the cluster that this machine is part of. None: starts one on this machine.
+        num_cpus: number of CPUs for each training. Default: 1.
+        num_gpus: number of GPUs for each training; 0.25 puts four trainings on one GPU. Default: 0.
+        max_retries: how often an item runs again after its machine has failed. Default: 5.
 
     Raises:
         CannotRun: if Ray is not installed, there is no cluster at the address, or it is too small for one training.
@@ -79,7 +80,7 @@ class RayEngine:
         try:
             import ray
         except ModuleNotFoundError as error:
-            raise CannotRun("the Ray engine needs Ray: pip install 'fg-lightning[ray]', or --engine local") from error
+            raise CannotRun("the Ray engine needs Ray: pip install 'fg-lightning[ray]', or use --engine local") from error
         self._ray = ray
         self._num_cpus, self._num_gpus, self._max_retries = num_cpus, num_gpus, max_retries
         self._is_own = not ray.is_initialized()
@@ -93,7 +94,10 @@ class RayEngine:
         missing = [f"{n:g} {kind}" for kind, n in (("CPU", num_cpus), ("GPU", num_gpus)) if resources.get(kind, 0) < n]
         if missing:
             self.close()
-            raise CannotRun(f"each training needs {' and '.join(missing)}, which the Ray cluster does not have")
+            raise CannotRun(
+                f"each training needs {' and '.join(missing)}, which the Ray cluster does not have; lower num_cpus or num_gpus, or "
+                "add machines to the cluster"
+            )
 
     @property
     def num_parallel(self) -> int:
@@ -121,10 +125,10 @@ class RayEngine:
 
 
 def choose_engine(engine: Engine | None) -> Engine:
-    """An engine, this process by default.
+    """The given engine, or a `LocalEngine` for None.
 
     Raises:
-        TypeError: if it is none.
+        TypeError: if it is not an engine.
     """
     if engine is not None and not isinstance(engine, Engine):
         raise TypeError(f"engine must be a LocalEngine() or a RayEngine(), not {engine!r}")
@@ -153,9 +157,9 @@ class ProgressLine:
     Without a terminal, such as in a log file, it prints a line for each item instead.
 
     Args:
-        console: where it prints.
-        title: what the items are.
-        num_done: number of items that were done before.
+        console: console that it prints to.
+        title: name of the items.
+        num_done: number of items that were done before this run.
         total: number of items.
         num_parallel: number of items that run at a time.
     """
@@ -194,7 +198,7 @@ class ProgressLine:
         """Counts one more item.
 
         Args:
-            name: of the item.
+            name: name of the item.
             reason: why it failed, if it did.
         """
         self._num_done += 1

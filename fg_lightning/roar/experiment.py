@@ -1,4 +1,4 @@
-"""An experiment as a whole: the explained network, the maps, every training, the table and the curves."""
+"""A whole experiment: the explained networks, the maps, every training, the table and the curves."""
 
 from __future__ import annotations
 
@@ -38,30 +38,31 @@ from fg_lightning.roar.saliency_store import SaliencyStore
 from fg_lightning.visualization import save_figure
 
 NUM_MASKS = 500
-"""Number of test images whose masks' total variation is averaged."""
+"""Number of test images over whose masks the total variation is averaged."""
 
 
 class ROARExperiment:
-    """Trains from scratch for every method, fraction, fill and seed on the images without the method's pixels.
+    """Trains from scratch, for every method, fraction, fill and seed, on images without the pixels that the method ranks first.
 
-    A control is trained on the masks alone, for every method and fraction: what it reaches, the masks give away.
+    For every method and fraction, a control is trained on the masks alone. Its accuracy shows how much the masks reveal.
 
-    Everything is kept in one folder, each part as soon as it is done. If the experiment is stopped at any moment and run again, it
-    goes on and ends with the same table. `networks/` holds the networks that are explained, `stores/` the ranks, `cells/` a result
-    for each training, `results.csv` all of them, `summary.csv` and `summary.tex` the scores, `curves.png`, `curves.pdf` and
-    `curves.svg` the curves. More methods, fractions, fills, networks or seeds may be added later.
+    All results are in one folder, and each part is written as soon as it is done. If the experiment is stopped and run again, it
+    continues and ends with the same table. `networks/` holds the explained networks, `stores/` the ranks, `cells/` a result for
+    each training, `results.csv` all results, `summary.csv` and `summary.tex` the scores, `curves.png`, `curves.pdf` and
+    `curves.svg` the curves. More methods, fractions, fills, networks or seeds can be added later.
 
     Args:
-        output: the folder.
-        data: makes the datamodule.
-        model: makes an untrained network.
-        engine: where the trainings run. Default: in this process; see `RayEngine`.
-        console: where progress is printed. Default: standard error.
+        output: folder of all results.
+        data: class of the datamodule, or a function without arguments that makes one.
+        model: class of the LightningModule, or a function without arguments that makes an untrained one.
+        engine: engine that runs the trainings, such as a `RayEngine`. Default: `LocalEngine()`, in this process.
+        console: console of rich that progress is printed to. Default: standard error.
         options: the other settings of `ROARConfig`, by name. `ROARExperiment(**vars(config))` runs a configuration.
 
     Raises:
         TypeError: if a setting or the engine is of the wrong type.
-        ValueError: if a setting makes no sense.
+        ValueError: if a setting is invalid.
+        CannotRun: in `run`, see there.
     """
 
     def __init__(
@@ -93,14 +94,16 @@ class ROARExperiment:
         """Runs everything that has not been run yet.
 
         Args:
-            retry_failed: also run again what failed.
+            retry_failed: whether to run failed cells again. Default: False.
 
         Returns:
-            What is in the table.
+            The results of all cells that have been run.
 
         Raises:
-            CannotRun: if another process works in the folder, it holds another experiment, it cannot be written to, there is not
-                enough space, a fraction, fill or the target does not fit, or an explained network cannot be trained or read.
+            CannotRun: if another process uses the folder, the folder holds another experiment or cannot be written to, there is not
+                enough space, a fraction, fill or the target does not fit the data, or an explained network cannot be trained or
+                read.
+            UnfitData, RandomImages: if the data cannot be used, see `ROARDataModule`.
         """
         config = self.config
         with lock_folder(self.output), explain_disk_faults(self.output):
@@ -112,7 +115,7 @@ class ROARExperiment:
                 check_removal(config, views, {cell.fraction for cell in self.cells})
                 check_disk_space(self.output, self._store_bytes(views, pending))
                 check_networks(config, self.engine, self._methods_without_maps(pending), last.plane.place)
-                write_json(self.output / EXPERIMENT_FILE, about)  # not before: a method that was refused may be corrected
+                write_json(self.output / EXPERIMENT_FILE, about)  # not earlier: the user may correct a refused method
                 write_examples(self.output, last)
                 make_networks(config, self.engine, self.console)
                 self._run_cells(self._make_stores(pending), len(self.cells) - len(pending))
@@ -121,7 +124,7 @@ class ROARExperiment:
         return results
 
     def results(self) -> ROARResults:
-        """Of the cells that have been run."""
+        """The results of the cells that have been run."""
         found = [read_result(self.output, cell) for cell in self.cells]
         results = [result for result in found if result is not None]
         return ROARResults(results, self.config.mode, self.config.order, self.config.target)
@@ -141,7 +144,7 @@ class ROARExperiment:
                 write_result(self.output, CellResult(cell, reason=failures[self._store_of(cell)]))
         for (method, _), reason in failures.items():
             if method == self._first_method:
-                raise CannotRun(f"the data cannot be masked: {reason}")
+                raise CannotRun(f"pixels cannot be removed from the data: {reason}")
         return [cell for cell in pending if self._store_of(cell) not in failures]
 
     def _run_cells(self, cells: Sequence[Cell], num_done: int) -> None:
@@ -153,7 +156,7 @@ class ROARExperiment:
 
     @property
     def _first_method(self) -> str:
-        """Its stores serve the cells of intact images."""
+        """The method whose stores are used for the cells of intact images."""
         return next(iter(self.config.factories))
 
     def _methods_without_maps(self, pending: Sequence[Cell]) -> list[str]:
@@ -176,7 +179,7 @@ class ROARExperiment:
             log_summary(self.config, results)
 
     def _store_bytes(self, views: Mapping[str, SplitView], pending: Sequence[Cell]) -> int:
-        """Of the stores that do not exist yet."""
+        """Size in bytes of the stores that do not exist yet."""
         num_pixels = sum(len(view.plane) * math.prod(view.shape) for view in views.values())
         rank_bytes = 2 if math.prod(next(iter(views.values())).shape) <= 2**16 else 4
         missing = [one for one in {self._store_of(cell) for cell in pending} if not self.config.store_path(*one).exists()]

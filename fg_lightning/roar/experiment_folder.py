@@ -1,4 +1,4 @@
-"""The folder of an experiment: one process at a time, enough space on the disk, and the settings that may not change in it."""
+"""The folder of an experiment: its lock, the space on its disk, and the settings that may not change."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ EXPERIMENT_FILE = "experiment.json"
 HOLDER_FILE = "running.json"
 
 GROWING = {"methods": "method", "fills": "fill", "checkpoints": "checkpoint"}
-"""Settings by name to which more may be added later, and the word for one of them."""
+"""Settings that may get more entries later, and the word for one entry."""
 
 TEMPORARY_FAULTS = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
-"""Error codes of the operating system that may be gone at the next try."""
+"""Error codes of the operating system that may not occur at the next try."""
 
 SPARE_BYTES = 100 * 2**20
-"""For results and pictures, beside the stores."""
+"""Space for results and pictures, in addition to the stores."""
 
 CHECKSUM = "checksum"
 
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Locks a folder for this process until it leaves or dies.
+    """Locks a folder for this process until the `with` block or the process ends.
 
     Raises:
         CannotRun: if another process holds the lock, or the folder cannot be written to.
@@ -50,12 +50,12 @@ def lock_folder(folder: Path) -> Iterator[None]:
         write_atomically(folder / ".probe", b"0")
         (folder / ".probe").unlink()
         (folder / ".lock").touch()
-        # The mode that umask gave it: FileLock sets its own otherwise.
+        # FileLock would set its own mode; this one follows the umask.
         lock = FileLock(folder / ".lock", mode=stat.S_IMODE((folder / ".lock").stat().st_mode))
         lock.acquire(timeout=0)
     except Timeout as error:
         raise CannotRun(
-            f"another process already works in {folder} ({_holder(folder)}): wait for it, stop it, or use another folder"
+            f"another process already uses {folder} ({_holder(folder)}): wait for it, stop it, or use another folder"
         ) from error
     except OSError as error:
         raise CannotRun(f"{folder} cannot be written to: {error.strerror}; use another folder with --output") from error
@@ -71,33 +71,33 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def explain_disk_faults(folder: Path | None = None) -> Iterator[None]:
-    """Turns faults of the disk into one sentence.
+    """Turns errors of the disk into one sentence.
 
     Args:
-        folder: permissions and temporary faults of its files count too. None: of no file.
+        folder: also covers permissions and temporary errors of files in this folder. None: of no file.
 
     Raises:
-        CannotRun: if the disk is full or read-only, or those files are out of reach.
+        CannotRun: if the disk is full or read-only, or a file in the folder cannot be accessed.
     """
     try:
         yield
     except OSError as error:
         is_ours = folder is not None and str(error.filename).startswith(f"{folder}{os.sep}")
         if is_ours and error.errno in TEMPORARY_FAULTS:
-            raise CannotRun(f"{error.strerror} ({error.filename}): correct that, and start again to go on") from error
+            raise CannotRun(f"{error.strerror} ({error.filename}): correct that, then start again to continue") from error
         if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EDQUOT):
             raise
         where = f" ({error.filename})" if error.filename else ""
         advice = "correct that" if error.errno == errno.EROFS else "make room"
-        raise CannotRun(f"{error.strerror}{where}: {advice}, and start again to go on") from error
+        raise CannotRun(f"{error.strerror}{where}: {advice}, then start again to continue") from error
 
 
 def check_disk_space(folder: Path, num_bytes: int) -> None:
-    """Raises CannotRun if so many bytes, and some to spare, are not free on the disk of a folder."""
+    """Raises CannotRun if the disk of a folder has less than `num_bytes` and SPARE_BYTES free."""
     free = shutil.disk_usage(folder).free
     if free < num_bytes + SPARE_BYTES:
         raise CannotRun(
-            f"the ranks of all methods take {num_bytes / 1e9:.2f} GB in {folder}, but there are {free / 1e9:.2f} GB on its disk; "
+            f"the ranks of all methods need {num_bytes / 1e9:.2f} GB in {folder}, but its disk has {free / 1e9:.2f} GB free; "
             "make room, or use fewer methods or another folder with --output"
         )
 
@@ -134,7 +134,7 @@ def verify_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_identity(folder: Path, identity: Mapping[str, Any], is_begun: bool = True) -> None:
-    """Writes the settings of an experiment to its folder, after `compare_identity`, which see."""
+    """Compares the settings of an experiment with `compare_identity`, then writes them to its folder."""
     write_json(folder / EXPERIMENT_FILE, compare_identity(folder, identity, is_begun))
 
 
@@ -142,12 +142,12 @@ def compare_identity(folder: Path, identity: Mapping[str, Any], is_begun: bool) 
     """Compares the settings of an experiment with those in its folder.
 
     Args:
-        folder: of the experiment.
+        folder: folder of the experiment.
         identity: the settings that the results depend on, as JSON, see `ROARConfig.identity`.
-        is_begun: whether the folder holds anything that depends on them. If not, those in it do not count.
+        is_begun: whether the folder holds anything that depends on them. If not, the settings in it are ignored.
 
     Returns:
-        The content of the experiment's file: the settings there, with the methods and fills that are new.
+        The new content of the experiment's file: the settings in it, and the methods, fills and checkpoints that are new.
 
     Raises:
         CannotRun: if the folder holds another experiment.
@@ -167,8 +167,8 @@ def compare_identity(folder: Path, identity: Mapping[str, Any], is_begun: bool) 
     different = [f"{key} {old!r} there, {new!r} here" for key, (old, new) in pairs.items() if old != new]
     if different:
         raise CannotRun(
-            f"{folder} holds another experiment: {'; '.join(different)}. Use another folder with --output, or the same settings; "
-            "fractions and seeds may change, and methods, fills and networks may be added"
+            f"{folder} holds another experiment: {'; '.join(different)}. Use another folder with --output, or the same settings. "
+            "Fractions and seeds may change, and methods, fills and networks may be added"
         )
     return there | {key: known[key] | here[key] for key in GROWING if key in here}
 
@@ -177,12 +177,12 @@ def check_network(folder: Path, network: int, path: Path) -> None:
     """Compares an explained network with its hash in the experiment's file, and writes the hash if there is none.
 
     Args:
-        folder: of the experiment.
-        network: its number.
-        path: of its weights.
+        folder: folder of the experiment.
+        network: number of the network.
+        path: file of its weights.
 
     Raises:
-        CannotRun: if the weights are not those that the experiment began with.
+        CannotRun: if the weights are not those that the experiment started with.
     """
     about = folder / EXPERIMENT_FILE
     there, here = json.loads(about.read_text()), hash_file(path)
@@ -191,13 +191,13 @@ def check_network(folder: Path, network: int, path: Path) -> None:
         write_json(about, {**there, "networks": {**networks, str(network): here}})
     elif networks[str(network)] != here:
         raise CannotRun(
-            f"{path} was changed: it is not a network that this experiment explains. Restore it from a copy, or use another "
+            f"{path} was changed: its weights are not those that this experiment explains. Restore it from a copy, or use another "
             "folder with --output"
         )
 
 
 def hash_file(path: Path) -> str:
-    """Raises CannotRun if the checkpoint at the path cannot be read."""
+    """A hash of a checkpoint's bytes. Raises CannotRun if the file cannot be read."""
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     except OSError as error:
@@ -207,11 +207,11 @@ def hash_file(path: Path) -> str:
 def describe(value: Any) -> Any:
     """A factory, function or setting as JSON, the same in every process.
 
-    A class or function is its import path. A lambda, or a function made by another function, has none; a hash stands for it, see
+    A class or function becomes its import path. A lambda, or a function made by another function, has none and becomes a hash, see
     `_hash_function`.
     """
     if isinstance(value, partial):
-        # The command line makes of a class path a partial of functions of jsonargparse, with the class as the last argument.
+        # jsonargparse turns a class path into a partial of its own functions, with the class as the last argument.
         function = value.args[-1] if value.func.__module__.startswith("jsonargparse") else value.func
         args = () if function is not value.func else value.args
         return {"calls": describe(function), **({"args": describe(args)} if args else {}), **_describe_items(value.keywords)}
@@ -239,9 +239,9 @@ def _is_plain(value: Any) -> bool:
 def _hash_function(function: FunctionType) -> str:
     """A hash of what a function runs: its code, defaults, the variables that it closes over, and the plain globals that it reads.
 
-    Plainer ways do not serve. A name is the same for `lambda: Net(lr=0.1)` and `lambda: Net(lr=0.2)`. The source of a lambda is the
-    whole statement around it, is missing in an interpreter, and holds no variables. A pickle (cloudpickle) has line numbers and the
-    order of sets in it, which differ between processes.
+    Simpler ways do not work. The name is the same for `lambda: Net(lr=0.1)` and `lambda: Net(lr=0.2)`. The source of a lambda is
+    the whole statement around it, is missing in an interpreter, and holds no variables. A pickle (cloudpickle) has line numbers and
+    the order of sets in it, which differ between processes.
     """
     codes = [*_codes(function.__code__)]
     runs = [[code.co_code.hex(), _constants(code), code.co_names] for code in codes]
@@ -261,11 +261,11 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
 
 
 def _constants(code: CodeType) -> list[str]:
-    """Sets are sorted: their order is another in every process."""
+    """The constants of some code. Sets are sorted: their order differs between processes."""
     constants = (constant for constant in code.co_consts if not isinstance(constant, CodeType))
     return [repr(sorted(map(repr, value)) if isinstance(value, frozenset) else value) for value in constants]
 
 
 def stores_folder(folder: Path, network: int) -> Path:
-    """Where the stores of one of the explained networks are: `stores` of the first, `stores_1` of the next."""
+    """The folder of an explained network's stores: `stores` for the first network, `stores_1` for the next."""
     return folder / ("stores" if network == 0 else f"stores_{network}")

@@ -1,4 +1,4 @@
-"""The class that is explained: predicted, the label, one drawn at random, or a given one."""
+"""Chooses the class that is explained: predicted, the label, a random one, or a given one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NAMES = ("predicted", "label", "random")
 
 
 def check_target(target: Any) -> None:
-    """Raises ValueError if it is no `Target`."""
+    """Raises ValueError if it is not a `Target`."""
     if isinstance(target, str) and target in NAMES:
         return
     if isinstance(target, bool) or not isinstance(target, int) or target < 0:
@@ -37,19 +37,19 @@ def check_target(target: Any) -> None:
 def choose_classes(
     target: Target, labels: Tensor | None, model: nn.Module, images: Tensor, split: str, indices: Iterable[int], seed: int
 ) -> Tensor | int | None:
-    """The explained class of each image, [N], or one of all. None for the predicted one.
+    """The explained class of each image, [N], or one number for all images. None: the predicted class.
 
     Args:
-        target: which one.
-        labels: of the images, [N].
-        model: the network, whose output has a number for each class.
-        images: [N, C, *S], as the network takes them.
-        split: by name.
-        indices: of the images in it.
-        seed: of the classes that are drawn.
+        target: the setting.
+        labels: labels of the images, [N]. None if there are none.
+        model: the network. Its output has a number for each class.
+        images: input of the network, [N, C, *S].
+        split: name of the split.
+        indices: indices of the images in the split.
+        seed: seed of the random classes.
 
     Raises:
-        CannotRun: if there are no labels to explain, or no classes to draw from.
+        CannotRun: if the target is "label" without labels, or "random" without an output [N, K].
     """
     if target == "predicted" or isinstance(target, int):
         return None if isinstance(target, str) else target

@@ -26,20 +26,20 @@ from fg_lightning.roar.explained_class import choose_classes, compute_output
 from fg_lightning.roar.image_pixels import images_and_labels
 
 NUM_TRIED = 2
-"""Images that every method explains before anything is trained."""
+"""Number of images that every method explains before anything is trained."""
 
 
 def check_networks(config: ROARConfig, engine: Engine, methods: Sequence[str], place: Any) -> None:
-    """Checks that networks can be tested, and explained by some methods, before anything is made.
+    """Checks that networks can be tested and explained by some methods, before anything is written.
 
     Args:
-        config: of the experiment.
-        engine: where the test runs.
-        methods: by name.
-        place: of the images in a sample, and in a batch if that has the same form.
+        config: settings of the experiment.
+        engine: engine that runs the test.
+        methods: names of the methods.
+        place: index or key of the images in a sample, and in a batch if that has the same form.
 
     Raises:
-        CannotRun: if they cannot, or a checkpoint is not of this model.
+        CannotRun: if they cannot, or a checkpoint does not fit this model.
     """
     for outcome in engine.run(partial(check_test, config, place), [tuple(methods)] if methods or _missing(config) else []):
         if outcome.reason:
@@ -49,10 +49,10 @@ def check_networks(config: ROARConfig, engine: Engine, methods: Sequence[str], p
 
 
 def make_networks(config: ROARConfig, engine: Engine, console: Console) -> None:
-    """Makes the weights of the networks that have none yet.
+    """Trains or copies the networks that the folder does not hold yet.
 
     Raises:
-        CannotRun: if a network cannot be trained, or the weights of another were changed.
+        CannotRun: if a network cannot be trained, or the weights of one in the folder were changed.
     """
     missing = _missing(config)
     for network in set(range(config.num_networks)) - set(missing):
@@ -75,12 +75,12 @@ def _missing(config: ROARConfig) -> list[int]:
 
 
 def check_test(config: ROARConfig, place: Any, methods: Sequence[str]) -> None:
-    """Tests an untrained network on one batch, and explains images of it, so that faults are reported before anything is trained.
+    """Tests an untrained network on one batch, and explains images of it. Errors are then reported before anything is trained.
 
     Args:
-        config: of the experiment.
+        config: settings of the experiment.
         place: see `check_networks`.
-        methods: that explain images, by name.
+        methods: names of the methods.
 
     Raises:
         CannotRun: if there is no test data, the test does not log the metric that counts, images have no class to explain, or a
@@ -112,7 +112,7 @@ class ExplanationTrial(Callback):
                 Selection(classes, len(images))(output)
             except TargetError as error:
                 raise CannotRun(f"target {target} does not fit the network: {error}") from error
-        if not main_output(output).isfinite().all():  # an untrained network; the trained one may be another matter
+        if not main_output(output).isfinite().all():  # the network is untrained; after training its output may be finite
             return
         images = images[:NUM_TRIED]
         classes = classes[:NUM_TRIED] if isinstance(classes, Tensor) else classes
@@ -122,8 +122,8 @@ class ExplanationTrial(Callback):
                     check_maps(self.config.factories[name](pl_module).attribute(images, classes), images)
             except Exception as error:  # noqa: PERF203 (each has its own)
                 raise CannotRun(
-                    f"the method {name} cannot explain the network, as a try on {len(images)} images shows: "
-                    f"{describe_error(error)}. Correct it, or leave it out of methods"
+                    f"the method {name} failed on {len(images)} images, before anything was trained: {describe_error(error)}. "
+                    "Correct it, or leave it out of methods"
                 ) from error
 
 
@@ -145,11 +145,11 @@ def load_network(config: ROARConfig, network: int) -> LightningModule:
 
 
 def select_accuracy(metrics: Mapping[str, float], name: str | None) -> float:
-    """The test metric that counts.
+    """The test metric that the experiment compares.
 
     Args:
-        metrics: what the test logged.
-        name: of the metric. None: the one with "acc" in its name.
+        metrics: the metrics that the test logged, by name.
+        name: name of the metric. None: the one with "acc" in its name.
 
     Raises:
         CannotRun: if it was not logged, or not exactly one has "acc" in its name.
@@ -157,27 +157,27 @@ def select_accuracy(metrics: Mapping[str, float], name: str | None) -> float:
     if name is not None:
         if name not in metrics:
             raise CannotRun(
-                f"the test logged no metric {name!r}, but {', '.join(metrics) or 'nothing'}; name one of these with metric"
+                f"the test logged no metric {name!r}; it logged {', '.join(metrics) or 'none'}. Choose one of these with metric"
             )
         return metrics[name]
     names = [key for key in metrics if "acc" in key.lower()]
     if len(names) != 1:
         raise CannotRun(
-            f"the test logged {', '.join(metrics) or 'nothing'}, of which {len(names)} have 'acc' in their names; choose with "
-            "metric which one counts (a LightningModule logs it in its test_step)"
+            f"the test logged {', '.join(metrics) or 'nothing'}, and {len(names)} of these have 'acc' in their names, but exactly "
+            "one is needed; choose one with metric (a LightningModule logs it in its test_step)"
         )
     return metrics[names[0]]
 
 
 def write_weights(path: Path, weights: Mapping[str, Any]) -> None:
-    """Raises what `replace_file` does."""
+    """Writes weights to a file. Raises what `replace_file` does."""
     path.parent.mkdir(exist_ok=True)
     with replace_file(path) as file:
         torch.save(weights, file)
 
 
 def read_weights(path: Path) -> Mapping[str, Any]:
-    """The weights in a checkpoint of Lightning's, or in a saved `state_dict`.
+    """The weights in a checkpoint of Lightning, or in a saved `state_dict`.
 
     Raises:
         CannotRun: if the file cannot be read, or holds something else.
@@ -185,23 +185,23 @@ def read_weights(path: Path) -> Mapping[str, Any]:
     content = read_checkpoint(path)
     weights = content.get("state_dict", content)
     if not isinstance(weights, Mapping):
-        raise CannotRun(f"{path} holds {type(weights).__name__}, but a checkpoint of Lightning's or a state_dict is needed")
+        raise CannotRun(f"{path} holds {type(weights).__name__}, but a Lightning checkpoint or a state_dict is needed")
     return weights
 
 
 def load_weights(model: LightningModule, weights: Mapping[str, Any], path: Path) -> None:
-    """Loads weights into a model. Layers that Lightning makes in `configure_model` are made first.
+    """Loads weights into a model, after the layers that `configure_model` makes.
 
     Args:
         model: the model.
-        weights: by name.
-        path: of their file.
+        weights: the weights by name.
+        path: file of the weights.
 
     Raises:
-        CannotRun: if they are not of this model.
+        CannotRun: if they do not fit this model.
     """
     model.configure_model()
     try:
         model.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
-        raise CannotRun(f"the checkpoint {path} is not of this model: {one_line(error)}") from error
+        raise CannotRun(f"the checkpoint {path} does not fit this model: {one_line(error)}") from error

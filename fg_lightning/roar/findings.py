@@ -1,4 +1,4 @@
-"""What the numbers of an experiment say, in sentences. P-values adjusted by Holm decide the words."""
+"""Sentences on the results of an experiment. P-values, adjusted by Holm's method, decide them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ ALPHA = 0.05
 """A method differs from random if its p-value, adjusted by Holm, is below this."""
 
 MARGIN = 0.1
-"""Masks give the class away if they alone reach more than random's by chance, but no more than this is asked for."""
+"""Masks give the class away if they alone are this much more accurate than random's masks, or twice as accurate."""
 
 MAX_NAMES = 4
-"""Methods without a difference that are named."""
+"""Largest number of methods without a difference that a sentence names."""
 
 
 def list_findings(results: ROARResults) -> list[str]:
@@ -25,14 +25,14 @@ def list_findings(results: ROARResults) -> list[str]:
 
 
 def describe_scores(results: ROARResults) -> list[str]:
-    """Which methods are better than random, which are worse, and which are not told apart from it, for each fill."""
+    """Which methods are better than random, which are worse, and which show no difference, for each fill."""
     scores = results.scores()
     if not scores:
         return []
     count = len(results.networks if results.interval_over == "networks" else results.seeds)
     if count == 1:
-        more = "" if results.mode == "road" else "; for one, repeat with --num_networks or --num_seeds"
-        return [f"No p-value says whether a method differs from random: every curve was measured once{more}."]
+        more = "" if results.mode == "road" else "; to get them, repeat with --num_networks or --num_seeds"
+        return [f"There are no p-values, because every curve was measured once{more}."]
     if results.interval_over == "networks":
         covered = f"P-values and intervals cover {count} explained networks, so both their maps and the retraining."
     else:
@@ -59,7 +59,7 @@ def verdict(score: Score) -> str:
 
 
 def describe_fills(results: ROARResults) -> list[str]:
-    """Methods that are better than random with some fills alone."""
+    """Methods that are better than random with some fills only."""
     groups: dict[tuple[str, ...], list[str]] = {}
     scores = results.scores()
     for method in results.methods:
@@ -78,11 +78,11 @@ def describe_fills(results: ROARResults) -> list[str]:
 
 
 def describe_masks(results: ROARResults) -> list[str]:
-    """What networks reach that see the masks alone, beside random's masks."""
+    """The accuracy of networks that see the masks alone, compared with random's masks."""
     if results.mode == "road":
         return []
     if not results.has_controls:
-        return ["What the masks alone give away was not measured: their trainings were left out (no_controls)."]
+        return ["How much the masks alone give away was not measured: the controls were turned off (no_controls)."]
     leaks = find_leaks(results)
     highest = np.nanmax(mean_of_known(results.masks_accuracies("random"), 0), initial=0.0)
     if not leaks:
@@ -97,9 +97,9 @@ def describe_masks(results: ROARResults) -> list[str]:
 
 
 def find_leaks(results: ROARResults) -> dict[str, float]:
-    """Methods whose masks alone reach more than random's masks and chance together, and the most that they reach.
+    """Methods whose masks alone give the class away, see MARGIN, and the highest accuracy that they reach.
 
-    Random's masks know nothing of an image: what they reach stands for chance. With few classes MARGIN is asked for at most.
+    Random's masks do not depend on the image, so their accuracy estimates chance.
     """
     if "random" not in results.methods:
         return {}
@@ -115,7 +115,7 @@ def find_leaks(results: ROARResults) -> dict[str, float]:
 
 
 def describe_target(results: ROARResults) -> list[str]:
-    """What masks of the explained class can give away, and what they do in this experiment."""
+    """What masks of the explained class can give away, and what they gave away in this experiment."""
     reached = {m: np.nan_to_num(mean_of_known(results.masks_accuracies(m), 0)).max() for m in results.methods if m not in CONTROLS}
     if not results.has_controls or not reached:
         return []
@@ -124,11 +124,11 @@ def describe_target(results: ROARResults) -> list[str]:
     intact = _intact_accuracy(results)
     beside = f", beside {intact:.2f} with intact images." if intact is not None else "."
     explained = {
-        "predicted": "The predicted class is explained: masks of it can hand the explained network's answer to the network that is "
+        "predicted": "The predicted class is explained: masks of it can show the explained network's answer to the network that is "
         "trained on them.",
         "label": "The label is explained: masks of it can give the right answer itself away.",
         "random": "A class drawn at random for each image is explained: its masks are made without the prediction and the label. "
-        "What they give away is what they show whichever class is asked for, such as an outline.",
+        "They can only give away what masks of every class show, such as an outline.",
     }
     of_one = f"Class {results.target} is explained for all images: its masks can show which images are of it."
     return [f"{explained.get(str(results.target), of_one)} {numbers}{beside}"]
@@ -147,12 +147,12 @@ def _unit(results: ROARResults) -> int:
 
 
 def _compare_with_controls(better: Sequence[Score]) -> str:
-    """Names the methods that a control does as well as, by the areas."""
+    """Names the methods whose area is not larger than a control's."""
     best = max((s for s in better if s.method in CONTROLS), key=lambda s: s.area, default=None)
     behind = [s.method for s in better if best and s.method not in CONTROLS and s.area <= best.area]
     if best is None or not behind:
         return ""
-    return f" The control {best.method}, which knows nothing of the network, has a larger area than {_join(behind)}."
+    return f" The control {best.method}, which does not use the network, has a larger area than {_join(behind)}."
 
 
 def _name_or_count(scores: Sequence[Score], is_rest: bool) -> str:

@@ -1,4 +1,4 @@
-"""The pixels of images of any kind that data sets give (PIL, torch tensor, numpy array), and the image in a sample of any kind."""
+"""Reads and replaces pixels of PIL images, tensors and arrays, and finds the image in a sample of a data set."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from fg_lightning.removal import FillFunction
 from fg_lightning.roar.dataset_transforms import Joint, Transform, Whole
 
 Picture = Union[Image.Image, Tensor, npt.NDArray[Any]]
-"""PIL in a mode of MODES; a tensor [C, *S]; an array [H, W] or [H, W, C]."""
+"""A PIL image in a mode of MODES, a tensor [C, *S], or an array [H, W] or [H, W, C]."""
 
 Mask = npt.NDArray[np.bool_]
 
 Limits = Union[torch.iinfo, "np.iinfo[Any]"]
-"""Of an integer type."""
+"""Limits of an integer type."""
 
 MODES = ("L", "RGB", "F", "I")
 """The modes of PIL images whose pixels are numbers."""
@@ -31,7 +31,7 @@ PACKED: dict[str, tuple[str, type[np.unsignedinteger[Any]]]] = {"L": ("L", np.ui
 """For modes whose channels are bytes: PIL's name for pixels of one integer each, and the type of that integer."""
 
 SMALL = 64 * 64
-"""Number of pixels from which on PIL images are painted bit by bit."""
+"""Number of pixels from which PIL images are painted bit by bit."""
 
 
 def is_picture(value: Any) -> bool:
@@ -54,7 +54,7 @@ def spatial_shape(image: Picture) -> tuple[int, ...]:
     """
     if isinstance(image, Image.Image):
         if image.mode not in MODES:
-            wider = "I" if image.mode.startswith("I;") else "RGB"  # 16 bits are more than RGB has room for
+            wider = "I" if image.mode.startswith("I;") else "RGB"  # RGB cannot hold 16 bits
             raise UnfitData(
                 f"images must be of the modes {', '.join(MODES)}, but are of mode {image.mode!r}; let the data set give "
                 f"image.convert({wider!r})"
@@ -87,12 +87,12 @@ def fill_with_values(image: Picture, mask: Mask, values: npt.NDArray[np.float64]
     """A new image of the same kind whose masked pixels have these values.
 
     Args:
-        image: PIL stays PIL, integers stay integers.
+        image: the image. PIL images stay PIL images, integers stay integers.
         mask: [*S], True for pixels that are removed.
         values: one for each channel, or one for all, in the image's own units. Integers get the nearest possible value.
 
     Raises:
-        CannotRun: if there are not as many values as channels.
+        CannotRun: if there is neither one value nor one for each channel.
     """
     if isinstance(image, Tensor):
         _check_values(values, len(image))
@@ -115,12 +115,12 @@ def fill_with_values(image: Picture, mask: Mask, values: npt.NDArray[np.float64]
 
 
 def fill_with_function(image: Picture, mask: Mask, fill: FillFunction) -> Picture:
-    """A new image of the same kind whose masked pixels come from a function. It gets bytes as 0..1. All other pixels stay.
+    """A new image of the same kind whose masked pixels come from a function. All other pixels stay.
 
     Args:
-        image: PIL stays PIL, bytes stay bytes.
+        image: the image. PIL images stay PIL images, bytes stay bytes.
         mask: [*S], True for pixels that are removed.
-        fill: (images [1, C, *S], mask [1, 1, *S]) -> images.
+        fill: function (images [1, C, *S], mask [1, 1, *S]) -> images. It gets bytes as numbers in 0..1.
 
     Raises:
         UnfitData: if the image holds integers other than bytes, since their largest value is unknown.
@@ -157,7 +157,7 @@ def _paste(image: Image.Image, mask: Mask, colour: list[int]) -> Image.Image:
 
 
 def _paint_bits(image: Image.Image, mask: Mask, colour: bytes) -> Image.Image:
-    """As `_paste`, bit by bit and mostly in place: several times as fast for large images, and slower for small ones."""
+    """Like `_paste`, but bit by bit and mostly in place: several times as fast for large images, slower for small ones."""
     raw, kind = PACKED[image.mode]
     old = np.frombuffer(image.tobytes("raw", raw), kind)
     new = np.frombuffer(colour.ljust(old.itemsize, b"\xff"), kind)
@@ -175,7 +175,9 @@ def _nearest(values: npt.NDArray[np.float64], limits: Limits) -> npt.NDArray[np.
 
 def _check_values(values: npt.NDArray[np.float64], channels: int) -> None:
     if len(values) not in (1, channels):
-        raise CannotRun(f"there are {len(values)} numbers to fill pixels with, but the images have {channels} channels")
+        raise CannotRun(
+            f"the fill has {len(values)} numbers, but the images have {channels} channels: give one number, or one for each channel"
+        )
 
 
 def _type_and_shape(value: Any) -> str:
@@ -224,7 +226,7 @@ def images_and_labels(batch: Any, place: Any) -> tuple[Tensor, Tensor | None]:
     """The images [N, C, *S] of a batch, and the first integers [N] behind them.
 
     Args:
-        batch: as the network's steps get it.
+        batch: a batch, as the network's steps get it.
         place: the index or key of the images. In a batch of another form, the first tensor that could be images is used.
 
     Raises:

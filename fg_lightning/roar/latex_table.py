@@ -1,4 +1,4 @@
-r"""The methods' scores as a table for LaTeX, with `\usepackage{booktabs}`."""
+r"""The methods' scores as a table for LaTeX, which needs `\usepackage{booktabs}`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ SPECIAL = {
 
 
 def latex_table(results: ROARResults) -> str:
-    """A `table` with a row for every fill and method: area to random with its interval, p-value by Holm, what masks alone reach.
+    """A LaTeX `table` with a row for every fill and method, as a string.
 
-    An asterisk marks the areas that differ from 0 by their p-values adjusted by Holm.
+    Columns: area between the method's curve and random's with its 95 % interval, p-value adjusted by Holm, total variation of the
+    masks, and, with controls, the accuracy on the masks alone. An asterisk marks areas that differ from 0 by the adjusted p-value.
     """
     several = len(results.fills) > 1
     rows = [dict(zip(SUMMARY_COLUMNS, map(str, row), strict=True)) for row in results.summary_rows()]
@@ -61,7 +62,7 @@ def latex_table(results: ROARResults) -> str:
 
 
 def escape(words: str) -> str:
-    """Words of the user, such as a method's name, as LaTeX prints them."""
+    """Text of the user, such as a method's name, escaped for LaTeX."""
     return "".join(SPECIAL.get(letter, letter) for letter in words)
 
 

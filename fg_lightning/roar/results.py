@@ -1,4 +1,4 @@
-"""What the results of the cells say of the methods: scores and tables."""
+"""Scores and tables of the methods, from the results of the cells."""
 
 from __future__ import annotations
 
@@ -38,20 +38,21 @@ Values = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Score:
-    """A method against random.
+    """The scores of a method, compared with random.
 
     Attributes:
-        method: its name.
-        fill: by name.
-        area: between its curve and random's, divided by the range of the fractions: the mean difference in accuracy. Mean over the
-            repetitions. More than 0 if the method is better than random: the network misses the pixels that are removed first, or
-            relies on those that are kept.
+        method: name of the method.
+        fill: name of the fill.
+        area: area between its curve and random's, divided by the range of the fractions: the mean difference in accuracy. Mean over
+            the repetitions. More than 0 if the method is better than random: the network misses the pixels that are removed first,
+            or relies on those that are kept.
         interval: half of the 95 % confidence interval of the area. NaN for one repetition.
-        p: two-sided, of a t-test of the areas, paired with random's. NaN for one repetition, or if the areas do not vary.
-        p_holm: the same, adjusted for the number of methods and fills together (Holm 1979).
-        num_repetitions: number of areas: of networks if there are several, else of seeds. See `ROARResults.interval_over`.
-        total_variation: of its masks, for each pixel, mean over the fractions.
-        masks_accuracy_mean: accuracy of networks that see its masks alone, mean over fractions and networks. NaN without controls.
+        p: two-sided p-value of a t-test of the areas, paired with random's. NaN for one repetition, or if the areas do not vary.
+        p_holm: the same, adjusted for all methods and fills together (Holm 1979).
+        num_repetitions: number of areas: one for each network if there are several, else one for each seed. See
+            `ROARResults.interval_over`.
+        total_variation: total variation of its masks, divided by the number of pixels. Mean over the fractions.
+        masks_accuracy_mean: accuracy of networks that see only its masks. Mean over fractions and networks. NaN without controls.
         masks_accuracy_largest: the same at the largest fraction.
     """
 
@@ -68,20 +69,20 @@ class Score:
 
 
 class ROARResults:
-    """All cells of an experiment that have been run. Its repr is a summary.
+    """The results of all cells of an experiment that have been run. Its repr is a summary.
 
     Args:
-        results: of the cells, in the order of the table.
-        mode: of the experiment.
-        order: of the experiment.
-        target: of the experiment: the class that is explained.
+        results: results of the cells, in the order of the table.
+        mode: mode of the experiment: "roar", "kar" or "road".
+        order: order of the experiment: "morf" or "lerf".
+        target: class that the experiment explains. Default: "predicted".
 
     Attributes:
-        methods: by name.
-        fills: by name.
-        fractions: rising.
-        networks: 0, 1, ...: the explained networks.
-        seeds: 0, 1, ...: of the trainings with the maps of each network.
+        methods: names of the methods.
+        fills: names of the fills.
+        fractions: fractions, in ascending order.
+        networks: numbers of the explained networks, from 0.
+        seeds: numbers of the trainings with the maps of each network, from 0.
     """
 
     def __init__(self, results: Sequence[CellResult], mode: str, order: str, target: Any = "predicted") -> None:
@@ -109,7 +110,7 @@ class ROARResults:
 
     @property
     def lower_is_better(self) -> bool:
-        """Whether a good method's accuracies are low, as when the pixels that it calls most relevant are removed."""
+        """Whether a good method has low accuracies, for example if its most relevant pixels are removed."""
         return (self.order == "morf") != (self.mode == "kar")
 
     @property
@@ -119,31 +120,31 @@ class ROARResults:
 
     @property
     def interval_over(self) -> str:
-        """What intervals and p-values cover: "networks" if several were explained, else "seeds", which is retraining alone."""
+        """What intervals and p-values cover: "networks" if several were explained, else "seeds", only the retraining."""
         return "networks" if len(self.networks) > 1 else "seeds"
 
     def accuracies(self, method: str, fill: str | None = None) -> Values:
         """The curves of a method, [num_repetitions, num_fractions]. NaN if a cell has failed or has not been run.
 
-        Repetitions are the networks, each the mean over its seeds, if several were explained, else the seeds.
+        If several networks were explained, a repetition is a network, the mean over its seeds. Otherwise it is a seed.
 
         Args:
-            method: by name.
-            fill: by name. None: the first one.
+            method: name of the method.
+            fill: name of the fill. Default: the first one.
         """
         return self._repetitions(self._grid(method, self._first_fill() if fill is None else fill))
 
     def masks_accuracies(self, method: str) -> Values:
-        """The accuracies of networks that see a method's masks alone, [num_networks, num_fractions]. NaN if there is none."""
+        """The accuracies of networks that see only a method's masks, [num_networks, num_fractions]. NaN if there is none."""
         return np.array(
             [[self._known(Cell(method, f, 0, network, control=MASKS)) for f in self.fractions] for network in self.networks]
         )
 
     def scores(self, fill: str | None = None) -> list[Score]:
-        """Every other method against random, the best of each fill first.
+        """The scores of every method except random, the best of each fill first.
 
         Args:
-            fill: by name. None: all of them. P-values are adjusted for all of them either way.
+            fill: name of the fill. Default: all fills. P-values are adjusted for all fills in both cases.
         """
         if "random" not in self.methods:
             return []
@@ -288,7 +289,7 @@ def _cell(method: str, fraction: float, seed: int, network: int, fill: str) -> C
 
 
 def paired_p(areas: Values) -> float:
-    """The two-sided p-value of a t-test that differences [R] of pairs are 0 on average. NaN for one, or if they do not vary."""
+    """The two-sided p-value of a paired t-test that differences [R] have mean 0. NaN for one, or if they do not vary."""
     from scipy.stats import ttest_1samp  # type: ignore[import-untyped]
 
     if len(areas) < 2 or np.allclose(areas, areas[0], rtol=1e-9, atol=1e-12):  # no variance to compare the mean with
@@ -297,7 +298,7 @@ def paired_p(areas: Values) -> float:
 
 
 def _shorten(value: Any) -> Any:
-    """Numbers in six digits. NaN is empty."""
+    """A number with six digits. NaN becomes empty."""
     if not isinstance(value, float):
         return value
     return "" if math.isnan(value) else f"{value:.6g}"

@@ -33,25 +33,26 @@ from fg_lightning.roar.saliency_store_files import (
 Ranks = npt.NDArray[Any]
 
 
-MAKE_AGAIN = "Copy it again, or call SaliencyStore.make with the same arguments, which makes again what is damaged"
+MAKE_AGAIN = "Copy it again, or call SaliencyStore.make with the same arguments, which makes the damaged parts again"
 
 
 class SaliencyStore:
-    """Ranks of pixels on disk, memory-mapped: any fraction and either order is one comparison with them.
+    """Ranks of pixels in memory-mapped files. A mask of any fraction, in either order, is one comparison with the ranks.
 
-    A folder with a file for each split, one rank for each pixel (0 is removed first; two bytes up to 65,536 pixels, else four),
-    a checksum of eight bytes for each image, and `manifest.json` with what they are of. Nothing is pickled, and every process maps
-    the files, so a store can be sent to loader workers, and its memory does not grow with the data set.
+    The store is a folder. It holds a file for each split with a rank for each pixel (0 is removed first; two bytes up to 65,536
+    pixels, else four), a checksum of eight bytes for each image, and `manifest.json`, which describes the data, network and method.
+    Every process maps the files and nothing is pickled, so a store can be sent to loader workers, and its memory does not grow with
+    the data set.
 
-    Opening a store checks sizes, the manifest and the checksums themselves. `read` checks the ranks of the images that it reads: no
-    rank is used that was changed on disk, and a store of any size opens at once. `make` checks all ranks.
+    Opening a store checks the manifest, the sizes and the checksums themselves, so that a store of any size opens at once. `read`
+    checks the ranks of the images that it reads, so that no rank is used that was changed on disk. `make` checks all ranks.
 
     Args:
-        path: the folder of a finished store; `make` makes one.
+        path: folder of a finished store, see `make`.
 
     Attributes:
-        path: absolute.
-        manifest: what the store is of.
+        path: absolute path of the folder.
+        manifest: the data, network, method and settings of the store.
 
     Raises:
         StoreError: if there is no store, it is not finished, or a file is missing, truncated or damaged.
@@ -88,7 +89,7 @@ class SaliencyStore:
         return self._mapped[split]
 
     def read(self, split: str, indices: Iterable[int]) -> Ranks:
-        """The ranks of some images of a split, [N, *S], checked.
+        """Reads the ranks of some images of a split, [N, *S], and checks them.
 
         Raises:
             StoreError: if they were changed after they were written, or the store has no such split.
@@ -99,36 +100,37 @@ class SaliencyStore:
         if is_wrong.any():
             path = ranks_path(self.path, split)
             raise StoreError(
-                f"{path} is damaged: the ranks of image {numbers[is_wrong.argmax()]} are not as they were written. {MAKE_AGAIN}"
+                f"{path} is damaged: the ranks of image {numbers[is_wrong.argmax()]} were changed after they were written. "
+                f"{MAKE_AGAIN}"
             )
         return rows
 
     def check(self, view: SplitView) -> None:
-        """Checks that the store is of some data.
+        """Checks that the store belongs to some data.
 
         Args:
             view: a split of the data.
 
         Raises:
-            StoreError: if it is of other data, another number of images or another size.
+            StoreError: if it belongs to other images, another number of images or another size.
         """
         self.ranks(view.name)
         expected = self.manifest.splits[view.name]
         if len(view.plane) != expected.length:
             raise StoreError(
-                f"the {view.name} data set has {len(view.plane)} images, but the saliency store {self.path} is of "
-                f"{expected.length}; make one of this data set"
+                f"the {view.name} data set has {len(view.plane)} images, but the saliency store {self.path} is for "
+                f"{expected.length}; make a store for this data set"
             )
         if view.shape != self.manifest.shape:
             raise StoreError(
-                f"the {view.name} images are {_size(view.shape)} before their transform, but the saliency store {self.path} is of "
-                f"{_size(self.manifest.shape)}; make one of this data set, or bring the images to that size with prepare=..."
+                f"the {view.name} images are {_size(view.shape)} before their transform, but the saliency store {self.path} is for "
+                f"{_size(self.manifest.shape)}; make a store for this data set, or bring the images to that size with prepare=..."
             )
         if view.fingerprint() != expected.fingerprint:
             raise StoreError(
-                f"the {view.name} images are not those that the saliency store {self.path} was made of ({expected.dataset}): they "
-                "are as many, but hold something else, or come in another order. Make a store of this data set; if setup splits "
-                "at random, it is another one each time, unless random_split is given a generator with a seed"
+                f"the {view.name} images are not those that the saliency store {self.path} was made for ({expected.dataset}): "
+                "their number is the same, but their content or order differs. Make a store for this data set; if setup splits at "
+                "random, give random_split a generator with a seed, since the split differs each time without one"
             )
 
     @classmethod
@@ -152,26 +154,26 @@ class SaliencyStore:
         If it is interrupted and called again, it continues where it stopped. A finished store is opened.
 
         Args:
-            path: the folder of the store.
-            model: the trained network. It is called on the images alone.
-            data: the user's. Its images are explained after their evaluation transform and the batch hooks.
-            method: a name in `fg_lightning.attribution.METHODS` or a factory.
-            settings: of the method, as JSON.
-            target: the class that is explained: "predicted", "label", "random" (drawn for every image from the seed) or its number.
-                Masks give away the class that they explain: the label, or what the network predicts.
-            batch_size: number of consecutive images that are explained as one batch, on any number of devices.
-            seed: of ties, and of the target "random".
-            prepare: see `views_of`.
-            transform: see `views_of`.
-            trainer: its `predict` is used, and its devices and nodes share the batches. Default: one device, with a progress bar on
-                a terminal.
+            path: folder of the store.
+            model: the trained network. It is called with the images as its only argument.
+            data: the datamodule. Its images are explained after their evaluation transform and the batch hooks.
+            method: a name in `fg_lightning.attribution.METHODS`, or a factory. Default: "fullgrad".
+            settings: arguments of the method by name, as JSON. Default: none.
+            target: the class that is explained: "predicted", "label", "random" (drawn for every image from the seed) or the index
+                of a class. Masks can give away the class that they explain. Default: "predicted".
+            batch_size: number of consecutive images that are explained as one batch, on any number of devices. Default: 50.
+            seed: seed of the order of equal values, and of the target "random". Default: 0.
+            prepare: function that brings an image to the size of the network's input. Default: see `views_of`.
+            transform: transform of every image after that. Default: the transform of each data set.
+            trainer: Trainer whose `predict` is used. Its devices and nodes share the batches. Default: one device, with a progress
+                bar on a terminal.
 
         Raises:
-            StoreError: if a store of something else is there.
+            StoreError: if the folder holds a store of other data, another network or other settings.
             RandomImages: if an image changes when it is read again.
-            UnfitData: if the data is not map-style, or its pixels are not those that the network sees, see `check_alignment`.
+            UnfitData: if the data is not map-style, or its pixels do not correspond to those that the network sees.
             CannotRun: if images are of several sizes or numbers of channels, or there are no labels or classes to explain.
-            ValueError: if there is no such method or target, or maps and images are not of one size.
+            ValueError: if the method or the target is unknown, or maps and images differ in size.
         """
         factory = find_method(method)
         check_target(target)
@@ -226,7 +228,7 @@ class SaliencyStore:
         if path.stat().st_size != expected:
             raise StoreError(
                 f"{path} has {path.stat().st_size:,} bytes, but {length:,} images of {_size(self.manifest.shape)} take "
-                f"{expected:,}: it is truncated or not of this store. {MAKE_AGAIN}"
+                f"{expected:,}: it is truncated, or from another store. {MAKE_AGAIN}"
             )
         self.read(split, sorted({0, length // 2, length - 1}))
 

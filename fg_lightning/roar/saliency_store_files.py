@@ -1,4 +1,4 @@
-"""The files of a saliency store: its manifest, its checksums, and a writer that any number of processes use at once."""
+"""The files of a saliency store: its manifest, its checksums, and a writer that many processes can use at the same time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fg_lightning.roar.experiment_folder import add_checksum, digest, verify_che
 from fg_lightning.roar.explained_class import Target
 
 CHECKSUM_BYTES = 8
-"""Of the checksum of one image's ranks."""
+"""Size of the checksum of one image's ranks."""
 
 MANIFEST_FILE = "manifest.json"
 
@@ -41,18 +41,19 @@ def checksums_path(folder: Path, split: str) -> Path:
 
 
 def checksums_of(rows: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
-    """One number for each image's ranks [N, *S], [N]."""
+    """The checksum of each image's ranks: [N, *S] -> [N]."""
     return np.frombuffer(b"".join(_checksum(row.data) for row in np.ascontiguousarray(rows)), "<u8")
 
 
 @dataclass(frozen=True)
 class SplitIdentity:
-    """
+    """The identity of a split's images.
+
     Attributes:
         length: number of images.
-        fingerprint: a hash of what a few of them hold.
-        dataset: the class of the data set, for the user to read.
-        checksum: of the checksums of the ranks. Empty until all images are ranked.
+        fingerprint: hash of the content of a few images.
+        dataset: class of the data set, for messages.
+        checksum: checksum of all checksums of the ranks. Empty until all images are ranked.
     """
 
     length: int
@@ -63,20 +64,21 @@ class SplitIdentity:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a store is of: a JSON file beside its ranks.
+    """The data, network, method and settings of a store: the content of its `manifest.json`.
 
     Attributes:
-        method: its name, or its factory as `describe` gives it.
-        settings: of the method, by name, as JSON.
-        target: the class that is explained: "predicted", "label", "random" or its number.
+        method: name of the method, or its factory as `describe` gives it.
+        settings: arguments of the method by name, as JSON.
+        target: class that is explained: "predicted", "label", "random" or the index of a class.
         model: class and fingerprint of the network.
-        shape: of an image without its channels, such as (H, W).
-        batch_size: number of consecutive images that are explained as one batch, always the same ones.
-        splits: by name.
-        seed: of the ties, and of the target "random".
+        shape: size of an image without its channels, such as (H, W).
+        batch_size: number of consecutive images that are explained as one batch.
+        splits: the splits by name.
+        seed: seed of the order of equal values, and of the target "random". Default: 0.
         finished: whether every image is ranked.
-        channel_mean: of the training images before their transform, in their own units.
-        versions: of the software that made the store.
+        channel_mean: mean of each channel of the training images before their transform, in their own units.
+        versions: versions of the software that made the store.
+        format: version of the files' format.
     """
 
     method: Any
@@ -98,12 +100,12 @@ class Manifest:
 
     @property
     def dtype(self) -> npt.DTypeLike:
-        """Two bytes for each rank if they suffice."""
+        """The type of a rank: two bytes if they suffice, else four."""
         return np.uint16 if self.num_pixels <= 2**16 else np.uint32
 
     @property
     def image_bytes(self) -> int:
-        """Of the ranks of one image."""
+        """Size of the ranks of one image in bytes."""
         return self.num_pixels * np.dtype(self.dtype).itemsize
 
     def difference(self, other: Manifest) -> str:
@@ -124,13 +126,14 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """
+    """The manifest of the store in a folder.
+
     Raises:
-        StoreError: if there is none in the folder or it cannot be read.
+        StoreError: if there is none, or it cannot be read.
     """
     path = folder / MANIFEST_FILE
     if not path.is_file():
-        raise StoreError(f"{folder} is no saliency store: there is no {MANIFEST_FILE} in it; make one with SaliencyStore.make")
+        raise StoreError(f"{folder} is not a saliency store: it has no {MANIFEST_FILE}; make a store with SaliencyStore.make")
     advice = f"remove {folder} and make the store again"
     try:
         content = json.loads(path.read_text())
@@ -167,12 +170,12 @@ def versions() -> dict[str, str]:
 class StoreWriter:
     """Writes ranks, their checksums, channel sums and a byte for every finished batch in place.
 
-    A batch is marked as finished once its ranks are on disk, and counts as finished as long as its checksums are right. A killed
-    process loses the batch that it worked on. Two processes that write the same batch write the same bytes.
+    A batch is marked as finished after its ranks are on disk, and counts as finished while its checksums are right. A killed
+    process loses only its current batch. Two processes that write the same batch write the same bytes.
 
     Args:
-        folder: of the store.
-        manifest: of the store.
+        folder: folder of the store.
+        manifest: manifest of the store.
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
@@ -183,14 +186,14 @@ class StoreWriter:
         """Makes the files that do not exist yet.
 
         Raises:
-            StoreError: if a store of something else is there.
+            StoreError: if the folder holds a store with another manifest.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         sweep(self.folder)
         if (self.folder / MANIFEST_FILE).exists():
             difference = read_manifest(self.folder).difference(self.manifest)
             if difference:
-                raise StoreError(f"{self.folder} holds a saliency store of something else: {difference}. Use another folder")
+                raise StoreError(f"{self.folder} holds another saliency store: {difference}. Use another folder")
         else:
             self.manifest.write(self.folder)
         for split in self.manifest.splits:
@@ -237,7 +240,7 @@ class StoreWriter:
         ]
 
     def progress(self) -> tuple[int, int]:
-        """Number of finished batches, and of all."""
+        """Number of finished batches, and number of all batches."""
         total = sum(map(self._num_batches, self.manifest.splits))
         try:
             return total - len(self.unfinished_batches()), total
@@ -250,12 +253,13 @@ class StoreWriter:
         return range(number * size, min((number + 1) * size, self.manifest.splits[split].length))
 
     def write(self, split: str, number: int, ranks: npt.NDArray[Any], sums: npt.NDArray[np.float64]) -> None:
-        """
+        """Writes the ranks of a batch, and marks it as finished.
+
         Args:
-            split: by name.
-            number: of the batch.
-            ranks: [batch_size, *S].
-            sums: of each channel over the batch's pixels, [C].
+            split: name of the split.
+            number: number of the batch.
+            ranks: ranks of its pixels, [batch_size, *S].
+            sums: sum of each channel over the batch's pixels, [C].
         """
         rows = np.ascontiguousarray(ranks, self.manifest.dtype)
         raw = sums.astype("<f8").tobytes()
@@ -273,7 +277,9 @@ class StoreWriter:
         """
         missing = self.unfinished_batches()
         if missing:
-            raise StoreError(f"{len(missing)} batches of the saliency store {self.folder} were not written; make it again to go on")
+            raise StoreError(
+                f"{len(missing)} batches of the saliency store {self.folder} were not written; make it again to continue"
+            )
         mean = read_manifest(self.folder).channel_mean or self._channel_mean()
         splits = {
             name: replace(split, checksum=digest(checksums_path(self.folder, name).read_bytes()))
@@ -283,14 +289,14 @@ class StoreWriter:
         self._clean_up()
 
     def _clean_up(self) -> None:
-        """Removes the writer's files, also those of killed processes."""
+        """Removes the writer's files, including those of killed processes."""
         sweep(self.folder)
         for split in self.manifest.splits:
             self._done_path(split).unlink(missing_ok=True)
             self._sums_path(split).unlink(missing_ok=True)
 
     def _channel_mean(self) -> tuple[float, ...]:
-        """Over the images of the first split: the training images if there are any."""
+        """The mean of each channel over the images of the first split: the training images if there are any."""
         split = next(iter(self.manifest.splits))
         num_pixels = self.manifest.splits[split].length * self.manifest.num_pixels
         raw, num_batches = self._sums_path(split).read_bytes(), self._num_batches(split)

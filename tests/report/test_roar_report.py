@@ -143,7 +143,7 @@ def test_the_page_says_what_the_numbers_say(tmp_path, networks):
 def test_without_controls_the_page_says_so(tmp_path):
     experiment(tmp_path, controls=False)
     page = Page(write_report(tmp_path))
-    assert "What the masks alone give away was not measured" in page.words
+    assert "How much the masks alone give away was not measured" in page.words
     assert not any("masks alone" in name for name in curves_of(page))
     assert len(rows_of(page, 9)[0]) == 9
 
@@ -176,7 +176,7 @@ def test_without_stores_there_are_no_masks(tmp_path):
     shutil.rmtree(tmp_path / "stores")
     page = Page(write_report(tmp_path))
     assert not any(tag == "canvas" for tag, _ in page.elements)
-    assert "is no saliency store" in page.words
+    assert "is not a saliency store" in page.words
 
 
 def test_without_cells_the_table_is_read(tmp_path):

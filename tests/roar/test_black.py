@@ -74,7 +74,7 @@ def test_black_is_zero_of_images_that_are_normalized_later_or_never(tmp_path, tr
     "base", [Normalized(), Normalized((0.25, 0.5)), Normalized((0.5, 0.5), v2.Normalize([0.5, 0.5], [0.25, 0.25]))]
 )
 def test_black_that_is_not_known_is_refused_with_what_to_declare(tmp_path, base):
-    with pytest.raises(CannotRun, match=r"Give the datamodule an attribute normalization = \(mean, std\) .* or give the number"):
+    with pytest.raises(CannotRun, match=r"Give the datamodule an attribute normalization = \(mean, std\), .* or give the number"):
         of_black(tmp_path, base)
 
 
@@ -84,7 +84,7 @@ def test_an_experiment_refuses_black_that_is_not_known_before_it_trains(tmp_path
     views = views_of(base)
     config = ROARConfig(tmp_path, Normalized, Net, fills=["dataset_mean", "black"])
     if base.normalization is None:
-        with pytest.raises(CannotRun, match="fill black is 0 of images that are not normalized"):
+        with pytest.raises(CannotRun, match="fill black is 0 for images that are not normalized"):
             check_removal(config, views, [0.5])
     else:
         check_removal(config, views, [0.5])

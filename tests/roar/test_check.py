@@ -72,8 +72,8 @@ class Split(Data):
         (NoTest, CannotRun, "has no test data"),
         (NoTraining, CannotRun, "has no data to train on: give it a train_dataloader"),
         (Mixed, CannotRun, r"of one size and one number of channels .* 8 x 8 with 1 channel; .* with 3 channels\. .*prepare="),
-        (Noisy, RandomImages, "gives another image each time"),
-        (Split, CannotRun, r"other train images each time it is set up.*give it a seed: random_split"),
+        (Noisy, RandomImages, "gives a different image each time"),
+        (Split, CannotRun, r"different train images each time it is set up.*give it a seed: random_split"),
     ],
 )
 def test_data_that_cannot_be_used(tmp_path, data, error, why):

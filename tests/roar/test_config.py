@@ -48,16 +48,16 @@ def test_names_that_no_file_or_row_can_have(tmp_path, name, why):
         ({"controls": "no"}, TypeError, "controls must be True or False, not 'no'"),
         ({"num_networks": 0}, ValueError, "num_networks must be at least 1"),
         ({"num_networks": 1001}, ValueError, "num_networks must be at most 1000"),
-        ({"num_networks": 3, "checkpoint": ["a", "b"]}, ValueError, "num_networks is 3, but the number of checkpoints is 2"),
-        ({"num_networks": 3, "checkpoint": "a"}, ValueError, "num_networks is 3, but the number of checkpoints is 1"),
+        ({"num_networks": 3, "checkpoint": ["a", "b"]}, ValueError, "num_networks is 3, but the checkpoints are 2"),
+        ({"num_networks": 3, "checkpoint": "a"}, ValueError, "num_networks is 3, but the checkpoints are 1"),
         ({"engine": "ray"}, TypeError, "engine must be .*RayEngine"),
         ({"num_seeds": 0}, ValueError, "num_seeds must be at least 1"),
         ({"num_seeds": 1.5}, TypeError, "num_seeds must be an integer, not 1.5"),
         ({"max_epochs": 0}, ValueError, "max_epochs must be at least 1"),
         ({"fractions": [1.5]}, ValueError, "must lie between 0 and 1"),
         ({"fractions": [float("nan")]}, ValueError, "must lie between 0 and 1"),
-        ({"fractions": []}, ValueError, "must have one between 0 and 1"),
-        ({"fractions": [0, 1]}, ValueError, "must have one between 0 and 1"),
+        ({"fractions": []}, ValueError, "must contain one between 0 and 1"),
+        ({"fractions": [0, 1]}, ValueError, "must contain one between 0 and 1"),
         ({"fractions": [0.3, 0.1 + 0.2]}, ValueError, "0.3 is given more than once"),
         ({"methods": []}, ValueError, "at least one name"),
         ({"methods": ["edges", "edges"]}, ValueError, "edges is given more than once"),
@@ -91,7 +91,7 @@ def test_the_longest_name_of_a_method_is_one_of_a_file(tmp_path):
 
 
 def test_a_metric_that_falls_as_networks_get_better(tmp_path):
-    with pytest.raises(ValueError, match="'test/loss' is lower: log its negative"):
+    with pytest.raises(ValueError, match=r"'test/loss' is lower for a better network, .*: log its negative"):
         ROARExperiment(tmp_path, Data, Net, metric="test/loss")
 
 

@@ -250,7 +250,7 @@ def test_images_of_unequal_size_say_what_to_do(net, tmp_path):
         def train_dataloader(self):
             return DataLoader(Unequal(10), 5)
 
-    with pytest.raises(CannotRun, match=r"image 5 .* is \[1, 7, 8\] before its transform, .* others are \[1, 8, 8\]: bring them"):
+    with pytest.raises(CannotRun, match=r"image 5 .* is \[1, 7, 8\] before its transform.* others are \[1, 8, 8\]: bring"):
         SaliencyStore.make(tmp_path / "s", net, Wild(), "edges")
 
 
@@ -358,7 +358,7 @@ def test_wrong_arguments_are_refused(store, tmp_path):
         ROARDataModule(Data(), store, 0.3, fill="median")
     with pytest.raises(TypeError, match=r"modes L, RGB.*'P'.*convert\('RGB'\)"):
         spatial_shape(Image.new("P", (4, 4)))
-    with pytest.raises(CannotRun, match="2 numbers to fill pixels with, but the images have 1 channels"):
+    with pytest.raises(CannotRun, match="the fill has 2 numbers, but the images have 1 channels"):
         masked(store, fill=[1.0, 2.0])
     with pytest.raises(CannotRun, match=r"replaced by \[0.485\], but the images hold integers .* such as \[124\] in 0..255"):
         masked(store, fill=0.485)

@@ -113,7 +113,7 @@ def test_a_training_that_diverges_is_recorded_and_tried_again_on_request(tmp_pat
     folder = tmp_path / "out"
     results = experiment(folder, **settings).run()
     assert [r.cell.seed for r in results.failures] == [1, 1]  # of intact images and of random
-    assert all("not finite any more after epoch 1" in r.reason for r in results.failures)
+    assert all("no longer finite after epoch 1" in r.reason for r in results.failures)
     assert [bool(row["accuracy"]) for row in rows(folder)] == [True, False, True, False, True]
     path = folder / "cells" / "all-0-intact-0-1.json"
     stamp = path.stat().st_mtime_ns
@@ -140,15 +140,15 @@ def test_a_method_that_cannot_explain_the_network_is_refused_before_anything_is_
     def with_factory(name, factory):
         return experiment(tmp_path, methods={"gradient": METHODS["gradient"], name: factory}, num_seeds=1).run()
 
-    with pytest.raises(CannotRun, match=r"method mine cannot explain .* try on 2 images shows: TypeError: .* no setting sigma"):
+    with pytest.raises(CannotRun, match=r"method mine failed on 2 images, .*: TypeError: .* no setting sigma"):
         with_factory("mine", partial(METHODS["smoothgrad"], sigma=3))
-    with pytest.raises(CannotRun, match=r"method mine cannot .*: ValueError: maps of shape .* do not fit images"):
+    with pytest.raises(CannotRun, match=r"method mine failed .*: ValueError: maps of shape .* do not fit images"):
         with_factory("mine", method_from(lambda scores, images: images[:, :, 1:]))
-    with pytest.raises(CannotRun, match=r"method cam cannot .*no layer 'head'.*Correct it, or leave it out of methods"):
+    with pytest.raises(CannotRun, match=r"method cam failed .*no layer 'head'.*Correct it, or leave it out of methods"):
         with_factory("cam", partial(METHODS["gradcam"], layer="head"))
     assert not (tmp_path / "networks").exists()
     assert not with_factory("mine", METHODS["edges"]).failures
-    with pytest.raises(CannotRun, match="method cam cannot explain"):  # one that is added later, too
+    with pytest.raises(CannotRun, match="method cam failed on 2 images"):  # one that is added later, too
         with_factory("cam", partial(METHODS["gradcam"], layer="head"))
     assert not with_factory("cam", METHODS["edges"]).failures
 
@@ -165,12 +165,12 @@ def test_what_cannot_run_is_said(tmp_path, monkeypatch):
     with pytest.raises(CannotRun, match=r"nowhere.ckpt cannot be read"):
         experiment(tmp_path / "a", checkpoint=tmp_path / "nowhere.ckpt").run()
     torch.save({"state_dict": {"other": torch.zeros(1)}}, tmp_path / "other.ckpt")
-    with pytest.raises(CannotRun, match="is not of this model"):
+    with pytest.raises(CannotRun, match="does not fit this model"):
         experiment(tmp_path / "b", checkpoint=tmp_path / "other.ckpt").run()
-    with pytest.raises(CannotRun, match=r"logged test/accuracy|no metric 'f1', but test/accuracy"):
+    with pytest.raises(CannotRun, match=r"logged test/accuracy|no metric 'f1'; it logged test/accuracy"):
         experiment(tmp_path / "c", metric="f1", num_seeds=1).run()
     monkeypatch.setattr(folder_module.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
-    with pytest.raises(CannotRun, match=r"the ranks of all methods take 0.00 GB .* but there are 0.00 GB on its disk"):
+    with pytest.raises(CannotRun, match=r"the ranks of all methods need 0.00 GB .* but its disk has 0.00 GB free"):
         experiment(tmp_path / "d").run()
 
 
@@ -212,7 +212,7 @@ def test_lambdas_that_make_other_networks_are_other_experiments(tmp_path):
 
 
 def test_a_network_is_tested_before_one_is_trained(tmp_path):
-    with pytest.raises(CannotRun, match=r"no metric 'f1', but test/accuracy"):
+    with pytest.raises(CannotRun, match=r"no metric 'f1'; it logged test/accuracy"):
         experiment(tmp_path, metric="f1").run()
     with pytest.raises(CannotRun, match=r"a network cannot be tested on the data: TypeError: no such class \(test_experiment.py"):
         experiment(tmp_path, model=untestable).run()
@@ -235,7 +235,7 @@ def test_a_disk_that_is_full_when_a_result_is_written_is_said(tmp_path, monkeypa
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(experiment_module, "write_result", full)
-    with pytest.raises(CannotRun, match=r"^No space left on device: make room, and start again"):
+    with pytest.raises(CannotRun, match=r"^No space left on device: make room, then start again"):
         experiment(tmp_path, methods=["random"], num_seeds=1).run()
 
 
@@ -251,7 +251,7 @@ def test_a_fault_of_the_disk_is_one_sentence_and_it_goes_on_from_there(tmp_path,
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "replace", faulty)
-        with pytest.raises(CannotRun, match=rf"{os.strerror(code)}.*{name}.*start again to go on"):
+        with pytest.raises(CannotRun, match=rf"{os.strerror(code)}.*{name}.*start again to continue"):
             experiment(tmp_path, methods=["random"], num_seeds=1).run()
     assert not list(tmp_path.rglob(f"{PREFIX}*"))
     assert not experiment(tmp_path, methods=["random"], num_seeds=1).run().failures
@@ -353,7 +353,7 @@ def test_killed_and_started_again_it_ends_with_the_same_table(tmp_path, environm
     wait_for(lambda: begun(environment) == 4, process)
     second = subprocess.run(command(tmp_path / "killed"), env=environment, capture_output=True, text=True, check=False)
     assert second.returncode != 0
-    assert "another process already works in" in second.stderr
+    assert "another process already uses" in second.stderr
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "killed" / "results.csv").exists()

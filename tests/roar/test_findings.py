@@ -65,7 +65,7 @@ def test_what_is_adjusted_counts_not_what_is_not():
 
 def test_one_measurement_says_nothing_of_a_difference():
     (told,) = describe_scores(results({"random": [0.1], "good": [0.5]}, num_seeds=1))
-    assert told.startswith("No p-value says whether a method differs from random: every curve was measured once")
+    assert told.startswith("There are no p-values, because every curve was measured once")
     assert "--num_seeds" in told
     (of_road,) = describe_scores(results({"random": [0.1], "good": [0.5]}, num_seeds=1, mode="road"))
     assert "--num_seeds" not in of_road
@@ -87,7 +87,7 @@ def test_it_says_what_intervals_cover(num_networks, covered):
 def test_a_control_that_does_better_is_named():
     found = results({"random": [0.1], "edges": [0.6], "fullgrad": [0.5], "gradient": [0.7]})
     told = describe_scores(found)[1]
-    assert told.endswith("The control edges, which knows nothing of the network, has a larger area than fullgrad.")
+    assert told.endswith("The control edges, which does not use the network, has a larger area than fullgrad.")
     assert "control" not in describe_scores(results({"random": [0.1], "edges": [0.3], "fullgrad": [0.5]}))[1]
 
 

@@ -89,7 +89,7 @@ def test_a_cell_comes_back_as_it_was(cell_file):
 def test_a_cell_under_another_name_is_noticed(cell_file, cell):
     """Renamed, or copied over another."""
     (cell_file.parent / f"{cell.name}.json").write_bytes(cell_file.read_bytes())
-    with pytest.raises(CannotRun, match=rf"{cell.name}.json holds the cell fullgrad-0.5-black-0-1: it was renamed"):
+    with pytest.raises(CannotRun, match=rf"{cell.name}.json holds the cell fullgrad-0.5-black-0-1: the file was renamed"):
         read_result(cell_file.parents[1], cell)
     results, num_damaged = read_results(cell_file.parents[1])
     assert [result.cell.name for result in results] == ["fullgrad-0.5-black-0-1"]
@@ -114,7 +114,7 @@ def test_a_cell_that_was_changed_is_one_sentence(cell_file, change):
     raw = cell_file.read_bytes()
     cell_file.write_bytes(change(raw))
     assert cell_file.read_bytes() != raw
-    with pytest.raises(CannotRun, match=r"fullgrad-0.5-black-0-1.json is damaged \(.*\); remove it, and the cell is run again"):
+    with pytest.raises(CannotRun, match=r"fullgrad-0.5-black-0-1.json is damaged \(.*\); remove it to run the cell again"):
         read_result(cell_file.parents[1], Cell("fullgrad", 0.5, 1, 0, "black"))
     assert read_results(cell_file.parents[1]) == ([], 1)
 
@@ -261,7 +261,7 @@ def test_the_table_says_what_failed(tmp_path):
     assert (rows[-1]["accuracy"], rows[-1]["reason"]) == ("", "Diverged: nan")
     assert failed.failures == [failed.results[-1]]
     assert [parse_row(row).cell for row in rows] == [result.cell for result in failed.results]
-    with pytest.raises(ValueError, match="an accuracy, or a reason"):
+    with pytest.raises(ValueError, match="a finite accuracy, or the reason"):
         parse_row({**rows[0], "accuracy": ""})
 
 

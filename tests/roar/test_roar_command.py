@@ -92,7 +92,7 @@ def test_trainings_that_failed_end_with_status_1(tmp_path, capsys):
     [
         (["--fractions", "[0.001]"], "rounds to no pixels"),
         (["--fractions", "[0.999]"], "rounds to 64 pixels"),
-        (["--fills", "[[1,2]]"], "2 numbers to fill pixels with, but the images have 1 channels"),
+        (["--fills", "[[1,2]]"], "the fill has 2 numbers, but the images have 1 channels"),
         (["--data", "tests.roar.test_roar_command.NoLabels", "--target", "label"], "target label needs labels"),
         (["--data", "tests.roar.test_roar_command.NotFinite"], "image 0 of the test data set has pixels that are not finite"),
     ],

@@ -46,7 +46,7 @@ class Overflowing(Net):
 
 
 def test_a_loss_in_a_dict_is_looked_at():
-    with pytest.raises(Diverged, match="not finite any more after epoch 1"):
+    with pytest.raises(Diverged, match="no longer finite after epoch 1"):
         training.fit(Overflowing(), Data(), 1, CPU, None)
 
 

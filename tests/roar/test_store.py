@@ -123,7 +123,7 @@ def test_two_processes_make_the_same_store_as_one(store, tmp_path):
 
 
 def test_something_else_in_the_folder_is_not_overwritten(store, net):
-    with pytest.raises(StoreError, match=r"something else: method 'gradient' there, 'edges' here"):
+    with pytest.raises(StoreError, match=r"another saliency store: method 'gradient' there, 'edges' here"):
         SaliencyStore.make(store.path, net, Data(), "edges", batch_size=7)
     torch.manual_seed(1)
     other = Net()
@@ -135,13 +135,13 @@ def test_other_data_is_refused_with_what_differs(store):
     views = views_of(set_up())
     for view in views.values():
         store.check(view)
-    with pytest.raises(StoreError, match=r"train data set has 30 images, but .* is of 40"):
+    with pytest.raises(StoreError, match=r"train data set has 30 images, but .* is for 40"):
         store.check(views_of(set_up(n=30))["train"])
     data = set_up()
     data.test = Squares(20, seed=5, transform=TENSOR)
     with pytest.raises(StoreError, match=r"test images are not those that .* if setup splits at random"):
         store.check(views_of(data)["test"])
-    with pytest.raises(StoreError, match=r"images are 6 x 6 before their transform, but .* is of 8 x 8"):
+    with pytest.raises(StoreError, match=r"images are 6 x 6 before their transform, but .* is for 8 x 8"):
         store.check(views_of(set_up(), prepare=lambda image: image.resize((6, 6)))["train"])
 
 
@@ -160,10 +160,10 @@ def test_random_images_and_streams_are_refused(net, tmp_path):
 
     data = Other()
     data.own = Jittering(40)
-    with pytest.raises(RandomImages, match=r"the train data set gives another image each time for index 0"):
+    with pytest.raises(RandomImages, match=r"the train data set gives a different image each time for index 0"):
         SaliencyStore.make(tmp_path / "a", net, data, "edges")
     data.own = Stream()
-    with pytest.raises(TypeError, match=r"Stream has no index: each map belongs to an image"):
+    with pytest.raises(TypeError, match=r"Stream has no index, but each map belongs to an image"):
         SaliencyStore.make(tmp_path / "b", net, data, "edges")
 
 
@@ -241,10 +241,10 @@ def test_settings_and_factories_are_what_a_store_is_of(net, tmp_path):
         for _ in range(2)
     ]
     assert made[0].manifest == made[1].manifest
-    with pytest.raises(StoreError, match=r"something else: settings {'powers': \[1, 3\]} there, {'powers': \[1, 2\]} here"):
+    with pytest.raises(StoreError, match=r"another saliency store: settings {'powers': \[1, 3\]} there, {'powers': \[1, 2\]} here"):
         SaliencyStore.make(tmp_path / "a", net, Data(), method_from(powered), settings={"powers": (1, 2)}, batch_size=50)
     SaliencyStore.make(tmp_path / "b", net, Data(), METHODS["gradient"])
-    with pytest.raises(StoreError, match=r"something else: method '[\w.]+gradient' there, '[\w.]+edges' here"):
+    with pytest.raises(StoreError, match=r"another saliency store: method '[\w.]+gradient' there, '[\w.]+edges' here"):
         SaliencyStore.make(tmp_path / "b", net, Data(), METHODS["edges"])
 
 
