@@ -1,4 +1,4 @@
-"""Planted truth: do saliency maps lie on a mark by which a network demonstrably tells the class?"""
+"""Planted truth: do saliency maps lie on a mark on which a network demonstrably relies?"""
 
 from fg_lightning.planted.config import PlantedConfig
 from fg_lightning.planted.datamodule import PlantedShortcut

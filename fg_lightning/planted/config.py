@@ -20,40 +20,40 @@ IDENTITY = (
     "shortcut strength size corner margin max_epochs num_images metric batch_size num_threads data model prepare transform trainer "
     "methods"
 ).split()
-"""The settings that numbers depend on."""
+"""The settings that the results depend on."""
 
 
 @dataclass(frozen=True, eq=False)
 class PlantedConfig:
-    """What an experiment is run with. It is checked when it is made.
+    """The settings of an experiment. They are checked when the object is created.
 
     Args:
-        output: The folder that everything is kept in.
-        data: Makes the datamodule that marks are added to: its class, or a function without arguments.
-        model: Makes an untrained LightningModule that takes images alone, gives logits [N, classes] and logs its accuracy in
-            `test_step`.
-        methods: Names in `fg_lightning.attribution.METHODS`, as a list or with commas between them, "all" of them, or factories by
-            name.
-        shortcut: corner, a patch whose brightness tells the class; or decoy, the image beside another whose class says nothing.
-        strength: How visible the mark is, 0 to 1.
-        num_seeds: Number of networks that are trained with the mark, and of those that are trained with marks of random classes,
-            from seeds 0, 1, ...
+        output: Folder of all results.
+        data: Class of the datamodule that marks are added to, or a function without arguments that makes one.
+        model: Class of the LightningModule, or a function without arguments that makes an untrained one. It takes only images,
+            gives logits [N, classes], and logs its accuracy in `test_step`.
+        methods: Names in `fg_lightning.attribution.METHODS`, as a list or separated by commas; "all"; or a dict from names to
+            factories.
+        shortcut: corner, a patch whose brightness tells the class; or decoy, the image beside another one of an unrelated class.
+        strength: How visible the mark is, 0 (invisible) to 1.
+        num_seeds: Number of networks that are trained with the mark. As many are trained with marks of random classes. Seeds are
+            0, 1, ...
         max_epochs: Number of epochs of each training.
-        size: Pixels of the patch's side. Default: 3 for images of 28 pixels, in proportion for others.
+        size: Side of the patch in pixels. Default: 3 for images of 28 pixels, in proportion for others.
         corner: The corner of the patch: top_left, top_right, bottom_left or bottom_right.
-        margin: Number of pixels around the mark that count as the mark's. Default: 4 around a patch in images of 28 pixels, in
+        margin: Number of pixels around the mark that count as part of it. Default: 4 around a patch in images of 28 pixels, in
             proportion for others; 0 for decoy.
         num_images: Number of test images that are explained, evenly spaced.
-        metric: The logged test metric that counts as accuracy, 0 to 1. Default: the one with acc in its name.
+        metric: Name of the logged test metric that is the accuracy, 0 to 1. Default: the one with acc in its name.
         batch_size: Number of images that are explained at once.
-        num_threads: Number of torch's threads on a CPU: numbers depend on it.
+        num_threads: Number of threads of torch for each training on a CPU. Results depend on it.
         prepare: Brings images to the size that the network takes, see `ROARDataModule`.
-        transform: What is done to images after the marks are added, see `ROARDataModule`.
-        trainer: Further arguments of Lightning's Trainer. A training uses one device.
+        transform: Transform of the images after the marks are added, see `ROARDataModule`.
+        trainer: Further arguments of Lightning's Trainer. Each training uses one device.
 
     Raises:
         TypeError: if data or model is an instance, or a count is not an integer.
-        ValueError: if a setting makes no sense.
+        ValueError: if a setting is invalid.
     """
 
     output: Union[str, Path]
@@ -87,7 +87,7 @@ class PlantedConfig:
             "methods": choose_methods(self.methods),
             "trainer": check_trainer_options(self.trainer or {}),
         }.items():
-            object.__setattr__(self, name, made)  # as frozen dataclasses do
+            object.__setattr__(self, name, made)  # the dataclass is frozen
 
     @property
     def folder(self) -> Path:
@@ -101,7 +101,7 @@ class PlantedConfig:
         return self.methods
 
     def identity(self) -> dict[str, Any]:
-        """The settings that may not change from one run to the next, since numbers depend on them, as JSON."""
+        """The settings that the results depend on, as JSON. They may not change from one run to the next."""
         return {name: describe(getattr(self, name)) for name in IDENTITY}
 
     def plant(self, mark: Mark, seed: int, num_classes: int | None, value_range: tuple[float, float] | None) -> PlantedShortcut:

@@ -1,4 +1,4 @@
-"""A datamodule whose images carry a mark that gives the class away, at a known place."""
+"""A datamodule that adds a mark to its images. The mark shows the class, and its place is known."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ Shortcut = Literal["corner", "decoy"]
 Mark = Literal["label", "shuffled", "random"]
 
 NUM_MEASURED = 256
-"""Number of training images whose lowest and highest value is taken, if they are not bytes."""
+"""Number of training images whose lowest and highest values are measured, if they are not bytes."""
 
 MAX_DRAWS = 1000
-"""So many images are drawn at random until one is of another class."""
+"""Largest number of random draws to find an image of another class."""
 
 
 class PlantedDataset(Dataset[Any]):
@@ -38,8 +38,8 @@ class PlantedDataset(Dataset[Any]):
     Args:
         view: the split.
         shortcut: draws the marks.
-        mark: whose mark an image gets.
-        seed: of everything that is drawn at random. It is the same each time for an image.
+        mark: the class whose mark an image gets, see `PlantedShortcut`.
+        seed: seed of all random draws. They are the same each time an image is read.
     """
 
     def __init__(self, view: SplitView, shortcut: Union[CornerPatch, DecoyPair], mark: Mark, seed: int) -> None:
@@ -66,7 +66,10 @@ class PlantedDataset(Dataset[Any]):
         assert isinstance(shortcut, CornerPatch)
         count = shortcut.num_classes
         if not 0 <= label < count:
-            raise ValueError(f"an image has the label {label}, but num_classes is {count}: labels must be from 0 to {count - 1}")
+            raise ValueError(
+                f"an image has the label {label}, but num_classes is {count}: labels must be from 0 to {count - 1}; correct one of "
+                "them"
+            )
         if self._mark == "random":
             mark = int(random.integers(count))
         else:
@@ -93,41 +96,43 @@ class PlantedDataset(Dataset[Any]):
 
 
 class PlantedShortcut(ChangedImages):
-    """Adds a mark to every image whose place is known and which gives the class away.
+    """Adds a mark to every image. The mark shows the class, and its place is known.
 
-    A network that is trained on such images takes the shortcut. Whether it does is measured with marks of other classes
-    (`mark="shuffled"`): its accuracy falls. A saliency map should then lie on the mark, whose place `masks` gives.
+    A network that is trained on such images learns the mark instead of the image. To verify that, measure its accuracy with marks
+    of other classes (`mark="shuffled"`): it falls. Saliency maps should then lie on the mark. `masks` gives its place.
 
-    Marks are added before the data set's transform (augmentation, normalisation), to images of the size that the network sees.
-    Labels stay. Otherwise the loaders are the user's.
+    Marks are added before the data set's transform (augmentation, normalisation), to images of the size of the network's input.
+    Labels and all else about the user's loaders stay the same.
 
     Args:
-        base: a datamodule over map-style data sets of samples with an image and, behind it, an integer label.
+        base: datamodule over map-style data sets. A sample holds an image and, after it, an integer label.
         shortcut: "corner", a patch in a corner, whose brightness tells the class; or "decoy", the image at half its size beside
-            another image of the data set, the decoy, whose class says nothing, after BlockMNIST (Shah et al., Do Input Gradients
+            another image of the data set, the decoy, of an unrelated class, after BlockMNIST (Shah et al., Do Input Gradients
             Highlight Discriminative Features?, NeurIPS 2021).
-        strength: 0 to 1. The mark is blended with what would be in its place otherwise: the image, or the background of the decoy.
-        mark: "label", the mark of the image's label. "shuffled": the mark of another class, drawn at random; never the label's.
-            "random": the mark of a class drawn at random whatever the label is, so that it tells nothing. The class is then seen
-            elsewhere: in the image, or in the place of the decoy.
-        size: pixels of the patch's side. Default: 3 for images of 28 pixels, in proportion for others.
-        corner: "top_left", "top_right", "bottom_left" or "bottom_right".
-        num_classes: number of brightnesses. Default: one more than the highest label of the training images, all of which are read.
-        value_range: the lowest and highest value of a mark, in the images' own units before their transform. Default: 0 and 255
-            for bytes, such as PIL images; else the lowest and the highest of 256 training images.
-        seed: of the classes and decoys that are drawn at random. They are the same each time an image is read.
-        prepare: brings images to the size that the network sees, see `ROARDataModule`.
-        transform: what is done to images after the marks are added, see `ROARDataModule`.
+        strength: opacity of the mark, 0 to 1. Below 1, the mark is blended with the image, or with the background beside the decoy.
+            Default: 1.
+        mark: "label", the mark of the image's label; "shuffled", the mark of a random other class; "random", the mark of a class
+            that is drawn independently of the label, so that the mark is uninformative. With "random", the image itself still shows
+            the class: beside the patch, or in the place of the decoy. Default: "label".
+        size: side of the patch in pixels. Default: 3 for images of 28 pixels, in proportion for others.
+        corner: "top_left", "top_right", "bottom_left" or "bottom_right". Default: "top_left".
+        num_classes: number of classes, each with its own brightness. Default: one more than the highest label of all training
+            images.
+        value_range: lowest and highest value of a mark, in the units of the images before their transform. Default: 0 and 255 for
+            bytes, such as PIL images; else the lowest and the highest value of 256 training images.
+        seed: seed of the random classes and decoys. They are the same each time an image is read. Default: 0.
+        prepare: function that brings an image to the size of the network's input, see `ROARDataModule`.
+        transform: transform of images after the marks are added, see `ROARDataModule`.
 
     Attributes:
-        margin: number of pixels around a mark that a coarse map may reach into: 4 for a patch in images of 28 pixels, 0 for a
-            decoy. Known after `setup`.
+        margin: number of pixels around a mark that count as part of it, for coarse maps: 4 for a patch in images of 28 pixels, 0
+            for a decoy. Known after `setup`.
 
     Raises:
-        ValueError: if an argument makes no sense.
+        ValueError: if an argument is invalid.
         UnfitData: in `setup`, if a data set is not map-style, has no integer labels, or its images are not [C, H, W] of bytes or
             floating-point numbers.
-        RandomImages: in `setup`, if the data gives another image each time for one index.
+        RandomImages: in `setup`, if the data gives different images for one index.
         CannotRun: in `setup`, if there are fewer than two classes, or the images are too small for the mark.
 
     Examples:
@@ -201,15 +206,15 @@ class PlantedShortcut(ChangedImages):
         return PlantedDataset(view, self._drawing, self.mark, self.seed)
 
     def masks(self, num_images: int, margin: int = 0) -> Bool[Tensor, "n 1 h w"]:
-        """Where the mark of each image is: True on the mark, which lies at the same place in all of them.
+        """Masks of the mark, [N, 1, H, W]: True on the mark, which lies at the same place in all images.
 
         Args:
-            num_images: N.
-            margin: number of pixels around the mark that count as well, up to the image's border.
+            num_images: number of masks, N.
+            margin: number of pixels around the mark that count as part of it, up to the image's border. Default: 0.
 
         Raises:
             ValueError: if the margin is negative.
-            RuntimeError: before `setup`.
+            RuntimeError: if it is called before `setup`.
         """
         mask = torch.zeros(self.shape, dtype=torch.bool)
         mask[self.area(margin)] = True
@@ -233,7 +238,7 @@ class PlantedShortcut(ChangedImages):
         return self._drawing
 
     def dataset(self, split: str) -> tuple[PlantedDataset, SplitView]:
-        """A split's planted samples, by the split's name, and the split itself."""
+        """The samples with marks of a split, and the split itself, by its name."""
         return self.change_images(self._views[split]), self._views[split]
 
     @property
@@ -243,7 +248,7 @@ class PlantedShortcut(ChangedImages):
 
 
 def check_shortcut(shortcut: str, strength: float, size: int | None, corner: str) -> None:
-    """Raises ValueError if one of the arguments of `PlantedShortcut` makes no sense."""
+    """Raises ValueError if one of these arguments of `PlantedShortcut` is invalid."""
     if shortcut not in get_args(Shortcut):
         raise ValueError(f"shortcut must be one of {', '.join(get_args(Shortcut))}, not {shortcut!r}")
     if not 0 <= strength <= 1:
@@ -257,7 +262,7 @@ def check_shortcut(shortcut: str, strength: float, size: int | None, corner: str
 
 
 def label_of(sample: Any, place: Any) -> int:
-    """The label of a sample: its first integer apart from the image.
+    """The label of a sample: its first integer, except for the image.
 
     Raises:
         UnfitData: if there is none.
@@ -271,8 +276,8 @@ def label_of(sample: Any, place: Any) -> int:
         if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
             return int(value)
     raise UnfitData(
-        f"no integer label was found beside the image in a sample of type {type(sample).__name__}, but a mark gives the label "
-        "away; let the data set give (image, label)"
+        f"no integer label was found beside the image in a sample of type {type(sample).__name__}, but a mark needs the label; "
+        "let the data set give (image, label)"
     )
 
 
@@ -286,7 +291,7 @@ def _count_classes(view: SplitView) -> int:
 
 
 def _check_image(image: Picture) -> tuple[tuple[int, int], int]:
-    """The size of an image, and how many of its units `_in_units` divides by."""
+    """The size of an image, and the number by which `_in_units` divides it: 255 for bytes, else 1."""
     shape = spatial_shape(image)
     dtype = planes(image).dtype
     if len(shape) != 2:
@@ -308,15 +313,15 @@ def _measure_range(plane: Plane) -> tuple[float, float]:
 
 
 def _in_units(image: Picture, shape: tuple[int, int]) -> Tensor:
-    """The image's channels as floating-point numbers, bytes as 0..1, as `fill_with_function` gives them to its function.
+    """The image's channels as floating-point numbers, bytes as 0..1: the input of the function of `fill_with_function`.
 
     Raises:
-        CannotRun: if the image is of another size than the first.
+        CannotRun: if the image has another size than the first.
     """
     if spatial_shape(image) != shape:
         raise CannotRun(
             f"images must be of one size before their transform, but one is {spatial_shape(image)} and the first is {shape}; bring "
-            "them to it with prepare=..., such as torchvision.transforms.v2.Resize((224, 224))"
+            "them to one size with prepare=..., such as torchvision.transforms.v2.Resize((224, 224))"
         )
     pixels = planes(image)
     return pixels if pixels.is_floating_point() else pixels.float() / 255

@@ -1,4 +1,4 @@
-"""Networks trained with a mark and with random marks, and what every method shows of them."""
+"""Trains networks with a mark and with random marks, and explains them with every method."""
 
 from __future__ import annotations
 
@@ -47,27 +47,27 @@ NUM_SHOWN = 4
 
 
 class PlantedExperiment:
-    """Measures how much of every method's maps lies on a mark by which networks demonstrably tell the class.
+    """Measures how much of every method's maps lies on a mark on which networks demonstrably rely.
 
     For every seed it trains a network on images with the mark of their label, and a control on images with marks of random
-    classes. Both are asked for their maps of the same test images, with the mark of the label. A network lives on the mark if its
-    accuracy falls by 1/3 or more with the mark of another class. Scores are of such networks alone.
+    classes. Both are explained on the same test images, with the mark of the label. A network relies on the mark if its accuracy
+    falls by 1/3 or more with the mark of another class. Only such networks count for the scores.
 
-    Everything is kept in one folder, each part as soon as it is done. If the experiment is stopped at any moment and run again, it
-    goes on and trains no network twice. Methods and seeds may be added later. `results.csv` holds every number, `summary.csv` the
+    All results are in one folder, and each part is written as soon as it is done. If the experiment is stopped and run again, it
+    continues and trains no network twice. Methods and seeds can be added later. `results.csv` holds every number, `summary.csv` the
     methods' scores; `planted.png`, `.pdf` and `.svg` draw them, `maps.png` shows some maps.
 
     Args:
-        output: the folder.
-        data: makes the datamodule.
-        model: makes an untrained network.
-        engine: where the trainings run. Default: in this process; see `fg_lightning.roar.RayEngine`.
-        console: where progress is printed. Default: standard error.
+        output: folder of all results.
+        data: class of the datamodule, or a function without arguments that makes one.
+        model: class of the LightningModule, or a function without arguments that makes an untrained one.
+        engine: engine that runs the trainings, such as a `fg_lightning.roar.RayEngine`. Default: a `LocalEngine`, in this process.
+        console: console of rich that progress is printed to. Default: standard error.
         options: the other settings of `PlantedConfig`, by name.
 
     Raises:
         TypeError: if a setting or the engine is of the wrong type.
-        ValueError: if a setting makes no sense.
+        ValueError: if a setting is invalid.
     """
 
     def __init__(
@@ -88,11 +88,15 @@ class PlantedExperiment:
         self.trainings = [Training(network, seed) for network, seed in product(NETWORKS, seeds)]
 
     def run(self) -> PlantedResults:
-        """Runs everything that has not been run yet, and what failed before.
+        """Runs everything that has not been run yet or has failed.
+
+        Returns:
+            The results of everything that has been run.
 
         Raises:
-            CannotRun: if another process works in the folder, it holds another experiment, it cannot be written to, the data cannot
-                be marked, or a network cannot be trained.
+            CannotRun: if another process uses the folder, the folder holds another experiment or cannot be written to, marks cannot
+                be added to the data, or a network cannot be trained.
+            UnfitData, RandomImages: if the data cannot be used, see `PlantedShortcut`.
         """
         with lock_folder(self.output), explain_disk_faults(self.output):
             is_begun = any((self.output / "networks").glob("*.pt"))
@@ -110,7 +114,7 @@ class PlantedExperiment:
         return results
 
     def results(self) -> PlantedResults:
-        """Of everything that has been run.
+        """The results of everything that has been run.
 
         Raises:
             CannotRun: if nothing has been run, or a file is damaged.
@@ -153,16 +157,16 @@ class PlantedExperiment:
 
 
 def check_data(config: PlantedConfig) -> Facts:
-    """Marks the data once, and tests an untrained network on one batch, so that faults are reported before anything is trained.
+    """Adds marks to the data and tests an untrained network on one batch. Errors are then reported before anything is trained.
 
     Raises:
-        CannotRun: if the data cannot be marked, there is no test data, the test does not log the metric that counts, or the network
+        CannotRun: if marks cannot be added to the data, there is no test data, the test does not log the accuracy, or the network
             gives no logits.
     """
     with determinism(0, config.num_threads):
         data = _set_up(config.plant("label", 0, None, None))
         if not data.splits[-1].startswith("test"):
-            raise CannotRun("the datamodule has no test data, on which the maps are compared: give it a test_dataloader")
+            raise CannotRun("the datamodule has no test data, but the maps are compared on it: give it a test_dataloader")
         rows, columns = data.area(data.margin if config.margin is None else config.margin)
         assert data.value_range is not None
         area = (rows.start, rows.stop, columns.start, columns.stop)
@@ -173,7 +177,7 @@ def check_data(config: PlantedConfig) -> Facts:
         metrics = test(model, _plant(config, facts, "label", 0), {**config.trainer, "limit_test_batches": 1}, None)
         accuracy = select_accuracy(metrics, config.metric)
         if not 0 <= accuracy <= 1:
-            raise CannotRun(f"the accuracy must be 0 to 1, but the test logged {accuracy:g}; name another metric, or log a share")
+            raise CannotRun(f"the accuracy must be 0 to 1, but the test logged {accuracy:g}; choose another metric, or log a share")
         explain_marks(model, None, data, num_images=2, batch_size=2, margin=0, trainer=config.trainer)
     return facts
 
@@ -183,7 +187,7 @@ def train_network(config: PlantedConfig, facts: Facts, training: Training) -> No
     path = weights_path(config.folder, training)
     with determinism(training.seed, config.num_threads):
         model = config.model()
-        if path.exists():  # the process was stopped between training and test
+        if path.exists():  # an earlier process was stopped between training and test
             load_weights(model, read_checkpoint(path), path)
         else:
             options = {"enable_progress_bar": sys.stdout.isatty(), **config.trainer}
@@ -200,12 +204,10 @@ def train_network(config: PlantedConfig, facts: Facts, training: Training) -> No
 
 
 def explain_network(config: PlantedConfig, facts: Facts, cell: Maps) -> None:
-    """Explains test images with the mark of the label by a method."""
+    """Explains test images, with the mark of the label, with a method."""
     path, trained = weights_path(config.folder, cell.training), read_training(config.folder, cell.training)
     if trained is None or hash_file(path) != trained.weights:
-        raise CannotRun(
-            f"{path} was changed after it was tested; remove it and cells/{cell.training.name}.json, and it is trained again"
-        )
+        raise CannotRun(f"{path} was changed after it was tested; remove it and cells/{cell.training.name}.json to train it again")
     with determinism(cell.seed, config.num_threads):
         model = config.model()
         load_weights(model, read_checkpoint(path), path)

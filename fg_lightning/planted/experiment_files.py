@@ -1,4 +1,4 @@
-"""The files of an experiment with planted shortcuts: what each holds, and how it is written and read."""
+"""Reads and writes the files of an experiment with planted shortcuts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DATA_FILE = "data.json"
 
 
 class Training(NamedTuple):
-    """A network that is trained."""
+    """The training of a network, by the network's kind and seed."""
 
     network: Network
     seed: int
@@ -31,7 +31,7 @@ class Training(NamedTuple):
 
 
 class Maps(NamedTuple):
-    """A network that is explained by a method."""
+    """The explanation of a network by a method."""
 
     network: Network
     seed: int
@@ -47,13 +47,13 @@ class Maps(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What is measured of the data once.
+    """Facts about the data, measured once.
 
     Attributes:
         num_classes: as in `PlantedShortcut`.
         value_range: as in `PlantedShortcut`.
-        shape: of the images, (H, W).
-        area: of the mark with its margin: its first and last row and column, (top, bottom, left, right), last ones excluded.
+        shape: size of the images, (H, W).
+        area: the mark with its margin, as rows top:bottom and columns left:right, (top, bottom, left, right).
     """
 
     num_classes: int | None
@@ -63,7 +63,7 @@ class Facts(NamedTuple):
 
     @property
     def share(self) -> float:
-        """Of the pixels that are the mark's."""
+        """The share of pixels that belong to the mark, 0 to 1."""
         top, bottom, left, right = self.area
         return (bottom - top) * (right - left) / (self.shape[0] * self.shape[1])
 
@@ -85,7 +85,7 @@ def write_facts(folder: Path, facts: Facts) -> None:
 
 
 def read_facts(folder: Path) -> Facts | None:
-    """What was measured of the data, None if nothing.
+    """The facts about the data. None if they have not been measured.
 
     Raises:
         CannotRun: if the file is damaged.
@@ -102,23 +102,23 @@ def write_cell(folder: Path, cell: Union[Training, Maps], result: Union[TrainedN
 
 
 def read_training(folder: Path, training: Training) -> TrainedNetwork | None:
-    """What is known of a trained network, None if nothing.
+    """The accuracies of a trained network. None if it has not been tested.
 
     Raises:
-        CannotRun: if its file is damaged, or of another network.
+        CannotRun: if its file is damaged, or belongs to another network.
     """
     content = _read_cell(folder, training)
     return None if content is None else TrainedNetwork(**content)
 
 
 def read_maps(folder: Path, maps: Maps) -> Explanation | None:
-    """What a method showed of a network, None if it was not asked yet. Raises what `read_training` does."""
+    """A method's scores for a network. None if they have not been computed. Raises what `read_training` does."""
     content = _read_cell(folder, maps)
     return None if content is None else Explanation(**content)
 
 
 def write_shown_maps(folder: Path, maps: Maps, images: npt.NDArray[Any], saliency: npt.NDArray[Any]) -> None:
-    """Writes the maps of the first few images, and the images."""
+    """Writes the first few images and their maps."""
     with replace_file(folder / "maps" / f"{maps.name}.npz") as file:
         np.savez(file, images=images, maps=saliency.astype(np.float32))
 
@@ -127,9 +127,9 @@ def read_results(folder: Path, trainings: Iterable[Training] | None = None, meth
     """The results of an experiment.
 
     Args:
-        folder: of the experiment.
+        folder: folder of the experiment.
         trainings: the networks. Default: all in the folder.
-        methods: by name, in the order of the table. Default: all that the experiment ever had.
+        methods: names of the methods, in the order of the table. Default: all methods in the folder.
 
     Raises:
         CannotRun: if no network has been trained, or a file is damaged.
@@ -159,7 +159,7 @@ def _read_cell(folder: Path, cell: Union[Training, Maps]) -> Mapping[str, Any] |
     path = _cell_path(folder, cell)
     content = _read_json(path)
     if content is not None and any(content.get(name) != value for name, value in cell._asdict().items()):
-        raise CannotRun(f"{path} was renamed or copied; remove it, and it is made again")
+        raise CannotRun(f"{path} belongs to another cell: it was renamed or copied; remove it to compute the cell again")
     return content
 
 
@@ -169,5 +169,5 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
-        raise CannotRun(f"{path} is damaged ({type(error).__name__}: {error}); remove it, and it is made again") from error
+        raise CannotRun(f"{path} is damaged ({type(error).__name__}: {error}); remove it to compute it again") from error
     return content

@@ -1,4 +1,4 @@
-"""Runs planted images through a network and a method: predictions, and how much of each map lies on the mark."""
+"""Runs images with marks through a network and a method: predictions, and how much of each map lies on the mark."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ from fg_lightning.visualization.film_strips import spread_indices
 
 
 class Explained(NamedTuple):
-    """
+    """Predictions and scores of images with marks.
+
     Attributes:
-        predictions: the class of each image, [N].
-        pointing_game: of each map, [N]. Empty without a method.
-        relevance_mass: of each map, [N]. Empty without a method.
-        images: the first few as the network sees them, [M, C, H, W].
-        maps: of these, [M, 1, H, W]. Empty without a method.
+        predictions: predicted class of each image, [N].
+        pointing_game: 1 for each map whose maximum lies on the mark, else 0, [N]. Empty without a method.
+        relevance_mass: share of each map that lies on the mark, [N]. Empty without a method.
+        images: the first few images as the network sees them, [M, C, H, W].
+        maps: maps of these, [M, 1, H, W]. Empty without a method.
     """
 
     predictions: Tensor
@@ -40,13 +41,13 @@ class Explained(NamedTuple):
 
 
 class MarkPredictor(LightningModule):
-    """Predicts the class of planted images, and explains it.
+    """Predicts the class of images with marks, and explains it.
 
     Args:
         model: the network.
-        factory: of the method, if any.
-        data: that the images are of, set up.
-        place: of the images in a batch.
+        factory: factory of the method. None: only predict.
+        data: the images' datamodule, after its `setup`.
+        place: index or key of the images in a batch.
         margin: see `PlantedShortcut.masks`.
         num_shown: number of images whose maps are kept.
     """
@@ -70,7 +71,7 @@ class MarkPredictor(LightningModule):
         logits = self.model(images)
         if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < 2:
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise CannotRun(f"the network must give logits [N, classes] of two classes or more, but gives {got}")
+            raise CannotRun(f"the network must give logits [N, classes] of two classes or more, but it gives {got}")
         classes = logits.argmax(1).cpu()
         empty = torch.empty(0)
         if self._attribution is None:
@@ -80,8 +81,8 @@ class MarkPredictor(LightningModule):
         mask = self._data.masks(len(maps), self._margin)
         if mask.shape != maps.shape:
             raise UnfitData(
-                f"maps are {tuple(maps.shape[2:])}, but images {tuple(mask.shape[2:])} before their transform; bring images to the "
-                "network's size with prepare=..., apart from the rest of the transform"
+                f"maps are {tuple(maps.shape[2:])}, but images are {tuple(mask.shape[2:])} before their transform; bring images to "
+                "the network's size with prepare=..., separately from the rest of the transform"
             )
         shown = min(self._num_shown, len(maps))
         return Explained(
@@ -90,7 +91,7 @@ class MarkPredictor(LightningModule):
 
 
 class _Loaded(LightningDataModule):
-    """A loader, whose batches go through the hooks of the user's datamodule."""
+    """A datamodule with one loader, whose batches pass through the hooks of the user's datamodule."""
 
     def __init__(self, data: PlantedShortcut, loader: DataLoader[Any]) -> None:
         super().__init__()
@@ -114,21 +115,21 @@ def explain_marks(
     num_shown: int = 0,
     trainer: Mapping[str, Any] | None = None,
 ) -> Explained:
-    """Predicts, and explains by a method, test images with marks. The predicted class is explained.
+    """Predicts test images with marks, and explains the predicted classes with a method.
 
     Args:
         model: the network.
-        factory: of the method. None: only predict.
-        data: set up.
-        num_images: at most so many images of the last split, evenly spaced.
-        batch_size: number of images at once.
-        margin: number of pixels around the mark that count as the mark's. None: the datamodule's own.
+        factory: factory of the method. None: only predict.
+        data: the datamodule, after its `setup`.
+        num_images: largest number of images of the last split, evenly spaced.
+        batch_size: number of images in a batch.
+        margin: number of pixels around the mark that count as part of it. None: the datamodule's `margin`.
         num_shown: number of images whose maps are returned, the first of the first batch.
         trainer: arguments of Lightning's Trainer: accelerator and devices.
 
     Raises:
         CannotRun: if the network gives no logits.
-        UnfitData: if the maps are not of the images' size.
+        UnfitData: if the maps and the images differ in size.
     """
     dataset, view = data.dataset(data.splits[-1])
     indices = spread_indices(len(dataset), num_images)

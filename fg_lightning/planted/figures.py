@@ -1,4 +1,4 @@
-"""The figures of an experiment with planted shortcuts: the methods' scores, and some of their maps."""
+"""Figures of an experiment with planted shortcuts: the methods' scores, and some of their maps."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from fg_lightning.visualization.image_grids import draw_grid
 from fg_lightning.visualization.saliency_overlay import RGB, enlarge, overlay_rgb, to_rgb
 
 OUTLINE = (0, 220, 255)
-"""Colour of the line around the mark: not in the colour map of the maps."""
+"""Colour of the line around the mark. The maps' colour map does not contain it."""
 
 
 def score_figure(results: PlantedResults) -> Figure:
-    """Draws every method's pointing game and relevance mass: with the mark (filled) and with random marks (hollow).
+    """Draws every method's pointing game and relevance mass: trained with the mark (filled) and with random marks (hollow).
 
     Small points are networks, bars the 95 % intervals of their means. The dotted line is the mark's share of the pixels. Names of
-    methods that know nothing of the network are grey. There is no title, for use in a paper.
+    methods that do not use the network are grey. There is no title, so that the figure fits a paper.
     """
     order = [score.method for score in results.scores()][::-1]
     figure = Figure(figsize=(9, 1.4 + 0.3 * len(order)), dpi=110, layout="constrained")
@@ -61,7 +61,7 @@ def score_figure(results: PlantedResults) -> Figure:
 def _points(
     results: PlantedResults, network: Network, metric: str, order: Sequence[str], scores: Mapping[str, Score]
 ) -> Iterator[tuple[int, float, float, Values]]:
-    """For every method its place, mean, half interval and the values of the networks."""
+    """For every method: its place, the mean, half of the interval, and the values of the networks."""
     for place, method in enumerate(order):
         score = scores[method]
         mean, half = getattr(score, network), getattr(score, f"{network}_interval")
@@ -69,22 +69,22 @@ def _points(
 
 
 def map_grid(folder: Path, methods: Sequence[str], area: tuple[int, int, int, int]) -> Image.Image | None:
-    """Draws maps of the networks of seed 0: a row for each method; at the left of the one trained with the mark, then its control.
+    """Draws maps of the networks of seed 0. A row is a method; the planted network is at the left, its control at the right.
 
     Args:
-        folder: of the experiment.
-        methods: by name, from above.
-        area: of the mark with its margin, (top, bottom, left, right), which is outlined.
+        folder: folder of the experiment.
+        methods: names of the methods, from top to bottom.
+        area: the mark with its margin, (top, bottom, left, right), which is outlined.
 
     Returns:
-        None if the folder holds no maps.
+        The picture. None if the folder holds no maps.
     """
     rows, names = list[list[RGB]](), list[str]()
     for method in methods:
         try:
             files = [np.load(folder / "maps" / f"{Maps(network, 0, method).name}.npz") for network in NETWORKS]
             images, maps = (np.concatenate([file[name] for file in files]) for name in ("images", "maps"))
-        except (OSError, ValueError, KeyError, BadZipFile):  # the page says what else is missing
+        except (OSError, ValueError, KeyError, BadZipFile):  # the page reports what is missing
             continue
         pictures = [to_rgb(torch.from_numpy(image)) for image in images]
         if not rows:

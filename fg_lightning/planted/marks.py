@@ -1,4 +1,4 @@
-"""The two kinds of marks, as functions of pixels: a patch in a corner, and an image beside a decoy."""
+"""Draws the two kinds of marks: a patch in a corner, and an image beside a decoy."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class CornerPatch:
     The patch of class k of K has the value low + (high - low) (k + 1) / K in all channels.
 
     Args:
-        shape: of the images, (H, W).
-        num_classes: K.
-        value_range: low and high.
-        strength: 1: the patch replaces the pixels; between 0 and 1 it is blended with them; 0: nothing is there.
-        size: of its side in pixels.
-        corner: which one it lies in.
+        shape: size of the images, (H, W).
+        num_classes: number of classes, K.
+        value_range: low and high, in the images' units.
+        strength: opacity of the patch. 1: it replaces the pixels; between 0 and 1: it is blended with them; 0: it is invisible.
+        size: side of the patch in pixels.
+        corner: corner of the patch.
     """
 
     shape: tuple[int, int]
@@ -45,7 +45,7 @@ class CornerPatch:
     corner: Corner
 
     def area(self, margin: int = 0) -> Area:
-        """Where the patch and `margin` pixels around it lie."""
+        """The rows and columns of the patch and of `margin` pixels around it."""
         height, width = self.shape
         side = self.size + margin
         vertical, horizontal = self.corner.split("_")
@@ -64,12 +64,13 @@ class CornerPatch:
 
 @dataclass(frozen=True)
 class DecoyPair:
-    """Two images side by side, each at half its size: the mark at the left, the decoy at the right, between low values.
+    """Two images side by side, each at half its size: the mark at the left, the decoy at the right, on a background of low values.
 
     Args:
-        shape: of the images, (H, W).
-        value_range: low and high. Low is the background.
-        strength: 1: the left image is as it is; between 0 and 1 it is blended with the background; 0: nothing is there.
+        shape: size of the images, (H, W).
+        value_range: low and high, in the images' units. Low is the background.
+        strength: opacity of the left image. 1: it is unchanged; between 0 and 1: it is blended with the background; 0: it is
+            invisible.
     """
 
     shape: tuple[int, int]
@@ -77,13 +78,13 @@ class DecoyPair:
     strength: float
 
     def area(self, margin: int = 0) -> Area:
-        """Where the left image and `margin` pixels around it lie."""
+        """The rows and columns of the left image and of `margin` pixels around it."""
         height, width = self.shape
         top = (height - height // 2) // 2
         return slice(max(top - margin, 0), min(top + height // 2 + margin, height)), slice(0, min(width // 2 + margin, width))
 
     def draw(self, mark: Float[Tensor, "c h w"], decoy: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
-        """Two images in one of the same size."""
+        """Draws two images into one of the same size."""
         low = self.value_range[0]
         rows, columns = self.area()
         half = (self.shape[0] // 2, self.shape[1] // 2)

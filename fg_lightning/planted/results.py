@@ -1,4 +1,4 @@
-"""What methods show of networks that live on a mark: the table and its summary."""
+"""Scores of methods on networks that rely on a mark: the table and its summary."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from fg_lightning.roar.results import holm, mean_and_interval, paired_p, write_csv
 
 Network = Literal["planted", "control"]
-"""Trained with the mark of the label, or with marks of random classes."""
+"""Kind of a network: trained with the mark of the label, or with marks of random classes."""
 
 NETWORKS: tuple[Network, ...] = ("planted", "control")
 
@@ -22,10 +22,10 @@ NETWORK_NAMES = {"planted": "trained with the mark", "control": "trained with ra
 METRICS = {"pointing_game": "pointing game", "relevance_mass": "relevance mass"}
 
 IMAGE_GROUPS = ("all", "following")
-"""Which images a mean is over: all that were explained, or those on which the prediction follows the mark."""
+"""The images of a mean: all explained images, or those whose prediction follows the mark."""
 
 LEAST_FALL = 1 / 3
-"""A network lives on the mark if its accuracy falls by this or more with the mark of another class."""
+"""A network relies on the mark if its accuracy falls by this or more with the mark of another class."""
 
 TABLE_COLUMNS = "network seed lives_on_mark method images metric value reason".split()
 
@@ -39,11 +39,12 @@ Values = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class TrainedNetwork:
-    """
+    """A trained network and its tests.
+
     Attributes:
         network: "planted" or "control".
-        seed: of its training.
-        accuracies: on the test images, by mark: label, shuffled, random.
+        seed: seed of its training.
+        accuracies: accuracy on the test images, by mark: label, shuffled, random.
         follows: for every explained image, whether the prediction changes with the mark of another class.
         weights: hash of the file of its weights.
     """
@@ -56,7 +57,7 @@ class TrainedNetwork:
 
     @property
     def fall(self) -> float:
-        """The accuracy with the mark of the label less that with the mark of another class."""
+        """The accuracy with the mark of the label, minus the accuracy with the mark of another class."""
         return self.accuracies["label"] - self.accuracies["shuffled"]
 
     @property
@@ -66,13 +67,14 @@ class TrainedNetwork:
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """
+    """The scores of a method on one network.
+
     Attributes:
         network: "planted" or "control".
-        seed: of its training.
-        method: by name.
+        seed: seed of its training.
+        method: name of the method.
         values: for every metric, a number for each explained image. Empty if the method failed.
-        reason: why it failed. Empty if it did not.
+        reason: why the method failed. Empty if it did not.
     """
 
     network: Network
@@ -84,21 +86,21 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Score:
-    """What a method shows of the networks that live on the mark, and of the controls of the same seeds.
+    """The scores of a method on the networks that rely on the mark, and on the controls of the same seeds.
 
     Attributes:
-        method: its name.
+        method: name of the method.
         images: "all" or "following".
         metric: "pointing_game" or "relevance_mass".
-        planted: mean over the networks that live on the mark.
+        planted: mean over the networks that rely on the mark.
         planted_interval: half of its 95 % confidence interval over the networks, by Student's t. NaN for one network.
-        control: the same of the networks that were trained with random marks, for the same images.
+        control: mean over the networks that were trained with random marks, on the same images.
         control_interval: half of its interval.
         difference: mean of planted - control, paired by seed.
         difference_interval: half of its interval.
-        p_holm: two-sided, of a t-test that the difference is 0, adjusted for the number of methods (Holm 1979). NaN for one
+        p_holm: two-sided p-value of a t-test that the difference is 0, adjusted for the number of methods (Holm 1979). NaN for one
             network, or if the differences do not vary.
-        num_networks: how many of either kind.
+        num_networks: number of networks of each kind.
     """
 
     method: str
@@ -116,15 +118,15 @@ class Score:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much more of a method's maps lies on the mark than of another's, on the networks that live on it.
+    """The difference between the scores of two methods, on the networks that rely on the mark.
 
     Attributes:
-        method: its name.
-        other: the other's name.
-        mean: of the differences, paired by network.
+        method: name of the method.
+        other: name of the other method.
+        mean: mean of the differences method - other, paired by network.
         interval: half of its 95 % confidence interval over the networks, by Student's t. NaN for one network.
-        p_holm: two-sided, of a paired t-test, adjusted for the number of other methods (Holm 1979). NaN for one network, or if the
-            differences do not vary.
+        p_holm: two-sided p-value of a paired t-test, adjusted for the number of other methods (Holm 1979). NaN for one network, or
+            if the differences do not vary.
     """
 
     method: str
@@ -135,12 +137,12 @@ class Difference:
 
 
 class PlantedResults:
-    """All that was measured. Its repr is a summary.
+    """The results of an experiment with planted shortcuts. Its repr is a summary.
 
     Args:
-        networks: that have been trained.
-        explanations: that have been computed, in the order of the table.
-        area: the share of an image's pixels that count as the mark's: what a map gets that knows nothing.
+        networks: the trained networks.
+        explanations: the scores of methods on networks, in the order of the table.
+        area: share of the pixels that belong to the mark, 0 to 1. A map without information scores this.
     """
 
     def __init__(self, networks: Sequence[TrainedNetwork], explanations: Sequence[Explanation], area: float) -> None:
@@ -161,17 +163,17 @@ class PlantedResults:
 
     @property
     def planted_networks(self) -> list[TrainedNetwork]:
-        """Those that were trained with the mark of the label."""
+        """The networks that were trained with the mark of the label."""
         return [network for network in self.networks if network.network == "planted"]
 
     @property
     def seeds(self) -> list[int]:
-        """Of the networks that live on the mark. Scores are of these."""
+        """The seeds of the networks that rely on the mark. Scores use only these."""
         return [network.seed for network in self.planted_networks if network.lives_on_mark]
 
     @property
     def verdict(self) -> str:
-        """Whether the networks live on the mark, in a sentence."""
+        """A sentence on whether the networks rely on the mark."""
         num_trained, num_living = len(self.planted_networks), len(self.seeds)
         labels, shuffled = (
             np.mean([network.accuracies[mark] for network in self.planted_networks] or [np.nan]) for mark in ("label", "shuffled")
@@ -179,21 +181,31 @@ class PlantedResults:
         fall = f"accuracy {labels:.3f} with the mark of the label, {shuffled:.3f} with the mark of another class"
         if not num_living:
             return (
-                f"none of {num_trained} networks lives on the mark ({fall}; it has to fall by a third, {LEAST_FALL:.3f}), so that "
-                "nothing is known of where they look, and no result is stated"
+                f"none of {num_trained} networks relies on the mark ({fall}; it must fall by a third, {LEAST_FALL:.3f}), so it is "
+                "unknown which pixels they use, and there are no scores"
             )
-        rest = "" if num_living == num_trained else "; the others are left out"
-        return f"{num_living} of {num_trained} networks live on the mark ({fall}){rest}"
+        rest = "" if num_living == num_trained else "; scores leave out the others"
+        return f"{num_living} of {num_trained} networks rely on the mark ({fall}){rest}"
 
     def scores(self, metric: str = "pointing_game", images: str = "all") -> list[Score]:
-        """Every method, the highest first. Empty if no network lives on the mark."""
+        """The score of every method, the highest first. Empty if no network relies on the mark.
+
+        Args:
+            metric: "pointing_game" or "relevance_mass". Default: "pointing_game".
+            images: "all", or "following": the images whose prediction follows the mark. Default: "all".
+        """
         scores = [score for method in self.methods if (score := self._score(method, metric, images)) is not None]
         adjusted = holm([score.p_holm for score in scores])
         scores = [replace(score, p_holm=p) for score, p in zip(scores, adjusted, strict=True)]
         return sorted(scores, key=lambda score: -np.nan_to_num(score.planted, nan=-1))
 
     def differences(self, method: str, metric: str = "pointing_game", images: str = "all") -> list[Difference]:
-        """A method against every other, the largest difference first. Empty if no network lives on the mark.
+        """The differences between a method and every other, the largest first. Empty if no network relies on the mark.
+
+        Args:
+            method: name of the method.
+            metric: as in `scores`.
+            images: as in `scores`.
 
         Raises:
             ValueError: if there is no such method.
@@ -211,7 +223,7 @@ class PlantedResults:
         return sorted(found, key=lambda difference: -np.nan_to_num(difference.mean, nan=-1))
 
     def write_table(self, path: Path) -> None:
-        """A row for every network, seed, method, group of images and metric; accuracies have no method."""
+        """Writes a row for every network, seed, method, group of images and metric. Accuracies have no method."""
         rows: list[list[Any]] = []
         for network in self.networks:
             begin = [network.network, network.seed, network.lives_on_mark]
@@ -227,7 +239,7 @@ class PlantedResults:
         write_csv(path, TABLE_COLUMNS, rows)
 
     def write_summary(self, path: Path) -> None:
-        """A row for every method, group of images and metric. Only headings if no network lives on the mark."""
+        """Writes a row for every method, group of images and metric. Only headings if no network relies on the mark."""
         rows = [
             [
                 "" if isinstance(v, float) and np.isnan(v) else f"{v:.6g}" if isinstance(v, float) else v
@@ -240,13 +252,13 @@ class PlantedResults:
         write_csv(path, SUMMARY_COLUMNS, rows)
 
     def by_seed(self, network: Network, method: str, metric: str, images: str = "all") -> Values:
-        """The mean over the images of each network that lives on the mark, or of its control, [num_networks]; NaN if unknown."""
+        """The mean over the images, for each network that relies on the mark or for its control, [num_networks]; NaN if unknown."""
         found = (self._explanations.get((network, seed, method)) for seed in self.seeds)
         return np.array([np.nan if e is None else self._mean(e, metric, images) for e in found])
 
     def _mean(self, explanation: Explanation, metric: str, images: str) -> float:
         values = np.array(explanation.values.get(metric, []))
-        if images == "following":  # the control is asked for the same images
+        if images == "following":  # the control uses the same images
             living = self._networks.get(("planted", explanation.seed))
             values = values[np.array(living.follows, bool)] if living is not None and len(values) else values[:0]
         return float(values.mean()) if len(values) else float("nan")

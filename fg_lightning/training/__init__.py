@@ -1,4 +1,4 @@
-"""Training without writing code: a classifier over any of torchvision's networks, and datamodules for the usual data."""
+"""Training without code: a classifier with any network of torchvision, and datamodules for common data."""
 
 from fg_lightning.training.classifier import ImageClassifier
 from fg_lightning.training.image_folder import ImageFolderDataModule

@@ -1,4 +1,4 @@
-"""An image classifier over any of torchvision's networks, trained by AdamW or SGD with a warm-up and a cosine."""
+"""An image classifier with any network of torchvision. AdamW or SGD trains it, with warm-up and a cosine schedule."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Optimizer = Literal["adamw", "sgd"]
 def build_optimizer(network: nn.Module, name: Optimizer, lr: float, weight_decay: float) -> torch.optim.Optimizer:
     """AdamW, or SGD with a Nesterov momentum of 0.9.
 
-    Weight decay is for what multiplies: kernels and matrices, not biases and scales, whose tensors have one dimension.
+    Only kernels and matrices get weight decay. Biases and scales, tensors of one dimension, do not.
     """
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [
@@ -36,12 +36,12 @@ def build_optimizer(network: nn.Module, name: Optimizer, lr: float, weight_decay
 
 
 def lr_factor(step: int, steps: float, warmup: float) -> float:
-    """What the learning rate is multiplied by: a line up from 0 over the first steps, then half a cosine down to 0.
+    """The factor of the learning rate: it rises linearly from 0 over the first steps, then falls to 0 along half a cosine.
 
     Args:
-        step: from 0.
-        steps: of the whole training; infinite for one without an end, whose learning rate stays after 100 steps of warm-up.
-        warmup: the share of steps on the line, 0 to 1.
+        step: number of the step, from 0.
+        steps: number of steps of the whole training. Infinite: the factor stays 1 after 100 steps of warm-up.
+        warmup: share of the steps in which it rises, 0 to 1.
     """
     rising = 100.0 if math.isinf(steps) else max(warmup * steps, 1.0)
     if step + 1 < rising:
@@ -52,27 +52,28 @@ def lr_factor(step: int, steps: float, warmup: float) -> float:
 
 
 SMALL = 64
-"""Pixels of the shorter side of a small image, at most."""
+"""Largest shorter side of a small image, in pixels."""
 
 
 class ImageClassifier(LightningModule):
-    """A classifier of torchvision, made to fit the data that it is trained on.
+    """A classifier of torchvision that adapts to the data that it is trained on.
 
-    Logs `train/loss`, `train/accuracy`, `val/loss`, `val/accuracy`, `test/loss` and `test/accuracy`, of further loaders
-    `val/loss/dataloader_idx_1` and so on. Batches are (images, labels), predictions the probabilities of the classes, [N, K].
+    Logs `train/loss`, `train/accuracy`, `val/loss`, `val/accuracy`, `test/loss` and `test/accuracy`; for further loaders
+    `val/loss/dataloader_idx_1` and so on. Batches are (images [N, C, H, W], labels [N]); predictions are probabilities [N, K].
 
-    Its last layer gets an output for each class and its first convolution the images' channels, both as the datamodule has them
-    when the training begins. They are kept with the weights: a checkpoint needs no arguments to be loaded, and is refused for other
-    data than what it was trained on.
+    When training begins, the last layer gets an output for each class of the datamodule, and the first convolution the channels of
+    its images. Checkpoints hold both numbers: they load without arguments, and raise an error for data with other classes or
+    channels.
 
     Args:
         name: The network: resnet18, convnext_tiny, vit_b_16, any other in `torchvision.models.list_models()`, or vgg9_bn, a VGG
             of 9 layers for CIFAR's images. Default: resnet18.
-        weights: The first weights: DEFAULT, or another of the network's sets such as IMAGENET1K_V1. Default: random ones.
+        weights: The initial weights: DEFAULT, or another of the network's sets such as IMAGENET1K_V1. Default: random weights.
         num_classes: Number of classes. Default: the datamodule's.
-        in_channels: Number of channels of the images. Default: the datamodule's. Trained weights are added up for grey images.
-        small_images: Whether the first layers keep the resolution, which they halve twice or more otherwise. Default: yes for
-            images of at most 64 pixels with random weights.
+        in_channels: Number of channels of the images. Default: the datamodule's. For grey images, pretrained weights are summed
+            over the channels.
+        small_images: Whether the first layers keep the resolution, instead of halving it twice or more. Default: True for images of
+            at most 64 pixels if the weights are random.
         optimizer: adamw, or sgd, which needs a higher learning rate. Default: adamw.
         lr: The highest learning rate. Default: 0.001.
         weight_decay: Weight decay of kernels and matrices. Default: 0.05.
@@ -80,10 +81,10 @@ class ImageClassifier(LightningModule):
         label_smoothing: Share of each training label that is spread over all classes, 0 to 1. Default: 0.
 
     Raises:
-        CannotRun: if there is no such network or set of weights, or the weights cannot be downloaded.
-        CannotRun: if a number is out of range; in `setup`, if the data does not fit, or does not say how many classes it has.
-        CannotRun: in training and tests, if a label is none of the classes.
-        CannotRun: once a checkpoint is loaded, if it was trained on other channels or classes than the data's.
+        CannotRun: if the network or the set of weights is unknown, the weights cannot be downloaded, or a number is out of range.
+        CannotRun: in `setup`, if the data does not fit, or its number of classes is unknown.
+        CannotRun: in training and tests, if a label is not one of the classes.
+        CannotRun: after a checkpoint is loaded, if it was trained on other numbers of channels or classes than the data has.
 
     Examples:
         >>> from fg_lightning.training import TorchvisionDataModule
@@ -114,15 +115,15 @@ class ImageClassifier(LightningModule):
         self._fit(num_classes or outputs(self.network), in_channels or channels(self.network), bool(small_images))
 
     def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
-        """The logits of images."""
+        """The logits [N, K] of images [N, C, H, W]."""
         return self.network(images)
 
     def setup(self, stage: str) -> None:
-        """Makes the network fit the datamodule, unless it is trained already and not trained further.
+        """Adapts the network to the datamodule, unless it is already adapted and `stage` is not "fit".
 
         Raises:
-            CannotRun: if there are more classes than outputs, it is unknown how many there are, or the network takes no images of
-                the data's size.
+            CannotRun: if there are more classes than outputs, the number of classes is unknown, or the network cannot process
+                images of this size.
         """
         self.data_has = (None, None)
         data = getattr(self.trainer, "datamodule", None)
@@ -162,7 +163,7 @@ class ImageClassifier(LightningModule):
         self._evaluate(batch, "test", batch_idx, dataloader_idx)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Float[Tensor, "n k"]:
-        """The probabilities of the classes."""
+        """The probabilities of the classes, [N, K]."""
         return self(batch[0] if isinstance(batch, (tuple, list)) else batch).softmax(1)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -173,11 +174,11 @@ class ImageClassifier(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def get_extra_state(self) -> Tensor:
-        """What was changed in the network to fit the data, kept with the weights: classes, channels, whether images are small."""
+        """The adaptation to the data, saved with the weights: number of classes, number of channels, whether images are small."""
         return torch.tensor([*self.made_for, int(self.is_small)])
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Makes the network the one whose weights are about to be loaded."""
+        """Adapts the network to the weights that are about to be loaded."""
         classes, in_channels, small = state.tolist()
         self._fit(classes, in_channels, bool(small))
         self.knows_its_data = True
@@ -198,7 +199,7 @@ class ImageClassifier(LightningModule):
             return int(given)
         if counted is None and not self.knows_its_data:
             raise CannotRun(
-                f"{type(data).__name__} does not say how many classes it has: give it an attribute num_classes, or the model "
+                f"the number of classes of {type(data).__name__} is unknown: give it an attribute num_classes, or give the model "
                 "num_classes (--model.num_classes 10)"
             )
         return counted or outputs(self.network)
@@ -209,11 +210,12 @@ class ImageClassifier(LightningModule):
         if has_classes not in (None, classes) or has_channels not in (None, in_channels):
             raise CannotRun(
                 f"the weights were trained on {in_channels}-channel images of {classes} classes, but the data has "
-                f"{has_channels or in_channels} channels and {has_classes or classes} classes; name the same --data"
+                f"{has_channels or in_channels} channels and {has_classes or classes} classes; give the same --data as to its "
+                "training"
             )
 
     def _check_takes(self, shape: tuple[int, ...]) -> None:
-        """Whether an image of this shape comes through."""
+        """Raises CannotRun if the network cannot process an image of this shape."""
         was_training = self.network.training
         self.network.eval()
         try:
@@ -221,8 +223,8 @@ class ImageClassifier(LightningModule):
                 self.network(torch.zeros(1, *shape, device=self.device, dtype=next(self.network.parameters()).dtype))
         except (RuntimeError, ValueError, AssertionError, IndexError) as error:
             raise CannotRun(
-                f"{self.hparams['name']} takes no images of shape {list(shape)} ({error}). Resize them to what it was made for "
-                "(--data.size 224), or choose another network, such as resnet18"
+                f"{self.hparams['name']} cannot process images of shape {list(shape)} ({error}). Resize them to the size that it "
+                "needs (--data.size 224), or choose another network, such as resnet18"
             ) from error
         finally:
             self.network.train(was_training)
@@ -241,23 +243,23 @@ def accuracy(logits: Float[Tensor, "n k"], labels: Int[Tensor, "n"]) -> Float[Te
 
 
 def _check_labels(labels: Tensor, classes: int, batch_idx: int) -> None:
-    """Whether labels are classes; on a GPU, which this waits for, those of the first batch alone.
+    """Checks that labels are classes. On a GPU, where the check must wait, it checks only the first batch.
 
     Raises:
-        CannotRun: if not.
+        CannotRun: if they are not.
     """
     if labels.is_floating_point() or labels.ndim != 1:
         raise CannotRun(
-            f"labels must be integers [N], a class each, but are {labels.dtype} {list(labels.shape)}; for anything else give "
-            "a model of your own (--model my_package.Net)"
+            f"labels must be integers [N], one class for each image, but are {labels.dtype} {list(labels.shape)}; for other labels "
+            "use your own model (--model my_package.Net)"
         )
     if not labels.numel() or (batch_idx and labels.device.type != "cpu"):
         return
     least, most = int(labels.min()), int(labels.max())
     if least < 0 or most >= classes:
         raise CannotRun(
-            f"a label is {least if least < 0 else most}, but the data says that it has {classes} classes, 0 to {classes - 1}; "
-            "correct the labels, or num_classes or classes of the datamodule, or give --model.num_classes"
+            f"a label is {least if least < 0 else most}, but there are {classes} classes, 0 to {classes - 1}; correct the labels, "
+            "or num_classes or classes of the datamodule, or give --model.num_classes"
         )
 
 
@@ -266,7 +268,7 @@ def _check(
 ) -> None:
     for name, count in (("num_classes", num_classes), ("in_channels", in_channels)):
         if count is not None and count < 1:
-            raise CannotRun(f"{name} must be at least 1, or left out to be what the data has, not {count}")
+            raise CannotRun(f"{name} must be at least 1, not {count}; leave it out to use the data's")
     if lr <= 0:
         raise CannotRun(f"lr must be more than 0, not {lr}")
     if weight_decay < 0:

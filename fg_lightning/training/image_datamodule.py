@@ -1,4 +1,4 @@
-"""The base of this package's datamodules, and how many classes and which images any datamodule has."""
+"""The base class of this package's datamodules. Functions for the number of classes and the image shape of any datamodule."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ LOADERS = {"fit": "train_dataloader", "validate": "val_dataloader", "test": "tes
 
 
 def count_classes(data: LightningDataModule) -> int | None:
-    """How many classes a datamodule that is set up has; None if it does not say.
+    """The number of classes of a datamodule, after its `setup`. None if it is unknown.
 
-    Its attribute `num_classes`, the names in an attribute `classes` of it or its data sets, or the labels of a TensorDataset.
+    It comes from an attribute `num_classes` or `classes` (names) of the datamodule or its data sets, or from the labels of a
+    TensorDataset.
     """
     for item in _data_objects(data):
         count, names = getattr(item, "num_classes", None), getattr(item, "classes", None)
@@ -37,9 +38,9 @@ def count_classes(data: LightningDataModule) -> int | None:
 
 
 def image_shape(data: LightningDataModule, stage: str) -> tuple[int, ...] | None:
-    """The shape [C, H, W] of the first image of a stage's data, None if it cannot be read by its index.
+    """The shape [C, H, W] of the first image of a stage's data. None if the data cannot be read by index.
 
-    Neither the global random state nor a loader that is read later notices.
+    It changes neither the global random state nor the loaders.
     """
     dataset = _dataset(data, LOADERS[stage])
     if not isinstance(dataset, Sized) or isinstance(dataset, IterableDataset) or not len(dataset):
@@ -58,7 +59,7 @@ def _dataset(data: LightningDataModule, hook: str) -> Any:
 
 
 def _data_objects(data: LightningDataModule) -> Iterator[Any]:
-    """A datamodule, the one that it changes, the data sets of both, and those that these are parts of."""
+    """A datamodule, the datamodule that it wraps, the data sets of both, and the data sets that these are parts of."""
     for module in (data, getattr(data, "base", None)):
         if module is not None:
             yield module
@@ -69,17 +70,17 @@ def _data_objects(data: LightningDataModule) -> Iterator[Any]:
 
 
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-"""Of ImageNet's training images, as torchvision's weights take them."""
+"""Mean and standard deviation of ImageNet's training images, as torchvision's weights need them."""
 
 
 class Part(Dataset[tuple[Tensor, int]]):
     """Some images of a data set, transformed.
 
     Args:
-        dataset: of (PIL image, class).
-        indices: of the images.
-        transform: makes a PIL image into [C, H, W].
-        classes: their names.
+        dataset: data set of (PIL image, class).
+        indices: indices of the images.
+        transform: function from a PIL image to a tensor [C, H, W].
+        classes: names of the classes.
     """
 
     def __init__(
@@ -99,17 +100,18 @@ class Part(Dataset[tuple[Tensor, int]]):
 
 
 class ImageDataModule(LightningDataModule):
-    """Loaders over the images that a subclass finds; `setup` leaves them as the parts `train`, `val` and `test`.
+    """Loaders for the images that a subclass finds. Its `setup` sets the parts `train`, `val` and `test`.
 
-    Predictions are made for the test images.
+    Predictions use the test images.
 
     Args:
         batch_size: Number of images in a batch. Default: 64.
         num_workers: Number of worker processes of each data loader. Default: the number of processors, at most 8.
         augment: Whether to train on random crops, and on mirror images if these show the same class. Default: True.
         val_share: Share of the training images used for validation if there are no validation images, 0 to 1. Default: 0.1.
-        max_images: Largest number of images in each part (training, validation, test). More are drawn from. Default: all are used.
-        seed: Seed of the draws of images. Default: 0.
+        max_images: Largest number of images in each part (training, validation, test). From a larger part, a random sample is used.
+            Default: all images.
+        seed: Seed of the random splits and samples. Default: 0.
 
     Raises:
         CannotRun: if a number is out of range.
@@ -134,9 +136,9 @@ class ImageDataModule(LightningDataModule):
         if batch_size < 1:
             raise CannotRun(f"batch_size must be at least 1, not {batch_size}")
         if num_workers is not None and num_workers < 0:
-            raise CannotRun(f"num_workers must be at least 0, which loads in the training's own process, not {num_workers}")
+            raise CannotRun(f"num_workers must be at least 0, not {num_workers}; 0 loads images in the process of the training")
         if not 0 < val_share < 1:
-            raise CannotRun(f"val_share must lie between 0 and 1, not be {val_share}")
+            raise CannotRun(f"val_share must be between 0 and 1, not {val_share}")
         if max_images is not None and max_images < 1:
             raise CannotRun(f"max_images must be at least 1, not {max_images}")
         self.batch_size = batch_size
@@ -147,7 +149,7 @@ class ImageDataModule(LightningDataModule):
         self.seed = seed
 
     def _draw(self, part: Part) -> Part:
-        """Not more than `max_images` of a part."""
+        """The part, or a random sample of `max_images` of it."""
         if self.max_images is None or self.max_images >= len(part):
             return part
         drawn = torch.randperm(len(part), generator=torch.Generator().manual_seed(self.seed))[: self.max_images]
@@ -156,11 +158,11 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def classes(self) -> list[str]:
-        """The names of the classes; once the data is set up."""
+        """The names of the classes. Known after `setup`."""
         return self.train.classes
 
     def train_dataloader(self) -> DataLoader[Any]:
-        # A last batch of one image is more than batch norm can stand.
+        # Batch norm fails on a last batch of one image.
         return self._loader(self.train, shuffle=True, drop_last=len(self.train) > self.batch_size)
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -175,7 +177,7 @@ class ImageDataModule(LightningDataModule):
     def _loader(self, part: Part, **settings: Any) -> DataLoader[Any]:
         return DataLoader(
             part,
-            batch_size=self.batch_size,  # by its name: Lightning makes the loader of predictions anew with a sampler of its own
+            batch_size=self.batch_size,  # by keyword: Lightning rebuilds the loader of predictions with its own sampler
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -184,21 +186,21 @@ class ImageDataModule(LightningDataModule):
 
 
 def split_indices(count: int, shares: Sequence[float], seed: int) -> list[list[int]]:
-    """Some indices drawn at random for each share, and then all others; every one in order.
+    """Draws random indices for each share, and returns them and then all others. Each list is sorted.
 
     Args:
-        count: of all indices.
-        shares: of each lot, 0 to 1; none is empty.
-        seed: of the draw.
+        count: number of indices.
+        shares: the shares, each 0 to 1. Each gets at least one index.
+        seed: seed of the draw.
 
     Raises:
-        CannotRun: if there are no others.
+        CannotRun: if no others are left.
     """
     sizes = [max(round(share * count), 1) for share in shares]
     if sum(sizes) >= count:
         raise CannotRun(
-            f"of {count} training images {' and '.join(map(str, sizes))} would be held out for validation and test, which leaves "
-            "none to train on; hold out less (--data.val_share 0.1), or add images"
+            f"of {count} training images, {' and '.join(map(str, sizes))} would be held out for validation and test, and none "
+            "would be left for training; hold out less (--data.val_share 0.1), or add images"
         )
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
     lots = []
@@ -209,12 +211,12 @@ def split_indices(count: int, shares: Sequence[float], seed: int) -> list[list[i
 
 
 def fixed_size_transforms(native: int, size: int, normalization: Normalization, augment: bool, mirror: bool) -> tuple[Any, Any]:
-    """For images that all have the same size: what is done to training images, and to all others.
+    """The transforms of training images and of all others, for data whose images all have the same size.
 
     Args:
-        native: how many pixels wide and high they are.
-        size: how many they become.
-        normalization: the last step.
+        native: width and height of the images in pixels.
+        size: width and height after the transform in pixels.
+        normalization: mean and standard deviation of the last step.
         augment: whether training images are shifted by up to an eighth of their size, beyond which they are black.
         mirror: whether they are also mirrored, one time in two.
     """
@@ -224,11 +226,11 @@ def fixed_size_transforms(native: int, size: int, normalization: Normalization, 
 
 
 def any_size_transforms(size: int, normalization: Normalization, augment: bool, mirror: bool) -> tuple[Any, Any]:
-    """For photographs of any size: what is done to training images, and to all others.
+    """The transforms of training images and of all others, for photographs of any size.
 
     Args:
-        size: how many pixels wide and high they become: the middle of the image, whose shorter side is an eighth longer.
-        normalization: the last step.
+        size: width and height after the transform in pixels: the middle of the image, whose shorter side is resized to 8/7 of it.
+        normalization: mean and standard deviation of the last step.
         augment: whether training images are crops of 8 to 100 % of the image instead, as is usual for ImageNet.
         mirror: whether they are also mirrored, one time in two.
     """
@@ -239,10 +241,10 @@ def any_size_transforms(size: int, normalization: Normalization, augment: bool, 
 
 
 def check_size(size: int | None) -> None:
-    """Whether images can become so many pixels wide and high.
+    """Checks the width and height of images.
 
     Raises:
-        CannotRun: if not.
+        CannotRun: if it is less than 1 pixel.
     """
     if size is not None and size < 1:
         raise CannotRun(f"size must be at least 1 pixel, not {size}")
@@ -252,7 +254,7 @@ def check_normalization(mean: Sequence[float] | None, std: Sequence[float] | Non
     """The usual normalization, or the user's own.
 
     Raises:
-        CannotRun: if only one of mean and std is given, or they do not go together or with the images.
+        CannotRun: if only one of mean and std is given, their length is not the number of channels, or a std is 0.
     """
     if mean is None and std is None:
         return usual

@@ -21,21 +21,21 @@ from fg_lightning.training.image_datamodule import (
 )
 
 VALIDATION = ("val", "valid", "validation")
-"""What a folder of validation images is called."""
+"""Names of a folder of validation images."""
 
 
 class ClassFolders(ImageFolder):
-    """The images in the folders of a folder, each of which is a class; what begins with a point is none.
+    """The images in the subfolders of a folder. Each subfolder is a class, except names that begin with a dot.
 
     Raises:
-        CannotRun: if there are no such folders, one of them holds no image, or a file that is loaded is none.
+        CannotRun: if there are no subfolders, one of them holds no image, or a file cannot be read as an image.
     """
 
     def __init__(self, folder: Path) -> None:
         try:
             super().__init__(str(folder), loader=load_image)
         except FileNotFoundError as error:
-            raise CannotRun(f"{folder.resolve()}: {error}. Remove the folder of such a class, or put images into it") from error
+            raise CannotRun(f"{folder.resolve()}: {error}. Remove the folder of this class, or put images into it") from error
 
     def find_classes(self, directory: Union[str, Path]) -> tuple[list[str], dict[str, int]]:
         names = class_folders(Path(directory))
@@ -43,13 +43,13 @@ class ClassFolders(ImageFolder):
 
 
 class ImageFolderDataModule(ImageDataModule):
-    """Images in folders that are named like their classes.
+    """Images in folders. The name of a folder is the class.
 
     Either `root/train/CLASS/*.jpg`, with `root/val/...` and `root/test/...`, or `root/CLASS/*.jpg`. A part without a folder gets a
-    share of the training images. With validation images and no test images, the test uses the validation images.
+    share of the training images. If there are validation images but no test images, the test uses the validation images.
 
     Args:
-        root: The folder.
+        root: Folder of the images.
         size: Width and height of the images in pixels. Default: 224.
         mean: Mean of each channel, in 0..1, subtracted from the images. Default: ImageNet's.
         std: Standard deviation of each channel, by which the images are divided. Default: ImageNet's.
@@ -59,7 +59,7 @@ class ImageFolderDataModule(ImageDataModule):
     Raises:
         CannotRun: if a number is out of range; in `setup`, if the parts have other classes than the training images, or no training
             images are left.
-        CannotRun: if there is no such folder, or no folders of images in it; in training, if a file is no image.
+        CannotRun: if there is no such folder, or it has no folders of images; in training, if a file is not an image.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class ImageFolderDataModule(ImageDataModule):
         self.mirror = mirror
         self.normalization = check_normalization(mean, std, IMAGENET)
         if not self.root.is_dir():
-            raise CannotRun(f"there is no folder {self.root.resolve()}")
+            raise CannotRun(f"there is no folder {self.root.resolve()}; give the folder of the images as root (--data.root)")
         train = self.root / "train"
         self.folders = {"train": train if train.is_dir() else self.root}
         if train.is_dir():
@@ -95,7 +95,8 @@ class ImageFolderDataModule(ImageDataModule):
             if images.classes != train.classes:
                 raise CannotRun(
                     f"{self.folders[part]} has other classes than {self.folders['train']}: "
-                    f"{', '.join(sorted(set(images.classes) ^ set(train.classes)))} are in one of them only"
+                    f"{', '.join(sorted(set(images.classes) ^ set(train.classes)))} are in only one of them; give both the same "
+                    "folders"
                 )
         parts = {part: Part(images, range(len(images)), plain, images.classes) for part, images in own.items()}
         missing = [part for part in ("val", "test") if part not in own and not (part == "test" and "val" in own)]
@@ -106,7 +107,7 @@ class ImageFolderDataModule(ImageDataModule):
 
 
 def class_folders(folder: Path) -> list[str]:
-    """The folders in a folder, each of which is a class, without those that begin with a point, such as .ipynb_checkpoints.
+    """The names of a folder's subfolders, which are the classes, without those that begin with a dot, such as .ipynb_checkpoints.
 
     Raises:
         CannotRun: if there is none.
@@ -114,20 +115,20 @@ def class_folders(folder: Path) -> list[str]:
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not names:
         raise CannotRun(
-            f"{folder.resolve()} has no folders in it; expected one for each class, {folder}/CLASS/image.jpg, or train, val and "
-            f"test with those in them. Images end in {', '.join(IMG_EXTENSIONS)}"
+            f"{folder.resolve()} has no folders in it; expected one for each class, {folder}/CLASS/image.jpg, or folders train, "
+            f"val and test with such folders in them. Names of images end in {', '.join(IMG_EXTENSIONS)}"
         )
     return names
 
 
 def load_image(path: str) -> Image.Image:
-    """The image in a file.
+    """Reads the image in a file.
 
     Raises:
-        CannotRun: if there is none.
+        CannotRun: if the file cannot be read as an image.
     """
     try:
         image: Image.Image = default_loader(path)
-    except (OSError, SyntaxError) as error:  # what Pillow says of a broken PNG
-        raise CannotRun(f"{path} cannot be read as an image ({error}); remove it, or put a whole one there") from error
+    except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken PNG
+        raise CannotRun(f"{path} cannot be read as an image ({error}); remove it, or replace it with an intact one") from error
     return image

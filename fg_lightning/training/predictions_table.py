@@ -1,4 +1,4 @@
-"""What a classifier predicts, image by image, as a table."""
+"""A table of a classifier's predictions, with a row for each image."""
 
 from __future__ import annotations
 
@@ -18,15 +18,20 @@ from fg_lightning.atomic_files import replace_file, sweep
 
 
 class PredictionsTable(BasePredictionWriter):
-    """Writes `predictions.csv` into the run's folder: a row for every image, in the order of the data.
+    """Writes `predictions.csv` to the run's folder: a row for every image, in the order of the data.
 
-    Columns: `loader`, 0 unless there are several; `image`, its place in that loader's data, or among what came from that loader if
-    Lightning does not know it (an IterableDataset, a batch sampler of the user's own); `label`, if the batch has labels;
-    `prediction`, the likeliest class; `class`, its name, if the datamodule has the attribute `classes`; `confidence`, its
-    probability. With several processes each writes its own table, `predictions_0.csv`, ... An old table is replaced once the new
-    one is whole.
+    Columns:
 
-    `predict_step` must give probabilities [N, K], as `ImageClassifier`'s does.
+    - `loader`: number of the loader, from 0.
+    - `image`: index of the image in the loader's data. If Lightning does not know it (an IterableDataset, the user's own batch
+            sampler): its number in the order of reading, from 0.
+    - `label`: the label, if the batch has labels.
+    - `prediction`: the class with the highest probability.
+    - `class`: its name, if the datamodule has the attribute `classes`.
+    - `confidence`: its probability.
+
+    With several processes, each writes its own table, `predictions_0.csv`, `predictions_1.csv`, ... An old table is replaced when
+    the new one is complete. `predict_step` must give probabilities [N, K], as that of `ImageClassifier` does.
     """
 
     def __init__(self) -> None:
@@ -59,7 +64,7 @@ class PredictionsTable(BasePredictionWriter):
         if not isinstance(prediction, Tensor) or prediction.ndim != 2:
             raise TypeError(
                 f"predict_step gave {type(prediction).__name__}, but probabilities [N, K] are needed for a table of predictions; "
-                "call Trainer.predict yourself for anything else"
+                "call Trainer.predict yourself for other outputs"
             )
         names = getattr(getattr(trainer, "datamodule", None), "classes", [])
         labels = batch[1].tolist() if isinstance(batch, (tuple, list)) and len(batch) > 1 else [""] * len(prediction)
@@ -67,7 +72,7 @@ class PredictionsTable(BasePredictionWriter):
         before = self.written[dataloader_idx]
         self.written[dataloader_idx] += len(prediction)
         places: Sequence[int] = range(before, self.written[dataloader_idx])
-        if batch_indices and batch_indices is not self.told:  # if Lightning has none, it hands on the last ones again
+        if batch_indices and batch_indices is not self.told:  # without indices, Lightning passes the last ones again
             places = batch_indices
         self.told = batch_indices
         self._write(
@@ -78,7 +83,7 @@ class PredictionsTable(BasePredictionWriter):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self._begun is not None:
             with suppress(OSError):
-                self._begun[0].__exit__(type(exception), exception, None)  # raises it again; the table that was there stays
+                self._begun[0].__exit__(type(exception), exception, None)  # raises the exception again and keeps the old table
             self._begun = None
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -28,15 +28,15 @@ Arguments = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Source:
-    """How a data set of torchvision is asked for its parts.
+    """A data set of torchvision, and the arguments for its parts.
 
     Attributes:
-        classes: how many it has.
-        size: of its images, which are square; None if they are of any size.
-        normalization: the mean and standard deviation of every channel.
+        classes: number of classes.
+        size: side of its square images in pixels. None if images differ in size.
+        normalization: mean and standard deviation of every channel.
         train: arguments for the training images.
-        val: for the validation images; None if they are held out from the training images.
-        test: for the test images; None if these are held out, too.
+        val: arguments for the validation images. None: they are held out from the training images.
+        test: arguments for the test images. None: they are held out from the training images.
         mirror: whether a mirror image shows the same class.
     """
 
@@ -79,29 +79,30 @@ SOURCES: dict[str, Source] = {
     "SUN397": Source(397, **WHOLE),
     "FakeData": Source(10, 224, **WHOLE),
 }
-"""name -> its parts. Means and standard deviations are those of all pixels of the training images, in 0..1, as they are usually
-given for these sets, and ImageNet's elsewhere."""
+"""Data sets by name. Means and standard deviations are those of all pixels of the training images, in 0..1, as commonly published
+for these sets; for the others, ImageNet's."""
 
 ANY_SIZE = 224
-"""What images of any size become."""
+"""Default side in pixels after the transform, for images that differ in size."""
 
 
 class TorchvisionDataModule(ImageDataModule):
-    """A data set of torchvision, downloaded if it is not there.
+    """A data set of torchvision, downloaded if it is missing.
 
-    Without validation images, a share of the training images is held out. Without test images, as many again are.
+    If it has no validation images, a share of the training images is held out. If it has no test images, the same share is held out
+    for the test.
 
     Args:
         name: MNIST, FashionMNIST, CIFAR10, CIFAR100, SVHN, Food101, ... FakeData is noise and needs no download. Default: MNIST.
-        root: Its folder. Default: data.
+        root: Folder of the data set. Default: data.
         size: Width and height of the images in pixels. Default: their own, or 224 if they differ in size.
         mean: Mean of each channel, in 0..1, subtracted from the images. Default: the data set's.
         std: Standard deviation of each channel, by which the images are divided. Default: the data set's.
         **kwargs: see `ImageDataModule`.
 
     Raises:
-        CannotRun: if there is no such data set, or a number is out of range; in `setup`, if no training images are left.
-        CannotRun: in `prepare_data`, if it can neither be found nor downloaded.
+        CannotRun: if the data set is unknown, or a number is out of range; in `setup`, if no training images are left.
+        CannotRun: in `prepare_data`, if the data set is neither in `root` nor can be downloaded.
 
     Examples:
         >>> data = TorchvisionDataModule("CIFAR10", batch_size=128)
@@ -124,7 +125,7 @@ class TorchvisionDataModule(ImageDataModule):
             close = get_close_matches(name.lower(), {known.lower(): known for known in SOURCES}, n=1)
             meant = next((f" (did you mean {known}?)" for known in SOURCES if [known.lower()] == close), "")
             raise CannotRun(
-                f"there is no data set {name!r}{meant}; there are {', '.join(SOURCES)}, and folders of images: "
+                f"there is no data set {name!r}{meant}; known names are {', '.join(SOURCES)}. For folders of images use "
                 "ImageFolderDataModule"
             )
         self.source_name = name
@@ -165,12 +166,12 @@ class TorchvisionDataModule(ImageDataModule):
             raise CannotRun(
                 f"{self.source_name} is not in {self.root.resolve()}"
                 + (f" and could not be downloaded ({error})" if download else f" ({error})")
-                + f". Name the folder that it lies in (--data.root), in the layout of torchvision.datasets.{self.source_name}"
+                + f". Give its folder (--data.root), in the layout of torchvision.datasets.{self.source_name}"
             ) from error
 
 
 def class_names(dataset: Any, count: int) -> list[str]:
-    """The names of a data set's classes; their numbers if it has not so many names."""
+    """The names of a data set's classes. Their numbers if it does not have `count` names."""
     names = getattr(dataset, "classes", None) or getattr(dataset, "categories", None) or []
     if len(names) != count:
         return [str(number) for number in range(count)]

@@ -1,4 +1,4 @@
-"""A classifier of torchvision, or the 9-layer VGG, and what is changed in it to fit other images and classes."""
+"""Classifiers of torchvision and the 9-layer VGG, and functions that adapt them to other images and classes."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from fg_lightning.errors import CannotRun
 from fg_lightning.explain.load_network import from_torchvision
 
 VGG9 = "vgg9_bn"
-"""The 9-layer VGG with batch norm for CIFAR's images, which torchvision does not have."""
+"""Name of the 9-layer VGG with batch norm for CIFAR's images, which torchvision does not have."""
 
 
 def vgg9() -> VGG:
     """The 8 convolutions of VGG-11 with batch norm and one linear layer, with random weights and 100 outputs.
 
-    So it stands in the early code of Srinivas & Fleuret (github.com/idiap/fullgrad-saliency, vgg_cifar.py at commit de6cae5). Five
-    poolings make one place of 32 x 32 pixels; of larger images the mean over places is taken.
+    The source is the early code of Srinivas & Fleuret (github.com/idiap/fullgrad-saliency, vgg_cifar.py at commit de6cae5). Five
+    poolings reduce 32 x 32 pixels to one place; for larger images, the mean over places is used.
     """
     network = torchvision.models.vgg11_bn()
     network.avgpool = nn.AdaptiveAvgPool2d(1)
@@ -31,11 +31,11 @@ def vgg9() -> VGG:
 
 
 def classifier(name: str, weights: str | None = None) -> nn.Module:
-    """A classifier of torchvision without its auxiliary heads, so that its output are logits [N, K] in training, too.
+    """A classifier of torchvision without its auxiliary heads, so that its output is logits [N, K] in training, too.
 
     Args:
-        name: as in `torchvision.models.list_models()`, or "vgg9_bn".
-        weights: "DEFAULT", another of its sets of weights, or None for random ones.
+        name: name in `torchvision.models.list_models()`, or "vgg9_bn".
+        weights: "DEFAULT", the name of another set of weights, or None for random weights. Default: None.
 
     Raises:
         CannotRun: if there is no such classifier or set of weights, or the weights cannot be downloaded.
@@ -44,7 +44,7 @@ def classifier(name: str, weights: str | None = None) -> nn.Module:
         if weights not in (None, "none"):
             raise CannotRun(f"{VGG9} has random weights only, not {weights!r}; leave out --model.weights")
         return vgg9()
-    with warnings.catch_warnings():  # Inception and GoogLeNet announce that their random weights will be others one day
+    with warnings.catch_warnings():  # Inception and GoogLeNet announce a future change of their random weights
         warnings.filterwarnings("ignore", "The default weight initialization", FutureWarning)
         network = from_torchvision(name, weights or "none").model
     if isinstance(network, GoogLeNet):
@@ -55,13 +55,13 @@ def classifier(name: str, weights: str | None = None) -> nn.Module:
 
 
 def outputs(network: nn.Module) -> int:
-    """How many classes a classifier tells apart."""
+    """The number of classes of a classifier."""
     _, head = _head(network)
     return head.out_features if isinstance(head, nn.Linear) else head.out_channels
 
 
 def set_outputs(network: nn.Module, classes: int) -> None:
-    """Replaces the last layer by an untrained one for so many classes, if it has others."""
+    """Replaces the last layer by an untrained one with `classes` outputs, if their number differs."""
     path, head = _head(network)
     bias = head.bias is not None
     if outputs(network) == classes:
@@ -74,16 +74,16 @@ def set_outputs(network: nn.Module, classes: int) -> None:
 
 
 def channels(network: nn.Module) -> int:
-    """How many channels the images of a classifier have."""
+    """The number of channels of a classifier's input."""
     return _stem(network)[1].in_channels
 
 
 @torch.no_grad()
 def set_channels(network: nn.Module, wanted: int) -> None:
-    """Replaces the first convolution by one for images of so many channels, if it is for others.
+    """Replaces the first convolution by one for images of `wanted` channels, if their number differs.
 
-    Its weights are the old ones: added up for one channel, which gives what a grey image in all old channels gave; repeated for
-    more, and scaled so that their sum stays.
+    It keeps the old weights. For one channel it sums them over the channels, so that a grey image gives the same output as before
+    in all channels. For more channels it repeats them, scaled by old channels / new channels.
     """
     path, old = _stem(network)
     if old.in_channels == wanted:
@@ -95,14 +95,14 @@ def set_channels(network: nn.Module, wanted: int) -> None:
         new.bias.copy_(old.bias)
     network.set_submodule(path, new)
     if isinstance(network, GoogLeNet | Inception3):
-        network.transform_input = False  # it takes three channels apart
+        network.transform_input = False  # it needs three channels
 
 
 def keep_resolution(network: nn.Module) -> None:
     """Keeps the resolution at the network's beginning, as is usual for CIFAR's 32 x 32 pixels (He et al. 2016, section 4.2).
 
-    The first convolution takes every pixel, 3 x 3 if it was larger, and the max-pooling between it and the second is left out.
-    Networks that begin with patches, such as ViT, stay as they are.
+    The first convolution gets stride 1 and a kernel of 3 x 3, and the max-pooling between it and the second is removed. Networks
+    that begin with patches, such as ViT, stay unchanged.
     """
     path, old = _stem(network)
     if old.stride == (1, 1) or old.stride == old.kernel_size:
@@ -125,12 +125,12 @@ def _convolution_like(old: nn.Conv2d, **changed: int) -> nn.Conv2d:
 
 
 def _stem(network: nn.Module) -> tuple[str, nn.Conv2d]:
-    """The first convolution, and where it is."""
+    """The path of the first convolution, and the convolution."""
     return _convolutions(network)[0]
 
 
 def _head(network: nn.Module) -> tuple[str, nn.Linear | nn.Conv2d]:
-    """The last layer with weights, and where it is."""
+    """The path of the last layer with weights, and the layer."""
     return [(path, module) for path, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
 
 

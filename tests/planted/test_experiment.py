@@ -54,7 +54,7 @@ def test_networks_that_have_only_the_mark_live_on_it_and_controls_do_not(finishe
             assert network.accuracies["shuffled"] < 0.05
             assert sum(network.follows) > 95
     assert results.seeds == [0, 1]
-    assert results.verdict.startswith("2 of 2 networks live on the mark")
+    assert results.verdict.startswith("2 of 2 networks rely on the mark")
 
 
 def test_gradients_lie_on_the_mark_and_random_maps_do_not(finished):
@@ -168,7 +168,7 @@ def test_damaged_and_changed_files_are_named(copied):
     cell = copied / "cells" / "planted-0-gradient.json"
     good = cell.read_text()
     cell.write_text(good[:40])
-    with pytest.raises(CannotRun, match=r"planted-0-gradient\.json is damaged .*; remove it, and it is made again"):
+    with pytest.raises(CannotRun, match=r"planted-0-gradient\.json is damaged .*; remove it to compute it again"):
         run(copied)
     cell.write_text((copied / "cells" / "planted-1-gradient.json").read_text())
     with pytest.raises(CannotRun, match="was renamed or copied"):
@@ -183,7 +183,7 @@ def test_damaged_and_changed_files_are_named(copied):
 def test_marks_of_strength_zero_give_no_result(tmp_path):
     results = run(tmp_path, strength=0.0, num_seeds=1)
     assert results.scores() == []
-    assert "no result is stated" in results.verdict
+    assert "there are no scores" in results.verdict
     assert not (tmp_path / "planted.png").exists()
     assert not (tmp_path / "maps.png").exists()
 
@@ -258,11 +258,11 @@ class Percent(Net):
         ({"margin": -1}, "margin must be a number of pixels"),
         ({"margin": 9}, "cover the whole image"),
         ({"size": 7}, "a patch of 7 pixels is too large"),
-        ({"metric": "f1"}, "the test logged no metric 'f1', but test/accuracy"),
+        ({"metric": "f1"}, "the test logged no metric 'f1'; it logged test/accuracy"),
         ({"trainer": {"devices": 2}}, "uses one device"),
         ({"data": NoTest}, "has no test data"),
         ({"data": NoLabels}, "no integer label was found"),
-        ({"model": NoLogits}, r"logits \[N, classes\] of two classes or more, but gives \(2,\)"),
+        ({"model": NoLogits}, r"logits \[N, classes\] of two classes or more, but it gives \(2,\)"),
         ({"model": Percent}, "the accuracy must be 0 to 1, but the test logged 50"),
     ],
 )

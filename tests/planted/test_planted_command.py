@@ -29,7 +29,7 @@ def finished(tmp_path_factory):
 def test_it_says_whether_the_networks_live_on_the_mark_and_what_maps_show(finished, capsys):
     planted(finished)  # nothing is run again
     printed = capsys.readouterr().out
-    assert "1 of 1 networks live on the mark (accuracy 1.000 with the mark of the label" in printed
+    assert "1 of 1 networks rely on the mark (accuracy 1.000 with the mark of the label" in printed
     assert "pointing game and relevance mass on the mark" in printed
     assert "│ gradient │         1.000 │" in printed
     assert "1 network; the mark's share of the pixels is 0.2500; intervals are rough" in printed
@@ -40,11 +40,11 @@ def test_it_says_whether_the_networks_live_on_the_mark_and_what_maps_show(finish
 def test_it_states_no_result_of_networks_that_do_not_live_on_the_mark(tmp_path, capsys):
     planted(tmp_path, "--strength", "0", "--max_epochs", "1")
     printed = capsys.readouterr().out
-    assert "none of 1 networks lives on the mark" in printed
-    assert "no result is stated" in printed
+    assert "none of 1 networks relies on the mark" in printed
+    assert "there are no scores" in printed
     assert "pointing game" not in printed
     page = Page(write_report(tmp_path))
-    assert "None of 1 networks lives on the mark" in page.words
+    assert "None of 1 networks relies on the mark" in page.words
     assert "How much of each map" not in page.words
     assert page.data("figures") == {}
 
@@ -83,7 +83,7 @@ def test_a_method_that_fails_ends_with_status_1(tmp_path, monkeypatch):
 
 def test_the_page_shows_accuracies_scores_and_maps(finished):
     page = Page(write_report(finished))
-    assert "1 of 1 networks live on the mark" in page.words
+    assert "1 of 1 networks rely on the mark" in page.words
     assert "trained with random marks" in page.words
     assert "shortcut corner, strength 1" in page.words
     assert "model Fast" in page.words

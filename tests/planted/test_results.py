@@ -1,4 +1,4 @@
-"""Scores against numbers by hand: networks that do not live on the mark are left out."""
+"""Scores against numbers by hand: networks that do not rely on the mark are left out."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def explained(network, seed, method, values):
 
 @pytest.fixture
 def results():
-    """Three networks of either kind; that of seed 2 does not live on the mark."""
+    """Three networks of either kind; that of seed 2 does not rely on the mark."""
     networks = [trained("planted", 0, 0.9, 0.3), trained("planted", 1, 1.0, 0.5), trained("planted", 2, 1.0, 0.7)]
     networks += [trained("control", seed, 0.9, 0.9, [False] * 4) for seed in range(3)]
     explanations = [explained(*cell, values) for cell, values in POINTING.items()]
@@ -103,9 +103,9 @@ def test_a_fall_of_a_third_is_enough():
     assert not trained("planted", 0, 0.3, 0.0).lives_on_mark  # a third of nine tenths, not of three
 
 
-def test_it_says_which_networks_live_on_the_mark(results):
-    assert results.verdict.startswith("2 of 3 networks live on the mark (accuracy 0.967 with the mark of the label, 0.500 with")
-    assert results.verdict.endswith("; the others are left out")
+def test_it_says_which_networks_rely_on_the_mark(results):
+    assert results.verdict.startswith("2 of 3 networks rely on the mark (accuracy 0.967 with the mark of the label, 0.500 with")
+    assert results.verdict.endswith("; scores leave out the others")
     assert "mine" in repr(results)
 
 
@@ -113,8 +113,8 @@ def test_without_such_a_network_no_result_is_stated(tmp_path):
     networks = [trained(network, 0, 0.9, 0.8) for network in ("planted", "control")]
     results = PlantedResults(networks, [explained(*cell, values) for cell, values in POINTING.items() if cell[1] == 0], 0.25)
     assert results.scores() == results.differences("mine") == []
-    assert results.verdict.startswith("none of 1 networks lives on the mark (accuracy 0.900 ")
-    assert results.verdict.endswith("no result is stated")
+    assert results.verdict.startswith("none of 1 networks relies on the mark (accuracy 0.900 ")
+    assert results.verdict.endswith("there are no scores")
     results.write_table(tmp_path / "table.csv")
     results.write_summary(tmp_path / "summary.csv")
     rows = rows_of(tmp_path / "table.csv")

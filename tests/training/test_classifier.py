@@ -71,7 +71,7 @@ def test_predictions_are_probabilities(tmp_path):
 
 
 def test_images_that_the_network_cannot_take_are_refused_with_the_way_out(tmp_path):
-    with pytest.raises(CannotRun, match=r"densenet121 takes no images of shape \[1, 28, 28\].*--data.size 224"):
+    with pytest.raises(CannotRun, match=r"densenet121 cannot process images of shape \[1, 28, 28\].*--data.size 224"):
         short_trainer(tmp_path).fit(ImageClassifier("densenet121", small_images=False), Grey())
 
 
@@ -93,7 +93,7 @@ class Coloured(Grey):
 
 @pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])
 def test_weights_for_other_images_are_refused(stage, trained, tmp_path):
-    what = "trained on 1-channel images of 10 classes, but the data has 3 channels and 4 classes; name the same --data"
+    what = "trained on 1-channel images of 10 classes, but the data has 3 channels and 4 classes; give the same --data"
     with pytest.raises(CannotRun, match=what):
         getattr(short_trainer(tmp_path), stage)(ImageClassifier("squeezenet1_1"), datamodule=Coloured(), ckpt_path=trained)
 
@@ -147,7 +147,7 @@ def test_data_that_does_not_say_how_many_classes_it_has_is_asked_to(tmp_path):
 
         val_dataloader = train_dataloader
 
-    with pytest.raises(CannotRun, match="Silent does not say how many classes it has"):
+    with pytest.raises(CannotRun, match="the number of classes of Silent is unknown"):
         short_trainer(tmp_path).fit(ImageClassifier("squeezenet1_1"), Silent())
 
 
@@ -177,7 +177,7 @@ def test_unknown_networks_and_weights_are_refused_with_those_that_exist():
 @pytest.mark.parametrize(
     ("labels", "why"),
     [
-        (torch.tensor([0, 3]), "a label is 3, but the data says that it has 3 classes, 0 to 2"),
+        (torch.tensor([0, 3]), "a label is 3, but there are 3 classes, 0 to 2"),
         (torch.tensor([-1, 0]), "a label is -1"),
         (torch.tensor([0.0, 1.0]), "labels must be integers"),
         (torch.tensor([[0], [1]]), r"labels must be integers \[N\]"),

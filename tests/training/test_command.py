@@ -46,7 +46,7 @@ def test_what_a_person_has_to_change_is_one_sentence():
         main(["fit", "--data", "TorchvisionDataModule", "--data.name", "CIFAR"])
     with pytest.raises(SystemExit, match=r"^fg-lightning: torchvision has no classifier 'resnet19'.*did you mean"):
         main(["fit", "--model.name", "resnet19", *QUIET])
-    with pytest.raises(SystemExit, match=r"^fg-lightning: densenet121 takes no images of shape \[1, 28, 28\]"):
+    with pytest.raises(SystemExit, match=r"^fg-lightning: densenet121 cannot process images of shape \[1, 28, 28\]"):
         main(["fit", "--model.name", "densenet121", "--model.small_images", "false", *QUIET])
 
 
