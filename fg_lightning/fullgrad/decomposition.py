@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Union
@@ -262,14 +262,14 @@ _ROUNDING = 1000
 _warned: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 
 
-_num_runs: WeakKeyDictionary[nn.Module, Counter[Reading]] = WeakKeyDictionary()
+_num_runs: WeakKeyDictionary[nn.Module, Counter[Hashable]] = WeakKeyDictionary()
 
 
-def is_check_due(model: nn.Module, reading: Reading) -> bool:
-    """Whether this run of a network is the first, second, fourth, eighth ... of a reading."""
+def is_check_due(model: nn.Module, kind: Hashable) -> bool:
+    """Whether this run of a network is the first, second, fourth, eighth ... of its kind."""
     counts = _num_runs.setdefault(model, Counter())
-    counts[reading] += 1
-    return counts[reading].bit_count() == 1
+    counts[kind] += 1
+    return counts[kind].bit_count() == 1
 
 
 def warn_once(model: nn.Module, about: str, message: str) -> None:

@@ -163,7 +163,13 @@ def _let_garbage_wait(run: Callable[Arguments, Result]) -> Callable[Arguments, R
 
 @_let_garbage_wait
 def run_forward_backward(
-    model: nn.Module, batch: Batch, visitors: Sequence[TermVisitor], *, reading: Reading = "exact", autocast: bool = False
+    model: nn.Module,
+    batch: Batch,
+    visitors: Sequence[TermVisitor],
+    *,
+    reading: Reading = "exact",
+    autocast: bool = False,
+    check_samples: bool = True,
 ) -> Run:
     """Runs one forward and one backward pass of `model` in evaluation mode. The visitors receive every term.
 
@@ -176,9 +182,11 @@ def run_forward_backward(
         reading: the function that is decomposed, see readings.py. Default: "exact".
         autocast: whether an autocast that is active around the call stays active. Default: False, all runs in the precision of the
             parameters.
+        check_samples: whether a model that makes constants of values, through which samples can mix, runs once more, on two halves
+            of the batch. Default: True.
 
     Raises:
-        SamplesMixed: if the samples of a batch of several cannot be told apart.
+        SamplesMixed: if the samples of a batch of several cannot be told apart, or the output for a half of it is another.
         TypeError: if the target is of an unknown kind.
         ValueError: if the target does not fit, or the explained output is not finite or does not depend on the images.
     """
@@ -191,7 +199,7 @@ def run_forward_backward(
         with closing(tape):
             inputs = (*images, *map_tensors(copy_argument, batch.arguments))
             with tape.meet_operations():
-                output = _select_output(model, inputs, selection)
+                output, made_constant = _run_model(model, inputs, selection, tape)
             if not output.requires_grad or tape.is_free(output):
                 raise ValueError(
                     "the model's output does not depend on the images, so there is nothing to decompose; "
@@ -202,19 +210,54 @@ def run_forward_backward(
                 raise SamplesMixed(mixed_by, output.detach())
             with tape.bias_hooks.on():
                 gradients = torch.autograd.grad(output.sum(), leaves, materialize_grads=True)
+        # Only now, because the graph may hold buffers that the model writes to.
+        if check_samples and made_constant and _depends_on_others(model, batch, selection, leaves, output.detach()):
+            raise SamplesMixed(f"a constant made by {made_constant}", output.detach())
     output, *of_inputs = (tensor.detach().as_subclass(Tensor) for tensor in (output, *gradients))
     for visitor in visitors:
         visitor.visit_input([leaf.detach() for leaf in leaves], of_inputs)
     return Run(output, selection.target, tape.bias_hooks.terms, tape.missing_ops, tape.fallback_ops)
 
 
-def _select_output(model: nn.Module, inputs: tuple[Any, ...], select: Callable[[Any], Tensor]) -> Tensor:
-    """The explained output, [N]. Errors of the model or of the target function get a mark."""
+def _run_model(model: nn.Module, inputs: tuple[Any, ...], select: Callable[[Any], Tensor], tape: Tape) -> tuple[Tensor, str | None]:
+    """The explained output, [N], and the model's `Tape.first_constant`. Errors of the model or the target function get a mark."""
     try:
-        return select(_call_model(model, inputs))
+        result = _call_model(model, inputs)
+        made_constant = tape.first_constant
+        return select(result), made_constant
     except Exception as error:
         error._fg_in_forward = True  # type: ignore[attr-defined]
         raise
+
+
+TOLERANCE = 0.01
+"""A sample's output may change by this share of the batch's largest one if fewer samples run with it. Kernels round differently."""
+
+
+def _depends_on_others(model: nn.Module, batch: Batch, selection: Selection, images: Sequence[Tensor], output: Tensor) -> bool:
+    """Whether the explained output of a sample changes if only half of the batch runs.
+
+    False if the model or the target function cannot run on half of the batch, or the model draws random numbers.
+    """
+
+    def run(rows: Batch) -> Tensor:
+        select = Selection(rows.target, len(rows))
+        return select(model(*rows.images, *map_tensors(copy_argument, rows.arguments))).to(output)
+
+    def differs(other: Tensor) -> bool:
+        return bool(((other - output).abs() > TOLERANCE * output.abs().max()).any())
+
+    target = batch.target if selection.target is None else selection.target
+    whole = Batch(tuple(map(copy_argument, images)), target, batch.arguments)
+    half = (len(batch) + 1) // 2
+    if half == len(batch):
+        return False
+    try:
+        with torch.no_grad():
+            halves = torch.cat([run(whole.rows(0, half)), run(whole.rows(half, len(batch)))])
+            return differs(halves) and not differs(run(whole))
+    except Exception:
+        return False
 
 
 def _call_model(model: nn.Module, inputs: tuple[Any, ...]) -> Any:

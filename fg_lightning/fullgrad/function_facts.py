@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from fg_lightning.fullgrad.hidden_writes import NOTED
-from fg_lightning.fullgrad.operation import operation_name
+from fg_lightning.fullgrad.operation import Operation, operation_name
 from fg_lightning.fullgrad.operations import OPERATIONS
 
 
@@ -44,6 +44,25 @@ PLAIN = frozenset({Tensor, nn.Parameter})
 
 _QUESTIONS = frozenset({"shape", "size", "dim", "ndim", "numel", "device", "dtype", "stride", "is_contiguous", "requires_grad"})
 """Functions that read a property of a tensor and compute nothing."""
+
+_READS = frozenset({"item", "tolist", "bool", "int", "float", "index", "is_nonzero", "equal", "allclose"})
+"""Functions that turn values of tensors into Python's own numbers."""
+
+
+def makes_constant(op: Operation, num_results: int) -> bool:
+    """Whether an operation turns values that depend on the input into a constant, such as a mask, an index or a detached copy.
+
+    Autograd does not follow such a constant, so a model may mix samples through it although no gradient shows that.
+
+    Args:
+        op: an operation that was run.
+        num_results: number of tensors in its result.
+    """
+    if num_results == 0:
+        return op.name in _READS
+    is_of_shape_alone = op.name.endswith("_like") or op.name.startswith("new_")
+    return len(op.outputs) < num_results and not is_of_shape_alone
+
 
 RANDOM = frozenset({"alpha_dropout", "feature_alpha_dropout", "scaled_dot_product_attention"})
 """Operations that a rule may run again, with the same random numbers."""

@@ -160,22 +160,25 @@ class FullGrad(Attribution):
     def _draw(self, batch: Batch, *, sum_terms: bool) -> SaliencyMaps:
         """The maps of images that are run together.
 
-        Warns if the terms do not add up. This is checked whenever terms are asked for, and else in runs 1, 2, 4, 8 and so on of the
-        network, since sums cost a pass over each term.
+        Two checks are made if terms are asked for, and otherwise in runs 1, 2, 4, 8 and so on of the network, because they take
+        time: whether the terms add up, with a warning if not, and whether constants that the model makes mix its samples.
         """
-        is_checked = self.is_complete and (is_check_due(self.model, self.reading) or sum_terms)
+        is_due = is_check_due(self.model, (self.reading, self.is_complete)) or sum_terms
+        is_checked = self.is_complete and is_due
         term_maps = [TermMap(images, self._settings(), number) for number, images in enumerate(batch.images)]
         sums = TermSums(len(batch)) if sum_terms or is_checked else None
-        run = self._run(batch, term_maps, sums)
+        run = self._run(batch, term_maps, sums, check_samples=is_due)
         terms = sums.collect(run) if sums else None
         if terms and is_checked:
             self._warn_if_incomplete(terms)
         return SaliencyMaps(tuple(term_map.draw() for term_map in term_maps), run.output, terms)
 
-    def _run(self, batch: Batch, term_maps: Sequence[TermMap], sums: TermSums | None) -> Run:
+    def _run(self, batch: Batch, term_maps: Sequence[TermMap], sums: TermSums | None, *, check_samples: bool) -> Run:
         """One forward and one backward pass; warns if most terms cannot be drawn."""
         visitors: list[TermVisitor] = [sums, *term_maps] if sums else [*term_maps]
-        run = run_forward_backward(self.model, batch, visitors, reading=self.reading, autocast=self.autocast)
+        run = run_forward_backward(
+            self.model, batch, visitors, reading=self.reading, autocast=self.autocast, check_samples=check_samples
+        )
         for term_map in term_maps:
             term_map.warn_if_lost(self.model)
         return run
@@ -277,7 +280,7 @@ class SmoothFullGrad(FullGrad):
         outputs, terms = [], []
         for images in self._noisy_versions(batch.images):
             sums = TermSums(len(batch)) if sum_terms else None
-            run = self._run(replace(batch, images=images), averages, sums)
+            run = self._run(replace(batch, images=images), averages, sums, check_samples=False)  # the clean images were checked
             outputs.append(run.output)
             if sums:
                 terms.append(sums.collect(run))

@@ -19,7 +19,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 
 from fg_lightning.fullgrad.bias_hooks import BiasHooks, TermVisitor, name_operation
-from fg_lightning.fullgrad.function_facts import BEFORE_RETAIN_GRAPH, PLAIN, RANDOM, Facts, HiddenFunction, facts_of
+from fg_lightning.fullgrad.function_facts import BEFORE_RETAIN_GRAPH, PLAIN, RANDOM, Facts, HiddenFunction, facts_of, makes_constant
 from fg_lightning.fullgrad.hidden_writes import HiddenWrites
 from fg_lightning.fullgrad.image_planes import ImagePlanes
 from fg_lightning.fullgrad.layout import Layout
@@ -61,6 +61,7 @@ class Tape(TorchFunctionMode):
         layouts: positions of samples and places in each tensor that depends on the images.
         bias_hooks: hold the biases until their gradients come.
         fallback_ops: operations whose bias the general fallback computed.
+        first_constant: the first operation that made a constant of values that depend on the images; None if none did.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Tape(TorchFunctionMode):
         self._planes = ImagePlanes(images, self.layouts) if len(images) > 1 else None
         self.bias_hooks = BiasHooks(visitors, self.layouts, self._planes)
         self.fallback_ops: list[str] = []
+        self.first_constant: str | None = None
         self._hidden_writes = HiddenWrites(self._report_hidden_write)
         self._wants_gradients = True  # unless the forward turns them off
         self._readings = readings or {}
@@ -268,6 +270,8 @@ class Tape(TorchFunctionMode):
         with without_function_modes() if rules.layout and not self._is_direct else nullcontext():
             op = op.with_outputs(outputs, self.is_free, overwritten, state)
             counts = self._mark_outputs(op, rules, was_constant)
+        if self.first_constant is None and makes_constant(op, len(outputs)):
+            self.first_constant = self._locate(op.name)
         if counts:
             self._hook_outputs(op, rules)
         return result
@@ -293,15 +297,9 @@ class Tape(TorchFunctionMode):
             self.bias_hooks.report_missing(missing, operand)
 
     def _mark_outputs(self, op: Operation, rules: Rules, was_constant: bool = False) -> bool:
-        """Follows samples and places into the outputs of an operation that was run.
+        """Follows samples and places into the outputs of an operation. Returns whether any output's samples can be told apart.
 
-        Args:
-            op: the operation.
-            rules: the rules of the operation.
-            was_constant: whether the operation wrote to a view of a tensor that did not depend on the input before.
-
-        Returns:
-            Whether the samples of at least one output can be told apart.
+        `was_constant` is whether the operation wrote to a view of a tensor that did not depend on the input before.
         """
         layouts = self.layouts
         if op.in_place:
