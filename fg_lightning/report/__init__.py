@@ -1,4 +1,4 @@
-"""The report of a monitored run, of several, or of an experiment: one HTML file that works offline."""
+"""Reports of a monitored run, of several runs, or of an experiment. A report is one HTML file that works offline."""
 
 from fg_lightning.report.html_report import write_comparison, write_report
 

@@ -1,4 +1,4 @@
-"""Several runs that explain the same images: whether they can be compared, what they are called, and how far their maps differ."""
+"""Compares several runs that explain the same images: checks them, names them, and measures how far their maps differ."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ from fg_lightning.report.run_content import RunContent, Track
 from fg_lightning.report.run_folders import is_run, locate_run
 
 DEFAULTS = {"psi": "absolute", "target": "None", "task": None, "reading": "exact", "implicit": "True"}
-"""Settings that change the maps, as `probe.json` names them, and what they are if it does not."""
+"""Settings in `probe.json` that change the maps, and their values if they are missing there."""
 
 
 @dataclass(frozen=True, eq=False)
 class ComparedRuns:
-    """
+    """Runs that explain the same images, and the snapshots that they share.
+
     Attributes:
-        names: of the runs: where their paths differ.
-        contents: of the runs.
-        axis: of the snapshots.
-        moments: the snapshots at an epoch, or a step, that all runs have: of each run the place in its list of snapshots.
-        methods: the names of the methods that all runs have, FullGrad's first.
+        names: short names of the runs: the parts of their paths that differ.
+        contents: contents of the runs.
+        axis: axis of the snapshots: epochs or steps.
+        moments: for each epoch or step that all runs have, the index of its snapshot in each run.
+        methods: names of the methods that all runs have, FullGrad's first.
     """
 
     names: list[str]
@@ -42,20 +43,20 @@ class ComparedRuns:
 
     @property
     def warnings(self) -> list[str]:
-        """Why the comparison tells little, in sentences."""
+        """Sentences on why the comparison is of little use. Empty if there are none."""
         first = self.contents[0]
         if any(len(content.snapshots) > 1 for content in self.contents) and all(
             first.snapshots[places[0]].is_untrained for places in self.moments
         ):
             return [
-                "These runs share only the snapshot of the untrained network, so their maps are compared there alone. "
-                "Give all runs the same rhythm, such as every_n_epochs."
+                "These runs share only the snapshot of the untrained network, so only these maps are compared. "
+                "Take snapshots at the same moments in all runs, for example with every_n_epochs."
             ]
         return []
 
     @property
     def notes(self) -> list[str]:
-        """What could not be read, and what is not compared, in sentences."""
+        """Sentences on what could not be read and what is not compared."""
         notes = self.warnings
         notes += [f"{name}: {note}" for name, content in zip(self.names, self.contents, strict=True) for note in content.notes]
         for name, content in zip(self.names, self.contents, strict=True):
@@ -63,12 +64,12 @@ class ComparedRuns:
             if left_out:
                 notes.append(
                     f"{name}: {left_out} of {len(content.snapshots)} snapshots lie at {self.axis.label}s that other runs do not "
-                    "have. They are in the curves alone."
+                    "have. They appear only in the curves."
                 )
         return notes
 
     def distances(self, method: str, track: Track = lambda what, items: items) -> npt.NDArray[np.float64]:
-        """The cosine distance of two runs' maps of each image, [moments, runs, runs, N]; NaN where maps are lost."""
+        """The cosine distance of two runs' maps of each image, [moments, runs, runs, N]. NaN for lost maps."""
         num_runs, num_images = len(self.contents), len(self.contents[0].run.pictures)
         distances = np.full((len(self.moments), num_runs, num_runs, num_images), np.nan)
         sources = [next(m for m in content.methods if m.method == method) for content in self.contents]
@@ -86,10 +87,10 @@ class ComparedRuns:
 
 
 def read_compared_runs(folders: Sequence[Union[str, Path]], track: Track = lambda what, items: items) -> ComparedRuns:
-    """Reads runs that are to be compared.
+    """Reads the runs of a comparison.
 
     Args:
-        folders: two or more, each of a run, or above its only `fullgrad/`.
+        folders: two or more folders, each of a run, or above its only `fullgrad/`.
         track: see `write_report`.
 
     Raises:
@@ -98,9 +99,9 @@ def read_compared_runs(folders: Sequence[Union[str, Path]], track: Track = lambd
     located = [locate_run(Path(folder)) for folder in folders]
     for path in located:
         if not is_run(path):
-            raise CannotRun(f"{path} is an experiment: monitored runs alone can be compared; write its report on its own")
+            raise CannotRun(f"{path} is an experiment, but only monitored runs can be compared; write its report separately")
         if located.count(path) > 1:
-            raise CannotRun(f"{path} was named twice; name different runs")
+            raise CannotRun(f"{path} was given twice; give different runs")
     names = distinguish(located)
     runs = [read_run(path) for path in located]
     for name, run in zip(names[1:], runs[1:], strict=True):
@@ -109,7 +110,7 @@ def read_compared_runs(folders: Sequence[Union[str, Path]], track: Track = lambd
     places = [{axis.place(snapshot): i for i, snapshot in enumerate(run.snapshots.values())} for run in runs]
     shared = [place for place in places[0] if all(place in others for others in places)]
     if not shared:
-        advice = "take snapshots at the same ones (every_n_epochs)"
+        advice = "take snapshots at the same moments (every_n_epochs)"
         raise CannotRun(f"the runs {list_briefly(names)} have no snapshot at the same {axis.label}; {advice}")
     contents: list[RunContent] = []
     for run in runs:
@@ -120,37 +121,40 @@ def read_compared_runs(folders: Sequence[Union[str, Path]], track: Track = lambd
 
 
 def check_comparable(name: str, run: Run, other_name: str, other: Run) -> None:
-    """
+    """Checks that the maps of two runs can be compared.
+
     Raises:
-        CannotRun: if the maps of two runs say nothing about each other: other images, or another way to explain them.
+        CannotRun: if the runs explain different images, or explain them with different settings.
     """
     refused = f"{name} and {other_name} cannot be compared: "
     for which, about in ((name, run.about), (other_name, other.about)):
         if "fingerprint" not in about:
-            raise CannotRun(f"{refused}the probe.json of {which} is missing or damaged, and tells no more which images it explains")
+            raise CannotRun(
+                f"{refused}the probe.json of {which} is missing or damaged, so its images are unknown; restore the file"
+            )
     if run.about["fingerprint"] != other.about["fingerprint"]:
-        advice = "; give both the same images and labels, FullGradMonitor(probe=(images, labels))"
-        raise CannotRun(f"{refused}they explain other images: {_name_difference(run.about, other.about)}{advice}")
+        advice = "; give both runs the same images and labels, FullGradMonitor(probe=(images, labels))"
+        raise CannotRun(f"{refused}they explain different images: {_name_difference(run.about, other.about)}{advice}")
     for setting, default in DEFAULTS.items():
         values = run.about.get(setting, default), other.about.get(setting, default)
         if values[0] != values[1]:
-            raise CannotRun(f"{refused}{setting} is {values[0]} in one and {values[1]} in the other; explain both in the same way")
+            raise CannotRun(f"{refused}{setting} is {values[0]} in one and {values[1]} in the other; use the same setting in both")
     sizes = [None if r.maps is None else r.maps.shape[1:] for r in (run, other)]
     if None not in sizes and sizes[0] != sizes[1]:
-        raise CannotRun(f"{refused}a snapshot holds maps {list(sizes[0] or ())} in one and {list(sizes[1] or ())} in the other")
+        raise CannotRun(f"{refused}maps have shape {list(sizes[0] or ())} in one and {list(sizes[1] or ())} in the other")
 
 
 def _name_difference(about: dict[str, Any], other: dict[str, Any]) -> str:
     shapes = about.get("images"), other.get("images")
     if shapes[0] != shapes[1]:
-        return f"{shapes[0]} here and {shapes[1]} there"
+        return f"shape {shapes[0]} and shape {shapes[1]}"
     if about.get("labels") != other.get("labels"):
-        return "of the same shape, with other labels"
-    return "of the same shape and with the same labels, but other pixels"
+        return "the same shape, but different labels"
+    return "the same shape and labels, but different pixels"
 
 
 def distinguish(folders: Sequence[Path]) -> list[str]:
-    """Short names of folders: where their paths differ. `fullgrad` at the end is left out."""
+    """Short names of folders: the parts of their paths that differ, without `fullgrad` at the end."""
     parts = [folder.parts[:-1] if folder.name == "fullgrad" else folder.parts for folder in folders]
     start = _num_shared(parts)
     end = min(_num_shared([of_path[::-1] for of_path in parts]), min(map(len, parts)) - start)
@@ -159,5 +163,5 @@ def distinguish(folders: Sequence[Path]) -> list[str]:
 
 
 def _num_shared(paths: Sequence[Sequence[str]]) -> int:
-    """How many parts at their beginning all paths share."""
+    """The number of parts that all paths share at their beginning."""
     return sum(1 for _ in takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False)))

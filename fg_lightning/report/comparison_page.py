@@ -1,4 +1,4 @@
-"""The page of several runs that explain the same images."""
+"""Makes the page that compares several runs."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from fg_lightning.report.number_curves import FULLGRAD, NUMBERS_PAGE, draw, has_
 from fg_lightning.report.run_content import Track
 
 MOST_DIFFERENCES = 50
-"""Rows in the table of the largest differences."""
+"""Largest number of rows in the table of differences."""
 
 DISTANCE = (
-    "1 - cosine similarity of two runs' maps of the same image at the same moment. 0: the maps are the same. Runs that differ in "
-    "their seed alone differ, too: compare with such a pair before you read a difference as an effect."
+    "1 - cosine similarity of two runs' maps of the same image at the same moment. 0: the maps are the same. Runs that differ only "
+    "in their seed differ, too: compare with such a pair before you read a difference as an effect."
 )
 
 
 def comparison_page(runs: ComparedRuns, title: str | None = None, track: Track = lambda what, items: items) -> Page:
-    """
+    """The page that compares several runs.
+
     Args:
-        runs: that are compared.
-        title: of the page. Default: the names of the runs.
+        runs: the runs.
+        title: title of the page. Default: the names of the runs.
         track: see `write_report`.
     """
     distances = {method: runs.distances(method, track) for method in runs.methods}
@@ -68,7 +69,7 @@ def _facts(runs: ComparedRuns) -> list[str]:
 
 
 def _sprites(runs: ComparedRuns, track: Track) -> dict[str, str]:
-    """Of every run, snapshot and method all maps in one picture, in base64, by the ends of their elements' names."""
+    """All maps of each run, snapshot and method in one picture, in base64, by the ends of their elements' names."""
     sprites = {}
     for run, content in track("encoding maps", list(enumerate(runs.contents))):
         for method in (m for m in content.methods if m.method in runs.methods):
@@ -99,12 +100,12 @@ def _data(runs: ComparedRuns, distances: dict[str, npt.NDArray[np.float64]]) -> 
 
 
 def _largest(distances: npt.NDArray[np.float64]) -> list[list[float | None]]:
-    """Of each snapshot and image, the distance of the two runs that differ most; None where maps are lost."""
+    """For each snapshot and image, the distance of the two runs that differ most. None if maps are lost."""
     return [round_numbers([None if value < 0 else value for value in row], 3) for row in _pairs(distances)[1].max(1)]
 
 
 def _pairs(distances: npt.NDArray[np.float64]) -> tuple[list[tuple[int, int]], npt.NDArray[np.float64]]:
-    """The pairs of runs, and their distances [moments, pairs, N], -1 where maps are lost."""
+    """The pairs of runs, and their distances [moments, pairs, N], -1 for lost maps."""
     upper = np.triu_indices(distances.shape[1], 1)
     pairs = [(int(first), int(second)) for first, second in zip(*upper, strict=True)]
     return pairs, np.nan_to_num(distances[:, upper[0], upper[1], :], nan=-1)
@@ -134,7 +135,7 @@ def _distance_figures(runs: ComparedRuns, distances: dict[str, npt.NDArray[np.fl
 
 
 def _mean_figure(runs: ComparedRuns, distances: npt.NDArray[np.float64], name: str, title: str) -> Figure:
-    """The mean distance over the images: of two runs one line, of more each one's mean distance to the others."""
+    """The mean distance over the images: one line for two runs; for more, a line for each run's mean distance to the others."""
     content, count = runs.contents[0], len(runs.names)
     snapshots = [content.snapshots[places[0]] for places in runs.moments]
     axis_places = [runs.axis.place(snapshot) for snapshot in snapshots]
@@ -176,12 +177,12 @@ def _image_figure(runs: ComparedRuns, distances: npt.NDArray[np.float64], name: 
     figure.update_xaxes(tickvals=moments, ticktext=[html.escape(titles[i]) for i in moments], title=None, showgrid=False)
     known = largest[~np.isnan(largest)]
     summary = f"from {known.min():.3g} to {known.max():.3g}" if known.size else "no values"
-    meaning = "Of the two runs that differ most. Click a cell to see its snapshot."
+    meaning = "Distance of the two runs that differ most. Click a cell to see its snapshot."
     return Figure(name, title, summary, to_json(figure), max(280, min(700, 110 + 17 * len(labels))), meaning=meaning)
 
 
 def _curves(runs: ComparedRuns) -> list[Figure]:
-    """A figure for every number that a run has, with a line for each run."""
+    """A figure for every number, with a line for each run."""
     numbers = [
         {method.method: [method.numbers.get(index, {}) for index in content.indices] for method in content.methods}
         for content in runs.contents

@@ -1,4 +1,4 @@
-"""The figures of a page, by plotly. The page sets the colours of text and grid itself."""
+"""Draws the figures of a page with plotly. The page itself sets the colours of text and grid."""
 
 from __future__ import annotations
 
@@ -19,26 +19,27 @@ from fg_lightning.roar.results import X_LABELS, ROARResults, mean_and_interval, 
 Numbers = Sequence[float | None]
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#a6761d")
-"""Okabe and Ito's, which the colour-blind tell apart, on light and dark ground."""
+"""Colours after Okabe and Ito, which colour-blind readers can distinguish on light and dark backgrounds."""
 
 SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "triangle-down", "star")
 
 DASHES = ("solid", "dash", "dot", "dashdot")
-"""Of the first eight lines, the next eight, and so on."""
+"""Dashes of the first eight lines, of the next eight, and so on."""
 
 
 @dataclass(frozen=True, eq=False)
 class Figure:
-    """
+    """A figure of a page.
+
     Attributes:
-        name: of the element on the page.
-        title: above it.
-        summary: what it shows, for screen readers.
-        content: data and layout, as plotly.js takes them.
-        height: in CSS pixels.
-        is_wide: whether it takes the whole width.
-        meaning: what its numbers mean, shown beside it.
-        link: address of the manual's page about them; empty if there is none.
+        name: name of its element on the page.
+        title: title above it.
+        summary: description for screen readers.
+        content: data and layout for plotly.js.
+        height: height in CSS pixels. Default: 280.
+        is_wide: whether it fills the whole width. Default: False.
+        meaning: meaning of its numbers, shown above it.
+        link: address of the manual's page on these numbers. Empty if there is none.
     """
 
     name: str
@@ -53,11 +54,12 @@ class Figure:
 
 @dataclass(frozen=True, eq=False)
 class Page:
-    """
+    """The content of a page.
+
     Attributes:
-        template: a file in `templates/`.
-        figures: of the page.
-        values: everything else that the template needs.
+        template: name of a file in `templates/`.
+        figures: figures of the page.
+        values: all other values that the template needs.
     """
 
     template: str
@@ -70,10 +72,10 @@ class Line:
     """A quantity over the snapshots of a run.
 
     Attributes:
-        name: of the quantity, or of the run.
-        moments: places of the snapshots on the axis.
-        values: a number for each snapshot, None if there is none.
-        style: its place among the colours and symbols.
+        name: name of the quantity or of the run.
+        moments: positions of the snapshots on the axis.
+        values: a number for each snapshot. None if there is none.
+        style: index among the colours and symbols.
     """
 
     name: str
@@ -98,10 +100,10 @@ def line_figure(
     Args:
         name: see `Figure`.
         title: see `Figure`.
-        lines: what is drawn.
-        xlabel: what the axis counts.
-        log_scale: of the quantities; values that are not positive are left out.
-        reference: where a dotted line is drawn; None: nowhere.
+        lines: the lines.
+        xlabel: label of the horizontal axis.
+        log_scale: whether the vertical axis is logarithmic. Values that are not positive are then left out. Default: False.
+        reference: value of a dotted line. Default: no line.
         meaning: see `Figure`.
         link: see `Figure`.
     """
@@ -132,7 +134,7 @@ def line_figure(
 
 
 def layer_figure(layers: Sequence[str], titles: Sequence[str], shares: npt.NDArray[np.float64]) -> Figure:
-    """What share of the output each layer explains, [layers, snapshots], the input at the top, as `depth_map` draws it."""
+    """The share of the output that each layer explains, [layers, snapshots], with the input at the top, as in `depth_map`."""
     magnitudes = np.abs(shares[np.isfinite(shares)])
     limit = max(float(np.percentile(magnitudes, 90)) if magnitudes.size else 0.0, 1e-3)
     figure = go.Figure(layout=plot_layout("snapshot"))
@@ -148,7 +150,7 @@ def layer_figure(layers: Sequence[str], titles: Sequence[str], shares: npt.NDArr
         colorbar={"thickness": 10, "tickfont": {"size": 11}},
     )
     rows = [html.escape(layer) for layer in layers]
-    figure.update_layout(meta={"rows": rows, "columns": list(titles)})  # of which the page makes the text of each cell
+    figure.update_layout(meta={"rows": rows, "columns": list(titles)})  # the page makes the text of each cell from it
     height = min(900, 110 + 17 * len(layers))
     step = -(-len(layers) // max(1, height // 17 - 6))
     ticks = [*range(0, len(layers) - step, step), len(layers) - 1]  # the last is the head
@@ -169,7 +171,7 @@ def layer_figure(layers: Sequence[str], titles: Sequence[str], shares: npt.NDArr
 
 
 def plot_layout(xlabel: str) -> dict[str, Any]:
-    """A layout without colours: the page has its own."""
+    """A layout without colours: the page sets them."""
     axis = {"automargin": True, "zeroline": False, "title": {"standoff": 8}}
     return {
         "template": None,
@@ -184,14 +186,14 @@ def plot_layout(xlabel: str) -> dict[str, Any]:
 
 
 def to_json(figure: go.Figure) -> dict[str, Any]:
-    """Data and layout as JSON; NaN becomes null."""
+    """Data and layout as JSON. NaN becomes null."""
     content: dict[str, Any] = json.loads(figure.to_json())
-    content["layout"].pop("template", None)  # a theme of 7 KB, whose colours the page replaces
+    content["layout"].pop("template", None)  # a theme of 7 KB; the page replaces its colours
     return content
 
 
 def describe_range(name: str, values: Numbers) -> str:
-    """First, last, smallest and largest value of a quantity, in words."""
+    """A sentence on the first, last, smallest and largest value of a quantity."""
     known = [value for value in values if value is not None and not np.isnan(value)]
     if not known:
         return f"{name}: no values"
@@ -199,21 +201,21 @@ def describe_range(name: str, values: Numbers) -> str:
 
 
 def _tick_step(values: Numbers) -> int | str | None:
-    """Every power of ten, with 2 and 5 between them if there are few, in plotly's words."""
+    """The step of the axis in plotly's notation: every power of ten, with 2 and 5 between them if there are few."""
     known = [value for value in values if value is not None and value > 0]
     decades = float(np.log10(max(known) / min(known))) if known else 0.0
     return "D2" if decades <= 2 else 1 if decades <= 6 else None
 
 
 def _shorten(name: str, max_length: int = 26) -> str:
-    """The end of a name, which tells layers apart, without plotly's markup."""
+    """The end of a name, which distinguishes layers, without plotly's markup."""
     return html.escape(name if len(name) <= max_length else f"…{name[1 - max_length :]}")
 
 
 def accuracy_figures(results: ROARResults) -> list[Figure]:
-    """A figure for every fill: each method's mean accuracy with its 95 % band. Dashed: networks that see its masks alone.
+    """A figure for every fill: each method's mean accuracy with its 95 % band. Dashed: networks that see only its masks.
 
-    Controls are grey, blurred versions dotted. A method has the same colour in all of them.
+    Controls are grey, blurred versions dotted. A method has the same colour in all figures.
     """
     colours, greys, symbols = cycle(COLOURS), cycle(["#777777", "#aaaaaa", "#999999"]), cycle(SYMBOLS)
     styles = {method: (next(greys if method in CONTROLS else colours), next(symbols)) for method in results.methods}
@@ -221,7 +223,7 @@ def accuracy_figures(results: ROARResults) -> list[Figure]:
     titles = [f"Test accuracy, fill {fill}" if len(fills) > 1 else "Test accuracy" for fill in fills]
     figures = zip(titles, fills, strict=True)
     known = [result.accuracy for result in results.results if result.accuracy is not None]
-    span = [min(known, default=0) - 0.03 * max(known, default=1), 1.03 * max(known, default=1)]  # the same in all of them
+    span = [min(known, default=0) - 0.03 * max(known, default=1), 1.03 * max(known, default=1)]  # the same for all figures
     return [_accuracy_figure(f"accuracy-{i}", title, results, fill, styles, span) for i, (title, fill) in enumerate(figures)]
 
 

@@ -1,4 +1,4 @@
-"""The findings of a run, as its report shows them."""
+"""Reads the findings of a run for its report."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class FindingRow:
     """A measured fact about a run.
 
     Attributes:
-        name: of the finding.
-        method: whose maps it is about; empty if it is about none.
-        value: what was measured, in words; empty if the message says it.
-        message: what was found.
+        name: name of the finding.
+        method: method whose maps it concerns. Empty if it concerns none.
+        value: the measured value and the threshold, in words. Empty if the message contains them.
+        message: the finding, in a sentence.
         advice: what to do.
-        page: the section of the manual that explains it.
-        link: its address; empty if it is not known where the manual is.
+        page: section of the manual that explains it.
+        link: address of that section. Empty if the manual's address is unknown.
     """
 
     name: str
@@ -40,17 +40,17 @@ class FindingRow:
         words = "" if value is None else f"{value:.3g}" + ("" if threshold is None else f", threshold {threshold:.3g}")
         page = row["page"].strip()
         if not row["message"].strip():
-            raise ValueError("a finding without a message")
+            raise ValueError("a finding needs a message")
         link = manual_link(page) if page else ""
         return cls(row["finding"], row["method"], words, row["message"], row["advice"], page, link)
 
 
 def read_findings(folder: Path, notes: list[str]) -> list[FindingRow] | None:
-    """The findings of a run; None if there is no file of them, which is written when training ends.
+    """The findings of a run. None if their file does not exist yet: it is written when training ends.
 
     Args:
-        folder: of the run.
-        notes: gets a sentence about everything that is damaged.
+        folder: folder of the run.
+        notes: a sentence on everything that is damaged is appended here.
     """
     path = folder / FINDINGS
     return GrowingTable(path, ()).read(FindingRow.from_row, notes) if path.is_file() else None

@@ -1,4 +1,4 @@
-"""Writes the report of a folder: finds the run or the experiment, renders its page, and writes one HTML file."""
+"""Writes the report of a run or an experiment as one HTML file."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ def write_report(
     *,
     title: str | None = None,
 ) -> Path:
-    """Writes the report of a monitored run, of a ROAR experiment or of one with planted shortcuts. Unfinished ones work too.
+    """Writes the report of a monitored run or of an experiment (roar, planted). Both may be unfinished.
 
     Args:
-        folder: of the run, or above its only `fullgrad/`; or of the experiment.
-        output: the file. Default: `report.html` in the folder of the run or experiment.
-        track: shows progress. It gets a description and items, and passes the items on one by one.
-        title: of the page. Default: the end of the folder's path.
+        folder: folder of the run, or any folder above its only `fullgrad/`; or folder of the experiment.
+        output: file to write. Default: `report.html` in the folder of the run or experiment.
+        track: function that shows progress: it gets a description and items, and yields the items. Default: no progress.
+        title: title of the page. Default: the end of the folder's path.
 
     Returns:
         The file's absolute path.
 
     Raises:
-        CannotRun: if the folder holds neither, there are no results yet, or the file cannot be written.
+        CannotRun: if the folder holds neither a run nor an experiment, there are no results yet, or the file cannot be written.
     """
     folder = locate_run(Path(folder))
     page = _make_page(folder, track, title)
@@ -61,13 +61,13 @@ def write_comparison(
     *,
     title: str | None = None,
 ) -> Path:
-    """Writes one page of several runs that explain the same images: side by side, their curves, and where their maps differ most.
+    """Writes one page that compares runs that explain the same images: maps side by side, curves, and the largest differences.
 
     Args:
-        folders: two or more, each of a run, or above its only `fullgrad/`.
-        output: the file. Default: `comparison.html` in the current folder.
+        folders: two or more folders, each of a run, or above its only `fullgrad/`.
+        output: file to write. Default: `comparison.html` in the current folder.
         track: see `write_report`.
-        title: of the page. Default: the names of the runs.
+        title: title of the page. Default: the names of the runs.
 
     Returns:
         The file's absolute path.
@@ -76,8 +76,7 @@ def write_comparison(
         UserWarning: if the runs share only the snapshot of the untrained network.
 
     Raises:
-        CannotRun: if the runs cannot be compared, because they explain other images or explain them in another way, or the file
-            cannot be written.
+        CannotRun: if the runs explain different images or use different settings, or the file cannot be written.
     """
     runs = read_compared_runs(folders, track)
     path = _write(render(comparison_page(runs, title, track)), Path(output))
@@ -94,7 +93,7 @@ def _write(page: str, path: Path) -> Path:
         sweep(path.parent)
         write_atomically(path, page)
     except OSError as error:
-        raise CannotRun(f"{path} cannot be written: {error.strerror}; name another file with --output") from error
+        raise CannotRun(f"{path} cannot be written: {error.strerror}; use another file with --output") from error
     return path
 
 
@@ -106,7 +105,7 @@ def _make_page(folder: Path, track: Track, title: str | None) -> Page:
 
 
 def render(page: Page) -> str:
-    """The HTML of a page. Everything from the user is escaped: words by Jinja, data by its `tojson`."""
+    """The HTML of a page. Everything from the user is escaped: text by Jinja, data by its `tojson`."""
     environment = Environment(
         loader=PackageLoader("fg_lightning.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -123,9 +122,9 @@ def render(page: Page) -> str:
 
 
 def _security_policy(html: str, *, is_live: bool) -> str:
-    """The Content-Security-Policy of a page: its own scripts by their hashes, its styles and pictures, nothing from elsewhere.
+    """The Content-Security-Policy of a page: it allows only the page's own scripts (by hash), styles and pictures.
 
-    A live page may also ask the server that it came from.
+    A live page may also send requests to its server.
     """
     scripts = [_script_hash(script) for script in re.findall(r"<script>(.*?)</script>", html, re.DOTALL)]
     allowed = {
@@ -146,5 +145,5 @@ def _script_hash(script: str) -> str:
 
 @cache
 def _compress_plotly() -> str:
-    """plotly.js, gzipped, as base64: two fifths of its size. The browser unpacks it."""
+    """plotly.js, gzipped and in base64: two fifths of its size. The browser unpacks it."""
     return to_base64(gzip.compress(get_plotlyjs().encode(), mtime=0))

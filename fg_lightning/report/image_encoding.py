@@ -1,4 +1,4 @@
-"""Maps and pictures in few bytes: one WebP file for each snapshot, all its maps side by side."""
+"""Encodes maps and pictures in few bytes: one WebP picture for each snapshot, with all its maps side by side."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from fg_lightning.visualization.outlines import draw_outlines
 from fg_lightning.visualization.saliency_overlay import COLORMAP, SIGNED_COLORMAP, colour_table, heat_levels
 
 BUDGET = 12_000_000
-"""Bytes that the maps of a run may take, before base64 adds a third."""
+"""Largest size of a run's maps in bytes, before base64 adds a third."""
 
 NUM_TRIALS = 5
-"""Snapshots that are encoded to estimate how many bytes all will take."""
+"""Number of snapshots that are encoded to estimate the size of all."""
 
 LARGEST_PICTURE = 448
-"""Pixels of a picture's longer side; larger pictures are reduced."""
+"""Longer side of a picture in pixels. Larger pictures are reduced."""
 
 OUTLINED_SIDE = 224
-"""Pixels of the longer side of the picture that a mask's outline is drawn in."""
+"""Longer side in pixels of the picture with a mask's outline."""
 
 BLANK = 255
 """A colour that outlines do not have."""
@@ -40,11 +40,11 @@ Levels = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Encoding:
-    """How maps become sprites.
+    """The encoding of maps as sprites.
 
     Attributes:
-        max_side: pixels of the longer side that maps are reduced to; None to leave them.
-        quality: of WebP, 0 to 100; None for no loss.
+        max_side: longer side in pixels to which maps are reduced. None: no reduction.
+        quality: quality of WebP, 0 to 100. None: lossless.
     """
 
     max_side: int | None = None
@@ -56,7 +56,7 @@ class Encoding:
         return max(1, round(height * scale)), max(1, round(width * scale))
 
     def describe(self, height: int, width: int) -> str:
-        """What it does to maps, for the user."""
+        """A sentence for the user on how it changes maps."""
         smaller = self.size(height, width)
         size = f"{height} by {width}"
         if smaller != (height, width):
@@ -75,11 +75,11 @@ ENCODINGS = (
     Encoding(56, 40),
     Encoding(40, 30),
 )
-"""The best first."""
+"""Encodings, the best first."""
 
 
 def choose_encoding(snapshots: Sequence[Any], encode: Callable[[Any, Encoding], bytes | None], budget: int = BUDGET) -> Encoding:
-    """The best encoding in which the sprites of all snapshots fit the budget, estimated from a few of them."""
+    """The best encoding with which the sprites of all snapshots fit the budget, estimated from a few of them."""
     trials = [snapshots[i] for i in spread_indices(len(snapshots), NUM_TRIALS)] if snapshots else []
     for encoding in ENCODINGS:
         sizes = [len(encode(snapshot, encoding) or b"") for snapshot in trials]
@@ -105,7 +105,7 @@ def num_columns(count: int) -> int:
 
 
 def arrange_tiles(tiles: Sequence[Levels]) -> Levels:
-    """Tiles of one size in rows of `num_columns`, with 0 in the rest of the last row."""
+    """Arranges tiles of one size in rows of `num_columns`, with 0 in the rest of the last row."""
     height, width = tiles[0].shape
     columns = num_columns(len(tiles))
     canvas = np.zeros((math.ceil(len(tiles) / columns) * height, columns * width), np.uint8)
@@ -116,7 +116,7 @@ def arrange_tiles(tiles: Sequence[Levels]) -> Levels:
 
 
 def palette(*, is_signed: bool) -> list[list[int]]:
-    """[256, 4]: the colours of the levels, and their opacity at full strength, half of it at the lowest saliency."""
+    """The colour of each level and its opacity at full strength, [256, 4], 0..255. The lowest saliency has half the opacity."""
     level = np.arange(256) / 255
     weight = np.abs(2 * level - 1) if is_signed else level
     colours = colour_table(SIGNED_COLORMAP if is_signed else COLORMAP)
@@ -125,7 +125,7 @@ def palette(*, is_signed: bool) -> list[list[int]]:
 
 
 def encode_picture(picture: Image.Image) -> bytes:
-    """A picture for the page: small ones without loss, others reduced and with little loss."""
+    """Encodes a picture for the page: lossless if it is small, else reduced and with a small loss."""
     if max(picture.size) <= 64:
         return encode_webp(picture, None)
     smaller = picture.copy()
@@ -134,12 +134,12 @@ def encode_picture(picture: Image.Image) -> bytes:
 
 
 def encode_outline(mask: Bool[Tensor, "1 *s"], height: int, width: int) -> bytes:
-    """The line around a mask, which is see-through elsewhere.
+    """A transparent picture with a line around a mask.
 
     Args:
         mask: where the network should look.
-        height: of the picture that it lies on.
-        width: likewise.
+        height: height of the image in pixels.
+        width: width of the image in pixels.
     """
     scale = OUTLINED_SIDE / max(height, width)
     blank = np.full((max(1, round(height * scale)), max(1, round(width * scale)), 3), BLANK, np.uint8)

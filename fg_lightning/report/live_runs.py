@@ -1,4 +1,4 @@
-"""Runs that go on, as they are served: each is read anew when its files have changed, and only new snapshots are sent."""
+"""Reads running trainings for `fg-lightning watch`. A run is read again if its files change, and only new snapshots are sent."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from fg_lightning.report.run_page import content_figures, describe_state, make_p
 from fg_lightning.visualization.saliency_overlay import overlays_rgb
 
 WATCHED = (HISTORY, "findings.csv", "film_strip.png", "probe.json", f"*/{HISTORY}")
-"""Files whose change is a change of the run. `history.csv` is written last of a snapshot."""
+"""Files that change with the run. `history.csv` is the last file of a snapshot that is written."""
 
 NUM_EXPECTED = 100
-"""Snapshots that a run is expected to have at least: the maps of so many fit the budget of a page."""
+"""Expected number of snapshots of a run. Their maps fit the budget of a page."""
 
 SEARCH_SECONDS, SEARCH_SHARE = 3.0, 0.05
-"""How long a list of the runs below a folder is used at least, and which share of the time may be spent on searching."""
+"""Shortest time in seconds between two searches for runs, and largest share of the time that searching may take."""
 
 THUMBNAIL = 72
-"""Pixels of the longer side of an image in the list of runs."""
+"""Longer side of an image in the list of runs, in pixels."""
 
 
 class LiveRun:
     """A run that is served.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -52,13 +52,13 @@ class LiveRun:
         self._sprites: dict[tuple[str, int], str] = {}
 
     def look(self) -> str:
-        """A digest of the times and sizes of the files. Nothing is read."""
+        """A digest of the files' times and sizes. It reads no file."""
         files = sorted(path for pattern in WATCHED for path in self.folder.glob(pattern))
         stats = [(str(path), stat.st_mtime_ns, stat.st_size) for path in files if (stat := _stat(path)) is not None]
         return hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
 
     def read(self) -> tuple[str, RunContent | None]:
-        """What the files hold, with the digest that they had before; None if they hold no snapshot."""
+        """The digest of the files before reading, and their content. The content is None if there is no snapshot."""
         with self._lock:
             seen = self.look()
             if seen != self._seen:
@@ -73,14 +73,14 @@ class LiveRun:
             return None
         before, count = self._content, 0 if self._content is None else len(self._content.snapshots)
         content = RunContent(run, self._encoding, self._sprites, num_sharing=NUM_EXPECTED)
-        if before is not None and before.signature(count) != content.signature(count):  # another run, or it went back
+        if before is not None and before.signature(count) != content.signature(count):  # another run, or fewer snapshots
             self._sprites = {}
             content = RunContent(read_run(self.folder), None, self._sprites, num_sharing=NUM_EXPECTED)
         self._encoding = content.encoding
         return content
 
     def page(self) -> str | None:
-        """The page that follows the run; None if there is no snapshot."""
+        """The page that follows the run. None if there is no snapshot."""
         seen, content = self.read()
         if content is None:
             return None
@@ -88,15 +88,15 @@ class LiveRun:
         return render(page)
 
     def changes(self, start: int, signature: str, seen: str) -> dict[str, Any]:
-        """What is new to a page.
+        """The changes since a page was made or updated.
 
         Args:
             start: number of snapshots that the page has.
-            signature: of these; see `RunContent.signature`.
-            seen: digest of the files that the page has seen.
+            signature: signature of these, see `RunContent.signature`.
+            seen: digest of the files when the page was updated.
 
         Returns:
-            `reload` if the page no longer fits; else the new snapshots, and what may have changed without one.
+            `reload` if the page no longer fits. Otherwise the new snapshots, and all else that may have changed.
         """
         now, content = self.read()
         if now == seen:
@@ -140,7 +140,7 @@ class LiveRun:
         return row
 
     def thumbnail(self, num_images: int = 4) -> bytes | None:
-        """The first images at the last snapshot, side by side, as WebP; None if there are none."""
+        """The first images at the last snapshot, side by side, as WebP. None if there are none."""
         _, content = self.read()
         planes = None if content is None else content.methods[0].planes(content.indices[-1])
         if content is None or planes is None:
@@ -162,7 +162,7 @@ class LiveRun:
 
 
 class LiveRuns:
-    """The runs at and below a folder, found again every few seconds.
+    """The runs at and below a folder. The folder is searched again every few seconds.
 
     Args:
         top: the folder. It may not exist yet.
@@ -175,7 +175,7 @@ class LiveRuns:
         self._next_search = 0.0
 
     def find(self) -> dict[str, LiveRun]:
-        """The runs, by their paths below the folder, the newest first."""
+        """The runs by their paths below the folder, the newest first."""
         with self._lock:
             start = time.monotonic()
             if start >= self._next_search:
@@ -191,7 +191,7 @@ class LiveRuns:
         return [{"folder": name, "name": self._title(name), **run.summary()} for name, run in self.find().items()]
 
     def _title(self, name: str) -> str:
-        """What a run is called in the list: its path, without the folder that all have."""
+        """The name of a run in the list: its path, without `fullgrad` at the end."""
         return name.removesuffix("/fullgrad") if name not in (".", "fullgrad") else name_run(self.top / name)
 
 
@@ -203,6 +203,6 @@ def _stat(path: Path) -> Any:
 
 
 def _time_of_birth(folder: Path) -> float:
-    """When a run began, by the file that is written first and never again."""
+    """The time when a run began: that of the file that is written first and not changed later."""
     stat = _stat(folder / "probe.json") or _stat(folder)
     return 0.0 if stat is None else stat.st_mtime

@@ -1,4 +1,4 @@
-"""Serves the pages of runs that go on, on this machine alone unless the user asks for more. Writes nothing."""
+"""Serves the pages of running trainings, by default to this machine only. It writes nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from fg_lightning.report.roar_page import is_experiment
 DEFAULT_PORT = 8642
 
 NUM_PORTS = 30
-"""How many ports are tried from the default on."""
+"""Number of ports to try, from the default port."""
 
 HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 
@@ -37,10 +37,10 @@ def serve(folder: Path, port: int | None, host: str, tell: Callable[[str, list[s
     """Serves the runs at and below a folder until the process is interrupted.
 
     Args:
-        folder: of a run, or above runs. It may be empty, or missing in a folder that exists: then the pages wait.
-        port: to listen on, 0 for any free one. Default: 8642, or the next that is free.
-        host: the address to listen on.
-        tell: gets the address of the page, and notes, once the port is open.
+        folder: folder of a run, or any folder above runs. It may be empty, or missing if its parent exists: the pages then wait.
+        port: port to listen on; 0 for any free port. None: 8642, or the next free port.
+        host: address to listen on.
+        tell: function that gets the address of the page, and notes, when the port is open.
 
     Raises:
         CannotRun: if the folder cannot hold a run, or the port cannot be opened.
@@ -50,9 +50,9 @@ def serve(folder: Path, port: int | None, host: str, tell: Callable[[str, list[s
         number = listening.getsockname()[1]
         notes = []
         if port is None and number != DEFAULT_PORT:
-            notes.append(f"port {DEFAULT_PORT} is taken, so {number} is used")
+            notes.append(f"port {DEFAULT_PORT} is in use, so {number} is used instead")
         if not is_loopback(host):
-            notes.append("everybody who can reach this machine can see the images; --host 127.0.0.1 keeps them here")
+            notes.append("everyone who can reach this machine over the network can see the images; to prevent it: --host 127.0.0.1")
         if not runs.find():
             notes.append(f"there is no run in {runs.top} yet; the page shows it as soon as its first snapshot is written")
         shown = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
@@ -66,11 +66,11 @@ def serve(folder: Path, port: int | None, host: str, tell: Callable[[str, list[s
 def _check_folder(folder: Path) -> Path:
     folder = folder.resolve()
     if folder.exists() and not folder.is_dir():
-        raise CannotRun(f"{folder} is a file, not a folder; name the folder of a run, or one above runs")
+        raise CannotRun(f"{folder} is a file, not a folder; give the folder of a run, or one above runs")
     if not folder.parent.is_dir():
-        raise CannotRun(f"neither {folder} nor the folder above it exists; name the folder of a run, or one above runs")
+        raise CannotRun(f"neither {folder} nor the folder above it exists; give the folder of a run, or one above runs")
     if is_experiment(folder):
-        raise CannotRun(f"{folder} is an experiment, which has no page that follows it; write its report with fg-lightning report")
+        raise CannotRun(f"{folder} is an experiment, but only monitored runs can be watched; use fg-lightning report")
     return folder
 
 
@@ -83,12 +83,12 @@ def _open_port(port: int | None, host: str) -> socket.socket:
         if listening is not None:
             return listening
     if port is None:
-        raise CannotRun(f"ports {numbers[0]} to {numbers[-1]} are all taken; name another with --port")
-    raise CannotRun(f"port {port} is taken by another program; name another with --port, or leave it out to use the next free one")
+        raise CannotRun(f"ports {numbers[0]} to {numbers[-1]} are all in use; choose another with --port")
+    raise CannotRun(f"port {port} is in use; choose another with --port, or leave --port out to use the next free one")
 
 
 def _listen(port: int, host: str) -> socket.socket | None:
-    """An open socket; None if the port is taken."""
+    """An open socket. None if the port is in use."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=64)
@@ -96,12 +96,12 @@ def _listen(port: int, host: str) -> socket.socket | None:
         if error.errno == errno.EADDRINUSE:
             return None
         if error.errno == errno.EACCES:
-            raise CannotRun(f"port {port} needs more rights than you have; name one above 1023 with --port") from error
-        raise CannotRun(f"--host {host} is no address of this machine; use 127.0.0.1, or 0.0.0.0 for all it has") from error
+            raise CannotRun(f"you have no permission to open port {port}; choose one above 1023 with --port") from error
+        raise CannotRun(f"--host {host} is not an address of this machine; use 127.0.0.1, or 0.0.0.0 for all addresses") from error
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or an address is this machine's own, which no other machine reaches."""
+    """Whether only this machine itself can reach a name or an address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -109,9 +109,9 @@ def is_loopback(host: str) -> bool:
 
 
 class OwnNamesOnly:
-    """Answers requests for this machine's own names alone: a page from elsewhere whose name was pointed at it gets nothing.
+    """Answers only requests for this machine's own names. This stops a foreign page whose name was pointed at this machine.
 
-    Any port is right, so that a forwarded one works.
+    Any port is allowed, so that forwarding works.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -134,11 +134,11 @@ def _host_name(header: str) -> str:
 
 
 def make_app(runs: LiveRuns, host: str = "127.0.0.1") -> Starlette:
-    """The pages of some runs. All addresses in them are relative, so that they work behind a proxy.
+    """The web application that serves runs. All addresses in its pages are relative, so that it works behind a proxy.
 
     Args:
-        runs: that are served.
-        host: the address that is listened on. If it is this machine's own, requests for other names are refused.
+        runs: the runs.
+        host: address that the server listens on. If only this machine can reach it, requests for other names are refused.
     """
 
     def named(request: Request) -> LiveRun | None:
@@ -153,7 +153,7 @@ def make_app(runs: LiveRuns, host: str = "127.0.0.1") -> Starlette:
     def run(request: Request) -> Response:
         live = named(request)
         if live is None:
-            words = f"There is no run {request.query_params.get('folder', '.')!r} in {runs.top} (any more). All runs: ./?all"
+            words = f"There is no run {request.query_params.get('folder', '.')!r} in {runs.top}. All runs: ./?all"
             return PlainTextResponse(words, 404, HEADERS)
         page = live.page()
         return _waiting_page(runs) if page is None else HTMLResponse(page, headers=HEADERS)
@@ -185,6 +185,6 @@ def make_app(runs: LiveRuns, host: str = "127.0.0.1") -> Starlette:
 
 
 def _waiting_page(runs: LiveRuns) -> Response:
-    """The list of runs, which is empty until there is one."""
+    """The list of runs. It may be empty."""
     page = Page("runs.html.j2", [], {"title": str(runs.top), "facts": [], "notes": [], "live": {}})
     return HTMLResponse(render(page), headers=HEADERS)

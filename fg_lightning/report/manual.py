@@ -7,13 +7,13 @@ from importlib.metadata import metadata
 
 
 def manual_link(page: str) -> str:
-    """The address of a page, such as `explanation/numbers.html#drift`; empty if it is not known where the manual is."""
+    """The address of a page of the manual, such as `explanation/numbers.html#drift`. Empty if the manual's address is unknown."""
     return manual_address() and f"{manual_address()}/{page}"
 
 
 @cache
 def manual_address() -> str:
-    """Where the manual is, as the package's metadata names it; empty if it does not."""
+    """The manual's address in the package's metadata. Empty if there is none."""
     for url in metadata("fg-lightning").get_all("Project-URL") or []:
         name, _, address = url.partition(",")
         if name.strip().lower() == "documentation":

@@ -1,4 +1,4 @@
-"""The maps of a run, of every method that it recorded, as far as they can be read."""
+"""Reads the maps of a run, for every recorded method."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class MethodMaps:
     """The maps of one method over a run.
 
     Attributes:
-        method: its name.
-        maps: [snapshots, N, 1, *S], mapped from the disk; None if there are none.
-        numbers: of the maps, by the index of the snapshot.
+        method: name of the method.
+        maps: [snapshots, N, 1, *S], memory-mapped. None if there are none.
+        numbers: numbers of the maps by name, by the index of the snapshot.
     """
 
     method: str
@@ -38,14 +38,14 @@ class MethodMaps:
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Height and width of every map as it is shown; None if there are none."""
+        """Height and width of the maps as they are shown. None if there are none."""
         if self.maps is None:
             return None
         height, width = planar(torch.empty(self.maps.shape[1:], device="meta")).shape[-2:]
         return height, width
 
     def planes(self, index: int) -> Planes | None:
-        """The maps of a snapshot, each relative to its own peak, [N, H, W]; None if they are lost."""
+        """The maps of a snapshot, each relative to its own peak, [N, H, W]. None if they are lost."""
         if self.maps is None or index >= len(self.maps):
             return None
         maps = planar(torch.from_numpy(np.array(self.maps[index])).float())[:, 0].numpy()
@@ -53,12 +53,12 @@ class MethodMaps:
 
     @cached_property
     def is_signed(self) -> bool:
-        """Whether maps have negative values, judged by a few snapshots."""
+        """Whether maps have negative values in any of a few snapshots."""
         return self.maps is not None and any(bool((self.maps[i] < 0).any()) for i in spread_indices(len(self.maps), 5))
 
 
 def read_methods(run: Run) -> list[MethodMaps]:
-    """The maps of every method, FullGrad's first. Others lie in folders of their names. Damage becomes a note of the run."""
+    """The maps of every method, FullGrad's first. Other methods have folders of their names. Damage is noted in `run.notes`."""
     prefix = f"{FULLGRAD}/"
     numbers = {
         index: {key.removeprefix(prefix): value for key, value in snapshot.numbers.items() if key.startswith(prefix)}
@@ -81,16 +81,16 @@ def _read_maps(folder: Path, expected: tuple[int, ...] | None, notes: list[str])
     """The maps in a method's folder.
 
     Args:
-        folder: of the method.
-        expected: shape of a snapshot's maps, those of FullGrad; None if it is unknown.
-        notes: gets a sentence if they cannot be read.
+        folder: folder of the method.
+        expected: shape of FullGrad's maps of a snapshot. None if it is unknown.
+        notes: a sentence is appended here if they cannot be read.
     """
     try:
         maps = GrowingArray(folder / MAPS).read()
         if maps.ndim < 4 or maps.shape[2] != 1 or not np.issubdtype(maps.dtype, np.floating):
-            raise ValueError(f"{maps.dtype}{list(maps.shape)} are no maps [snapshots, N, 1, ...]")
+            raise ValueError(f"expected maps [snapshots, N, 1, ...], found {maps.dtype}{list(maps.shape)}")
         if expected not in (None, maps.shape[1:]):
-            raise ValueError(f"a snapshot has maps {list(maps.shape[1:])}, FullGrad's has {list(expected or ())}")
+            raise ValueError(f"expected maps {list(expected or ())} as FullGrad's, found {list(maps.shape[1:])}")
     except FileNotFoundError:
         notes.append(f"{folder.name}/{MAPS} is missing: this method is shown without maps.")
     except (OSError, ValueError, EOFError) as error:

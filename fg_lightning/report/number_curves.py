@@ -1,4 +1,4 @@
-"""The curves of a run's numbers: what is drawn together, and what it means."""
+"""The curves of a run's numbers: which numbers share a figure, and what they mean."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ FULLGRAD = "fullgrad"
 
 @dataclass(frozen=True)
 class Curves:
-    """Numbers that are drawn together.
+    """Numbers that share a figure.
 
     Attributes:
-        name: of the figure.
-        title: above it.
-        numbers: by their names on the page.
-        meaning: what they mean.
-        page: of the manual, which explains them.
-        has_log_scale: whether the axis is logarithmic.
-        are_of_maps: whether every method has these numbers, and not FullGrad alone.
+        name: name of the figure.
+        title: title of the figure.
+        numbers: the numbers' names in the files, by their names on the page.
+        meaning: explanation of the numbers.
+        page: page of the manual that explains them.
+        has_log_scale: whether the vertical axis is logarithmic. Default: False.
+        are_of_maps: whether every method has these numbers, not only FullGrad. Default: True.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Curves:
 
 
 MOST_LINES = 6
-"""Lines of several methods in one figure."""
+"""Largest number of lines of several methods in one figure."""
 
 NUMBERS_PAGE = "explanation/numbers.html"
 
@@ -67,7 +67,7 @@ CURVES = (
         "drift",
         "Drift of the maps",
         {"since the snapshot before": "drift", "since the first snapshot": "drift_from_untrained"},
-        "1 - cosine similarity of an image's map with its earlier map, mean over the images. 0: the maps did not move.",
+        "1 - cosine similarity of an image's map with its earlier map, mean over the images. 0: the maps did not change.",
         f"{NUMBERS_PAGE}#drift",
     ),
     Curves(
@@ -106,12 +106,12 @@ CURVES = (
         f"{NUMBERS_PAGE}#relevance-mass-and-pointing-game",
     ),
 )
-"""In the order of the page."""
+"""All curves, in the order of the page."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """Where the snapshots of runs lie on the horizontal axis: by epoch if no run has two snapshots in one, else by step."""
+    """The horizontal axis of runs: epochs if no run has two snapshots in one epoch, else steps."""
 
     is_by_epoch: bool
 
@@ -130,11 +130,11 @@ class Axis:
         return snapshot.step if snapshot.num_steps is None else snapshot.num_steps
 
     def title(self, snapshot: Snapshot) -> str:
-        """The name of a snapshot, which no other of its run has."""
+        """The name of a snapshot, unique in its run."""
         return "untrained" if snapshot.is_untrained else f"{self.label} {self.place(snapshot)}"
 
     def moment(self, snapshot: Snapshot) -> str:
-        """The title of a snapshot, and with it the step or the epoch, whichever the title leaves out."""
+        """The title of a snapshot, followed by its step or epoch, whichever the title does not contain."""
         other = f"step {snapshot.step}" if self.is_by_epoch else f"epoch {snapshot.epoch}"
         return f"{self.title(snapshot)}, {other}"
 
@@ -145,9 +145,9 @@ def run_figures(
     """The curves of a run.
 
     Args:
-        snapshots: in order.
-        numbers: of each method, FullGrad's first: those of each snapshot, by name.
-        map_size: height and width of a map; None if there are no maps.
+        snapshots: the snapshots, in order.
+        numbers: for each method, FullGrad's first, the numbers of each snapshot by name.
+        map_size: height and width of a map. None if there are no maps.
     """
     axis = Axis.of(snapshots)
     places = [axis.place(snapshot) for snapshot in snapshots]
@@ -171,7 +171,7 @@ def run_figures(
 
 
 def draw(curves: Curves, lines: Sequence[Line], axis: Axis, map_size: tuple[int, int] | None, suffix: str = "") -> Figure:
-    """The figure of some lines, which are of these curves."""
+    """The figure of some lines of these curves."""
     return line_figure(
         "-".join([curves.name, *suffix.split()]),
         f"{curves.title}: {suffix}" if suffix else curves.title,
@@ -185,7 +185,7 @@ def draw(curves: Curves, lines: Sequence[Line], axis: Axis, map_size: tuple[int,
 
 
 def uniform_share(name: str, size: Sequence[int]) -> float | None:
-    """What share a map that is the same everywhere has in the border or in a corner; None for other curves."""
+    """The share of a constant map that lies in the border or in a corner. None for other curves."""
     if name not in ("border", "corners"):
         return None
     mask = border_mask(size) if name == "border" else next(iter(corner_masks(size).values()), None)
@@ -193,10 +193,10 @@ def uniform_share(name: str, size: Sequence[int]) -> float | None:
 
 
 def known_numbers(runs: Sequence[Mapping[str, Sequence[Mapping[str, float]]]]) -> Iterator[tuple[Curves, str, str, str]]:
-    """Every number that a run of several has: its curves, its name on the page, its method, its name.
+    """Every number that at least one of several runs has: its curves, its name on the page, its method, its name in the files.
 
     Args:
-        runs: of each run what `run_figures` takes.
+        runs: the numbers of each run, as for `run_figures`.
     """
     methods = list(dict.fromkeys(method for run in runs for method in run))
     for curves in CURVES:
@@ -211,5 +211,5 @@ def has_values(values: Numbers) -> bool:
 
 
 def round_numbers(values: Numbers, num_digits: int = 5) -> list[float | None]:
-    """To so many significant digits. JSON has neither infinity nor NaN."""
+    """Rounds numbers to `num_digits` significant digits. Infinity and NaN, which JSON does not have, become None."""
     return [None if value is None or not math.isfinite(value) else float(f"{value:.{num_digits}g}") for value in values]

@@ -1,4 +1,4 @@
-"""The page of an experiment with planted shortcuts."""
+"""Makes the page of an experiment with planted shortcuts."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ SYMBOLS = {"planted": "circle", "control": "square-open"}
 
 
 def planted_page(folder: Path) -> Page:
-    """
+    """The page of an experiment with planted shortcuts.
+
     Args:
-        folder: of the experiment.
+        folder: folder of the experiment.
 
     Raises:
         CannotRun: if no network has been trained, or a file is damaged.

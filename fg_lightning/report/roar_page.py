@@ -1,4 +1,4 @@
-"""The page of a ROAR experiment, as far as its files can be read."""
+"""Makes the page of a ROAR experiment. Files that cannot be read are left out."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ from fg_lightning.roar.saliency_store import SaliencyStore
 from fg_lightning.visualization.film_strips import spread_indices
 
 MAX_IMAGES = 6
-"""Images whose masks are shown."""
+"""Largest number of images whose masks are shown."""
 
 EXAMPLES = "examples"
-"""Folder of images of the last split, by their index in it: `examples/000012.png`."""
+"""Folder of images of the last split. A file's name is the image's index: `examples/000012.png`."""
 
 BAND = 16
-"""Pixels of height of the masks of a signal."""
+"""Height in pixels of the masks of a signal."""
 
 TABLE = "results.csv"
 
 
 @dataclass(frozen=True, eq=False)
 class ExperimentFiles:
-    """What can be read of an experiment.
+    """The readable content of an experiment.
 
     Attributes:
-        folder: that holds all of it.
-        about: the content of `experiment.json`; empty if there is none.
-        results: of the trainings.
-        masks: by method, [images, H, W]: how many of the fractions, from the smallest, keep each pixel.
-        indices: of the images that `masks` show.
-        pictures: of them, None if the folder does not hold them.
-        notes: what could not be read, in sentences.
+        folder: folder of the experiment.
+        about: content of `experiment.json`. Empty if there is none.
+        results: results of the trainings.
+        masks: for each method, the number of fractions that keep each pixel, [images, H, W].
+        indices: indices of the images of `masks`.
+        pictures: these images. None if the folder does not hold them.
+        notes: sentences on what could not be read.
     """
 
     folder: Path
@@ -61,12 +61,13 @@ class ExperimentFiles:
 
     @property
     def fractions(self) -> list[float]:
-        """Those at which some pixels are removed and others stay."""
+        """The fractions between 0 and 1."""
         return [fraction for fraction in self.results.fractions if 0 < fraction < 1]
 
 
 def read_experiment(folder: Path) -> ExperimentFiles:
-    """
+    """Reads the files of an experiment.
+
     Raises:
         CannotRun: if no training has been recorded.
     """
@@ -75,7 +76,7 @@ def read_experiment(folder: Path) -> ExperimentFiles:
     cells = _read_cells(folder, notes) or _read_table(folder / TABLE, about, notes)
     if not cells:
         raise CannotRun(
-            f"{folder} is the folder of a ROAR experiment, but no training has been recorded in it yet"
+            f"{folder} is the folder of a ROAR experiment, but it has no finished training yet; wait for one"
             + (f" ({' '.join(notes)})" if notes else "")
         )
     settings = (str(about.get(name, default)) for name, default in (("mode", "roar"), ("order", "morf"), ("target", "predicted")))
@@ -96,12 +97,12 @@ def read_experiment(folder: Path) -> ExperimentFiles:
 def _read_cells(folder: Path, notes: list[str]) -> list[CellResult]:
     results, num_damaged = read_results(folder)
     if num_damaged:
-        notes.append(f"{num_damaged} files in cells/ are damaged and left out. Remove them, and the experiment runs them again.")
+        notes.append(f"{num_damaged} files in cells/ are damaged and left out. Remove them to run these trainings again.")
     return results
 
 
 def is_experiment(folder: Path) -> bool:
-    """Whether a folder holds an experiment, or its table alone."""
+    """Whether a folder holds an experiment, or only its table."""
     return (folder / EXPERIMENT_FILE).is_file() or (folder / "cells").is_dir() or _is_table(folder / TABLE)
 
 
@@ -134,7 +135,7 @@ def _read_table(path: Path, about: dict[str, Any], notes: list[str]) -> list[Cel
         about.setdefault("order", row["order"])
         about.setdefault("target", row["target"])
     if rest:
-        notes.append(f"The last line of {path.name} was not ended and is left out.")
+        notes.append(f"The last line of {path.name} is incomplete and left out.")
     if len(results) < len(rows):
         notes.append(f"{len(rows) - len(results)} of {len(rows)} rows of {path.name} are damaged and left out.")
     return results
@@ -146,14 +147,14 @@ def _note_failures(results: ROARResults, notes: list[str]) -> None:
     num_each = len(results.seeds) * (len(ends) + num_inside * len(results.fills)) + num_inside * results.has_controls
     expected = len(results.networks) * num_each
     if len(results.results) < expected:
-        notes.append(f"{len(results.results)} of {expected} trainings have been run: the experiment goes on, or it was stopped.")
+        notes.append(f"{len(results.results)} of {expected} trainings have been run: the experiment is running, or it was stopped.")
     if results.failures:
         reasons = sorted({result.reason.splitlines()[0] for result in results.failures})
         notes.append(f"{len(results.failures)} trainings failed: {'; '.join(reasons[:3])}")
 
 
 def _open_stores(folder: Path, results: ROARResults, notes: list[str]) -> dict[str, SaliencyStore]:
-    """The stores that are whole and of one kind of images, by method, the best first."""
+    """The stores that can be opened and have maps of the same size, by method, the best first."""
     stores: dict[str, SaliencyStore] = {}
     ranked = list(dict.fromkeys(score.method for score in results.scores()))
     for method in [*ranked, *(method for method in results.methods if method not in ranked)]:
@@ -189,9 +190,10 @@ def _mask_levels(store: SaliencyStore, indices: list[int], fractions: list[float
 
 
 def experiment_page(folder: Path, track: Callable[[str, Sequence[Any]], Iterable[Any]]) -> Page:
-    """
+    """The page of a ROAR experiment.
+
     Args:
-        folder: of the experiment.
+        folder: folder of the experiment.
         track: see `write_report`.
 
     Raises:
@@ -255,13 +257,13 @@ def _facts(experiment: ExperimentFiles) -> list[str]:
 
 
 def _last_name(setting: Any) -> str:
-    """A class or setting of `experiment.json` in a word."""
+    """The last name of a class or setting in `experiment.json`."""
     name = setting.get("calls", setting) if isinstance(setting, dict) else setting
     return name.rpartition(".")[2] if isinstance(name, str) and not name.replace(".", "").isdigit() else str(name)
 
 
 def _methods(results: ROARResults, fill: str) -> list[dict[str, Any]]:
-    """A row for every method with a fill, the best first: its score, what its masks alone reach, and its mean accuracies."""
+    """A row for every method with a fill, the best first: scores, accuracies on the masks alone, and mean accuracies."""
     scores = {score.method: score for score in results.scores(fill)}
     rows = []
     for method in [*scores, *(method for method in results.methods if method not in scores)]:

@@ -1,4 +1,4 @@
-"""What a page shows of a run, as JSON: what stays the same, and the snapshots as they come."""
+"""The content of a run's page as JSON: constants, and the snapshots, which may grow in number."""
 
 from __future__ import annotations
 
@@ -31,19 +31,20 @@ Track = Callable[[str, Sequence[Any]], Iterable[Any]]
 
 
 class RunContent:
-    """
+    """The content of a run's page.
+
     Args:
-        run: that is shown.
-        encoding: of its maps; None to choose the best that fits.
-        sprites: encoded maps in base64 by method and snapshot, which are not encoded again.
+        run: the run.
+        encoding: encoding of its maps. Default: the best that fits the budget.
+        sprites: maps that are already encoded in base64, by method and snapshot.
         track: see `write_report`.
-        num_sharing: number of snapshots whose maps share the budget of a page, if they are more than the run has.
+        num_sharing: number of snapshots that share the budget of a page, if it is more than the run has. Default: 0.
 
     Attributes:
-        snapshots: of the run, in order.
-        methods: the methods that have maps, FullGrad's first.
-        notes: what could not be read, in sentences.
-        axis: of the curves.
+        snapshots: snapshots of the run, in order.
+        methods: maps of each method, FullGrad's first.
+        notes: sentences on what could not be read.
+        axis: horizontal axis of the curves.
     """
 
     def __init__(
@@ -73,17 +74,17 @@ class RunContent:
 
     @property
     def map_size(self) -> tuple[int, int] | None:
-        """Height and width of the maps; None if there are none."""
+        """Height and width of the maps. None if there are none."""
         return next((method.size for method in self.methods if method.size is not None), None)
 
     def describe_maps(self) -> str:
-        """How large the maps are, and what encoding did to them."""
+        """A sentence on the size and the encoding of the maps."""
         return "" if self.map_size is None else self.encoding.describe(*self.map_size)
 
-    # --- what stays the same
+    # --- constants
 
     def constants(self) -> dict[str, Any]:
-        """What all snapshots have in common."""
+        """Values that are the same for all snapshots."""
         height, width = (1, 1) if self.map_size is None else self.encoding.size(*self.map_size)
         return {
             "columns": num_columns(len(self.run.pictures)),
@@ -101,7 +102,7 @@ class RunContent:
         return [self._picture(image, None if masks is None else masks[image]) for image in range(len(self.run.pictures))]
 
     def _read_masks(self) -> Tensor | None:
-        """Where the network should look, bool [N, 1, *S]; None if it is unknown, or cannot be read."""
+        """Masks of where the network should look, bool [N, 1, *S]. None if there are none, or they cannot be read."""
         try:
             masks = RunFiles(self.run.folder).probe_masks()
         except (OSError, ValueError):
@@ -134,7 +135,7 @@ class RunContent:
         ]
 
     def signature(self, count: int) -> str:
-        """A digest of what a page shows that holds the first so many snapshots. It changes if more than new snapshots came."""
+        """A digest of a page with the first `count` snapshots. New snapshots do not change it; any other change does."""
         shown = [
             self.constants(),
             [self.encoding.max_side, self.encoding.quality, self.axis.label, len(self.run.pictures)],
@@ -146,7 +147,7 @@ class RunContent:
     # --- the snapshots
 
     def entries(self, start: int = 0) -> dict[str, list[Any]]:
-        """The snapshots from `start` on: their titles and numbers, and what they hold of each image and each layer."""
+        """The snapshots from `start` on: their titles and numbers, and the values of each image and each layer."""
         indices = self.indices[start:]
         return {
             "snapshots": [self._entry(i, index) for i, index in enumerate(indices, start)],
@@ -173,7 +174,7 @@ class RunContent:
         }
 
     def image(self, index: int, image: int) -> dict[str, Any] | None:
-        """The answers and terms of an image at a snapshot, in words and in numbers."""
+        """The label, the prediction and the terms of an image at a snapshot. None if they are unknown."""
         row = self.run.images.get((index, image))
         if row is None:
             return None
@@ -187,21 +188,21 @@ class RunContent:
         }
 
     def sprites(self, start: int = 0) -> dict[str, list[str]]:
-        """Of every method and every snapshot from `start` on, all maps in one picture, in base64; empty if they are lost."""
+        """For every method and every snapshot from `start` on, all maps in one picture, in base64. Empty if they are lost."""
         keys = [(method, index) for method in self.methods for index in self.indices[start:]]
         for method, index in self._track("encoding maps", keys):
             self.sprite(method, index)
         return {m.method: [self.sprite(m, index) for index in self.indices[start:]] for m in self.methods}
 
     def sprite(self, method: MethodMaps, index: int) -> str:
-        """All maps of a method at a snapshot in one picture, in base64; empty if they are lost."""
+        """All maps of a method at a snapshot in one picture, in base64. Empty if they are lost."""
         key = method.method, index
-        if not self._sprites.get(key):  # maps that were lost may come
+        if not self._sprites.get(key):  # missing maps may be written later
             self._sprites[key] = to_base64(_encode(method, index, self.encoding))
         return self._sprites[key]
 
     def layer_terms(self, start: int = 0) -> list[dict[str, Any] | None]:
-        """Of every snapshot from `start` on, what each layer adds to each image's output: [layers, N] in 16 bits.
+        """For every snapshot from `start` on, the term of each layer for each image, [layers, N] in 16 bits.
 
         None if the files do not hold it.
         """
@@ -219,7 +220,7 @@ class RunContent:
 
 
 def is_right(row: ImageRow) -> bool | None:
-    """Whether the predicted class is the label; None if that cannot be told."""
+    """Whether the predicted class is the label. None if that is unknown."""
     if row.correct is not None:
         return bool(row.correct)
     is_class = isinstance(row.label, int) and isinstance(row.prediction, int) and row.confidence is not None
@@ -227,6 +228,6 @@ def is_right(row: ImageRow) -> bool | None:
 
 
 def _encode(method: MethodMaps, index: int, encoding: Encoding) -> bytes:
-    """The maps of a snapshot in one picture; empty if they are lost."""
+    """The maps of a snapshot in one picture. Empty if they are lost."""
     maps = method.planes(index)
     return b"" if maps is None else encode_maps(maps, encoding, is_signed=method.is_signed)

@@ -1,4 +1,4 @@
-"""Where runs and experiments lie below a folder."""
+"""Finds runs and experiments below a folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fg_lightning.history.records import HISTORY
 from fg_lightning.report.roar_page import is_experiment
 
 MAX_DEPTH = 6
-"""How many levels of folders below the given one are searched."""
+"""Number of levels of subfolders that are searched."""
 
 
 def locate_run(folder: Path) -> Path:
@@ -22,28 +22,29 @@ def locate_run(folder: Path) -> Path:
     folder = folder.resolve()
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise CannotRun(f"{folder} {what}; name the folder of a run that FullGradMonitor recorded, or of an experiment")
+        raise CannotRun(f"{folder} {what}; give the folder of a run that FullGradMonitor recorded, or of an experiment")
     candidates = find_runs(folder, with_experiments=True)
     if not candidates:
         raise CannotRun(
             f"{folder} holds neither a monitored run (a folder fullgrad/ with {HISTORY}) nor an experiment (experiment.json, "
-            "cells/), and no folder below it does; name the one that FullGradMonitor, or fg-lightning roar or planted wrote to"
+            "cells/), and no folder below it does; give the folder that FullGradMonitor, fg-lightning roar or fg-lightning planted "
+            "wrote to"
         )
     if len(candidates) > 1 and candidates[0] != folder:
         newest_first = sorted(candidates, key=lambda path: -path.stat().st_mtime)
         listed = list_briefly(newest_first)
         raise CannotRun(
-            f"there are {len(candidates)} runs below {folder}, name one, or several to compare them; the newest is first: {listed}"
+            f"there are {len(candidates)} runs below {folder}; give one, or several to compare them. The newest first: {listed}"
         )
     return candidates[0]
 
 
 def find_runs(top: Path, *, with_experiments: bool = False) -> list[Path]:
-    """The folders of runs at or below a folder, the nearest first. Links are not followed, and hidden folders are left out.
+    """The folders of runs at or below a folder, the nearest first. Links and hidden folders are skipped.
 
     Args:
         top: the folder.
-        with_experiments: whether to list experiments, too.
+        with_experiments: whether to list experiments, too. Default: False.
     """
     folders = []
     for where, names, _ in os.walk(top):
@@ -51,7 +52,7 @@ def find_runs(top: Path, *, with_experiments: bool = False) -> list[Path]:
         if is_run(path) or (with_experiments and is_experiment(path)):
             folders.append(path)
         if is_run(path) or len(path.relative_to(top).parts) == MAX_DEPTH:
-            names.clear()  # folders in a run hold what it recorded of other methods
+            names.clear()  # folders in a run hold its records of other methods
         names[:] = [name for name in names if not name.startswith(".")]
     return sorted(folders, key=lambda path: (len(path.parts), path))
 

@@ -1,4 +1,4 @@
-"""The page of a monitored run."""
+"""Makes the page of a monitored run."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from fg_lightning.report.run_content import RunContent, Track
 
 
 def run_page(folder: Path, track: Track = lambda what, items: items, title: str | None = None) -> Page:
-    """
+    """Reads a run and makes its page.
+
     Args:
-        folder: of the run.
+        folder: folder of the run.
         track: see `write_report`.
-        title: of the page. Default: the end of the folder's path.
+        title: title of the page. Default: the end of the folder's path.
 
     Raises:
         CannotRun: if no snapshot can be read.
@@ -30,12 +31,12 @@ def run_page(folder: Path, track: Track = lambda what, items: items, title: str 
 
 
 def make_page(content: RunContent, title: str | None = None, live: dict[str, Any] | None = None) -> Page:
-    """The page of a run that was read.
+    """The page of a run.
 
     Args:
-        content: of the run.
-        title: of the page. Default: the end of the folder's path.
-        live: what the page needs to follow the run, if `fg-lightning watch` serves it; None if it is a file.
+        content: content of the run.
+        title: title of the page. Default: the end of the folder's path.
+        live: values with which the page follows the run, if `fg-lightning watch` serves it. None if it is a file.
     """
     values = {
         "title": name_run(content.run.folder) if title is None else title,
@@ -54,11 +55,11 @@ def make_page(content: RunContent, title: str | None = None, live: dict[str, Any
 
 
 def describe_state(content: RunContent, *, is_live: bool = False) -> dict[str, Any]:
-    """What is said of a run at the top of its page, and may change while it goes on.
+    """The facts, notes and findings at the top of a run's page. They may change while it trains.
 
     Args:
-        content: of the run.
-        is_live: whether the page itself says whether the run goes on.
+        content: content of the run.
+        is_live: whether the page itself shows whether training has ended. Default: False.
     """
     notes = [note for note in content.notes if not (is_live and "film_strip.png" in note)]
     findings = read_findings(content.run.folder, notes)

@@ -124,13 +124,13 @@ def change_about(folder, **changes):
     [
         (
             {"fingerprint": "x", "images": [4, 3, 12, 12]},
-            r"they explain other images: \[5, 3, 12, 12\] here and \[4, 3, 12, 12\] there",
+            r"they explain different images: shape \[5, 3, 12, 12\] and shape \[4, 3, 12, 12\]",
         ),
         (
             {"fingerprint": "x", "labels": [0, 0, 0, 0, 0]},
-            "of the same shape, with other labels; give both the same images and labels",
+            "the same shape, but different labels; give both runs the same images and labels",
         ),
-        ({"fingerprint": "x"}, "with the same labels, but other pixels"),
+        ({"fingerprint": "x"}, "the same shape and labels, but different pixels"),
         ({"psi": "signed"}, "psi is absolute in one and signed in the other"),
         ({"reading": "locally_affine"}, "reading is exact in one and locally_affine in the other"),
         ({"target": "3"}, "target is None in one and 3 in the other"),
@@ -148,9 +148,9 @@ def test_runs_that_explain_something_else_are_refused_with_the_reason(tmp_path, 
 def test_what_is_no_other_run_is_refused(tmp_path):
     run(tmp_path / "a")
     experiment(tmp_path / "roar")
-    with pytest.raises(CannotRun, match="roar is an experiment: monitored runs alone can be compared"):
+    with pytest.raises(CannotRun, match="roar is an experiment, but only monitored runs can be compared"):
         write_comparison([tmp_path / "a", tmp_path / "roar"])
-    with pytest.raises(CannotRun, match="was named twice"):
+    with pytest.raises(CannotRun, match="was given twice"):
         write_comparison([tmp_path / "a", tmp_path / "a"])
     with pytest.raises(CannotRun, match="does not exist"):
         write_comparison([tmp_path / "a", tmp_path / "nowhere"])
@@ -191,7 +191,7 @@ def test_the_command_compares_and_says_where(tmp_path, capsys, monkeypatch):
     page = Page(tmp_path / "comparison.html")
     assert page.data()["runs"] == ["it's, one", "two"]
     assert "Mine" in page.words
-    with pytest.raises(SystemExit, match=r"there are 2 runs below .*name one, or several to compare them"):
+    with pytest.raises(SystemExit, match=r"there are 2 runs below .*give one, or several to compare them"):
         main(["report", str(tmp_path)])
 
 

@@ -168,7 +168,7 @@ def test_a_run_is_found_below_the_folder_that_is_named(tmp_path):
     run(tmp_path / "logs" / "version_0" / "fullgrad")
     assert write_report(tmp_path) == tmp_path / "logs" / "version_0" / "fullgrad" / "report.html"
     run(tmp_path / "logs" / "version_1" / "fullgrad")
-    with pytest.raises(CannotRun, match=r"2 runs below .*newest is first: .*version_1.*version_0"):
+    with pytest.raises(CannotRun, match=r"2 runs below .*The newest first: .*version_1.*version_0"):
         write_report(tmp_path)
     assert write_report(tmp_path / "logs" / "version_1", tmp_path / "new" / "x.html") == tmp_path / "new" / "x.html"
 

@@ -193,12 +193,12 @@ def test_without_cells_the_table_is_read(tmp_path):
     page = Page(write_report(tmp_path))
     assert page.data("figures") == expected
     assert "experiment.json is missing" in page.words
-    assert "The last line of results.csv was not ended and is left out." in page.words
+    assert "The last line of results.csv is incomplete and left out." in page.words
 
 
 def test_an_experiment_without_a_training_is_said_to_be_one(tmp_path):
     experiment(tmp_path, seeds=0)
-    with pytest.raises(CannotRun, match=r"no training has been recorded in it yet \(results.csv is missing\.\)"):
+    with pytest.raises(CannotRun, match=r"it has no finished training yet; wait for one \(results.csv is missing\.\)"):
         write_report(tmp_path)
 
 

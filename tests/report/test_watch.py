@@ -217,14 +217,14 @@ def test_what_cannot_be_watched_is_refused_with_the_reason(tmp_path):
             main(["watch", *map(str, words)])
         return str(exit_.value)
 
-    assert "is an experiment, which has no page that follows it" in refused(tmp_path / "roar")
+    assert "is an experiment, but only monitored runs can be watched" in refused(tmp_path / "roar")
     assert "is a file, not a folder" in refused(tmp_path / "file")
     assert "nor the folder above it exists" in refused(tmp_path / "no" / "where")
     assert "--port must be between 0 (any free port) and 65535, not 70000" in refused(tmp_path, "--port", 70000)
-    assert "is no address of this machine" in refused(tmp_path, "--host", "no.such.host.invalid")
+    assert "is not an address of this machine" in refused(tmp_path, "--host", "no.such.host.invalid")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = taken.getsockname()[1]
-        assert f"port {number} is taken by another program; name another with --port" in refused(tmp_path, "--port", number)
+        assert f"port {number} is in use; choose another with --port" in refused(tmp_path, "--port", number)
 
 
 def test_without_its_server_it_says_what_to_install(tmp_path, monkeypatch):
@@ -243,7 +243,7 @@ def test_the_next_free_port_is_used_and_named(tmp_path, monkeypatch):
         serve(tmp_path, None, "127.0.0.1", lambda address, notes: told.append((address, notes)))
     ((address, notes),) = told
     assert number < int(address.rstrip("/").rpartition(":")[2]) < number + 30
-    assert notes[0].startswith(f"port {number} is taken, so ")
+    assert notes[0].startswith(f"port {number} is in use, so ")
     assert "there is no run in" in notes[1]
     assert DEFAULT_PORT > 1023
 

@@ -19,7 +19,7 @@ function say(state, words) {
 function sayFollowing(signs) {
   const since = signs.age === null ? "" : `last snapshot ${age(signs.age)} ago`;
   if (signs.has_ended) say("ended", `Training has ended; ${since}.`);
-  else if (signs.age > LONG) say("late", `Following the run; ${since}. It may have been killed, or an epoch takes long.`);
+  else if (signs.age > LONG) say("late", `Following the run; ${since}. It may have stopped, or an epoch takes long.`);
   else say("following", `Following the run; ${since}.`);
   element("all-runs").hidden = !(signs.num_runs > 1);
 }
@@ -93,7 +93,7 @@ async function follow() {
   try {
     const wanted = new URLSearchParams({ folder: query.get("folder") ?? ".", start: run.snapshots.length, signature: live.signature, seen: live.seen });
     const answer = await fetch(`changes?${wanted}`);
-    if (!answer.ok) throw new Error(answer.status === 404 ? "the folder of the run is gone" : `the server answers with ${answer.status}`);
+    if (!answer.ok) throw new Error(answer.status === 404 ? "the folder of the run was removed" : `the server answered with status ${answer.status}`);
     const news = await answer.json();
     if (news.reload) {
       location.reload();

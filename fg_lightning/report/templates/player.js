@@ -36,7 +36,7 @@ function play() {
   element("play").title = next === "play" ? "play all snapshots (space)" : "pause (space)";
 }
 
-// Dotted lines in the curves; `place` gives where on the axis of a figure.
+// Dotted lines in the curves; `place` gives the position on the axis of a figure.
 function markCurves(place) {
   drawn.then((plotly) => {
     for (const [name, { layout }] of Object.entries(contents)) {

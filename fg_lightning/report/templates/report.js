@@ -32,7 +32,7 @@ async function unpackPlotly() {
   return window.Plotly;
 }
 
-// Lets paper scale a figure: it has the size that it was drawn in, whatever the width of the page.
+// Lets a figure scale to the paper: it keeps the size that it was drawn in.
 function fixSize(figure) {
   const { width, height } = figure._fullLayout;
   figure.style.setProperty("--figure-width", width);
@@ -127,7 +127,7 @@ function paint(canvas, sprite, index, { columns, height, width, palette }) {
   context.putImageData(pixels, 0, 0);
 }
 
-// --- paper: everything that is folded is opened
+// --- paper: opens all folded parts
 
 addEventListener("beforeprint", () => {
   for (const details of document.querySelectorAll("details:not([open])")) {

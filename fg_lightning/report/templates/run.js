@@ -175,7 +175,7 @@ function detail() {
   });
 }
 
-// What each layer adds to the output of this image; of all images if single ones were not stored.
+// The term of each layer for this image; the share over all images if terms of single images were not stored.
 function bars(image, snapshot) {
   const layers = run.layers[snapshot];
   const stored = element(`terms-${snapshot}`);

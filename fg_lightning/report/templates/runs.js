@@ -46,7 +46,7 @@ function row(run) {
 async function follow() {
   try {
     const answer = await fetch("runs");
-    if (!answer.ok) throw new Error(`the server answers with ${answer.status}`);
+    if (!answer.ok) throw new Error(`the server answered with status ${answer.status}`);
     const runs = await answer.json();
     if (wanted !== null && runs.some((run) => run.folder === wanted && run.snapshots)) {
       location.reload();
@@ -56,7 +56,7 @@ async function follow() {
       location.replace(`run?${new URLSearchParams({ folder: runs[0].folder })}`);
       return;
     }
-    const without = runs.length ? "The run has no snapshot yet. The first one is written as soon as training begins." : "There is no run here yet. This page shows it as soon as its first snapshot is written.";
+    const without = runs.length ? "The run has no snapshot yet. The first one is written when training begins." : "There is no run here yet. It appears after its first snapshot is written.";
     element("waiting").textContent = without;
     element("waiting").hidden = runs.some((run) => run.snapshots);
     element("runs").hidden = !runs.length;
