@@ -32,6 +32,9 @@ NUM_EXPECTED = 100
 SEARCH_SECONDS, SEARCH_SHARE = 3.0, 0.05
 """Shortest time in seconds between two searches for runs, and largest share of the time that searching may take."""
 
+COPY_SECONDS = 2.0
+"""A snapshot that is later than the film strip by more is of a run that was resumed; by less, the folder may have been copied."""
+
 THUMBNAIL = 72
 """Longer side of an image in the list of runs, in pixels."""
 
@@ -120,9 +123,10 @@ class LiveRun:
 
     def _signs(self) -> dict[str, Any]:
         """Seconds since the last snapshot, and whether training has ended."""
-        stat = _stat(self.folder / HISTORY)
+        stat, strip = _stat(self.folder / HISTORY), _stat(self.folder / "film_strip.png")
         age = None if stat is None else max(0.0, time.time() - stat.st_mtime)
-        return {"age": age, "has_ended": (self.folder / "film_strip.png").is_file()}
+        goes_on = strip is not None and stat is not None and stat.st_mtime - strip.st_mtime > COPY_SECONDS
+        return {"age": age, "has_ended": strip is not None and not goes_on}
 
     def summary(self) -> dict[str, Any]:
         """A row in the list of runs."""

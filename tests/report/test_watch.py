@@ -92,6 +92,8 @@ def test_new_snapshots_alone_are_sent(tmp_path):
     ended = live.changes(4, signature=news["signature"], seen=news["seen"])
     assert ended["has_ended"] is True
     assert ended["entries"]["snapshots"] == []
+    os.utime(folder / "film_strip.png", (0, 0))  # of an earlier part of the run, which was resumed
+    assert live.changes(4, signature=news["signature"], seen=news["seen"])["has_ended"] is False
 
 
 def test_numbers_that_come_later_do_not_reload_the_page(tmp_path):
