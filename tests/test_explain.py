@@ -196,7 +196,7 @@ def test_the_units_of_a_transform_are_read_from_its_only_normalize_or_said(photo
     assert means[0] == means[1]
     run(*options, "--transform", "networks_of_a_user.hidden", "--fill", "image_mean")  # which needs no units
     for fill in ("black", "[0.5,0.5,0.5]"):
-        with pytest.raises(SystemExit, match=r"pictures' own units, .* could not be read from it: give --mean and --std"):
+        with pytest.raises(SystemExit, match=r"pictures' own units, .* is unknown: give --mean and --std"):
             run(*options, "--transform", "networks_of_a_user.hidden", "--fill", fill)
 
 
@@ -353,7 +353,7 @@ def test_pictures_of_every_kind_are_read(photos: Path) -> None:
 
 
 def test_what_is_not_finite_is_named(photos: Path) -> None:
-    with pytest.raises(CannotRun, match=r"makes numbers of photos/chelsea.png that are not finite"):
+    with pytest.raises(CannotRun, match=r"the transform of photos/chelsea.png gives numbers that are not finite"):
         read_picture(photos / "chelsea.png", lambda picture: torch.full((3, 8, 8), torch.nan))
 
 
@@ -383,7 +383,7 @@ def test_a_method_that_cannot_explain_the_network_is_named_and_left_out(
     assert len(np.unique(grey)) > 1
     assert (grey == grey[..., :1]).all()  # no colours, but letters
     assert list(np.load("fg_explain/maps.npz")["methods"]) == ["gradient"]
-    with pytest.raises(SystemExit, match="no method is left"):
+    with pytest.raises(SystemExit, match="none of the methods can explain"):
         run(str(photos), "--model", "networks_of_a_user.perceptron", "--methods", "gradcam")
 
 
@@ -509,7 +509,7 @@ def test_pictures_are_found_by_file_folder_and_pattern(photos: Path) -> None:
 # --- what cannot be done ---------------------------------------------------------------------------------------------------------
 
 IMPOSSIBLE = {
-    "no file": (["missing.png"], "there is no file, no folder and no match of 'missing.png'"),
+    "no file": (["missing.png"], "'missing.png' is neither a file, a folder nor a pattern"),
     "an empty folder": (["empty"], "there is no picture in the folder empty"),
     "no picture": (["photos/notes.txt", *NET], "none of 1 pictures can be read; the first: photos/notes.txt"),
     "no such classifier": (["photos", "--model", "resnet5"], r"no classifier 'resnet5' \(did you mean resnet50 or"),
@@ -518,12 +518,12 @@ IMPOSSIBLE = {
         "resnet18 has the weights IMAGENET1K_V1, DEFAULT, or none",
     ),
     "no such module": (["photos", "--model", "nowhere.net"], "'nowhere.net' cannot be imported"),
-    "no network": (["photos", "--model", "networks_of_a_user.numbers"], "could not be made without arguments"),
+    "no network": (["photos", "--model", "networks_of_a_user.numbers"], "could not be built without arguments"),
     "a failing function": (["photos", "--model", "networks_of_a_user.failing"], r"OSError: weights\.pt is missing"),
-    "a number": (["photos", "--model", "networks_of_a_user.seven"], "could not be made without arguments"),
+    "a number": (["photos", "--model", "networks_of_a_user.seven"], "could not be built without arguments"),
     "no Lightning class": (
         ["photos", *NET, "--checkpoint", "x.ckpt"],
-        "--checkpoint takes a LightningModule class, .*colours",
+        "--checkpoint needs a LightningModule class as --model, .*colours",
     ),
     "no checkpoint": (
         ["photos", "--model", "fg_lightning.demo.DigitClassifier", "--checkpoint", "x.ckpt"],
@@ -549,19 +549,25 @@ IMPOSSIBLE = {
     "no method": (["photos", *NET, "--methods", "[]"], "--methods must have at least one name"),
     "falling fractions": (["photos", *NET, "--perturb", "lerf", "--fractions", "[0.2,0.1]"], "each larger than the one before"),
     "no such device": (["photos", *NET, "--device", "abacus"], "abacus"),
-    "no such class": (["photos", *NET, "--target", "5"], "there is no class 5: the network has 5 outputs, 0 to 4"),
+    "no such class": (["photos", *NET, "--target", "5"], "there is no class 5; the network has 5 outputs, 0 to 4"),
     "a class of one output": (
         ["photos", "--model", "networks_of_a_user.one_output", "--target", "7"],
         "there is no class 7: the network has a single output",
     ),
     "a file for a folder": (["photos", *NET, "--output", "photos/notes.txt/maps"], r"photos/notes\.txt is a file"),
-    "no class names": (["photos", *NET, "--target", "cat"], "no class names to find 'cat' in"),
-    "a dense output": (["photos", "--model", "networks_of_a_user.dense"], r"a score for each class, \[1, K\], but gives \[1, 5, "),
+    "no class names": (["photos", *NET, "--target", "cat"], "names of the network's classes are unknown, so 'cat'"),
+    "a dense output": (
+        ["photos", "--model", "networks_of_a_user.dense"],
+        r"each class, \[1, K\], but it gives \[1, 5, ",
+    ),
     "another size": (
         ["photos", "--model", "networks_of_a_user.perceptron", "--size", "30"],
         r"fails on images of shape \[1, 3, 30",
     ),
-    "no tensor": (["photos", *NET, "--transform", "networks_of_a_user.numbers"], "transform must make a picture .*, but gave list"),
+    "no tensor": (
+        ["photos", *NET, "--transform", "networks_of_a_user.numbers"],
+        "must return a .*, but it returned list",
+    ),
     "one std": (["photos", *NET, "--std", "[0.5]"], "only one of --mean and --std was given; give both"),
     "one std for three": (["photos", *NET, "--mean", "[0,0,0]", "--std", "[0.5]"], "--mean and --std: .*not 3 and 1"),
     "a mean for torchvision": (["photos", "--mean", "[0.5]", "--std", "[0.5]"], "resnet50 is a classifier of torchvision"),
@@ -574,7 +580,7 @@ IMPOSSIBLE = {
     "two class names": (["photos", *NET, "--class_names", "[cat,dog]"], "there are 2 class names, but the network has 5 outputs"),
     "class names of one output": (
         ["photos", "--model", "networks_of_a_user.one_output", "--class_names", "[cat]"],
-        "the network has a single output for each image, which is no class",
+        "the network has a single output for each image, not classes",
     ),
     "a data set that is not known": (
         ["photos", *NET, "--perturb", "lerf", "--fill", "dataset_mean"],
@@ -630,7 +636,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_what_was_there(photos: Path, mon
         real(source, path)
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(SystemExit, match=rf"{name} cannot be written: No space left on device; make room, or name another folder"):
+    with pytest.raises(SystemExit, match=rf"{name} cannot be written: No space left on device; make room, or use another folder"):
         run(*given)
     after = {path: path.read_bytes() for path in Path("fg_explain").rglob("*") if path.is_file()}
     assert after == before

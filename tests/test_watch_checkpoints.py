@@ -166,7 +166,7 @@ def test_new_checkpoints_are_added_and_old_ones_stay(training, tmp_path, capsys)
     assert (np.load("out/maps.npy")[:2] == first).all()
     said = capsys.readouterr()
     assert "3, of which 1 are new" in said.out
-    assert "epoch=0-step=2.ckpt was written before the last one that is drawn" in said.err
+    assert "epoch=0-step=2.ckpt was written before the last recorded one" in said.err
     assert watch(growing).snapshots == history.snapshots  # nothing is new
     assert not Path("out_1").exists()
 
@@ -222,7 +222,7 @@ def test_a_folder_that_was_moved_goes_on(training, tmp_path):
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
-        (["--psi", "signed"], "out cannot be continued: .*psi was absolute and is signed; repeat its command"),
+        (["--psi", "signed"], "out cannot be continued: .*psi was absolute and is signed; use the same options"),
         (["--num_samples", "3"], r"out cannot be continued: .*the images were \[8, 1, 8, 8\] and are \[3, 1, 8, 8\]"),
     ],
 )
@@ -344,7 +344,8 @@ def test_saved_weights_are_ordered_by_what_they_say(tmp_path, names, wrap, more,
 def test_without_a_step_the_epoch_stands_for_it_and_a_note_says_so(tmp_path, capsys):
     save_plain(tmp_path / "saved", ["net_epoch_3.pt"])
     assert [(s.epoch, s.step) for s in watch_plain(tmp_path / "saved").snapshots] == [(3, 3)]
-    assert "not all checkpoints record their number of steps, so the column step holds the number of epochs" in capsys.readouterr().err
+    note = "not all checkpoints record their number of steps, so the column step holds the number of epochs"
+    assert note in capsys.readouterr().err
 
 
 def test_an_optimizer_tells_the_steps_unless_a_file_is_without_one(tmp_path):
@@ -407,7 +408,7 @@ def test_a_network_of_transformers_is_loaded_by_its_own_names(tmp_path):
     loaded = network.load(tmp_path / "checkpoint-5" / "model.safetensors")
     assert all(torch.equal(loaded.state_dict()[name], value) for name, value in model.state_dict().items())
     other = CheckpointNetwork("transformers.ViTForMaskedImageModeling")
-    with pytest.raises(CannotRun, match=r"it lacks .* of the network's weights .*; it is of another network"):
+    with pytest.raises(CannotRun, match=r"it lacks .* of the network's weights .*; it belongs to another network"):
         other.load(tmp_path / "checkpoint-5" / "model.safetensors")
 
 
@@ -499,7 +500,7 @@ def test_colours_for_a_network_of_grey_images_are_explained(grey_pictures):
         (["epochs", *NAMES], "epoch_1.pt cannot be loaded into Classifier: it lacks 9 of the network's 9 weights"),
         (["epochs", *PLAIN, *NAMES[2:], "--probe", "[99]"], "the images could not be read from the data: .*99"),
         (["epochs", *PLAIN, "--data", "full", "--probe", "hardest"], "--probe is for a datamodule; leave it out"),
-        (["epochs", *PLAIN, *NAMES[2:], "--output", "full"], "full is there already and was not drawn from checkpoints"),
+        (["epochs", *PLAIN, *NAMES[2:], "--output", "full"], "full exists already and was not made from checkpoints"),
         (["epochs", *PLAIN, *NAMES[2:], "--methods", "gradcamm"], "gradcamm"),
         (["epochs", *PLAIN, *NAMES[2:], "--device", "cupid"], "cupid"),
         (["epochs", *PLAIN, *NAMES[2:], "--wandb_run", "mine"], "--wandb_run must be entity/project/id"),
@@ -581,6 +582,6 @@ def test_a_strip_that_is_drawn_already_is_not_logged_without_its_pictures(traini
     watch(training / "epochs")
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setattr(wandb, "init", lambda **options: pytest.fail("it was asked"))
-    with pytest.raises(SystemExit, match="out is drawn already, and its pictures cannot be logged again; give another --output"):
+    with pytest.raises(SystemExit, match="out already holds snapshots, and they cannot be logged again; give another --output"):
         watch(training / "epochs", "--wandb_run", "me/project/abc")
     assert (Path("out") / STATE).is_file()

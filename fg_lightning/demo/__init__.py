@@ -1,6 +1,6 @@
 """The demo: a small residual network on real digits, watched while it trains.
 
-The names below are loaded when they are first used, so that the demo's options are known without Lightning.
+The names below are imported when they are first used, so that the demo's options can be listed without importing Lightning.
 """
 
 from __future__ import annotations

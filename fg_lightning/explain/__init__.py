@@ -1,4 +1,4 @@
-"""Maps of the user's own pictures, side by side: as overlays, a table and perturbation curves."""
+"""Explains the user's own pictures with several methods: overlays, a table and perturbation curves."""
 
 from fg_lightning.explain.load_network import Network, find_network
 from fg_lightning.explain.perturbation_curves import PerturbationCurves, PerturbationScore

@@ -1,4 +1,4 @@
-"""The network of each checkpoint of a training."""
+"""Loads the network of each checkpoint of a training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fg_lightning.explain.load_network import import_object
 from fg_lightning.recording.checkpoint_series import HUGGING_FACE, find_weights, read_weights_file
 
 IMAGENET_CLASSES = 1000
-"""Number of outputs of torchvision's classifiers unless they are built with another one."""
+"""Default number of outputs of torchvision's classifiers."""
 
 
 class CheckpointNetwork:
@@ -30,9 +30,9 @@ class CheckpointNetwork:
     trained, and no code in a checkpoint runs.
 
     Args:
-        model: the name of a classifier of torchvision, the import path of a network, of its class or of a function that builds it;
-            or such a function.
-        prefix: before the network's names in the checkpoints; None to find it.
+        model: name of a classifier of torchvision; import path of a network, of its class or of a function that builds it; or such
+            a class or function.
+        prefix: text before the network's parameter names in the checkpoints. Default: detected.
 
     Raises:
         CannotRun: if there is no such network.
@@ -51,7 +51,7 @@ class CheckpointNetwork:
             names = torchvision.models.list_models(module=torchvision.models)
             if model not in names:
                 raise CannotRun(
-                    f"torchvision has no classifier {model!r}; your own network has an import path, --model my_module.Net"
+                    f"torchvision has no classifier {model!r}; give your own network by its import path, --model my_module.Net"
                 )
         elif isinstance(model, nn.Module):
             self._network = model
@@ -65,7 +65,7 @@ class CheckpointNetwork:
             self._build = model
 
     def load(self, path: Path) -> nn.Module:
-        """The network of a checkpoint, on the CPU. It may be the same object with other weights as the one before.
+        """The network of a checkpoint, on the CPU. It may be the same object as for the previous checkpoint, with other weights.
 
         Raises:
             CannotRun: if the file cannot be read, or does not hold the network.
@@ -87,13 +87,13 @@ class CheckpointNetwork:
             return self._network
         except CannotRun as error:
             raise CannotRun(f"{path.name} cannot be loaded into {self.name}: {error}") from error
-        except Exception as error:  # of the user's class, or weights of other shapes
+        except Exception as error:  # an error of the user's class, or weights of other shapes
             raise CannotRun(f"{path.name} cannot be loaded into {self.name}: {one_line(error)}") from error
 
     def _load_lightning(self, kind: type[LightningModule], path: Path, content: Mapping[str, Any]) -> nn.Module:
         kept = content.get("hyper_parameters") or {}
         options = {name: value for name, (value, is_default) in self._options.items() if not (is_default and name in kept)}
-        module: nn.Module = kind.load_from_checkpoint(path, map_location="cpu", **options)  # read without its code before
+        module: nn.Module = kind.load_from_checkpoint(path, map_location="cpu", **options)  # checked by `load`
         return module
 
     def _build_network(self, content: Mapping[str, Any]) -> nn.Module:
@@ -104,26 +104,28 @@ class CheckpointNetwork:
 
 
 def _load_pretrained(kind: Any, folder: Path) -> nn.Module:
-    """The network in a folder of Hugging Face's Trainer. Its weights may have other names there than in the network.
+    """The network in a folder of Hugging Face's Trainer. The weights' names there may differ from those in the network.
 
     Raises:
-        CannotRun: if weights are missing, which transformers would draw at random.
+        CannotRun: if weights are missing: transformers would initialize them at random.
     """
     network, facts = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True)
     missing = sorted(facts["missing_keys"])
     if missing:
-        raise CannotRun(f"it lacks {len(missing)} of the network's weights ({list_briefly(missing, 3)}); it is of another network")
+        raise CannotRun(
+            f"it lacks {len(missing)} of the network's weights ({list_briefly(missing, 3)}); it belongs to another network"
+        )
     assert isinstance(network, nn.Module)
     return network
 
 
 def _parts(model: Any) -> list[Any]:
-    """A class, and what a partial of one holds: the command line makes those from `--model my.Net --model.width 8`."""
+    """A class, or the parts of a partial of one, as the command line makes it from `--model my.Net --model.width 8`."""
     return [model, *model.args, *_parts(model.func)] if isinstance(model, partial) else [model]
 
 
 def _chosen_options(kind: type, options: Mapping[str, Any]) -> dict[str, tuple[Any, bool]]:
-    """Options with whether they are the class's defaults, which say nothing against the hyperparameters of a checkpoint."""
+    """Options, and whether each is the class's default. The hyperparameters of a checkpoint override defaults."""
     defaults = {name: parameter.default for name, parameter in signature(kind).parameters.items()}
     return {name: (value, defaults.get(name, Parameter.empty) == value) for name, value in options.items()}
 
@@ -140,5 +142,5 @@ def _build_torchvision(name: str, content: Mapping[str, Any], prefix: str | None
 
 
 def _is_head(usual: Tensor, own: Tensor) -> bool:
-    """Whether a weight differs from torchvision's by its number of outputs alone."""
+    """Whether a weight differs from torchvision's only by its number of outputs."""
     return usual.ndim > 0 and usual.ndim == own.ndim and len(usual) == IMAGENET_CLASSES and usual.shape[1:] == own.shape[1:]

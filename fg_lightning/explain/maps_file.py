@@ -1,4 +1,4 @@
-"""maps.npz: the maps of every picture as plain numbers, for numpy alone."""
+"""Writes maps.npz: the maps of every picture as plain numbers, which numpy reads."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from fg_lightning.atomic_files import name_file_in_errors, replace_file
 
 
 class MapsFile:
-    """Collects maps on the disk, so that any number of pictures fits into memory, and writes them as one `maps.npz`.
+    """Collects maps in temporary files, so that the number of pictures does not matter, and writes them as one `maps.npz`.
 
     `numpy.load` reads it without pickle. It holds an array for every method by its name: [N, 1, H, W] in float32, a row for each
-    picture. If pictures differ in size, there is one array for each picture instead: "fullgrad/0", "fullgrad/1" and so on,
+    picture. If pictures differ in size, there is an array for each picture instead: "fullgrad/0", "fullgrad/1" and so on,
     [1, H, W].
 
     Args:
-        folder: where it is written; must exist when the first maps are added.
+        folder: folder of the file. It must exist when the first maps are added.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -35,7 +35,7 @@ class MapsFile:
         self._shapes: dict[str, list[tuple[int, ...]]] = {}
 
     def add(self, method: str, maps: Float[Tensor, "n 1 h w"]) -> None:
-        """Adds the maps of further pictures.
+        """Adds the maps of more pictures.
 
         Raises:
             OSError: if the disk is full.
@@ -51,11 +51,11 @@ class MapsFile:
         """Writes the file.
 
         Args:
-            methods: whose maps are written.
-            columns: further arrays, one entry for each picture.
+            methods: names of the methods to write.
+            columns: further arrays by name, with one entry for each picture.
 
         Raises:
-            OSError: if it cannot be written. An older file is then still there.
+            OSError: if it cannot be written. An older file then stays.
         """
         with replace_file(self.path) as file, ZipFile(file, "w") as archive:
             for name, column in columns.items():
@@ -65,9 +65,9 @@ class MapsFile:
                 self._write_maps(archive, method)
 
     def close(self) -> None:
-        """Forgets what was collected, and frees the disk of it."""
+        """Deletes the collected maps and their temporary files."""
         for collected in self._collected.values():
-            with suppress(OSError):  # a full disk does not take what is still to be written
+            with suppress(OSError):  # on a full disk, the rest of the buffer cannot be written
                 collected.close()
         self._collected.clear()
         self._shapes.clear()

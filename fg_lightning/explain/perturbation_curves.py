@@ -1,4 +1,4 @@
-"""How a network's output changes as pixels are replaced in the order of each method's maps: tables and a figure."""
+"""Tables and a figure of a network's output as pixels are replaced in the order of each method's maps."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from fg_lightning.visualization.plots import curves, save_figure
 DIRECTION = {"lerf": "lower is better", "morf": "higher is better"}
 
 FEW = 30
-"""A mean over fewer images is noted as rough."""
+"""A note calls means over fewer images rough."""
 
 MANY_TIMES = 50
-"""If the largest fraction is so many times the smallest, the plot's axis of fractions is logarithmic."""
+"""The plot's axis of fractions is logarithmic if the largest is at least this many times the smallest."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,15 @@ class PerturbationScore:
     """A method's score over the images. Its fields are columns of `perturbation_summary.csv`; NaN becomes an empty cell.
 
     Attributes:
-        method: its name.
-        num_images: the number of images that it is the mean of.
-        area: the area under its curve over the range of the fractions: the mean change within it.
-        standard_error: of the area, over the images.
-        interval_95: half the 95 % interval of the area over the images. It does not cover another network.
-        reference: the method that it is compared with.
+        method: name of the method.
+        num_images: number of images.
+        area: area under its curve, divided by the range of the fractions: the mean change.
+        standard_error: standard error of the area, over the images.
+        interval_95: half of the 95 % confidence interval of the area over the images. It does not cover other networks.
+        reference: name of the method that it is compared with. Empty if there is none.
         difference: its area minus the reference's.
-        difference_interval_95: half the 95 % interval of the difference, over the images.
-        p: of a paired t-test over the images.
+        difference_interval_95: half of the 95 % confidence interval of the difference, over the images.
+        p: p-value of a paired t-test over the images.
         p_holm: the same, adjusted for the number of methods (Holm 1979).
     """
 
@@ -69,12 +69,12 @@ class PerturbationCurves:
     """Collects the changes of every image for each method, in main memory.
 
     Args:
-        fractions: [F], of pixels that are replaced, rising.
-        order: "lerf" or "morf".
-        fill: what replaces them, see `fg_lightning.removal.find_fill`.
-        normalization: (mean, std) of normalized images; the numbers of a fill are of the images before.
-        dataset_mean: the training images' mean of each channel, before the normalization.
-        reference: the method that others are compared with.
+        fractions: [F], shares of the pixels that are replaced, 0 to 1, in ascending order.
+        order: "lerf", the least relevant pixels first, or "morf", the most relevant first.
+        fill: what replaces pixels, see `fg_lightning.removal.find_fill`.
+        normalization: (mean, std) of normalized images. Numbers of a fill refer to the images before. Default: not normalized.
+        dataset_mean: the training images' mean of each channel, before the normalization. Needed for the fill "dataset_mean".
+        reference: name of the method that the others are compared with. Default: "random".
 
     Raises:
         CannotRun: if one of these is invalid.
@@ -102,13 +102,14 @@ class PerturbationCurves:
             raise CannotRun(str(error)) from error
 
     def update(self, method: str, model: nn.Module, images: Tensor, maps: Tensor, target: Tensor | None) -> None:
-        """
+        """Measures the changes of some images, and adds them.
+
         Args:
-            method: whose maps they are.
+            method: name of the method.
             model: the network.
             images: [N, C, H, W].
-            maps: [N, 1, H, W].
-            target: [N], or None if the network has one output.
+            maps: the method's maps of them, [N, 1, H, W].
+            target: explained classes, [N]. None if the network gives one number for each image.
 
         Raises:
             CannotRun: if no change can be measured, for example if the output is 0.
@@ -143,14 +144,14 @@ class PerturbationCurves:
         """Writes the curves of these methods as tables and a figure, and their scores.
 
         Args:
-            folder: where to.
-            pictures: [N], the names of the images.
-            methods: whose curves are written.
-            missing: the methods that have no curve, and why.
-            notes: by method, what limits its curve; below the figure and in the table of scores.
+            folder: folder of the files.
+            pictures: [N], names of the images.
+            methods: names of the methods to write.
+            missing: for each method without a curve, the reason.
+            notes: for a method, the limits of its curve. They appear below the figure and in the table of scores.
 
         Returns:
-            What was written, and where.
+            The paths of the files, by what they hold.
         """
         table, of_images, summary = (folder / f"perturbation{part}.csv" for part in ("", "_images", "_summary"))
         values = {method: self.changes(method) for method in methods}
@@ -172,7 +173,7 @@ class PerturbationCurves:
         return written
 
     def describe_mean(self, num_images: int) -> str:
-        """What the curves are the mean of, and what their bands are."""
+        """A sentence on the means and the bands of the curves."""
         if num_images == 1:
             return "One image: no mean, and no standard error."
         rough = f" Fewer than {FEW} images: means and bands are rough." if num_images < FEW else ""
@@ -194,7 +195,7 @@ class PerturbationCurves:
         if 0 < MANY_TIMES * self.fractions[0] <= self.fractions[-1]:
             figure.axes[0].set_xscale("log")
         num_images = len(next(iter(values.values())))
-        controls = " Grey: knows nothing of the network." if values.keys() & set(CONTROLS) else ""
+        controls = " Grey: does not use the network." if values.keys() & set(CONTROLS) else ""
         first = f"{self.describe_mean(num_images)} Order {self.order}, fill {self.fill_name}.{controls}"
         wrapped = [part for line in (first, *notes) for part in wrap(line, 130)]
         figure.set_figheight(figure.get_figheight() + 0.15 * len(wrapped))
@@ -230,10 +231,17 @@ class PerturbationCurves:
 def measure_perturbation(
     network: Network, fractions: Sequence[float], order: Order, fill: Fill, reference: str = "random"
 ) -> PerturbationCurves:
-    """Curves for a network, whose fill is in the units of pictures, 0..1, or the import path of a function.
+    """Perturbation curves for a network.
+
+    Args:
+        network: the network.
+        fractions: shares of the pixels, see `PerturbationCurves`.
+        order: see `PerturbationCurves`.
+        fill: name of a fill, numbers in the units of pictures, 0..1, or import path of a function.
+        reference: see `PerturbationCurves`.
 
     Raises:
-        CannotRun: if a setting is invalid, or the fill needs to know how pictures are normalized and this is unknown.
+        CannotRun: if a setting is invalid, or the fill needs the normalization of pictures and this is unknown.
     """
     if reference not in METHODS:
         raise CannotRun(f"--reference must be one of {', '.join(METHODS)}, not {reference!r}")
@@ -244,8 +252,8 @@ def measure_perturbation(
         normalization = (list(given.mean), list(given.std))
     elif fill == "black" or not (isinstance(fill, str) or callable(fill)):
         raise CannotRun(
-            f"the fill {fill} is in the pictures' own units, 0..1, but how the transform normalizes them could not be read from "
-            "it: give --mean and --std, a number for each channel ([0] and [1] if it does not normalize)"
+            f"the fill {fill} is in the pictures' own units, 0..1, but the normalization of the transform is unknown: give --mean "
+            "and --std, a number for each channel ([0] and [1] if it does not normalize)"
         )
     return PerturbationCurves(
         fractions, order, fill, normalization=normalization, dataset_mean=network.dataset_mean, reference=reference
@@ -253,7 +261,7 @@ def measure_perturbation(
 
 
 def _fill_name(fill: Fill) -> str:
-    """A fill in a table: its name, its numbers, or where its function is defined."""
+    """The name of a fill in a table: its name, its numbers, or the import path of its function."""
     if isinstance(fill, str):
         return fill
     if callable(fill):
@@ -263,7 +271,7 @@ def _fill_name(fill: Fill) -> str:
 
 
 def _standard_errors(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Of the mean over the first dimension; NaN for a single value."""
+    """The standard error of the mean over the first dimension. NaN for a single value."""
     if len(values) < 2:
         return np.full(values.shape[1:], np.nan)
     return values.std(0, ddof=1) / math.sqrt(len(values))
@@ -284,7 +292,7 @@ def _paired_p(differences: npt.NDArray[np.float64]) -> float:
 
 
 def _cell(value: object) -> object:
-    """A number with six digits; an empty cell if it is not defined."""
+    """A number with six digits. NaN becomes an empty cell."""
     if not isinstance(value, float):
         return value
     return "" if math.isnan(value) else f"{value:.6g}"

@@ -1,4 +1,4 @@
-"""The pictures to explain: which files, and what is in them."""
+"""Finds and reads the pictures to explain."""
 
 from __future__ import annotations
 
@@ -20,27 +20,29 @@ def find_pictures(images: str | Sequence[str]) -> list[Path]:
     """The files of pictures, in order, each once.
 
     Args:
-        images: files, folders (every file in them or in folders in them that is a picture by its name), or patterns such as
-            "photos/*.jpg". Names that begin with a point are left out of folders.
+        images: files, folders (all files with the suffix of a picture, also in subfolders), or patterns such as "photos/*.jpg". In
+            folders, names that begin with a dot are skipped.
 
     Raises:
-        CannotRun: if one of them names no picture.
+        CannotRun: if one of them names no file.
     """
     paths: list[Path] = []
     if not isinstance(images, str) and Path(whole := f"[{','.join(images)}]").exists():
-        images = whole  # one name, whose brackets the command line reads as a list
+        images = whole  # one file name with brackets, which the command line reads as a list
     for name in [images] if isinstance(images, str) else images:
         path = Path(name).expanduser()
         if path.is_dir():
             files = _pictures_in(path)
             if not files:
-                raise CannotRun(f"there is no picture in the folder {path} or in folders in it")
+                raise CannotRun(f"there is no picture in the folder {path} or its subfolders; give another folder")
         elif path.is_file():
             files = [path]
         else:
             files = sorted(Path(file) for file in glob(str(path)) if Path(file).is_file())
             if not files:
-                raise CannotRun(f"there is no file, no folder and no match of {name!r} (looked from {Path.cwd()})")
+                raise CannotRun(
+                    f"{name!r} is neither a file, a folder nor a pattern with matches (searched from {Path.cwd()}); correct it"
+                )
         paths.extend(files)
     return list(dict.fromkeys(paths))
 
@@ -64,7 +66,7 @@ def read_picture(path: Path, transform: Transform) -> Tensor:
     """A picture as [C, H, W], turned upright by its EXIF orientation.
 
     Raises:
-        CannotRun: if the file is no picture or damaged, or the transform does not give [C, H, W], all finite.
+        CannotRun: if the file is not a picture or is damaged, or the transform does not give finite numbers [C, H, W].
     """
     try:
         with Image.open(path) as file:
@@ -74,19 +76,19 @@ def read_picture(path: Path, transform: Transform) -> Tensor:
     image = transform(picture)
     if not isinstance(image, Tensor) or image.ndim != 3 or not image.is_floating_point():
         got = f"a {image.dtype} tensor {list(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
-        raise CannotRun(f"the transform must make a picture into a floating-point tensor [C, H, W], but gave {got}")
+        raise CannotRun(f"the transform must return a floating-point tensor [C, H, W] for a picture, but it returned {got}")
     if not image.isfinite().all():
         raise CannotRun(
-            f"the transform makes numbers of {path} that are not finite (NaN or infinity); check --std or the transform"
+            f"the transform of {path} gives numbers that are not finite (NaN or infinity); check --std or the transform"
         )
     return image
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
-    """A picture of 16 bits in 8, which Pillow's conversion cuts off at 255; any other as it is.
+    """Converts a picture of 16 bits to 8 bits; Pillow's own conversion would clip it at 255. Other pictures stay.
 
     Raises:
-        ValueError: if it is unknown which number is white.
+        ValueError: if the number of white is unknown.
     """
     if not picture.mode.startswith(("I", "F")):
         return picture
@@ -97,7 +99,7 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
 
 
 def overlay_names(files: Sequence[Path]) -> dict[Path, str]:
-    """The name of each file's overlay: its own with the suffix .png, and a number if several would have the same name."""
+    """The name of each file's overlay: the file's name with the suffix .png, and a number if names would be equal."""
     names: dict[Path, str] = {}
     taken: set[str] = set()
     for path in files:
@@ -109,7 +111,7 @@ def overlay_names(files: Sequence[Path]) -> dict[Path, str]:
 
 
 def stack_batches(pictures: Iterator[tuple[Path, Tensor]], size: int) -> Iterator[tuple[list[Path], Tensor]]:
-    """Consecutive pictures of one shape, stacked to [N, C, H, W], N at most `size`."""
+    """Stacks consecutive pictures of one shape to batches [N, C, H, W], with N at most `size`."""
     paths: list[Path] = []
     images: list[Tensor] = []
     for path, image in pictures:

@@ -1,4 +1,4 @@
-"""The images that all checkpoints of a training are explained on: of its data, or pictures."""
+"""Finds the images that are explained at all checkpoints of a training: from its datamodule, or pictures."""
 
 from __future__ import annotations
 
@@ -32,21 +32,20 @@ def probe_of_data(
     settings: Settings,
     messages: Messages,
 ) -> tuple[Probe, list[Any]]:
-    """The images that a monitor takes from a datamodule: of its validation data, through the hooks that change batches.
+    """The images that a monitor would use of a datamodule: from its validation data, after the hooks that change batches.
 
-    Lightning itself prepares the data, as before a fit, and is stopped before anything else happens.
+    Lightning prepares the data as for a fit, and is stopped before training begins.
 
     Args:
-        make_data: makes the datamodule.
-        network: the module whose hooks change batches, if it is a LightningModule; the hardest images are those that it gets
-            most wrong.
+        make_data: class of the datamodule, or a function that makes one.
+        network: the network. If it is a LightningModule, its hooks change batches. The hardest images have its highest losses.
         num_samples: number of images.
-        choice: as the monitor's `probe`; None for the hook `fullgrad_probe`, or else as many of each class.
-        settings: how the images are explained.
-        messages: tells what is done instead of what was asked for.
+        choice: as the monitor's `probe`. None: the images of the hook `fullgrad_probe`, or else as many of each class.
+        settings: settings of the explanation.
+        messages: receives notes if the choice cannot be followed.
 
     Returns:
-        The images, and what tells their normalization and classes.
+        The images, and the objects that hold their normalization and classes.
 
     Raises:
         CannotRun: if the data cannot be prepared or hold no images.
@@ -78,20 +77,20 @@ def probe_of_data(
     except Exception as error:
         raise CannotRun(f"the images could not be read from the data: {type(error).__name__}: {one_line(error)}") from error
     if reader.probe is None:
-        raise CannotRun("the images could not be read from the data, because Lightning did not set them up")
+        raise CannotRun("the images could not be read from the data: Lightning did not set it up; check the datamodule's loaders")
     return reader.probe, [reader.loader, data]
 
 
 def probe_of_pictures(folder: Path, transform: Transform, num_samples: int) -> tuple[Probe, list[Path]]:
-    """Pictures without labels, evenly spread over a folder in the order of their names.
+    """Pictures of a folder, without labels, evenly spaced in the order of their names.
 
     Args:
-        folder: with pictures, also in folders in it.
-        transform: makes a picture into [C, H, W]; all of one shape.
-        num_samples: the largest number of pictures.
+        folder: folder of pictures. Its subfolders are searched, too.
+        transform: function from a picture to [C, H, W], the same shape for all pictures.
+        num_samples: largest number of pictures.
 
     Returns:
-        The images, and the files that they are from.
+        The images, and their files.
 
     Raises:
         CannotRun: if there are none, or one cannot be read.
@@ -101,16 +100,18 @@ def probe_of_pictures(folder: Path, transform: Transform, num_samples: int) -> t
     images = [read_picture(path, transform) for path in files]
     shapes = {tuple(image.shape) for image in images}
     if len(shapes) > 1:
-        raise CannotRun(f"the transform makes images of several shapes ({', '.join(map(str, sorted(shapes)))}); one is needed")
+        raise CannotRun(
+            f"the transform gives images of several shapes ({', '.join(map(str, sorted(shapes)))}); make it give one shape"
+        )
     return Probe.from_user(torch.stack(images)), files
 
 
 class _ProbeRead(Exception):
-    """Stops Lightning when the data are set up."""
+    """Stops Lightning after the data is set up."""
 
 
 class _ProbeReader(Callback):
-    """Takes the images where a monitor does, and stops."""
+    """Reads the probe at the same point as a monitor, and stops Lightning."""
 
     def __init__(self, finder: ProbeFinder) -> None:
         self.finder = finder
@@ -127,7 +128,7 @@ class _ProbeReader(Callback):
 
 
 class _AnyNetwork(LightningModule):
-    """Stands for a network that is no LightningModule, so that Lightning reads the data."""
+    """Wraps a network that is not a LightningModule, so that Lightning can read the data."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -148,7 +149,7 @@ class _AnyNetwork(LightningModule):
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Without Lightning's words about devices and tips."""
+    """Silences Lightning's messages about devices and its tips."""
     loggers = [
         logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
     ]

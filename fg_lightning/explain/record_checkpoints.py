@@ -1,4 +1,4 @@
-"""Records the snapshots of a training that is finished, from its checkpoints."""
+"""Records the snapshots of a finished training from its checkpoints."""
 
 from __future__ import annotations
 
@@ -30,18 +30,19 @@ from fg_lightning.recording.settings import Settings
 from fg_lightning.recording.task import Classes, Task
 
 STATE = "checkpoints.pt"
-"""Which checkpoints are recorded, and what continues the history."""
+"""File with the names of the recorded checkpoints and the state of the recorder."""
 
 Track = Callable[[Sequence[Checkpoint]], Iterable[Checkpoint]]
 
 
 @dataclass
 class Recorded:
-    """
+    """The result of `record_checkpoints`.
+
     Attributes:
-        history: of all checkpoints so far.
-        num_new: number of snapshots that were added.
-        skipped: why checkpoints are left out, by path.
+        history: history of all checkpoints so far.
+        num_new: number of new snapshots.
+        skipped: for each skipped checkpoint, by path, the reason.
     """
 
     history: History
@@ -50,13 +51,13 @@ class Recorded:
 
 
 class Notes(Messages):
-    """Errors and notes of a recorder as lines for the user of a command, each once.
+    """Shows the errors and notes of a recorder as lines, each once.
 
     Args:
-        show: shows a line.
+        show: function that shows a line.
 
     Attributes:
-        last_error: that a recorder had last.
+        last_error: the last error of the recorder. None if there was none.
     """
 
     def __init__(self, show: Callable[[str], None]) -> None:
@@ -66,9 +67,10 @@ class Notes(Messages):
         self._shown: set[str] = set()
 
     def warn(self, error: Exception, consequence: str = "", method: str = "") -> None:
-        """
+        """Shows an error as a note.
+
         Raises:
-            ProbeChanged: to end the command.
+            ProbeChanged: if the error is one: it ends the command.
         """
         if isinstance(error, ProbeChanged):
             raise error
@@ -83,16 +85,16 @@ class Notes(Messages):
 
 
 def _as_option(argument: re.Match[str]) -> str:
-    """An argument of Python, with one value or two, as the command line has it."""
+    """An argument in Python's notation, with one value or two, as an option of the command line."""
     name, *values = argument.groups()
     return " or ".join(f"--{name} {value}" for value in values if value is not None)
 
 
 def check_options(options: Mapping[str, Any]) -> Settings:
-    """How images are explained, by options of `FullGradRecorder`.
+    """The settings of the explanation, from options of `FullGradRecorder`.
 
     Raises:
-        CannotRun: if one makes no sense.
+        CannotRun: if an option is invalid.
     """
     try:
         return Settings(**options)
@@ -104,7 +106,7 @@ def load_last(network: CheckpointNetwork, checkpoints: Sequence[Checkpoint]) -> 
     """The network of the last checkpoint that can be loaded.
 
     Raises:
-        CannotRun: if none can.
+        CannotRun: if none can be loaded.
     """
     failures: list[CannotRun] = []
     for checkpoint in reversed(checkpoints):
@@ -128,42 +130,44 @@ def record_checkpoints(
     notes: Notes | None = None,
     **options: Any,
 ) -> Recorded:
-    """Takes a snapshot of each checkpoint, in a folder like that of a monitored run. Checkpoints that are in it stay.
+    """Takes a snapshot of each new checkpoint, in a folder like that of a monitored run.
 
-    Without labels and a target, the class is explained that the last network predicts.
+    Without labels and target, the class is explained that the last network predicts.
 
     Args:
         series: the checkpoints.
-        network: loads them.
+        network: loads their networks.
         probe: the images.
         output: the folder.
-        data: what tells the normalization and the classes.
-        loggers: makes the loggers of a recorder, once nothing else can be wrong.
-        added_to: the run that they log to; what is drawn already cannot be added to another one.
-        device: where networks run.
+        data: objects that hold the normalization and the classes.
+        loggers: makes the loggers of the recorder. It is called after all other checks.
+        added_to: the Weights & Biases run that they log to. The folder's snapshots can be logged to one run only.
+        device: device of the networks.
         track: shows the progress.
-        notes: shows what happens.
-        options: of `FullGradRecorder`.
+        notes: shows errors and notes. Default: prints them.
+        options: options of `FullGradRecorder`.
 
     Raises:
-        CannotRun: if the folder holds anything else, no checkpoint can be explained, or an option makes no sense.
+        CannotRun: if the folder holds anything else, no checkpoint can be explained, or an option is invalid.
     """
     state = _read_state(output, series)
     if state and added_to not in (None, state.get("added_to")):
-        raise CannotRun(f"{output} is drawn already, and its pictures cannot be logged again; give another --output")
+        raise CannotRun(f"{output} already holds snapshots, and they cannot be logged again; give another --output")
     done: list[str] = list(state.get("done", ()))
     new, skipped = _split(series, done, state.get("last", -1))
     notes = notes or Notes(print)
     if probe.labels is None and options.get("target") is None and new:
         options["target"] = state["target"] if state else _last_prediction(new, network, probe, device, data, options, notes)
-    fresh = None if state and probe.chosen.startswith(HARDEST) else probe  # the hardest were chosen by an earlier network
+    fresh = None if state and probe.chosen.startswith(HARDEST) else probe  # an earlier network chose the hardest
     try:
-        for makes in (tuple, loggers):  # the first to check everything before a run is asked for
+        for makes in (tuple, loggers):  # the first pass checks everything before a run is started
             recorder = FullGradRecorder(output, fresh, data=list(data), loggers=makes(), messages=notes, **options)
             if state:
                 recorder.load_state_dict({**state["recorder"], "folder": str(output.resolve())})
     except ProbeChanged as error:
-        raise CannotRun(f"{output} cannot be continued: {error}; repeat its command, or give another --output") from error
+        raise CannotRun(
+            f"{output} cannot be continued: {error}; use the same options as before, or give another --output"
+        ) from error
     except (TypeError, ValueError) as error:
         raise CannotRun(str(error)) from error
     recorded = Recorded(recorder.history, skipped={**series.skipped, **skipped})
@@ -195,7 +199,7 @@ def record_checkpoints(
 
 
 def _read_state(output: Path, series: CheckpointSeries) -> Mapping[str, Any]:
-    """What an earlier command left; empty if there is none.
+    """The state that an earlier command saved. Empty if there is none.
 
     Raises:
         CannotRun: if the folder holds anything else.
@@ -205,21 +209,21 @@ def _read_state(output: Path, series: CheckpointSeries) -> Mapping[str, Any]:
     if not output.exists():
         return {}
     if not (output / STATE).is_file():
-        raise CannotRun(f"{output} is there already and was not drawn from checkpoints; give another --output")
+        raise CannotRun(f"{output} exists already and was not made from checkpoints; give another --output")
     state = read_checkpoint(output / STATE)
     names = {checkpoint.path.name for checkpoint in series.checkpoints}
     if not {"done", "last", "recorder"} <= state.keys():
         raise CannotRun(f"{output / STATE} is damaged; give another --output")
     if names.isdisjoint(state["done"]):
-        raise CannotRun(f"{output} was drawn from other checkpoints, such as {state['done'][0]}; give another --output")
+        raise CannotRun(f"{output} was made from other checkpoints, such as {state['done'][0]}; give another --output")
     return state
 
 
 def _split(series: CheckpointSeries, done: Sequence[str], last: int) -> tuple[list[Checkpoint], dict[Path, str]]:
-    """The checkpoints that are not recorded yet, and why others of those are left out."""
+    """The checkpoints to record, and the reasons why others that are not recorded are skipped."""
     left = [checkpoint for checkpoint in series.checkpoints if checkpoint.path.name not in done]
     early = [checkpoint for checkpoint in left if checkpoint.order[0] <= last]
-    reason = "was written before the last one that is drawn; to add it, draw all with another --output"
+    reason = "was written before the last recorded one; to add it, record all with another --output"
     return [c for c in left if c not in early], {c.path: f"{c.path.name} {reason}" for c in early}
 
 
@@ -232,9 +236,9 @@ def _last_prediction(
     options: Mapping[str, Any],
     notes: Notes,
 ) -> list[int] | None:
-    """The classes that the last network predicts; None if its output has no classes, or it cannot be explained.
+    """The classes that the last network predicts. None if its output has no classes, or it cannot be explained.
 
-    Scores [N, K] of which nothing tells what they are, are those of classes, as in `fg-lightning explain`.
+    An output [N, K] of unknown meaning counts as scores of classes, as in `fg-lightning explain`.
     """
     names = options.get("class_names")
 
@@ -250,13 +254,13 @@ def _last_prediction(
         if is_guess:
             explainer = Explainer(probe, task="classes", evidence=read_evidence)
             explainer.explain(model, device)
-    except Exception:  # of another shape, or whatever the snapshots will tell
+    except Exception:  # the snapshots will report the error
         return None
     if not isinstance(explainer.task, Classes) or explainer.probe.labels is None:
         return None
     if is_guess:
         notes.inform(
-            "nothing tells what the output is. It is assumed to be scores of classes (--task classes), and the class that the last "
-            "network predicts is explained; --task number explains the mean of the output"
+            "the meaning of the output is unknown. It is assumed to be scores of classes (--task classes), and the class that the "
+            "last network predicts is explained; --task number explains the mean of the output"
         )
     return explainer.probe.labels.tolist()

@@ -36,10 +36,10 @@ def find_methods(methods: str | Sequence[str]) -> dict[str, Factory]:
     """The factories of methods, by name.
 
     Args:
-        methods: names with commas between them, a list of them, or "all".
+        methods: names separated by commas, a list of names, or "all".
 
     Raises:
-        CannotRun: if a name is no method's.
+        CannotRun: if a name is unknown, or there is none.
     """
     names = [name.strip() for name in methods.split(",")] if isinstance(methods, str) else list(methods)
     if not names:
@@ -53,19 +53,19 @@ def find_methods(methods: str | Sequence[str]) -> dict[str, Factory]:
 class Session:
     """Explains pictures with several methods.
 
-    A picture that cannot be read is named on the console and left out. A method that cannot explain this network is named on the
-    console, in every overlay and in the plot.
+    A picture that cannot be read is skipped, and the console shows why. If a method cannot explain this network, the console, every
+    overlay and the plot show why.
 
     Args:
         network: the network to explain.
-        methods: the factories of the methods, by name.
-        target: a class by index or name; None for the predicted one.
-        output: a folder, made when something is written to it.
-        device: cpu, cuda, or any other of torch's; "auto" for a GPU if there is one.
-        curves: measures how the output changes as pixels are replaced; None to leave that out.
-        num_overlays: the number of pictures that get an overlay, the first ones. None for all.
-        save_maps: whether the maps are written to `maps.npz`.
-        console: shows the progress and the notes. Default: the terminal.
+        methods: factories of the methods, by name.
+        target: the class to explain, by index or name. None: the predicted class.
+        output: folder of the results. It is created when the first file is written.
+        device: "cpu", "cuda" or any other device of torch; "auto" for a GPU if there is one. Default: "auto".
+        curves: measures how the output changes as pixels are replaced. Default: not measured.
+        num_overlays: number of pictures that get an overlay, the first ones. Default: all.
+        save_maps: whether to write the maps to `maps.npz`. Default: True.
+        console: console of rich for the progress and the notes. Default: the terminal.
 
     Raises:
         CannotRun: if the class or the device is unknown.
@@ -89,7 +89,7 @@ class Session:
         self.curves = curves
         self.num_overlays = num_overlays
         self.missing: dict[str, str] = {}
-        """The methods that have no map, and why."""
+        """For each method without a map, the reason."""
         self._maps_file = MapsFile(output) if save_maps else None
         self._console = console or Console()
         self._notes: dict[str, dict[str, None]] = {name: {} for name in methods}
@@ -98,20 +98,24 @@ class Session:
         try:
             self.device = torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
             network.model.to(self.device).eval()
-        except (RuntimeError, AssertionError) as error:  # the last is torch's if it was built without CUDA
+        except (RuntimeError, AssertionError) as error:  # torch raises AssertionError if it was built without CUDA
             raise CannotRun(str(error)) from error
         self._attributions: dict[str, Attribution] = {name: factory(network.model) for name, factory in methods.items()}
 
     def run(self, files: Sequence[Path], batch_size: int) -> dict[str, str]:
         """Explains all the files and writes the results.
 
-        The first picture is explained alone. From its time, the console tells how long the others will take.
+        The first picture is explained alone. Its time gives the estimate of the time for the others, which the console shows.
+
+        Args:
+            files: the pictures.
+            batch_size: number of images that are explained at once, except the first one.
 
         Returns:
-            What was written, and where.
+            The paths of the files, by what they hold.
 
         Raises:
-            CannotRun: if no file can be read, no method works, the network does not take the images, or nothing can be written.
+            CannotRun: if no file can be read, no method works, the network fails on the images, or a file cannot be written.
         """
         _check_folder(self.output)
         sweep(self.output)
@@ -175,7 +179,7 @@ class Session:
             raise CannotRun(f"none of {len(files)} pictures can be read; the first: {failures[0]}")
 
     def _attribute(self, method: str, images: Tensor, target: Tensor | None) -> Tensor | None:
-        """The maps of a method, measured as well; None, and none from now on, if it cannot explain this network."""
+        """The maps of a method, after measuring them. None if it cannot explain this network; it is then skipped from now on."""
         try:
             with warnings.catch_warnings(record=True) as given:
                 warnings.simplefilter("default")
@@ -183,14 +187,14 @@ class Session:
             self._note(method, [str(warning.message) for warning in given])
             check_maps(maps, images)
         except torch.OutOfMemoryError as error:
-            raise CannotRun(f"{method} takes more memory than there is; take a smaller --batch_size or --size") from error
-        except (TypeError, ValueError, RuntimeError, AssertionError) as error:  # the last is Captum's
+            raise CannotRun(f"{method} needs more memory than the device has; use a smaller --batch_size or --size") from error
+        except (TypeError, ValueError, RuntimeError, AssertionError) as error:  # Captum raises AssertionError
             self._leave_out(f"{method}: {error}")
             del self._attributions[method]
             kind = "does not apply" if isinstance(error, ValueError) else "failed"
             self.missing[method] = f"{kind}: {' '.join(str(error).split())}"
             if not self._attributions:
-                raise CannotRun("no method is left that could explain this network") from error
+                raise CannotRun("none of the methods can explain this network; choose others with --methods") from error
             return None
         flat = maps.detach().flatten(1)
         self._constant.setdefault(method, []).append((flat.amax(1) == flat.amin(1)).cpu())
@@ -205,7 +209,7 @@ class Session:
         return maps
 
     def _save(self, paths: Sequence[Path], images: Tensor, maps: dict[str, Tensor], prediction: Prediction) -> None:
-        """The overlays of the first images of a batch, a picture for each path."""
+        """Writes the overlays of the first images of a batch, one for each path."""
         for i, path in enumerate(paths):
             path.parent.mkdir(parents=True, exist_ok=True)
             own = {method: maps[method][i] if method in maps else self.missing[method] for method in self._notes}
@@ -216,14 +220,14 @@ class Session:
                 picture.save(file, "PNG")
 
     def _lines_below(self, method: str, i: int) -> str:
-        """What stands below the name of a method: the completeness error of an image of the last batch, and its warnings."""
+        """The lines below the name of a method: the completeness error of an image of the last batch, and its warnings."""
         lines = [f"completeness error {_digits(self._errors[method][-1][i])}"] if method in self._errors else []
         if self._constant[method][-1][i]:
-            lines.append("constant: this map ranks no pixel")
+            lines.append("constant: this map does not rank pixels")
         return "\n".join([*lines, *(note.removeprefix(f"{method} ") for note in self._notes[method])])
 
     def _write_tables(self, pictures: Sequence[Path], predictions: Sequence[Prediction], num_files: int) -> dict[str, str]:
-        """Writes the table, the maps and the curves. Returns what was written, and where."""
+        """Writes the table, the maps and the curves. Returns the paths of the files, by what they hold."""
         self.output.mkdir(parents=True, exist_ok=True)
         methods = list(self._attributions)
         errors = {f"{name}_completeness_error": torch.cat(parts).numpy() for name, parts in self._errors.items() if name in methods}
@@ -255,7 +259,7 @@ class Session:
         return written
 
     def _notes_of_curves(self, methods: Sequence[str]) -> dict[str, str]:
-        """By method, what limits its curve."""
+        """The limits of the methods' curves, by method."""
         for method in methods:
             flat = torch.cat(self._constant[method])
             if num_constant := int(flat.sum()):
@@ -264,7 +268,7 @@ class Session:
         return {method: "; ".join(self._notes[method]) for method in methods if self._notes[method]}
 
     def _note(self, method: str, messages: Sequence[str]) -> None:
-        """Prints the warnings of a method, each once a session, and keeps them for its pictures."""
+        """Prints the warnings of a method, each once in a session, and keeps them for its pictures."""
         for message in messages:
             if not any(message in notes for notes in self._notes.values()):
                 self._print(f"note: {message}")
@@ -278,7 +282,7 @@ class Session:
 
 
 def _explain(attribution: Attribution, images: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """The maps of a method [N, 1, H, W]; of FullGrad, whose map is of all terms, also the completeness errors, [N]."""
+    """The maps of a method, [N, 1, H, W]; for FullGrad, if its map contains all terms, also the completeness errors, [N]."""
     if isinstance(attribution, FullGrad) and attribution.is_complete:
         maps, terms = attribution.attribute_with_terms(images, target)
         return maps, terms.completeness_error
@@ -291,9 +295,10 @@ def _digits(value: Any) -> str:
 
 @contextmanager
 def _name_write_faults(folder: Path) -> Iterator[None]:
-    """
+    """Turns errors of writing to a folder into one sentence.
+
     Raises:
-        CannotRun: if a file of the folder cannot be written; the one that was there before still is.
+        CannotRun: if a file of the folder cannot be written. An older file then stays.
     """
     try:
         yield
@@ -301,17 +306,18 @@ def _name_write_faults(folder: Path) -> Iterator[None]:
         if not str(error.filename).startswith((os.path.realpath(folder), str(folder))):
             raise
         raise CannotRun(
-            f"{error.filename} cannot be written: {error.strerror}; make room, or name another folder with --output"
+            f"{error.filename} cannot be written: {error.strerror}; make room, or use another folder with --output"
         ) from error
 
 
 def _check_folder(folder: Path) -> None:
-    """
+    """Checks that results can be written to a folder.
+
     Raises:
-        CannotRun: if no such folder can be made or written to.
+        CannotRun: if the folder cannot be created or written to.
     """
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir():
-        raise CannotRun(f"{there} is a file, so that there cannot be a folder {folder}; name another one with --output")
+        raise CannotRun(f"{there} is a file, so the folder {folder} cannot be created; use another one with --output")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise CannotRun(f"nothing may be written to {there}; name another folder with --output")
+        raise CannotRun(f"you have no permission to write to {there}; use another folder with --output")

@@ -1,4 +1,4 @@
-"""How long the pictures will take, measured on the first one."""
+"""Estimates the time for all pictures from the first one."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from time import perf_counter
 
 
 class Stopwatch:
-    """Measures how long each method takes for the first picture, and tells the time of the others from it.
+    """Measures the time of each method for the first picture, and estimates the time for the others from it.
 
     Attributes:
-        seconds: by method. Empty until something was measured.
+        seconds: measured seconds, by method.
     """
 
     def __init__(self) -> None:
@@ -28,12 +28,12 @@ class Stopwatch:
             self.seconds[method] = self.seconds.get(method, 0.0) + perf_counter() - start
 
     def share(self, method: str) -> float:
-        """The share of a picture's time that a method takes, 0 to 1."""
+        """The share of a picture's time that a method needs, 0 to 1."""
         total = sum(self.seconds.values())
         return self.seconds[method] / total if total and method in self.seconds else 0.0
 
     def estimate(self, num_left: int) -> str:
-        """A sentence about the time that further pictures will take, at the speed of the first one, which is just done."""
+        """A sentence on the time for more pictures, at the speed of the first one. Call it directly after the first picture."""
         first = perf_counter() - self._start
         return (
             f"up to about {in_words(num_left * first)} for {num_left} more picture{'s' * (num_left != 1)}: the first took "
@@ -42,7 +42,7 @@ class Stopwatch:
 
 
 def in_words(seconds: float) -> str:
-    """A time in the unit that fits it: "0.4 s", "12 s", "8 min", "3.1 h"."""
+    """A time in a suitable unit: "0.4 s", "12 s", "8 min", "3.1 h"."""
     if seconds < 1:
         return f"{seconds:.1g} s"
     if seconds < 100:
@@ -51,6 +51,6 @@ def in_words(seconds: float) -> str:
 
 
 def _list_slowest(seconds: Mapping[str, float], count: int = 3) -> str:
-    """The methods that take longest, with their times."""
+    """The slowest methods, with their times."""
     slowest = sorted(seconds, key=lambda method: -seconds[method])[:count]
     return ", ".join(f"{method} {in_words(seconds[method])}" for method in slowest)
