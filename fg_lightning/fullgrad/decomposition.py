@@ -1,4 +1,4 @@
-"""The full-gradients: a network's output as the exact sum of what its input and each of its biases contribute."""
+"""The full-gradients: a network's output as the exact sum of the contributions of its input and its biases."""
 
 from __future__ import annotations
 
@@ -25,24 +25,23 @@ from fg_lightning.fullgrad.target import Target
 class FullGradients:
     """The full-gradients of a batch, term by term (Srinivas & Fleuret 2019, with implicit biases).
 
-    `output = input_term + sum of bias_terms + sum of implicit_terms + residual`, for every sample. Two results are compared by
-    identity.
+    `output = input_term + sum of bias_terms + sum of implicit_terms + residual`, for every sample. Equality of results is identity.
 
     Attributes:
         output: the explained output, [N].
-        target: the explained classes, [N]; None if a function selected the output or there is one output for each sample.
-        input_gradient: the output's gradient at the input, [N, C, *S]; for several image inputs a tuple.
-        input_term: the inner product of input-gradient and input, [N]; for several image inputs a tuple.
-        bias_terms: explicit biases (those of weights and constants) by qualified module name in forward order, [N] each.
-        implicit_terms: implicit biases (those of non-linearities), likewise.
+        target: the explained classes, [N]. None if a function selected the output, or the model gives one number for each sample.
+        input_gradient: gradient of the output at the input, [N, C, *S]. A tuple for several image inputs.
+        input_term: inner product of input-gradient and input, [N]. A tuple for several image inputs.
+        bias_terms: terms of explicit biases (of weights and constants), [N] each, by qualified module name in forward order.
+        implicit_terms: terms of implicit biases (of non-linearities), [N] each, by qualified module name in forward order.
         missing_ops: operations that could not be linearized. Their biases are missing from the sum.
-        fallback_ops: operations without a rule, whose bias came from the general fallback.
+        fallback_ops: operations without a rule, whose bias the general fallback computed.
         drawn: operations with a bias term on the image plane.
-        undrawn: operations with a bias term that is not on the image plane, as behind a global pooling, or whose place there is not
-            known. FullGrad leaves them out of the map.
-        lost: those of the undrawn whose place is not known, although they are not behind the end of the image plane.
-        unbatched_by: the operation behind which the samples of the batch could not be told apart, so that each was run alone; None
-            if they were run together.
+        undrawn: operations with a bias term that is not on the image plane, such as after a global pooling, or whose position there
+            is unknown. FullGrad leaves these terms out of the map.
+        lost: the undrawn operations whose position is unknown although the image plane has not ended before them.
+        unbatched_by: the operation that mixed the samples of the batch as far as is known, so that each was run alone. None if they
+            were run together.
     """
 
     output: Float[Tensor, " n"]
@@ -60,7 +59,7 @@ class FullGradients:
 
     @property
     def residual(self) -> Float[Tensor, " n"]:
-        """What the terms leave unexplained, signed: output - input terms - all bias terms, [N]."""
+        """The part of the output that the terms do not explain, signed: output - input terms - all bias terms, [N]."""
         rest = self.output
         for input_term in as_several(self.input_term):
             rest = rest - input_term
@@ -68,7 +67,7 @@ class FullGradients:
 
     @property
     def completeness_error(self) -> Float[Tensor, " n"]:
-        """|residual| / |output|, [N]: zero up to rounding."""
+        """|residual| / |output|, [N]: zero up to rounding if no term is missing."""
         return self.residual.abs() / self.output.abs().clamp_min(torch.finfo(self.output.dtype).tiny)
 
     def __repr__(self) -> str:
@@ -87,7 +86,7 @@ class FullGradients:
         """The result of a batch from results of its images.
 
         Args:
-            parts: results of some images each, in the order of the batch.
+            parts: results of parts of the batch, in its order.
             unbatched_by: the operation because of which the batch was not run together.
         """
         targets = [part.target for part in parts if part.target is not None]
@@ -95,7 +94,7 @@ class FullGradients:
 
     @classmethod
     def average(cls, parts: Sequence[FullGradients]) -> FullGradients:
-        """The mean, term by term, of results for the same target. It is complete if they are: the sum of terms is linear."""
+        """The mean, term by term, of results for the same target. It is complete if all results are."""
         return _merge(parts, lambda values: torch.stack(values).mean(0), parts[0].target)
 
 
@@ -113,7 +112,7 @@ def _merge(
     target: Tensor | None,
     unbatched_by: str | None = None,
 ) -> FullGradients:
-    """The parts merged field by field."""
+    """Merges results field by field."""
     return FullGradients(
         output=merge([part.output for part in parts]),
         target=target,
@@ -131,24 +130,24 @@ def _merge(
 
 
 def _merge_inputs(parts: list[OneOrSeveral], merge: Callable[[list[Tensor]], Tensor]) -> OneOrSeveral:
-    """Values of each part, for one image input or a tuple of them."""
+    """Merges values of one image input, or of each of several."""
     if isinstance(parts[0], Tensor):
         return merge([part for part in parts if isinstance(part, Tensor)])
     return tuple(merge(list(of_input)) for of_input in zip(*parts, strict=True))
 
 
 def as_several(of_inputs: OneOrSeveral) -> tuple[Tensor, ...]:
-    """What belongs to each image input."""
+    """The values of the image inputs as a tuple."""
     return of_inputs if isinstance(of_inputs, tuple) else (of_inputs,)
 
 
 def one_or_several(of_inputs: Sequence[Tensor]) -> OneOrSeveral:
-    """The tensor of the only image input, or those of several."""
+    """The tensor of a single image input, or the tuple for several."""
     return tuple(of_inputs) if len(of_inputs) > 1 else of_inputs[0]
 
 
 def _merge_terms(parts: list[tuple[dict[str, Tensor], Tensor]], merge: Callable[[list[Tensor]], Tensor]) -> dict[str, Tensor]:
-    """Terms by name, from (terms, output) of each part. A module that a part was routed past has terms of 0 there."""
+    """Merges terms by name, from (terms, output) of each part. If a part did not run a module, its term there is 0."""
     names = _unique(name for terms, _ in parts for name in terms)
     return {name: merge([terms.get(name, torch.zeros_like(output)) for terms, output in parts]) for name in names}
 
@@ -166,27 +165,30 @@ def full_gradients(
     reading: Reading = "exact",
     autocast: bool = False,
 ) -> FullGradients:
-    """Decomposes a model's output, exactly, into what the input and every bias contribute.
+    """Decomposes a model's output exactly into the contributions of the input and of every bias.
 
-    The model runs in evaluation mode and is left as it was: flags, gradients, hooks, buffers and random state.
+    The model runs in evaluation mode. Its flags, gradients, hooks and buffers and the random state are restored.
 
     Args:
         model: any network of differentiable operations.
-        images: [N, C, *S] with one, two or three spatial dimensions, floating-point, as the model takes them; or a tuple of them
-            for a model that takes several images, one after the other. Each has an input term of its own.
-        target: the class to explain: one for all samples, one for each ([N] as list or tensor), a tuple of indices for a dense
-            output; None for the predicted class; or a function from the model's output to [N].
-        additional_forward_args: what the model's forward takes after the images, one value or a tuple; constants.
-        reading: "exact", or "locally_affine" to hold the statistics of norms, attention weights and the gates of GELU and SiLU
-            constant, so that transformers are complete with explicit biases alone (LibraGrad, Mehri et al. 2025).
-        autocast: keep an active autocast; by default everything runs in the parameters' own precision, half precision in float32.
+        images: input of the model, floating-point, [N, C, *S] with one, two or three spatial dimensions; or a tuple of such tensors
+            for a model with several image inputs as its first arguments. Each has its own input term.
+        target: class to explain: one for all samples; one for each sample, [N] as list or tensor; a tuple of indices for a dense
+            output; or a function from the model's output to [N]. Default: the predicted class.
+        additional_forward_args: further arguments of the model's forward after the images, one value or a tuple. They count as
+            constants. Default: none.
+        reading: "exact"; or "locally_affine", which holds the statistics of norms, attention weights and the gates of GELU and SiLU
+            constant, so that transformers are complete with explicit biases alone (LibraGrad, Mehri et al. 2025). Default: "exact".
+        autocast: whether to keep an active autocast. Default: False: everything runs in the precision of the parameters, and half
+            precision in float32.
 
     Returns:
         The terms; see `FullGradients`.
 
     Raises:
-        TypeError: if the images are not floating-point or the target is of no known kind.
-        ValueError: if shapes or targets do not fit, the output is not finite, does not depend on the images, or mixes samples.
+        TypeError: if the images are not floating-point, or the target is of an unknown kind.
+        ValueError: if shapes, the target or the reading are invalid, or the output is not finite, does not depend on the images, or
+            mixes samples.
 
     Examples:
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 10))
@@ -197,7 +199,7 @@ def full_gradients(
 
 
 def decompose(model: nn.Module, batch: Batch, *, reading: Reading = "exact", autocast: bool = False) -> FullGradients:
-    """`full_gradients` of a batch that was checked."""
+    """`full_gradients` for a checked batch."""
     return run_alone_if_mixed(partial(_decompose_together, model, reading, autocast), batch)
 
 
@@ -220,7 +222,7 @@ class TermSums:
     def visit(self, term: Term, bias: Tensor | Pointwise, gradient: Tensor) -> None:
         value = compute_bias(bias)
         is_by_channel = 2 <= value.ndim == gradient.ndim - 1 and value.numel() == len(value) and not gradient.is_complex()
-        if is_by_channel and term.layout.is_image(gradient.ndim - 2):  # [C, 1, ...], which need not be multiplied everywhere
+        if is_by_channel and term.layout.is_image(gradient.ndim - 2):  # [C, 1, ...]: one multiplication for each channel
             self._sums[id(term)] = (gradient.flatten(2).sum(2) * value.flatten()).sum(1)
         else:
             self._sums[id(term)] = term.layout.per_sample(real_product(gradient, value), self._num_images)
@@ -230,7 +232,7 @@ class TermSums:
         self._gradients, self._input_terms = tuple(gradients), tuple((grad * own).flatten(1).sum(1) for own, grad in pairs)
 
     def collect(self, run: Run) -> FullGradients:
-        """The terms of the run in forward order, by module. A bias whose output leads nowhere counts 0."""
+        """The terms of the run in forward order, by module. A bias whose output is not used counts as 0."""
         by_kind: dict[str, dict[str, Tensor]] = {"explicit": {}, "implicit": {}}
         num_axes = [gradient.ndim - 2 for gradient in self._gradients]
         are_drawn = [(t, any(t.lies_on(i, axes) for i, axes in enumerate(num_axes))) for t in run.terms]
@@ -254,10 +256,10 @@ class TermSums:
 
 
 INCOMPLETE = 0.01
-"""FullGrad warns if the completeness error is larger, or ten times that under autocast, which rounds to 8 or 11 bits."""
+"""FullGrad warns if the completeness error is larger than this. Under autocast, which rounds to 8 or 11 bits: ten times this."""
 
 _ROUNDING = 1000
-"""A residual of so many units of precision of the sum of all terms is rounding, and not worth a warning."""
+"""A residual of up to this many units of precision of the sum of all terms counts as rounding, without a warning."""
 
 _warned: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 
@@ -273,7 +275,7 @@ def is_check_due(model: nn.Module, kind: Hashable) -> bool:
 
 
 def warn_once(model: nn.Module, about: str, message: str) -> None:
-    """Warn once for each network. Python's own filter does the same until something catches warnings and resets it."""
+    """Warn once for each network and subject. Python's own filter is not enough: catching warnings resets it."""
     known = _warned.setdefault(model, set())
     if about not in known:
         known.add(about)
@@ -281,7 +283,7 @@ def warn_once(model: nn.Module, about: str, message: str) -> None:
 
 
 def warn_if_incomplete(model: nn.Module, terms: FullGradients, *, is_rounded: bool = False) -> None:
-    """Warn if the terms do not add up to the output, and name the operation if it is known.
+    """Warn if the terms do not add up to the output, and name the operation that causes it if it is known.
 
     Args:
         model: the network of these terms.
@@ -309,20 +311,20 @@ def _reason(terms: FullGradients) -> str:
     if not bool(is_finite.all()):
         num_infinite = int((~is_finite).sum())
         return (
-            f"the gradients of {num_infinite} of {len(is_finite)} images are not finite. That of a root or a norm at 0 is "
-            "not, nor that of torch.where if one of its branches is not, for example; a small number under the root helps there."
+            f"the gradients of {num_infinite} of {len(is_finite)} images are not finite. Common causes are a root or a norm at "
+            "0, and torch.where with a branch that is not finite. For a root, add a small number under it."
         )
     if terms.missing_ops:
         return (
-            f"nothing is known of {', '.join(terms.missing_ops[:3])}. Write that with operations that autograd can differentiate "
-            "(without .data, detach(), NumPy or TorchScript), or read the maps with that in mind."
+            f"the biases of {', '.join(terms.missing_ops[:3])} are unknown. Write it with operations that autograd can "
+            "differentiate (without .data, detach(), NumPy or TorchScript), or consider that the maps lack these biases."
         )
     if terms.fallback_ops:
         return (
-            f"perhaps the backward pass of {', '.join(terms.fallback_ops[:3])} is not its derivative, or draws random numbers. "
-            "Look at completeness_error of `full_gradients`."
+            f"the backward pass of {', '.join(terms.fallback_ops[:3])} may not be its derivative, or may draw random numbers. "
+            "Check completeness_error of `full_gradients`."
         )
-    return "no operation is known to be at fault. Compare with float64, model.double(): if it stays, the package has a fault."
+    return "the cause is unknown. Repeat in float64, with model.double(): if the error stays, please report a bug of this package."
 
 
 def _magnitude(terms: FullGradients) -> Tensor:

@@ -1,8 +1,8 @@
-"""On which of several image inputs the places of a tensor lie.
+"""Tracks on which of several image inputs the places of a tensor lie.
 
-The layout of a tensor tells where its places lie in the plane of one image. Where a model brings images together place by place, as
-by a sum, these are places of each of them. Where it puts images beside each other, as in one batch, some entries are places of one
-image and some of another.
+The layout of a tensor gives the positions of its places in the plane of one image. If a model combines images place by place, for
+example by a sum, these are places of each image. If it puts images beside each other, for example in one batch, some entries are
+places of one image and some of another.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from fg_lightning.fullgrad.tensor_layouts import TensorLayouts, TensorTable
 from fg_lightning.fullgrad.torch_internals import base_of, without_function_modes
 
 ALIGNING = (broadcast_layout, cat_layout, stack_layout, setitem_layout)
-"""Rules of operations that bring the places of their operands together."""
+"""Rules of operations that combine the places of their operands."""
 
 MOVING = (view_layout, reshape_layout)
-"""Rules of operations that move entries and compute nothing."""
+"""Rules of operations that only move entries."""
 
 
 class Planes(NamedTuple):
-    """On which image inputs the places of a tensor lie, for each entry of one dimension.
+    """The image inputs on which the places of a tensor lie, for each entry of one dimension.
 
     Attributes:
         dim: the dimension.
-        images: numbers of the image inputs, for each of its entries; one set if it is that of all.
+        images: a set of image inputs, by number, for each entry of it. A single set if it is the same for all entries.
     """
 
     dim: int
@@ -41,7 +41,7 @@ class Planes(NamedTuple):
 
     @property
     def all(self) -> frozenset[int]:
-        """The images that at least one entry lies on."""
+        """The images on which at least one entry lies."""
         return frozenset().union(*self.images)
 
     @classmethod
@@ -53,11 +53,11 @@ class Planes(NamedTuple):
         """The entries of a tensor that lie on an image.
 
         Args:
-            layout: of the tensor.
+            layout: layout of the tensor.
             image: number of the image input.
 
         Returns:
-            The layout of these entries alone, and their indices; None if they are no whole copies of the batch.
+            The layout of these entries, and their indices. None if they are not whole copies of the batch.
         """
         entries = [index for index, of_entry in enumerate(self.images) if image in of_entry]
         dim = _select_copies(layout.dims[self.dim], len(entries)) if entries else None
@@ -72,7 +72,7 @@ class ImagePlanes(TensorTable[Planes]):
 
     Args:
         images: the image inputs.
-        layouts: of the tensors.
+        layouts: layouts of the tensors.
     """
 
     def __init__(self, images: Sequence[Tensor], layouts: TensorLayouts) -> None:
@@ -85,11 +85,11 @@ class ImagePlanes(TensorTable[Planes]):
         return self.get(tensor) or NOWHERE
 
     def follow(self, op: Operation, rule: LayoutRule | None) -> None:
-        """Follow the planes through an operation whose outputs have their layouts.
+        """Follow the planes through an operation. The layouts of its outputs must be known.
 
         Args:
             op: the operation.
-            rule: its layout rule.
+            rule: its layout rule. None if it has none.
         """
         with without_function_modes():
             for output in op.outputs:
@@ -106,7 +106,7 @@ class ImagePlanes(TensorTable[Planes]):
         if rule in ALIGNING:
             aligned = [t for t, of_operand in operands if len(operands) == 1 or _is_aligned(of_operand, layout)]
             return _unite([(self.find(t), t.ndim) for t in aligned], output)
-        # Any other operation leaves its output where the first operand lies that has the output's places.
+        # The output of any other operation lies where the first operand with the output's places lies.
         first = next(((t, own) for t, own in operands if not set(own.images).isdisjoint(layout.images)), None)
         if first is None:
             return NOWHERE
@@ -121,7 +121,7 @@ class ImagePlanes(TensorTable[Planes]):
         return planes if is_kept else Planes(0, (planes.all,))
 
     def _keeps_batch(self, planes: Planes, layout: Layout, of_operand: Layout) -> bool:
-        """Whether the entries are those of a batch, which are kept apart, as the layouts of operand and output tell."""
+        """Whether the entries belong to a batch and stay separate, according to the layouts of operand and output."""
         dim = planes.dim
         if dim >= len(layout.dims) or layout.dims[dim] != of_operand.dims[dim]:
             return False
@@ -131,7 +131,7 @@ class ImagePlanes(TensorTable[Planes]):
         return dim == 0 and len(layout.dims) >= 2 + num_places
 
     def _join(self, op: Operation, output: Tensor) -> Planes | None:
-        """The planes of tensors that cat or stack puts beside each other; None for what is like them, or if some are constant."""
+        """The planes of tensors that cat or stack joins. None for similar operations, or if some tensors are constant."""
         parts = op.argument(0, "tensors")
         if op.name not in ("cat", "stack") or not all(op.depends(part) for part in parts):
             return None
@@ -151,13 +151,13 @@ def _keeps_channels(operation: str) -> bool:
 
 
 def _is_aligned(layout: Layout, output: Layout) -> bool:
-    """Whether an operand has places wherever the output has them, counted from the last dimension."""
+    """Whether an operand has places in all dimensions in which the output has them, counted from the last dimension."""
     pairs = zip(reversed(output.dims), (*reversed(layout.dims), *[None] * len(output.dims)), strict=False)
     return all(own is not None and own.size == dim.size and bool(own.places) for dim, own in pairs if dim.places)
 
 
 def _unite(planes: Sequence[tuple[Planes, int]], output: Tensor) -> Planes:
-    """The planes of operands that are aligned at their last dimensions, each with its number of dimensions."""
+    """The union of the planes of operands that are aligned at their last dimensions. Each comes with its number of dimensions."""
     by_entry = [(of_one.dim - ndim + output.ndim, of_one.images) for of_one, ndim in planes if len(of_one.images) > 1]
     common = frozenset().union(*(of_one.images[0] for of_one, _ in planes if len(of_one.images) == 1))
     dims = {dim for dim, _ in by_entry}
@@ -168,7 +168,7 @@ def _unite(planes: Sequence[tuple[Planes, int]], output: Tensor) -> Planes:
 
 
 def _move(op: Operation, planes: Planes, output: Tensor) -> Planes:
-    """The planes of an output whose entries were moved: the operation moves labels of the entries likewise."""
+    """The planes of an output whose entries were moved. The operation is run on labels of the entries, and moves them likewise."""
     operand, number = op.args[0], next(i for i, own in enumerate(op.outputs) if own is output)
     known = list(dict.fromkeys(planes.images))
     labels = torch.tensor([known.index(of_entry) for of_entry in planes.images], dtype=torch.uint8, device=operand.device)
@@ -184,7 +184,7 @@ def _move(op: Operation, planes: Planes, output: Tensor) -> Planes:
 
 
 def _select_copies(dim: Dim, num_entries: int) -> Dim | None:
-    """A dimension of which some entries are left, whole copies of the batch; None if they are not."""
+    """A dimension reduced to some of its entries, if these are whole copies of the batch. Otherwise None."""
     if dim.is_plain():
         return plain(num_entries)
     first, last = dim.factors[0], dim.factors[-1]

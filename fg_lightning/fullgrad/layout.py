@@ -1,11 +1,11 @@
-"""Where the samples and the image plane lie in a tensor.
+"""Describes where the samples and the image plane lie in a tensor.
 
 A dimension of a tensor inside a network is seldom just "the batch" or "the rows": attention swaps and folds them, windows cut the
-rows in two, tokens merge rows and columns behind a class token. A `Layout` writes every dimension as a product of factors, each a
+rows in two, tokens merge rows and columns after a class token. A `Layout` writes every dimension as a product of factors, each a
 piece of one axis of the input, and follows them through the operations that move, merge and split dimensions. If an operation may
 mix samples, its output has no layout, and the samples are run one by one.
 
-The layout rules in operations/ say how an operation moves the axes.
+The layout rules in operations/ define how an operation moves the axes.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ class Axis:
 
     Attributes:
         number: 1, 2 or 3 for the first image input, 4, 5 or 6 for the second, and so on.
-        shift: how far they were rolled, as shifted windows are.
-        lead: how many of them padding put before the first; negative if a slice removed some of the image's.
-        tail: likewise behind the last.
-        flipped: whether the image's positions are reversed.
+        length: number of positions.
+        shift: number of positions by which they were rolled, as in shifted windows.
+        lead: number of padded positions before the image's first. Negative if a slice removed some of the image's positions.
+        tail: the same, after the image's last.
+        flipped: whether the order of the image's positions is reversed.
     """
 
     number: int
@@ -52,7 +53,7 @@ class Axis:
     def resample(self, length: int) -> Axis:
         """The axis at another resolution, with margins and shift rounded to whole positions.
 
-        Windows without padding leave positions over at the borders. These are taken off the margins of a pad first.
+        Windows without padding do not cover some positions at the borders. These are subtracted first, from the padded margins.
         """
         if length == self.length:
             return self
@@ -70,7 +71,7 @@ class Axis:
         return replace(self, shift=-self.shift % self.length, lead=self.tail, tail=self.lead, flipped=not self.flipped)
 
     def place_on_image(self, tensor: Tensor, dim: int) -> Tensor:
-        """A tensor with this axis at `dim` in the image's order: without padding, and zero where a slice cut the image."""
+        """A tensor with this axis at `dim`, in the image's order: without padding, with zeros where a slice cut the image."""
         if self.shift:
             tensor = tensor.roll(-self.shift, dim)
         if self.is_cut:
@@ -89,7 +90,7 @@ AXES = 3
 
 @dataclass(frozen=True, slots=True)
 class Factor:
-    """`size` positions, `step` apart, along an axis: that of the samples, a spatial one, tokens, or None for any other."""
+    """`size` positions, `step` apart, along an axis: that of the samples, a spatial one, tokens, or None for any other axis."""
 
     axis: int | Axis | Tokens | None
     size: int
@@ -98,7 +99,7 @@ class Factor:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Places between `lead` and `tail` entries that lie nowhere, such as a class token. They move together."""
+    """Places between `lead` and `tail` entries that have no place on the image, such as a class token. They move together."""
 
     lead: int
     places: tuple[Factor, ...]
@@ -129,12 +130,12 @@ class Dim:
 
     @property
     def places(self) -> list[tuple[Axis, Factor]]:
-        """The pieces of spatial axes in it, also those among tokens."""
+        """The pieces of spatial axes in it, including those in tokens."""
         return [(f.axis, f) for factor in self.factors for f in _places_of(factor) if isinstance(f.axis, Axis)]
 
     @property
     def samples(self) -> tuple[tuple[int, int, int], ...]:
-        """Where the samples lie in it, run by run: number of samples, distance in the batch, distance here."""
+        """The runs of samples in it: (number of samples, distance in the batch, distance in this dimension)."""
         runs, distance = [], 1
         for factor in reversed(self.factors):
             if factor.axis == SAMPLE and factor.size > 1:
@@ -145,7 +146,7 @@ class Dim:
 
 @cache
 def plain(size: int) -> Dim:
-    """A dimension that is neither sample nor place."""
+    """A dimension that contains neither samples nor places."""
     return Dim((Factor(None, size),))
 
 
@@ -162,17 +163,17 @@ class Layout:
 
     @classmethod
     def of_images(cls, images: Tensor, image: int = 0) -> Layout:
-        """[N, C, *S] of an image input."""
+        """The layout of an image input, [N, C, *S]."""
         return _layout_of_images(images.shape, AXES * image)
 
     @classmethod
     def unknown(cls, shape: Iterable[int]) -> Layout:
-        """Nothing is known. That is right for a single sample, to which every entry belongs."""
+        """A layout without samples and places. It is right for a single sample, to which every entry belongs."""
         return cls(tuple(plain(size) for size in shape))
 
     @cached_property
     def derived(self) -> dict[Any, Layout | None]:
-        """Layouts that rules made of this one, by what they depend on: the next run of the network needs the same."""
+        """A cache of layouts that rules derived from this one, for the next run of the network."""
         return {}
 
     @cached_property
@@ -181,18 +182,18 @@ class Layout:
 
     @cached_property
     def samples(self) -> int:
-        """Number of samples that can be told apart; an operation that pairs them makes it too large."""
+        """Number of samples that can be told apart. It is too large after an operation that pairs samples."""
         return math.prod(f.size for dim in self.dims for f in dim.factors if f.axis == SAMPLE)
 
     @property
     def is_in_order(self) -> bool:
-        """Whether the samples have their order in the batch."""
+        """Whether the samples have the same order as in the batch."""
         steps = [f.step for dim in self.dims for f in dim.factors if f.axis == SAMPLE and f.size > 1]
         return steps == sorted(steps, reverse=True)
 
     @cached_property
     def _image_axes(self) -> int | None:
-        """Number of spatial axes if the dimensions are those of [N, C, *S], as they mostly are; otherwise None."""
+        """Number of spatial axes if the dimensions are [N, C, *S], the most common case. Otherwise None."""
         if len(self.dims) < 2 or [f.axis for dim in self.dims[:2] for f in dim.factors] != [SAMPLE, None]:
             return None
         axes = [dim.whole for dim in self.dims[2:]]
@@ -201,7 +202,7 @@ class Layout:
 
     @cached_property
     def _axes(self) -> dict[int, Axis | None]:
-        """The spatial axes by number, each put together from its pieces; None if these leave gaps."""
+        """The spatial axes by number, each assembled from its pieces. None if these leave gaps."""
         pieces: defaultdict[int, list[Factor]] = defaultdict(list)
         for dim in self.dims:
             for axis, piece in dim.places:
@@ -210,7 +211,7 @@ class Layout:
 
     @cached_property
     def images(self) -> tuple[int, ...]:
-        """The image inputs that have places in it, in the order of its dimensions."""
+        """The numbers of the image inputs that have places in it, in the order of its dimensions."""
         return tuple(dict.fromkeys((axis.number - 1) // AXES for dim in self.dims for axis, _ in dim.places))
 
     def as_of_one_image(self) -> Layout:
@@ -219,7 +220,7 @@ class Layout:
         return self if not offset and len(self.images) < 2 else Layout(tuple(_renumber(dim, offset) for dim in self.dims))
 
     def coarsen(self, i: int) -> Dim:
-        """Dimension `i`. If it is the rest of an axis whose finer positions became channels: that axis, coarser."""
+        """Dimension `i`. If the finer positions of its axis became channels, it is the axis at a coarser resolution."""
         dim = self.dims[i]
         if len(dim.factors) != 1 or dim.whole or not isinstance(axis := dim.factors[0].axis, Axis):
             return dim
@@ -227,7 +228,7 @@ class Layout:
         return whole_dim(left) if left and left.length == dim.size else dim
 
     def per_sample(self, tensor: Tensor, n: int) -> Tensor:
-        """Sum a tensor of this layout over everything except the samples: [N]."""
+        """Sum a tensor of this layout over all dimensions except the samples, [N]."""
         if n == 1:
             return tensor.sum().reshape(1)
         kept = [i for i, dim in enumerate(self.dims) if dim.has(SAMPLE)]
@@ -253,16 +254,16 @@ class Layout:
 
     @property
     def is_cut(self) -> bool:
-        """Whether a slice removed a part of the image, so that the plane has more places than the tensor."""
+        """Whether a slice removed a part of the image: the plane then has more places than the tensor."""
         return self._image_axes is None and any(axis and axis.is_cut for axis in self._axes.values())
 
     @property
     def is_flat(self) -> bool:
-        """Whether each sample is a row of channels, [N, K], as behind a flatten, where nothing has a place."""
+        """Whether each sample is a row of channels, [N, K], without places, such as after a flatten."""
         return sum(any(f.axis != SAMPLE and f.size > 1 for f in dim.factors) for dim in self.dims) <= 1
 
     def to_plane(self, tensor: Tensor, n: int, axes: int) -> Tensor:
-        """A tensor of this layout as [N, C, *S], a view if possible. C is everything that is neither sample nor place."""
+        """A tensor of this layout as [N, C, *S], a view if possible. C contains all that is neither sample nor place."""
         if self.is_image(axes):
             return tensor
         factors = [f for dim in self.dims for f in dim.factors]
@@ -285,7 +286,7 @@ class Layout:
 
 @lru_cache(maxsize=1 << 13)
 def intern_layout(layout: Layout) -> Layout:
-    """One of equal layouts, always the same: comparing them then costs nothing, and what was derived of one serves the next run."""
+    """The same object for equal layouts. They are then compared by identity, and the next run uses the same `derived` layouts."""
     return layout
 
 
@@ -296,7 +297,7 @@ def _layout_of_images(shape: tuple[int, ...], offset: int) -> Layout:
 
 
 def _renumber(dim: Dim, offset: int) -> Dim:
-    """A dimension with the axes of one image, numbered from 1. Places of another become plain entries."""
+    """A dimension with the axes of one image, numbered from 1. Places of other images become plain entries."""
     if any(not 0 < axis.number - offset <= AXES for axis, _ in dim.places):
         return Dim(tuple(f if f.axis == SAMPLE else Factor(None, f.size) for f in dim.factors))
     return Dim(tuple(_shift_number(factor, offset) for factor in dim.factors))
@@ -315,7 +316,7 @@ def _places_of(factor: Factor) -> tuple[Factor, ...]:
 
 
 def _tile(pieces: list[Factor]) -> Axis | None:
-    """The axis that pieces tile, at the resolution of the finest; None if they leave gaps or belong to several axes."""
+    """The axis that pieces tile, at the resolution of the finest piece. None if they leave gaps or belong to several axes."""
     axis = pieces[0].axis
     assert isinstance(axis, Axis)
     finest = covered = min((f.step for f in pieces if f.size > 1), default=1)

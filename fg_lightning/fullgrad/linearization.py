@@ -1,4 +1,4 @@
-"""What a bias is, and the general fallback: b = y - J z for any differentiable operation."""
+"""The forms of a bias, and the general fallback: b = y - J z for any differentiable operation."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ Kind = Literal["explicit", "implicit"]
 
 
 class Pointwise(NamedTuple):
-    """A bias that at each place depends only on what its operands hold there, so that it can be computed in blocks.
+    """A bias whose entry at each place depends only on the entries of its operands there. It can be computed in blocks.
 
     Attributes:
-        function: elementwise.
-        operands: broadcastable to the operation's output.
-        is_zero: from the operands, whether the bias is 0 everywhere, if that is faster to tell than to compute it.
+        function: elementwise function of the operands.
+        operands: tensors that can be broadcast to the operation's output.
+        is_zero: function of the operands that checks, faster than the bias is computed, whether it is 0 everywhere. None if
+            there is none.
     """
 
     function: Callable[..., Tensor]
@@ -35,11 +36,11 @@ class Pointwise(NamedTuple):
 
 
 class Deferred(NamedTuple):
-    """A bias that is computed as a whole when its gradient comes.
+    """A bias that is computed as a whole when its gradient arrives.
 
     Attributes:
-        function: of the operands.
-        operands: what it reads; if one of them is about to be overwritten, the bias is computed before.
+        function: function of the operands.
+        operands: tensors that it reads. The bias is computed earlier if one of them is about to be overwritten.
     """
 
     function: Callable[..., Tensor]
@@ -52,16 +53,16 @@ class Deferred(NamedTuple):
 class ChannelShift(NamedTuple):
     """The bias of a normalization by running statistics, beta - gamma mean / sqrt(var + eps).
 
-    Many of them cost as many calls as one.
+    Many of them can be computed with as many calls as one.
 
     Attributes:
-        gamma: [C], as all the following.
-        beta: the shift.
-        mean: the running mean.
-        var: the running variance.
-        eps: added to the variance.
+        gamma: scale, [C].
+        beta: shift, [C].
+        mean: running mean, [C].
+        var: running variance, [C].
+        eps: number that is added to the variance.
         ndim: number of dimensions of the operation's output, [N, C, ...].
-        dtype: of the output.
+        dtype: type of the output.
     """
 
     gamma: Tensor
@@ -74,16 +75,16 @@ class ChannelShift(NamedTuple):
 
     @property
     def operands(self) -> tuple[Tensor, ...]:
-        """What it reads."""
+        """The tensors that it reads."""
         return self[:4]
 
     def __call__(self) -> Tensor:
-        """[C, 1, ...]"""
+        """The bias, [C, 1, ...]."""
         return self.compute_together([self])[0]
 
     @staticmethod
     def compute_together(shifts: Sequence[ChannelShift]) -> list[Tensor]:
-        """Several of one epsilon, in one precision, on one device: [C, 1, ...] each."""
+        """The biases, [C, 1, ...] each, of several shifts with the same epsilon, precision and device."""
         gamma, beta, mean, var = (torch.cat(vectors) for vectors in zip(*[shift.operands for shift in shifts], strict=True))
         shift = torch.addcmul(beta, mean, var.add_(shifts[0].eps).rsqrt_().mul_(gamma), value=-1)
         pieces = shift.split([len(shift.mean) for shift in shifts])
@@ -91,7 +92,7 @@ class ChannelShift(NamedTuple):
 
     @property
     def group(self) -> tuple[Any, ...]:
-        """Shifts of one group can be computed together."""
+        """A key: shifts with the same key can be computed together."""
         return self.eps, self.mean.dtype, self.mean.device
 
 
@@ -100,17 +101,17 @@ def compute_bias(bias: Tensor | Pointwise) -> Tensor:
 
 
 def real_product(gradient: Tensor, bias: Tensor) -> Tensor:
-    """What a bias contributes, entry by entry. Torch's gradient at a complex tensor is the conjugate of the factor."""
+    """The contribution of a bias, entry by entry. Torch's gradient at a complex tensor is the conjugate of the factor."""
     return (gradient.conj() * bias).real if gradient.is_complex() else gradient * bias
 
 
 class Summed(NamedTuple):
-    """A bias b = y - J z that is known only by its contribution to each sample, <g, b> = <g, y> - <J^T g, z>.
+    """A bias b = y - J z of which only the contribution to each sample is known, <g, b> = <g, y> - <J^T g, z>.
 
-    J^T g is one backward pass of the operation. It does not tell in which place the bias lies.
+    J^T g is one backward pass of the operation. The position of the bias on the image plane stays unknown.
 
     Attributes:
-        output: y, with the history of a second run of the operation.
+        output: y, with the autograd graph of a second run of the operation.
         operands: z, in the order of the operation's dependent operands.
     """
 
@@ -125,13 +126,13 @@ class Summed(NamedTuple):
 
 
 class Bias(NamedTuple):
-    """A bias of one output of an operation, broadcastable to it; computed when its gradient comes if that saves memory.
+    """A bias of one output of an operation, which can be broadcast to it. It may be computed when its gradient arrives.
 
     Attributes:
-        kind: "explicit" if it is of weights and constants, "implicit" if it is of a non-linearity.
-        value: the bias, or how to compute it.
-        output: number of the output.
-        is_fallback: whether `linearize` made it.
+        kind: "explicit" for a bias of weights and constants, "implicit" for a bias of a non-linearity.
+        value: the bias, or an object that computes it.
+        output: index of the output. Default: 0.
+        is_fallback: whether `linearize` computed it. Default: False.
     """
 
     kind: Kind
@@ -141,16 +142,16 @@ class Bias(NamedTuple):
 
 
 class NotDifferentiable(RuntimeError):
-    """An operation that cannot be run again, so that its bias is unknown."""
+    """The operation cannot be run again, so its bias is unknown."""
 
 
 BiasRule = Callable[[Operation], list[Bias]]
 
 
 def reads_overwritten(when: Callable[[Operation], bool] = lambda op: True) -> Callable[[BiasRule], BiasRule]:
-    """Mark a rule that reads the operand which an in-place operation overwrites, if `when` holds: a copy is kept then.
+    """Mark a rule that reads the operand that an in-place operation overwrites. If `when` holds, a copy of it is kept.
 
-    `x += y` and `x *= 2` need none.
+    `x += y` and `x *= 2` do not need a copy.
     """
 
     def mark(rule: BiasRule) -> BiasRule:
@@ -162,18 +163,18 @@ def reads_overwritten(when: Callable[[Operation], bool] = lambda op: True) -> Ca
 
 @reads_overwritten()
 def linearize(op: Operation) -> list[Bias]:
-    """y - J z by a Jacobian-vector product: right for any differentiable operation, which it runs again.
+    """y - J z by a Jacobian-vector product: correct for any differentiable operation. It runs the operation again.
 
-    If neither forward mode nor two reverse passes can differentiate the operation, its own backward pass tells what the bias
-    contributes, but not where.
+    If neither forward mode nor two reverse passes can differentiate the operation, its own backward pass gives the contribution of
+    the bias, but not its position.
 
     Raises:
         NotDifferentiable: if the operation cannot be run again.
     """
-    # The forward mode of a custom function need not agree with its backward pass, which is what gets decomposed.
+    # The forward mode of a custom function may differ from its backward pass, which is decomposed.
     modes = (_double_reverse_mode,) if op.is_custom else (_forward_mode, _double_reverse_mode)
     for mode in modes:
-        with suppress(Exception):  # there is no formula for this mode, or the user's function has no such derivative
+        with suppress(Exception):  # torch has no formula for this mode, or the user's function has no such derivative
             return [Bias("implicit", value, i, is_fallback=True) for i, value in enumerate(mode(op))]
     try:
         return [Bias("implicit", value, i, is_fallback=True) for i, value in enumerate(_reverse_mode(op))]
@@ -182,7 +183,7 @@ def linearize(op: Operation) -> list[Bias]:
 
 
 def if_constant(rule: BiasRule, *operands: tuple[int, str]) -> BiasRule:
-    """The rule if the named operands (weights, statistics) are constants, otherwise `linearize`."""
+    """A rule that applies `rule` if the named operands (weights, statistics) are constants, and `linearize` otherwise."""
 
     def rule_or_linearize(op: Operation) -> list[Bias]:
         if len(op.dependent) == 1 and op.dependent[0] is op.args[0]:
@@ -193,7 +194,7 @@ def if_constant(rule: BiasRule, *operands: tuple[int, str]) -> BiasRule:
 
 
 def _dependent_outputs(op: Operation, result: Any) -> list[Tensor]:
-    """The tensors in the result of a repetition that correspond to the operation's own outputs."""
+    """The tensors in the result of a repeated run that correspond to the operation's outputs."""
     tensors = tensors_in(result)
     return [tensors[i] for i in op.positions]
 
@@ -207,7 +208,7 @@ def _run_on_leaves(op: Operation) -> tuple[list[Tensor], list[Tensor]]:
         if not op.depends(t):
             return value
         operands.append(value.clone().requires_grad_())
-        # A custom function may work in place as well, and no leaf may be overwritten.
+        # A custom function may also work in place, and a leaf must not be overwritten.
         return operands[-1].clone() if op.in_place or op.is_custom else operands[-1]
 
     with torch.enable_grad():
@@ -220,13 +221,13 @@ def _reverse_mode(op: Operation) -> list[Summed]:
 
 
 def _forward_mode(op: Operation) -> list[Tensor]:
-    """y - J z, with J z as the tangent that comes of z.
+    """y - J z, with J z as the tangent of the output for the tangent z.
 
     Raises:
-        NotImplementedError: if the tangent is lost: the operation has no formula for it, or an output does not depend on z.
+        NotImplementedError: if there is no tangent: the operation has no formula for it, or an output does not depend on z.
     """
     with forward_ad.dual_level(), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch's own, of the scripting behind its forward-mode formulas
+        warnings.simplefilter("ignore", FutureWarning)  # raised inside torch, whose forward-mode formulas use scripting
 
         def dual(t: Tensor) -> Tensor:
             value = op.value(t)
@@ -237,12 +238,12 @@ def _forward_mode(op: Operation) -> list[Tensor]:
         result = op.repeat(*map_tensors(dual, (op.args, op.kwargs)))
         tangents = [forward_ad.unpack_dual(t).tangent for t in _dependent_outputs(op, result)]
         if any(t is None for t in tangents):
-            raise NotImplementedError("the operation does not carry tangents along")
+            raise NotImplementedError("the operation has no forward-mode derivative")
         return [y.detach() - t for y, t in zip(op.outputs, tangents, strict=True)]
 
 
 def _double_reverse_mode(op: Operation) -> list[Tensor]:
-    """y - J z, with J z as the derivative of v -> J^T v, which is linear in v, along z.
+    """y - J z, with J z as the derivative of v -> J^T v along z. This function is linear in v.
 
     Raises:
         NotImplementedError: if the operation's backward pass cannot be differentiated, or is not linear.
@@ -258,7 +259,7 @@ def _double_reverse_mode(op: Operation) -> list[Tensor]:
             tangents = torch.autograd.grad(*along, retain_graph=True, allow_unused=True)
         others = [[_anything_like(y, start=5) * scale for y in outputs] for scale in (1e-6, 1e6)]
         pulled_again = [torch.autograd.grad(outputs, operands, other, retain_graph=True, allow_unused=True) for other in others]
-    # Of several sizes, since a backward pass may clip its gradient, or drop a small one.
+    # The probes have several sizes, since a backward pass may clip its gradient or drop small ones.
     if not all(_is_adjoint(p, operands, v, tangents) for p, v in zip([pulled, *pulled_again], [probes, *others], strict=True)):
         raise NotImplementedError("the operation's backward pass is not differentiable, or not linear")
     return [y.detach() if t is None else y.detach() - t for t, y in zip(tangents, op.outputs, strict=True)]
@@ -268,7 +269,7 @@ Tensors = Sequence[Union[Tensor, None]]
 
 
 def _is_adjoint(pulled: Tensors, operands: Tensors, probes: Tensors, tangents: Tensors) -> bool:
-    """Whether <J^T v, z> = <v, J z> up to rounding, as it must be for one Jacobian; None counts for zero."""
+    """Whether <J^T v, z> = <v, J z> up to rounding, as for one Jacobian. None counts as zero."""
     sums, magnitude = [], 0.0
     for pairs in ((pulled, operands), (probes, tangents)):
         products = [real_product(a.detach(), b.detach()) for a, b in zip(*pairs, strict=True) if a is not None and b is not None]
@@ -279,5 +280,5 @@ def _is_adjoint(pulled: Tensors, operands: Tensors, probes: Tensors, tangents: T
 
 
 def _anything_like(tensor: Tensor, start: float = 1) -> Tensor:
-    """A vector that only a zero Jacobian is likely to map to zero, without random numbers."""
+    """A vector, without random numbers, that a Jacobian other than zero is unlikely to map to zero."""
     return torch.linspace(start, start + 1, tensor.numel(), dtype=torch.float64).cos().reshape(tensor.shape).to(tensor)

@@ -1,4 +1,4 @@
-"""One operation in a forward pass: its name, its operands, which of them depend on the input, and its outputs."""
+"""One operation in a forward pass: its name, operands and outputs, and which operands depend on the input."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _ALIASES = {
 
 @cache
 def operation_name(function: Callable[..., Any]) -> str:
-    """The name under which the tables know an operation: `add` for `+`, `torch.add`, `Tensor.add_` and `+=` alike."""
+    """The name of an operation in the tables: `add` for `+`, `torch.add`, `Tensor.add_` and `+=`."""
     name = getattr(function, "__name__", repr(function))
     if name in ("__get__", "__set__"):  # a property of the tensor, such as x.T
         name = getattr(function.__self__, "__name__", name)  # type: ignore[attr-defined]
@@ -69,7 +69,7 @@ def tensors_in(tree: Any) -> list[Tensor]:
 
 
 _NUMBERS = {bool, int, float, str, type(None)}
-"""Most arguments that are no tensors, and hold none."""
+"""Common types of arguments that contain no tensors."""
 
 
 def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
@@ -80,7 +80,7 @@ def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
         items = [map_tensors(function, item) for item in tree]
         return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
     if isinstance(tree, dict):
-        mapped = copy.copy(tree)  # of its own class, whose attributes and default it keeps
+        mapped = copy.copy(tree)  # keeps the class, its attributes and its default
         for key, item in tree.items():
             mapped[key] = map_tensors(function, item)
         return mapped
@@ -88,13 +88,13 @@ def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
 
 
 RandomState = tuple[Tensor, list[tuple[int, Tensor]]]
-"""Of the CPU's generator and, by device, of CUDA's."""
+"""The state of the CPU's generator, and of CUDA's generators by device."""
 
 
 def _repeat(
     function: Callable[..., Any], in_place: bool, state: RandomState | None, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """Run an operation again, on other operands; an in-place one overwrites `args[0]`."""
+    """Run an operation again on other operands. An in-place operation overwrites `args[0]`."""
     with ExitStack() as stack:
         if state is not None:
             cpu, devices = state
@@ -116,11 +116,11 @@ _OPERANDS = {
     "baddbmm": ("input", "batch1", "batch2"),
     "where": ("condition", "input", "other"),
 }
-"""Torch's names for the operands of an operation, if they are not input and other."""
+"""Torch's names of the operands of an operation, if they are not `input` and `other`."""
 
 
 def _place_operands(operation: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """`torch.mul(input=x, other=y)` as `torch.mul(x, y)`, so that rules find operands in one place."""
+    """Turns `torch.mul(input=x, other=y)` into `torch.mul(x, y)`, so that rules find operands by position."""
     for position, name in enumerate(_OPERANDS.get(operation, ("input", "other"))):
         if name in kwargs and len(args) == position:
             args, kwargs = (*args, kwargs[name]), {key: value for key, value in kwargs.items() if key != name}
@@ -134,22 +134,22 @@ def is_leaf(tensor: Tensor) -> bool:
 class Operation(NamedTuple):
     """An operation with its operands and, after it was run, its outputs.
 
-    A tensor that depends on the input requires gradients, since the model runs on detached parameters. Leaves require gradients as
-    well, so that a forward may ask for them, but they do not depend on the input.
+    A tensor that depends on the input requires gradients, since the model runs on detached parameters. Leaves also require
+    gradients, because a forward may use their gradients, but they do not depend on the input.
 
     Attributes:
-        function: the function of torch that was called.
+        function: the function of torch.
         name: its name in the table of operations.
-        args: its arguments; operands given by name are moved here.
+        args: its arguments, including operands that were given by name.
         kwargs: its other keyword arguments.
         dependent: the operands that depend on the input.
         in_place: whether it overwrites its first operand.
-        is_custom: whether it is an autograd function of the user, whose own backward defines its Jacobian.
-        dependent_ids: of the dependent operands. After an in-place operation, requires_grad tells what the operand has become.
-        outputs: the outputs that depend on the input; empty before it was run.
-        positions: which of all the tensors in its result they are.
-        overwritten: values of the operand that it overwrote, if its rule reads them.
-        random_state: the state of the random generators before it was run, if its rule runs it again.
+        is_custom: whether it is an autograd function of the user, whose backward defines its Jacobian.
+        dependent_ids: ids of the dependent operands. After an in-place operation, requires_grad describes the overwritten operand.
+        outputs: the outputs that depend on the input. Empty before it was run.
+        positions: their indices among all tensors in its result.
+        overwritten: the values of the operand that it overwrote, if its rule reads them.
+        random_state: the state of the random generators before the run, if its rule runs it again.
     """
 
     function: Callable[..., Any]
@@ -179,12 +179,14 @@ class Operation(NamedTuple):
         """An operation that is about to be run.
 
         Args:
-            function: what is called.
+            function: the function that is called.
             args: its arguments.
             kwargs: its keyword arguments.
-            is_free: whether a tensor that requires gradients does not depend on the input.
-            name: of an operation that the function itself does not name, which never works in place.
-            is_custom: whether it is an autograd function of the user.
+            is_free: function that checks whether a tensor that requires gradients does not depend on the input. Default: whether it
+                is a leaf.
+            name: name of the operation, if the function has no suitable name. It then never works in place. Default: the
+                function's.
+            is_custom: whether it is an autograd function of the user. Default: False.
         """
         in_place = name is None and bool(args) and isinstance(args[0], Tensor) and works_in_place(function)
         name = operation_name(function) if name is None else name
@@ -205,7 +207,7 @@ class Operation(NamedTuple):
 
         Args:
             tensors: all the tensors in its result, or the one that it overwrote.
-            is_free: whether a tensor that requires gradients does not depend on the input.
+            is_free: see `meet`.
             overwritten: see the attributes.
             random_state: see the attributes.
         """
@@ -224,30 +226,30 @@ class Operation(NamedTuple):
         return any(id(t) in self.dependent_ids for t in tensors_in(operand))
 
     def value(self, tensor: Tensor) -> Tensor:
-        """The values of an operand as the operation read them, cut off from the graph."""
+        """The values of an operand as the operation read them, detached from the graph."""
         if self.overwritten is not None and tensor is self.args[0]:
             return self.overwritten
         return tensor.detach()
 
     def result(self, index: int = 0) -> Tensor:
-        """The values of an output, cut off from the graph."""
+        """The values of an output, detached from the graph."""
         return self.outputs[index].detach()
 
     @property
     def overwrites_leaf(self) -> bool:
-        """Whether it does what autograd allows under no_grad only, such as a step of an optimizer inside the forward."""
+        """Whether it overwrites a leaf, which autograd allows only under no_grad, such as an optimizer step in the forward."""
         return works_in_place(self.function) and any(t.is_leaf and t.requires_grad for t in tensors_in(self.args[:1]))
 
     @property
     def repeat(self) -> Callable[[tuple[Any, ...], dict[str, Any]], Any]:
-        """A function of (args, kwargs) that runs the operation again, on other operands and the same random numbers.
+        """A function of (args, kwargs) that runs the operation again on other operands, with the same random numbers.
 
-        It does not hold the outputs, so that a bias which is computed later may hold it.
+        It does not hold the outputs, so a bias that is computed later can hold it.
         """
         return partial(_repeat, self.function, self.in_place, self.random_state)
 
     def at_values(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Arguments and keyword arguments with every tensor as `value` gives it."""
+        """Arguments and keyword arguments, with every tensor replaced by its `value`."""
         return map_tensors(self.value, (self.args, self.kwargs))
 
     def at_zero(self) -> Any:
@@ -260,6 +262,6 @@ class Operation(NamedTuple):
 
 
 def random_state(op: Operation) -> RandomState:
-    """The state of the generators that an operation is about to draw from."""
+    """The state of the random generators that an operation is about to use."""
     devices = [t.device.index for t in op.dependent[:1] if t.device.type == "cuda"]
     return torch.get_rng_state(), [(device, torch.cuda.get_rng_state(device)) for device in devices]

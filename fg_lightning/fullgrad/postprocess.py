@@ -2,8 +2,8 @@
 
     psi(t) = sum over channels of upsample(rescale(|t|))          (Srinivas & Fleuret 2019, section 4)
 
-All channels of a sample are rescaled together, as in the authors' code; the paper's equation rescales each channel. Rescaling and
-the sum over channels come first here. Upsampling is linear, so that it comes last, once for all terms of one size.
+All channels of a sample are rescaled together, as in the authors' code; the paper's equation rescales each channel separately. Here
+the sum over channels comes before upsampling. Since upsampling is linear, it comes last, once for all terms of one size.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 EPSILON = 1e-6
-"""The authors add this to the range of a term before they divide by it. It is absolute: terms of a range near it count less."""
+"""Added to the range of a term before the division, as in the authors' code. Terms with a range near it count less."""
 
 Psi = Callable[[Float[Tensor, "n c *s"]], Float[Tensor, "n *s"]]
 """Reduces a term to one plane per sample, before upsampling."""
@@ -27,19 +27,20 @@ Psi = Callable[[Float[Tensor, "n c *s"]], Float[Tensor, "n *s"]]
 INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 Scale = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(minimum, maximum) of each sample -> (offset, span), [N] each: the offset becomes 0, offset + span becomes 1."""
+"""Function from (minimum, maximum) of each sample to (offset, span), [N] each. The offset becomes 0, offset + span becomes 1."""
 
 
 @dataclass(frozen=True)
 class Rescaling:
-    """The psi that rescales each sample's magnitudes, (m - offset) / (span + epsilon), and sums them over channels.
+    """A psi that rescales each sample's magnitudes, (m - offset) / (span + epsilon), and sums them over channels.
 
-    It consists of sums, minima and maxima, so that term_map.py can compute it from blocks of a term.
+    It consists of sums, minima and maxima, so term_map.py can compute it from blocks of a term.
 
     Attributes:
-        magnitude: (a term's entries, out=None) -> their magnitudes, in `out` if it is given, else in a new tensor or the same one.
-        scale: from each sample's minimum and maximum to (offset, span).
-        has_floor: whether magnitudes are at least 0, so that one of 0 is the minimum.
+        magnitude: function (entries of a term, out=None) -> their magnitudes, in `out` if it is given, else in a new tensor or the
+            same one.
+        scale: function from each sample's minimum and maximum to (offset, span).
+        has_floor: whether magnitudes are at least 0, so that a magnitude of 0 is the minimum.
     """
 
     magnitude: Callable[..., Tensor]
@@ -49,17 +50,17 @@ class Rescaling:
     def __call__(self, term: Float[Tensor, "n c *s"]) -> Float[Tensor, "n *s"]:
         magnitude = self.magnitude(term)
         offset, span = self.scale(*extremes(magnitude))
-        # The offset goes before the sum: a nearly constant term would drown in the rounding of its sum.
+        # The offset is subtracted before the sum: otherwise rounding would hide a nearly constant term.
         sums = (magnitude - expand_like(offset, magnitude)).sum(1)
         return sums / expand_like(span + EPSILON, sums)
 
 
 Factors = tuple[Float[Tensor, "n _ *s"], Union[Float[Tensor, " _"], None]]
-"""A term as a tensor and a factor for each of its channels; None for 1."""
+"""A term as a tensor and a factor for each of its channels. None: the factors are 1."""
 
 
 def rescale_together(psi: Rescaling, terms: Sequence[Factors]) -> Float[Tensor, "n *s"]:
-    """The sum of psi of several terms on planes of one size, in about as many calls as of one."""
+    """The sum of psi of several terms with planes of one size, in about as many calls as for one term."""
     scaled = [term for term in terms if term[1] is not None]
     terms = scaled + [term for term in terms if term[1] is None]
     values = torch.cat([values for values, _ in terms], 1).flatten(2)
@@ -74,16 +75,16 @@ def rescale_together(psi: Rescaling, terms: Sequence[Factors]) -> Float[Tensor, 
         offset, span = (of_each[:, of_term] for of_each in psi.scale(low.amin(2), high.amax(2)))
     else:
         offset, span = psi.scale(low.amin(1, keepdim=True), high.amax(1, keepdim=True))
-    # The offset goes before the sum: a nearly constant term would drown in the rounding of its sum.
+    # The offset is subtracted before the sum: otherwise rounding would hide a nearly constant term.
     rescaled = magnitude.sub_(offset[..., None]).div_(span[..., None] + EPSILON)
     return rescaled.sum(1).unflatten(1, terms[0][0].shape[2:])
 
 
 @lru_cache(maxsize=1024)
 def _number_channels(counts: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Of terms side by side, with so many channels each: the term of each channel, and the channels of each term.
+    """The term of each channel, and the channels of each term, for terms side by side with `counts` channels.
 
-    The rows of the second are of one length: the last channel of a term is repeated.
+    The rows of the second have equal lengths: the last channel of a term is repeated.
     """
     numbers = torch.arange(sum(counts)).split(counts)
     longest = max(counts)
@@ -108,19 +109,20 @@ def _identity(term: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 absolute = Rescaling(torch.abs, _from_minimum)
-"""|t| brought to [0, 1] by each sample's minimum and maximum over all channels, summed over channels: the authors' code."""
+"""|t|, rescaled to [0, 1] by each sample's minimum and maximum over all channels, then summed over channels (the authors' code)."""
 
 positive = Rescaling(_positive_part, _from_minimum)
-"""As `absolute`, for positive contributions alone: max(t, 0)."""
+"""Like `absolute`, but only for positive contributions: max(t, 0)."""
 
 signed = Rescaling(_identity, _around_zero, has_floor=False)
-"""t divided by its largest magnitude in each sample, which keeps signs and zero, summed over channels; maps may be negative."""
+"""t divided by its largest magnitude in each sample and summed over channels. Signs and zeros stay; maps may be negative."""
 
 PSI: dict[str, Psi] = {"absolute": absolute, "positive": positive, "signed": signed}
 
 
 def find_psi(psi: Union[str, Psi]) -> Psi:
-    """
+    """The psi of a name, or the given function.
+
     Raises:
         ValueError: if there is no psi of that name.
     """
@@ -141,17 +143,18 @@ def apply_psi(psi: Psi, term: Float[Tensor, "n c *s"]) -> Tensor:
     if isinstance(planes, Tensor) and planes.ndim == term.ndim - 1 and len(planes) == len(term):
         return planes
     raise ValueError(
-        f"psi must return [N, *S] of a term [N, C, *S], here of shape {tuple(term.shape)}, but returned {describe_value(planes)}"
+        f"psi must return [N, *S] for a term [N, C, *S], here of shape {tuple(term.shape)}, but it returned "
+        f"{describe_value(planes)}"
     )
 
 
 def describe_value(value: Any) -> str:
-    """The shape or type of a value that is not as expected, for messages."""
+    """The shape or the type of an unexpected value, for messages."""
     return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
 def upsample(planes: Float[Tensor, "n *s"], size: tuple[int, ...]) -> Float[Tensor, "n 1 *t"]:
-    """Linear interpolation to the input's size, corners on corners."""
+    """Linear interpolation to the input's size, with aligned corners."""
     planes = planes.unsqueeze(1)
     if planes.shape[2:] == size:
         return planes
@@ -159,7 +162,7 @@ def upsample(planes: Float[Tensor, "n *s"], size: tuple[int, ...]) -> Float[Tens
 
 
 def extremes(magnitude: Tensor, has_floor: bool = False) -> tuple[Tensor, Tensor]:
-    """Minimum and maximum of each sample, [N] each. If the first channel has a 0, and 0 is the floor, it is the minimum."""
+    """Minimum and maximum of each sample, [N] each. If the floor is 0 and every first channel has a 0, that is the minimum."""
     axes = tuple(range(1, magnitude.ndim))
     if has_floor and not (low := magnitude[:, :1].amin(axes)).any():
         return low, magnitude.amax(axes)

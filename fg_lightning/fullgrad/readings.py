@@ -1,12 +1,12 @@
-"""Which function is decomposed: the network itself, or its locally affine reading.
+"""The readings: the function that is decomposed is the network itself, or its locally affine reading.
 
-A network of layer norms, attention and smooth gates is complete with implicit biases, but these carry much of the output. The
+A network with layer norms, attention and smooth gates is complete with implicit biases, but these carry much of the output. The
 locally affine reading holds the statistics of norms, the attention weights and the gates of GELU, SiLU and similar operations
-constant (after LibraGrad, Mehri et al., CVPR 2025). The output is the same number, and its gradient another. The terms of networks
-of these parts are then complete with explicit biases alone.
+constant (after LibraGrad, Mehri et al., CVPR 2025). The output stays the same, but its gradient changes. For networks of these
+parts, the terms are then complete with explicit biases alone.
 
-Each entry of the table is run instead of the operation of that name, under the tape, which meets the operations inside. If it
-returns NotImplemented, the operation is left as it is.
+An entry of the table replaces the operation of that name. It runs under the tape, which records the operations inside. If it
+returns NotImplemented, the operation runs unchanged.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def find_reading(reading: Reading) -> Mapping[str, Callable[..., Any]]:
 
 
 def _hold_gate(gate: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
-    """z times a gate held constant."""
+    """z times a gate that is held constant."""
 
     def operation(z: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return z * gate(z.detach())
@@ -81,7 +81,7 @@ def _group_norm(
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
-    """The attention weights applied to an identity, so that torch's own rules for masks, scales and groups hold."""
+    """Attention with constant weights. Attention on an identity gives the weights, so torch's rules for masks and scales apply."""
     identity = torch.eye(key.shape[-2], dtype=value.dtype, device=value.device).expand(*key.shape[:-1], key.shape[-2])
     weights = F.scaled_dot_product_attention(query.detach(), key.detach(), identity, attn_mask, *args, **kwargs)
     if kwargs.get("enable_gqa"):
@@ -90,7 +90,7 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | No
 
 
 def _softmax(z: Tensor, dim: int, *args: Any, **kwargs: Any) -> Any:
-    """Attention weights: a softmax over the last of three dimensions or more. Any other softmax is the network's output."""
+    """Holds a softmax over the last of three or more dimensions constant: attention weights. Any other softmax is unchanged."""
     is_attention = z.ndim >= 3 and dim % z.ndim == z.ndim - 1
     return torch.softmax(z.detach(), dim, *args, **kwargs) if is_attention else NotImplemented
 

@@ -24,12 +24,12 @@ from fg_lightning.fullgrad.term_map import MapSettings, TermAverage, TermMap, Us
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SaliencyMaps:
-    """The maps of a batch and what was computed with them.
+    """The maps of a batch, with its output and terms.
 
     Attributes:
-        maps: of each image input, [N, 1, *S].
+        maps: maps of each image input, [N, 1, *S].
         output: the explained output, [N].
-        terms: the terms of the decomposition; None if they were not summed.
+        terms: terms of the decomposition. None if they were not summed.
     """
 
     maps: tuple[Tensor, ...]
@@ -38,7 +38,7 @@ class SaliencyMaps:
 
     @classmethod
     def concatenate(cls, parts: Sequence[SaliencyMaps], unbatched_by: str | None = None) -> SaliencyMaps:
-        """The maps of a batch from those of its images; see `FullGradients.concatenate`."""
+        """The maps of a batch from those of its parts, see `FullGradients.concatenate`."""
         terms = [part.terms for part in parts if part.terms is not None]
         return cls(
             tuple(torch.cat(of_input) for of_input in zip(*(part.maps for part in parts), strict=True)),
@@ -55,23 +55,23 @@ class FullGrad(Attribution):
     FullGrad warns once for each network if the terms miss more than 1 % of its output (10 % under autocast). The warning names the
     operation if it is known.
 
-    FullGrad is a `captum.attr.Attribution` and works in Captum's tools (NoiseTunnel, sensitivity, infidelity). The model is left as
-    it was: flags, gradients, hooks and random state.
+    FullGrad is a `captum.attr.Attribution` and works with Captum's tools (NoiseTunnel, sensitivity, infidelity). The model runs in
+    evaluation mode. Its flags, gradients and hooks and the random state are restored.
 
     Args:
         model: any network of differentiable operations.
-        psi: post-processing: "absolute" (as the authors' code), "positive", "signed" (whose maps may be negative), or a function
-            from a term [N, C, *S] to a plane [N, *S], which is then upsampled.
-        implicit: whether the implicit biases of non-linearities are drawn. Without them their terms are missing from the map.
-        reading: "exact", or "locally_affine" to hold the statistics of norms, attention weights and the gates of GELU and SiLU
-            constant (LibraGrad, Mehri et al. 2025), so that transformers are complete with explicit biases alone.
-        layout: says how a term lies on the image plane if the package does not know: a function of the term (module, operation)
-            and its tensor that returns the tensor as [N, C, *S], at any resolution, or None to leave it to the package.
-        autocast: keep an active autocast; by default everything runs in the parameters' own precision.
+        psi: post-processing of a term: "absolute" (as in the authors' code), "positive", "signed" (maps may be negative), or a
+            function from a term [N, C, *S] to a plane [N, *S], which is then upsampled. Default: "absolute".
+        implicit: whether the map contains the implicit biases of non-linearities. Default: True.
+        reading: "exact"; or "locally_affine", which holds the statistics of norms, attention weights and the gates of GELU and SiLU
+            constant (LibraGrad, Mehri et al. 2025), so that transformers are complete with explicit biases alone. Default: "exact".
+        layout: function that places a term on the image plane if the package cannot: (term, tensor) -> the tensor as [N, C, *S], at
+            any resolution, or None to leave it to the package. A term has the attributes module and operation. Default: None.
+        autocast: whether to keep an active autocast. Default: False: everything runs in the precision of the parameters.
 
     Raises:
-        TypeError: if the model is no module.
-        ValueError: if there is no psi of that name.
+        TypeError: if the model is not a torch.nn.Module.
+        ValueError: if psi or the reading is unknown.
 
     Examples:
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 10))
@@ -79,7 +79,7 @@ class FullGrad(Attribution):
         torch.Size([2, 1, 8, 8])
     """
 
-    is_complete = True  # whether the map is of all terms
+    is_complete = True  # whether the map contains all terms
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class FullGrad(Attribution):
         self.model = model
         self.psi = find_psi(psi)
         self.implicit = implicit
-        find_reading(reading)  # raises if there is none
+        find_reading(reading)  # raises ValueError if it is unknown
         self.reading = reading
         self.layout = layout
         self.autocast = autocast
@@ -115,20 +115,24 @@ class FullGrad(Attribution):
         """The saliency maps of a batch.
 
         Args:
-            inputs: images [N, C, *S] with one, two or three spatial dimensions, floating-point, as the model takes them; or a tuple
-                of them for a model that takes several images, one after the other.
-            target: the class to explain: one for all samples, one for each ([N] as list or tensor), a tuple of indices for a dense
-                output; None for the predicted class; or a function from the model's output to [N].
-            additional_forward_args: what the model's forward takes after the images, one value or a tuple.
+            inputs: input of the model, floating-point, [N, C, *S] with one, two or three spatial dimensions; or a tuple of such
+                tensors for a model with several image inputs as its first arguments.
+            target: class to explain: one for all samples; one for each sample, [N] as list or tensor; a tuple of indices for a
+                dense output; or a function from the model's output to [N]. Default: the predicted class.
+            additional_forward_args: further arguments of the model's forward after the images, one value or a tuple. Default: none.
 
         Returns:
-            Maps [N, 1, *S], at least 0 (except for psi="signed"), in units of psi: a sum of terms each rescaled to [0, 1]. For a
-            tuple a tuple: the map of an image has the input's term and the bias terms that lie on this image. Where images are
-            brought together place by place, as by a sum or a concatenation of channels, the terms behind lie on each of them.
+            Maps [N, 1, *S], at least 0 (except for psi="signed"). Their unit is that of psi: a sum of terms, each rescaled to [0,
+            1].
+            For a tuple of images, a tuple of maps: each has its image's input term and the bias terms that lie on this image. If
+                the
+            model combines images place by place, for example by a sum or a concatenation of channels, later terms lie on all of
+            them.
 
         Raises:
-            TypeError: if the images are not floating-point or the target is of no known kind.
-            ValueError: if shapes or targets do not fit, the output is not finite, does not depend on the images, or mixes samples.
+            TypeError: if the images are not floating-point, or the target is of an unknown kind.
+            ValueError: if shapes or the target do not fit, or the output is not finite, does not depend on the images, or mixes
+                samples.
         """
         maps = self._explain(Batch.of(self.model, inputs, target, additional_forward_args), sum_terms=False).maps
         return maps if isinstance(inputs, tuple) else maps[0]
@@ -146,9 +150,9 @@ class FullGrad(Attribution):
     def attribute_with_terms(
         self, inputs: OneOrSeveral, target: Target = None, additional_forward_args: Any = None
     ) -> tuple[OneOrSeveral, FullGradients]:
-        """The maps of `attribute` and the numbers of `full_gradients`, from one forward and one backward pass.
+        """The maps of `attribute` and the terms of `full_gradients`, from one forward and one backward pass.
 
-        Takes and raises what `attribute` does.
+        Arguments and errors are those of `attribute`.
         """
         explained = self._explain(Batch.of(self.model, inputs, target, additional_forward_args), sum_terms=True)
         assert explained.terms is not None
@@ -174,7 +178,7 @@ class FullGrad(Attribution):
         return SaliencyMaps(tuple(term_map.draw() for term_map in term_maps), run.output, terms)
 
     def _run(self, batch: Batch, term_maps: Sequence[TermMap], sums: TermSums | None, *, check_samples: bool) -> Run:
-        """One forward and one backward pass; warns if most terms cannot be drawn."""
+        """One forward and one backward pass. Warns if most terms cannot be drawn."""
         visitors: list[TermVisitor] = [sums, *term_maps] if sums else [*term_maps]
         run = run_forward_backward(
             self.model, batch, visitors, reading=self.reading, autocast=self.autocast, check_samples=check_samples
@@ -188,17 +192,17 @@ class FullGrad(Attribution):
         warn_if_incomplete(self.model, terms, is_rounded=is_rounded)
 
     def _settings(self) -> MapSettings:
-        """What is drawn of the terms."""
+        """Which terms are drawn, and how."""
         kinds: tuple[Kind, ...] = ("explicit", "implicit") if self.implicit else ("explicit",)
         return MapSettings(self.psi, real_product, kinds, self.layout)
 
 
 class SimpleFullGrad(FullGrad):
-    """FullGrad without biases: psi of the gradients alone, at the input and wherever an explicit bias is added.
+    """FullGrad without bias factors: psi of gradient * input, plus psi of the gradient wherever an explicit bias is added.
 
         map(x) = psi(grad_x f * x) + sum over operations with an explicit bias of psi(grad_y f)
 
-    After the authors' `simple_fullgrad.py`. The map does not show all terms.
+    The source is the authors' `simple_fullgrad.py`. The map does not contain all terms.
     """
 
     is_complete = False
@@ -216,22 +220,24 @@ class SmoothFullGrad(FullGrad):
 
         map(x) = psi(mean of grad_x f * x) + sum over operations of psi(mean of grad_y f * b),   the means over x + noise
 
-    The terms are averaged before psi takes their magnitude: contributions whose sign changes under noise cancel. Each sample costs
-    a forward and a backward pass, and the image itself one more. Every average has the size of its operation's output. The images
-    of a batch are therefore run in parts: a batch needs no more memory than one FullGrad map of it, one image about twice that.
+    Terms are averaged before psi computes their magnitude, so contributions whose sign changes under noise cancel. Each sample
+    costs a forward and a backward pass, and the image without noise one more. Every average has the size of its operation's output.
+    Therefore a batch runs in parts: it needs no more memory than FullGrad for the whole batch; a single image needs about twice
+        that.
 
     The arguments psi, implicit, reading, layout and autocast are those of `FullGrad`.
 
     Args:
         model: any network of differentiable operations.
-        num_samples: number of noisy versions of each image.
-        noise: the standard deviation of the Gaussian noise, as a share of the image's range (maximum - minimum).
-        seed: seed of the noise, which is the same for every image in any batch. No global random state is touched.
-        internal_batch_size: number of images that are run together; None for a third of the batch.
+        num_samples: number of noisy versions of each image. Default: 50.
+        noise: standard deviation of the Gaussian noise, as a share of the image's range (maximum - minimum). Default: 0.15.
+        seed: seed of the noise, which is the same for every image in any batch. The global random state does not change. Default:
+            0.
+        internal_batch_size: number of images that are run together. Default: a third of the batch.
 
     Raises:
-        TypeError: if the model is no module.
-        ValueError: if there is no psi of that name, or num_samples, noise or internal_batch_size is out of range.
+        TypeError: if the model is not a torch.nn.Module.
+        ValueError: if psi or the reading is unknown, or num_samples, noise or internal_batch_size is out of range.
 
     Examples:
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 10))
@@ -266,7 +272,7 @@ class SmoothFullGrad(FullGrad):
         self.internal_batch_size = internal_batch_size
 
     def _explain(self, batch: Batch, *, sum_terms: bool) -> SaliencyMaps:
-        """Decomposes the images without noise first: their classes are explained, and samples that are mixed are run alone."""
+        """First decomposes the images without noise: this gives the predicted classes, and shows whether samples must run alone."""
         clean = decompose(self.model, batch, autocast=self.autocast)
         self._warn_if_incomplete(clean)
         size = len(batch) if callable(batch.target) else self.internal_batch_size or max(1, len(batch) // 3)

@@ -1,4 +1,4 @@
-"""Which number of a model's output is explained, for every sample."""
+"""Selects the number of a model's output that is explained, for every sample."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 Target = Union[None, int, Sequence[Any], npt.NDArray[Any], Tensor, Callable[[Any], Tensor]]
-"""As in Captum: a class for all samples, one for each, a tuple of indices for dense outputs; None for the predicted class; or a
-function from the model's output to [N]."""
+"""As in Captum: a class for all samples, one for each sample, a tuple of indices for dense outputs, None for the predicted class.
+Or a function from the model's output to [N]."""
 
 
 def target_rows(target: Target, start: int, stop: int) -> Target:
-    """The target of some samples of a batch: their rows if it has one for each sample, any other as it is."""
+    """The target of samples start:stop of a batch: their rows if the target has one for each sample, else the target itself."""
     if isinstance(target, np.ndarray):
         target = torch.as_tensor(target)
     if isinstance(target, Tensor):
@@ -30,10 +30,14 @@ class TargetError(ValueError):
 
 
 class Selection:
-    """Picks the explained number out of a model's output, [N].
+    """Selects the explained number of each sample from a model's output, [N].
+
+    Args:
+        target: the requested target, see `Target`.
+        num_images: number of samples, N.
 
     Attributes:
-        target: the classes that were explained, [N] (or [N, d] for tuples of d indices); None if there was no choice.
+        target: the explained classes, [N] (or [N, d] for tuples of d indices). None before the call, or if there was no choice.
     """
 
     def __init__(self, target: Target, num_images: int) -> None:
@@ -42,10 +46,10 @@ class Selection:
         self.target: Tensor | None = None
 
     def __call__(self, output: Any) -> Tensor:
-        """From a model's output to [N].
+        """The explained output of each sample, [N].
 
         Raises:
-            TypeError: if there is no tensor in the output or the target is of no known kind.
+            TypeError: if there is no tensor in the output, or the target is of an unknown kind.
             TargetError: if the target does not fit the output.
             ValueError: if the output is not a batch of N, or not finite.
         """
@@ -70,7 +74,7 @@ class Selection:
         return self._check(scores.flatten(1).gather(1, places).squeeze(1))
 
     def _indices(self, scores: Tensor) -> Tensor:
-        """The requested indices, [N, d], d the number of dimensions behind the batch."""
+        """The requested indices, [N, d], with d the number of dimensions after the batch."""
         depth = scores.ndim - 1
         if self._requested is None:
             if depth > 1:
@@ -117,7 +121,7 @@ class Selection:
         raise TypeError(f"target must be None, an int, a list, a tuple, a tensor or a function, not {type(requested).__name__}")
 
     def _check(self, selected: Any) -> Tensor:
-        """The selected output, if it is one finite, real number for each sample."""
+        """Checks that the selected output is one finite, real number for each sample, and returns it."""
         if not isinstance(selected, Tensor) or selected.shape != (self._n,):
             got = f"shape {tuple(selected.shape)}" if isinstance(selected, Tensor) else type(selected).__name__
             raise ValueError(f"the explained output must be one number for each of {self._n} samples, a tensor [N], but is {got}")
@@ -128,12 +132,15 @@ class Selection:
             )
         if not bool(torch.isfinite(selected).all()):
             bad = (~torch.isfinite(selected)).nonzero().flatten().tolist()
-            raise ValueError(f"the model's output is not finite for samples {bad}; a map of it would mean nothing")
+            raise ValueError(
+                f"the model's output is not finite for samples {bad}; a map of it would be meaningless; check the weights and the "
+                "images"
+            )
         return selected
 
 
 def main_output(output: Any) -> Tensor:
-    """The scores in a model's output: a tensor, the `logits` or `out` of a mapping or dataclass, the first of a tuple.
+    """The scores in a model's output: the tensor itself, `logits` or `out` of a mapping or dataclass, or the first item of a tuple.
 
     A tensor without dimensions, such as a loss, is skipped if there is another one.
 

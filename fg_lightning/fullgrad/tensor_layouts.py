@@ -22,7 +22,7 @@ class TensorTable(Generic[T]):
 
     def __setitem__(self, tensor: Tensor, value: T) -> None:
         key, entries = id(tensor), self._entries
-        entries[key] = value, ref(tensor, lambda _: entries.pop(key, None))  # which runs before the id is used again
+        entries[key] = value, ref(tensor, lambda _: entries.pop(key, None))  # the callback runs before the id is reused
 
     def get(self, tensor: Tensor) -> T | None:
         entry = self._entries.get(id(tensor))
@@ -36,7 +36,7 @@ class TensorTable(Generic[T]):
 
 
 class TensorLayouts(TensorTable["tuple[Layout | None, str]"]):
-    """The layouts of the tensors of a forward pass, or the operations behind which their samples could not be told apart.
+    """The layouts of the tensors of a forward pass, or the operations after which their samples could not be told apart.
 
     Args:
         images: the image inputs, each [N, C, *S].
@@ -48,7 +48,7 @@ class TensorLayouts(TensorTable["tuple[Layout | None, str]"]):
     def __init__(self, images: Sequence[Tensor]) -> None:
         super().__init__()
         self.num_images = len(images[0])
-        self._mixed: dict[int, Tensor] = {}  # by its memory, a tensor in which samples were mixed; it keeps the memory in use
+        self._mixed: dict[int, Tensor] = {}  # by memory: a tensor with mixed samples, which keeps its memory alive
         for number, image in enumerate(images):
             self.mark(image, Layout.of_images(image, number))
 
@@ -56,27 +56,27 @@ class TensorLayouts(TensorTable["tuple[Layout | None, str]"]):
         """Enter a tensor that depends on the input.
 
         Args:
-            tensor: any.
-            layout: None if its samples cannot be told apart.
-            mixed_by: the operation and module behind which they could not.
+            tensor: the tensor.
+            layout: its layout. None if its samples cannot be told apart.
+            mixed_by: the operation and module after which they could not be told apart.
         """
         if layout is None and self.num_images == 1:
             layout = Layout.unknown(tensor.shape)
         self[tensor] = layout, "" if layout else mixed_by
 
     def mark_memory_mixed(self, tensor: Tensor) -> None:
-        """Enter a tensor that was overwritten so that its samples cannot be told apart, in it and in all that shares its memory."""
+        """Enter an overwritten tensor whose samples cannot be told apart. This applies to all tensors that share its memory."""
         self._mixed[storage_of(tensor)] = tensor
 
     def find(self, tensor: Tensor) -> Layout | None:
-        """The layout of a tensor; None if it was not entered or its samples cannot be told apart."""
+        """The layout of a tensor. None if it was not entered, or its samples cannot be told apart."""
         if self._mixed and (written := self._mixed.get(storage_of(tensor))) is not None:
             self[tensor] = None, self.mixed_by(written)
         entry = self._entries.get(id(tensor))
         return entry[0][0] if entry else None
 
     def mixed_by(self, tensor: Tensor) -> str:
-        """The operation behind which the samples of a tensor could not be told apart; empty if they can be."""
+        """The operation after which the samples of a tensor could not be told apart. Empty if they can be told apart."""
         entry = self._entries.get(id(tensor))
         return entry[0][1] if entry else ""
 

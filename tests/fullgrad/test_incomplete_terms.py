@@ -107,7 +107,7 @@ def test_a_gradient_that_is_not_finite_is_warned_about() -> None:
             zero = self.stem(x).relu() * 0
             return super().forward(x) + zero.square().sum((1, 2, 3)).sqrt()[:, None]
 
-    with pytest.warns(UserWarning, match=r"gradients of \d of \d images are not finite.*under the root"):
+    with pytest.warns(UserWarning, match=r"gradients of \d of \d images are not finite.*For a root, add a small number"):
         FullGrad(Norm(torch.tanh)).attribute(images(), 1)
 
 

@@ -1,12 +1,13 @@
-"""One table of operations: how each makes its bias, and how it moves samples and places.
+"""The table of operations: a bias rule and a layout rule for each.
 
-The bias of an operation y = h(z) is the constant part of its linearization at z, b = h(z) - J_h(z) z, over those of its operands
-that depend on the input (Srinivas & Fleuret 2019: explicit biases, and implicit ones of non-linearities). A bias rule returns the
-biases of an operation's outputs; `linearize` is right for any differentiable operation, at the price of running it again. A layout
-rule returns the layout of an output from those of the operands; without one, a few backward passes of the operation tell it
-(`infer_layout`), and a batch in which they do not is run image by image.
+The bias of an operation y = h(z) is the constant part of its linearization at z, b = h(z) - J_h(z) z, where z are the
+operands that depend on the input (Srinivas & Fleuret 2019; they call biases of non-linearities implicit). A bias rule returns the
+biases of an operation's outputs. `linearize` is correct for any differentiable operation, but runs it again. A layout rule computes
+the layout of an output from those of the operands. Without a rule, `infer_layout` infers it from a few backward passes of the
+operation; if that fails, the batch is run image by image.
 
-To add an operation, add its name to the row with its two rules, or a row. An operation that is not here is linearized and inferred.
+To add an operation, add its name to the row with its two rules, or add a row. For an operation that is not in the table, the bias
+comes from `linearize` and the layout from `infer_layout`.
 """
 
 from __future__ import annotations
@@ -104,11 +105,11 @@ __all__ = ["OPERATIONS", "UNKNOWN", "Rules", "affine", "elementwise", "homogeneo
 
 
 class Rules(NamedTuple):
-    """How the bias and the layout of an operation are computed.
+    """The rules of an operation.
 
     Attributes:
-        bias: returns the biases of the operation's outputs.
-        layout: returns the layout of one output; None if it is inferred from the operation's gradients.
+        bias: function that returns the biases of the operation's outputs.
+        layout: function that returns the layout of one output. None: it is inferred from the operation's gradients.
     """
 
     bias: BiasRule
@@ -116,7 +117,7 @@ class Rules(NamedTuple):
 
 
 UNKNOWN = Rules(linearize, None)
-"""What holds of an operation that is not in the table."""
+"""The rules of operations that are not in the table."""
 
 _CONVOLUTION = bilinear_plus(factors=((0, "input"), (1, "weight")), addend=(2, "bias"))
 _MATMUL = bilinear_plus(factors=((0, "input"), (1, "other")), addend=None)
@@ -152,7 +153,7 @@ _ROWS: tuple[tuple[BiasRule, LayoutRule | None, str], ...] = (
     (no_bias, im2col_layout, "im2col"),
     (no_bias, col2im_layout, "col2im"),
     (no_bias, None, "take diag trace"),
-    # joining, writing and padding: affine, with the constant that is added, filled in or put beside
+    # joining, writing and padding: affine, if a constant is added, filled in or joined
     (affine, cat_layout, "cat hstack vstack dstack column_stack row_stack"),
     (affine, stack_layout, "stack"),
     (affine, broadcast_layout, "complex where masked_fill copy fill zero"),

@@ -1,7 +1,7 @@
-"""Bias rules that hold for many operations: affine, homogeneous of some degree, elementwise.
+"""Bias rules for many operations: affine, homogeneous of some degree, elementwise.
 
-Of h affine, the bias is h at zero. Of h homogeneous of degree d, J z = d y, so that b = (1 - d) y. Of an elementwise h,
-b = y - h'(z) z, in closed form or by one elementwise derivative.
+If h is affine, the bias is h(0). If h is homogeneous of degree d, J z = d y and b = (1 - d) y. If h is elementwise, b = y - h'(z)
+z, in closed form or by one elementwise derivative.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fg_lightning.fullgrad.operation import Operation, tensors_in
 
 @reads_overwritten(lambda op: _overwrites_a_constant(op) or _combines(op))
 def affine(op: Operation) -> list[Bias]:
-    """Affine in its dependent operands together: b is the operation at zero."""
+    """For operations that are affine in all dependent operands together: b is the operation at zero."""
     if _combines(op):
         return linearize(op)
     constants = [t for t in tensors_in((op.args, op.kwargs)) if not op.depends(t)]
@@ -32,7 +32,7 @@ _BESIDE = ("cat", "stack", "hstack", "vstack", "dstack", "column_stack", "row_st
 
 
 def _combines(op: Operation) -> bool:
-    """scatter(..., reduce="multiply") is not affine."""
+    """Whether it combines values, such as scatter(..., reduce="multiply"), which is not affine."""
     return op.kwargs.get("reduce") is not None
 
 
@@ -41,12 +41,12 @@ def _overwrites_a_constant(op: Operation) -> bool:
 
 
 def _finite(constant: Tensor) -> Tensor:
-    """An infinite constant masks something out: its gradient is exactly zero, and so is its term."""
+    """Replaces infinite constants by 0: they are masks, whose gradient and term are exactly zero."""
     return constant.nan_to_num(nan=math.nan, posinf=0.0, neginf=0.0)
 
 
 def sum_of(first_sign: int, second_sign: int, *, alpha_on: int) -> BiasRule:
-    """A constant added to or subtracted from a dependent operand; `alpha` scales the operand at `alpha_on`."""
+    """For a constant that is added to or subtracted from a dependent operand. `alpha` scales the operand at `alpha_on`."""
 
     def rule(op: Operation) -> list[Bias]:
         operands = op.args[0], op.argument(1, "other")
@@ -72,12 +72,12 @@ def pad(op: Operation) -> list[Bias]:
 
 
 def no_bias(op: Operation) -> list[Bias]:
-    """Linear, or homogeneous of degree 1: J z = y."""
+    """For operations that are linear, or homogeneous of degree 1: J z = y."""
     return []
 
 
 def homogeneous(degree: Callable[[Operation], float | Tensor | None]) -> BiasRule:
-    """Homogeneous of some degree d in its dependent operands together: b = (1 - d) y. A degree of None: not homogeneous."""
+    """For operations that are homogeneous of degree d in all dependent operands together: b = (1 - d) y. None: not homogeneous."""
 
     def rule(op: Operation) -> list[Bias]:
         d = degree(op)
@@ -91,7 +91,7 @@ def homogeneous(degree: Callable[[Operation], float | Tensor | None]) -> BiasRul
 
 
 def of_degree(d: float) -> BiasRule:
-    """Homogeneous of a fixed degree: only the output is read."""
+    """For operations that are homogeneous of a fixed degree. Only the output is read."""
 
     def rule(op: Operation) -> list[Bias]:
         return _multiples_of_the_outputs(op, 1 - d)
@@ -125,7 +125,7 @@ def extremum_degree(op: Operation) -> float | None:
 
 
 def norm_degree(op: Operation) -> float:
-    """The norm of order 0 counts, every other one measures."""
+    """0 for the norm of order 0, which counts, and 1 for all others."""
     return 0 if op.argument(1, "ord", 2) == 0 else 1
 
 
@@ -139,7 +139,7 @@ def count_dependent(op: Operation) -> float:
 
 
 def pointwise(bias: Callable[..., Tensor], *, of_output: bool = False) -> BiasRule:
-    """A non-linearity given by its implicit bias as a function of its operand, and of its output if `of_output`."""
+    """For non-linearities, by their implicit bias as a function of the operand, and also of the output if `of_output`."""
 
     def rule(op: Operation) -> list[Bias]:
         operand = op.value(op.args[0])
@@ -150,7 +150,7 @@ def pointwise(bias: Callable[..., Tensor], *, of_output: bool = False) -> BiasRu
 
 @reads_overwritten()
 def elementwise(op: Operation) -> list[Bias]:
-    """Any elementwise function of one dependent operand: one elementwise derivative, b = y - h'(z) z."""
+    """For any elementwise function of one dependent operand: b = y - h'(z) z, by one elementwise derivative."""
     if len(op.dependent) != 1 or not op.depends(op.args[0]) or op.args[0].is_complex():
         return linearize(op)
     (z, *rest), kwargs = op.at_values()
@@ -168,7 +168,7 @@ def elementwise(op: Operation) -> list[Bias]:
 
 
 def from_history(op: Operation) -> list[Bias]:
-    """Elementwise, by the derivative in the graph, for an operation that changes its buffers and must not run again."""
+    """For elementwise operations that change their buffers and must not run again: b by the derivative in the graph."""
     y, z = op.outputs[0], op.args[0]
     if len(op.dependent) != 1:
         return linearize(op)
@@ -190,14 +190,15 @@ def _saturation(y: Tensor, low: float, high: float) -> Tensor:
     """The implicit bias of clamping to [low, high]: the output at a bound, zero between."""
     between = torch.ops.aten.hardtanh_backward  # (g, z, low, high): g if z lies between, otherwise 0
     if low == 0:
-        just_below = high * (1 - torch.finfo(y.dtype).eps / 2)  # the next number of y's precision
-        return between(_number(float(high), y.dtype), y, just_below, math.inf)
+        just_below = high * (1 - torch.finfo(y.dtype).eps / 2)  # the largest smaller number in y's precision
+        return between(_number(float(high), y.dtype, y.device), y, just_below, math.inf)
     return y - between(y, y, low, high)
 
 
 @cache
-def _number(value: float, dtype: torch.dtype) -> Tensor:
-    return torch.tensor(value, dtype=dtype)
+def _number(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor without dimensions. It must be on the operation's device: CUDA's hardtanh_backward takes no number from the CPU."""
+    return torch.tensor(value, dtype=dtype, device=device)
 
 
 def sigmoid_bias(z: Tensor, y: Tensor) -> Tensor:
@@ -209,7 +210,7 @@ def tanh_bias(z: Tensor, y: Tensor) -> Tensor:
 
 
 def silu_bias(z: Tensor, y: Tensor) -> Tensor:
-    """With the gate s = sigmoid(z), y = s z and b = -s (1 - s) z^2."""
+    """b = -s (1 - s) z^2 = (y - z) y, with the gate s = sigmoid(z) and y = s z."""
     return (y - z).mul_(y)
 
 

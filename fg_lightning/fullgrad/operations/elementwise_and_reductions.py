@@ -1,4 +1,4 @@
-"""Layout rules of operations that leave every dimension where it is: elementwise, over windows, along some dimensions."""
+"""Layout rules of operations that keep the order of dimensions: elementwise, over windows, along some dimensions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from fg_lightning.fullgrad.operations.layout_rules import (
 
 @ignores_constants
 def window_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """Convolution, pooling, interpolation: [N, C, *S] -> [N, C', *S']. They mix neighbors, a convolution also channels."""
+    """Convolution, pooling, interpolation: [N, C, *S] -> [N, C', *S']. They mix neighbours; a convolution also mixes channels."""
     layout = layout_of(op.args[0]) if op.depends(op.args[0]) else None
     if layout is None:
         return None
@@ -45,7 +45,7 @@ def window_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout 
 
 
 def _group_by_group(op: Operation, layout: Layout, weights: list[Layout], output: Tensor) -> Layout | None:
-    """A convolution with its samples in groups, perhaps with weights of their own: [1, N * C, *S] -> [1, N * C', *S']."""
+    """A convolution whose groups are samples, possibly with their own weights: [1, N * C, *S] -> [1, N * C', *S']."""
     moved = resize(layout, (*layout.shape[:2], *output.shape[2:]))
     groups, channels = op.argument(8 if op.name == "convolution" else 6, "groups", 1), output.shape[1]
     if moved and layout.samples == 1:
@@ -62,7 +62,7 @@ def _group_by_group(op: Operation, layout: Layout, weights: list[Layout], output
 
 
 def last_dims_layout(count: Callable[[Operation], int]) -> LayoutRule:
-    """Operations that mix the last `count` dimensions and no others."""
+    """Operations that mix only the last `count` dimensions."""
 
     def rule(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
         layout, k = first_layout(op, layout_of), count(op)
@@ -74,7 +74,7 @@ def last_dims_layout(count: Callable[[Operation], int]) -> LayoutRule:
 
 
 def pad_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """pad: the image's places are kept apart from those that are put around them."""
+    """pad: the layout distinguishes the image's places from the padded ones."""
     layout, pads = first_layout(op, layout_of), op.argument(1, "pad")
     dims = list(layout.dims)
     for d, before, after in zip(range(len(dims) - 1, -1, -1), pads[::2], pads[1::2], strict=False):
@@ -103,11 +103,11 @@ def along_dims_layout(position: int, name: str = "dim", *, default: Any = None, 
 
 
 def reduction_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """Sums, means, extrema and norms over some dimensions. A dimension kept at size 1 still spans its axis."""
+    """Sums, means, extrema and norms over some dimensions. A dimension that is kept with size 1 still spans its axis."""
     layout = first_layout(op, layout_of)
     position = 2 if "norm" in op.name or op.name in _SECOND else 1
     along = op.argument(position, "dim", op.kwargs.get("axis"))
-    if isinstance(along, Tensor):  # max(x, y), which is entry by entry
+    if isinstance(along, Tensor):  # max(x, y) is elementwise
         return broadcast_layout(op, layout_of, output)
     reduced = set(_dimensions(along, len(layout.dims)))
     kept = tuple(dim for i, dim in enumerate(layout.dims) if i not in reduced)
@@ -140,7 +140,7 @@ def recurrent_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layo
 
 
 def repeat_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """repeat, tile: every copy lies where the original lies, as when a gray image gets three channels."""
+    """repeat, tile: every copy lies where the original lies, for example if a grey image gets three channels."""
     dims = first_layout(op, layout_of).dims
     new = output.ndim - len(dims)
     return Layout(tuple(_repeat_dim(dims[i - new] if i >= new else plain(1), size) for i, size in enumerate(output.shape)))
@@ -164,7 +164,7 @@ def repeat_interleave_layout(op: Operation, layout_of: LayoutOf, output: Tensor)
 
 
 def broadcast_tensors_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """broadcast_tensors, atleast_1d, atleast_2d, atleast_3d: each operand has an output with more dimensions of size 1."""
+    """broadcast_tensors, atleast_1d, atleast_2d, atleast_3d: each operand gets an output, with added dimensions."""
     number = next(i for i, own in enumerate(op.outputs) if own is output)
     layout = layout_of(op.dependent[number])
     if layout is None or len(layout.dims) == output.ndim:

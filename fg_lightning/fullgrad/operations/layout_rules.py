@@ -1,7 +1,7 @@
-"""What a layout rule is, what most of them do, and how a layout is inferred without one.
+"""The type of layout rules, their building blocks, and the inference of a layout without a rule.
 
-Most rules use the layout of the first operand, align those of several, or resize one. Of an operation without a rule, such as a
-function of the user, the gradients tell how it moves samples and places.
+Most rules use the layout of the first operand, align those of several, or resize one. For an operation without a rule, such as a
+function of the user, the layout is inferred from its gradients.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from fg_lightning.fullgrad.operation import Operation, tensors_in
 T = TypeVar("T")
 LayoutOf = Callable[[Any], "Layout | None"]
 LayoutRule = Callable[[Operation, LayoutOf, Tensor], "Layout | None"]
-"""(operation, function that gives the layout of an operand, one output) -> the output's layout; None if samples mix."""
+"""A function (operation, function from an operand to its layout, one output) -> the output's layout. None if samples mix."""
 
 
 def output_layout(op: Operation, rule: LayoutRule | None, layout_of: LayoutOf, index: int, n: int) -> Layout | None:
-    """The layout of an operation's output number `index`, by its rule; None if its `n` samples cannot be told apart."""
+    """The layout of an operation's output number `index`, by its rule. None if its `n` samples cannot be told apart."""
     if not op.dependent:
         return None
     output, layouts = op.outputs[index], [layout_of(t) for t in op.dependent]
@@ -32,13 +32,13 @@ def output_layout(op: Operation, rule: LayoutRule | None, layout_of: LayoutOf, i
     if first is None or None in layouts:
         return None
     if rule is broadcast_layout and first.shape == output.shape and all(layout is first for layout in layouts):
-        return first  # as of most operations
+        return first  # the most common case
     key = _key(op, rule, index, output) if len(layouts) == 1 else None
     if key is not None and key in first.derived:
         return first.derived[key]
     try:
         layout = rule(op, layout_of, output) if rule else infer_layout(op, layout_of, output, n)
-    except Exception:  # arguments of a kind that the rule does not know
+    except Exception:  # the rule does not know this kind of arguments
         layout = infer_layout(op, layout_of, output, n)
     if not (layout is first and op.dependent[0].shape == output.shape):
         is_sound = layout is not None and layout.shape == tuple(output.shape) and layout.samples == n
@@ -49,13 +49,13 @@ def output_layout(op: Operation, rule: LayoutRule | None, layout_of: LayoutOf, i
 
 
 def ignores_constants(rule: LayoutRule) -> LayoutRule:
-    """Mark a rule whose layout does not depend on the values of weights and other constants, nor on their shapes."""
+    """Mark a rule whose layout depends neither on the values nor on the shapes of weights and other constants."""
     rule.ignores_constants = True  # type: ignore[attr-defined]
     return rule
 
 
 def _key(op: Operation, rule: LayoutRule | None, index: int, output: Tensor) -> Hashable | None:
-    """What the layout of an output depends on, apart from that of the one dependent operand; None if on values as well."""
+    """A key of all that the layout of an output depends on, except the operand's layout. None if it also depends on values."""
     if rule is None or op.is_custom or op.dependent[0] is not op.args[0]:
         return None
     rest, kwargs = op.args[1:], op.kwargs
@@ -80,7 +80,7 @@ def first_layout(op: Operation, layout_of: LayoutOf) -> Layout:
 
 
 def align(layouts: Sequence[Layout | None], shape: Sequence[int]) -> Layout | None:
-    """Broadcast layouts to a shape: each dimension is the first layout's that knows it; None if samples disagree."""
+    """Broadcast layouts to a shape. Each dimension comes from the first layout that knows it. None if their samples differ."""
     first = layouts[0] if layouts else None
     if first is not None and first.shape == tuple(shape) and all(layout is first for layout in layouts):
         return first
@@ -103,7 +103,7 @@ def broadcast_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layo
 
 
 def resize(layout: Layout, shape: Sequence[int]) -> Layout | None:
-    """A layout with its dimensions resampled to other sizes; None if their number differs."""
+    """A layout with its dimensions resampled to other sizes. None if their number differs."""
     if len(shape) != len(layout.dims):
         return None
     if layout.shape == tuple(shape):
@@ -113,13 +113,13 @@ def resize(layout: Layout, shape: Sequence[int]) -> Layout | None:
 
 
 def resample(dim: Dim, size: int) -> Dim:
-    """A whole spatial axis at another resolution; anything else loses its places."""
+    """A whole spatial axis at another resolution. Any other dimension loses its places."""
     axis = dim.whole
     return plain(size) if axis is None or axis.shift else whole_dim(axis.resample(size))
 
 
 def extend(dim: Dim, before: int, after: int) -> Dim:
-    """Add entries at the ends of a whole spatial axis or of tokens, or remove them; any other dimension loses its places."""
+    """Add or remove entries at the ends of a whole spatial axis or of tokens. Any other dimension loses its places."""
     axis, size = dim.whole, dim.size + before + after
     if axis is not None and not axis.shift:
         return whole_dim(replace(axis, length=size, lead=axis.lead + before, tail=axis.tail + after))
@@ -127,7 +127,7 @@ def extend(dim: Dim, before: int, after: int) -> Dim:
 
 
 def surround(before: int, dim: Dim, after: int) -> Dim | None:
-    """Tokens: places with entries added before and behind them, or removed; None if that would remove places."""
+    """Tokens: places with entries added or removed before and after them. None if that would remove places."""
     lead, places, tail = before, dim.factors, after
     if len(dim.factors) == 1 and isinstance(tokens := dim.factors[0].axis, Tokens):
         lead, places, tail = before + tokens.lead, tokens.places, after + tokens.tail
@@ -142,9 +142,9 @@ def with_item(items: tuple[T, ...], i: int, item: T) -> tuple[T, ...]:
 
 
 def infer_layout(op: Operation, layout_of: LayoutOf, output: Tensor, n: int) -> Layout | None:
-    """The layout of an output from a few backward passes of its operation; None if they do not show that samples keep apart.
+    """The layout of an output from a few backward passes of its operation. None if they do not show that samples stay separate.
 
-    An operation whose Jacobian is diagonal leaves everything where it is. Any other may have the samples where they were.
+    If the Jacobian is diagonal, all places stay. Otherwise the samples may stay in their dimension.
     """
     if op.in_place:
         return None
@@ -157,7 +157,7 @@ def infer_layout(op: Operation, layout_of: LayoutOf, output: Tensor, n: int) -> 
 
 
 def _is_elementwise(op: Operation, output: Tensor) -> bool:
-    """Whether J^T v = (J^T 1) v for every operand, which only a diagonal Jacobian does."""
+    """Whether J^T v = (J^T 1) v for every operand, which holds only for a diagonal Jacobian."""
     if any(t.shape != output.shape or t.is_complex() for t in op.dependent) or output.is_complex():
         return False
     probe = _rough_like(output)
@@ -170,9 +170,10 @@ def _is_elementwise(op: Operation, output: Tensor) -> bool:
 
 
 def _sample_by_sample(op: Operation, layout_of: LayoutOf, output: Tensor, n: int) -> Layout | None:
-    """Samples in the dimension where the first operand has them, if none has a gradient from another's output.
+    """The samples stay in the first operand's dimension if no sample's gradient depends on another sample's output.
 
-    Any two samples differ in a bit of their numbers: the outputs of those with the bit go together, then those of the others.
+    Any two samples differ in a bit of their numbers. For each bit, one pass uses the outputs of the samples with this bit, and one
+    those of the others.
     """
     layouts = [layout_of(t) for t in op.dependent]
     samples = Dim((Factor(SAMPLE, n),))
@@ -198,6 +199,6 @@ def _pull_back(op: Operation, output: Tensor, gradient: Tensor) -> list[Tensor]:
 
 
 def _rough_like(tensor: Tensor) -> Tensor:
-    """Numbers around 1, each unlike its neighbors, without random numbers."""
+    """Numbers around 1 that differ from their neighbours, without random numbers."""
     golden = (math.sqrt(5) - 1) / 2
     return ((torch.arange(tensor.numel(), dtype=torch.float64) * golden).frac() + 0.5).reshape(tensor.shape).to(tensor)

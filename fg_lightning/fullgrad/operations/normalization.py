@@ -1,4 +1,4 @@
-"""Bias rules of normalization by running statistics (affine), or by the input's own (of degree 0, except for shift and eps)."""
+"""Rules of normalization by running statistics (affine), or by the input's statistics (degree 0, except for shift and eps)."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def batch_norm(op: Operation) -> list[Bias]:
 def _shift_by_running_statistics(
     op: Operation, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float
 ) -> ChannelShift:
-    """Of batch norm in evaluation, per channel."""
+    """The bias of batch norm in evaluation mode, for each channel."""
     gamma = torch.ones_like(mean) if weight is None else weight
     beta = torch.zeros_like(mean) if bias is None else bias
     return ChannelShift(gamma, beta, mean, var, eps, op.outputs[0].ndim, op.outputs[0].dtype)
 
 
 def layer_norm(op: Operation) -> list[Bias]:
-    """Computed from the operand, which the backward pass keeps anyway: var / (var + eps) = 1 - eps rstd^2."""
+    """The bias is computed from the operand, which the backward pass keeps anyway: var / (var + eps) = 1 - eps rstd^2."""
     shape, weight, bias = (op.argument(i, name) for i, name in ((1, "normalized_shape"), (2, "weight"), (3, "bias")))
     eps = op.argument(4, "eps", 1e-5)
 

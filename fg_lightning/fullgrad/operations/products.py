@@ -1,4 +1,4 @@
-"""Products of operands, perhaps plus an addend: bias rules and layout rules of convolution, linear, matmul, einsum and the like."""
+"""Rules of products of operands, with or without an addend: convolution, linear, matmul, einsum and similar operations."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from fg_lightning.fullgrad.operations.layout_rules import LayoutOf, align, first
 
 
 def bilinear_plus(*, addend: tuple[int, str] | None, factors: tuple[tuple[int, str], tuple[int, str]]) -> BiasRule:
-    """factor_1 * factor_2 + addend, with `*` any bilinear product: convolution, linear, matrix products."""
+    """For factor_1 * factor_2 + addend, where `*` is any bilinear product: convolution, linear, matrix products."""
 
     def degree_of(op: Operation) -> int:
         return sum(op.depends(op.argument(*factor)) for factor in factors)
 
     def addend_read(op: Operation) -> Tensor | None:
-        """The addend, unless beta is 0 (torch does not read it then) or the sum is linear in all dependent operands."""
+        """The addend. None if beta is 0 (torch then does not read it), or the sum is linear in all dependent operands."""
         added = None if addend is None or op.kwargs.get("beta", 1) == 0 else op.argument(*addend)
         return None if op.depends(added) and degree_of(op) == 1 else added
 
@@ -42,7 +42,7 @@ def bilinear_plus(*, addend: tuple[int, str] | None, factors: tuple[tuple[int, s
 
 
 def _scale_addend(op: Operation, addend: Tensor) -> Tensor:
-    """The addend as the operation adds it: along the channels for a convolution, times beta for a matrix product."""
+    """The addend as the operation adds it: over the channels for a convolution, times beta for a matrix product."""
     if op.name.startswith("conv"):
         return addend.reshape(-1, *(1,) * (op.argument(1, "weight").ndim - 2))  # the image may have no batch dimension
     beta = op.kwargs.get("beta", 1)
@@ -51,7 +51,7 @@ def _scale_addend(op: Operation, addend: Tensor) -> Tensor:
 
 @reads_overwritten(lambda op: all(op.depends(factor) for factor in op.args[:2]))
 def multiply(op: Operation) -> list[Bias]:
-    """x * y with both dependent has b = -x y. It is computed from the factors, which the backward pass keeps anyway."""
+    """x * y: b = -x y if both depend on the input. It is computed from the factors, which the backward pass keeps anyway."""
     a, b = op.args[:2]
     if not (op.depends(a) and op.depends(b)):
         return []
@@ -72,7 +72,7 @@ def linear_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout 
 
 
 def matmul_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """[..., M, K] x [..., K, P] -> [..., M, P], perhaps plus an addend. A vector has no M, or no P."""
+    """[..., M, K] x [..., K, P] -> [..., M, P], with or without an addend. A vector has no M, or no P."""
     first = 1 if op.name in ("addmm", "baddbmm", "addmv") else 0
     a, b = op.argument(first, "input"), op.argument(first + 1, "other")
     left, right = layout_of(a) if op.depends(a) else None, layout_of(b) if op.depends(b) else None
@@ -93,13 +93,13 @@ def _matrices(left: Layout | None, right: Layout | None, output: Tensor, has_row
         return None
     rows = [left.dims[-2] if left else plain(output.shape[-kept])] if has_rows else []
     columns = [right.dims[-1] if right else plain(output.shape[-1])] if has_columns else []
-    if left and has_rows and columns and not columns[0].has(SAMPLE):  # an entry of an attention map lies where its query lies
+    if left and has_rows and columns and not columns[0].has(SAMPLE):  # an entry of an attention matrix lies where its query lies
         columns = [plain(columns[0].size)]
     return Layout((*layout.dims[: len(layout.dims) - kept], *rows, *columns))
 
 
 def outer_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """outer, inner, tensordot: the dimensions that are not summed over, of the first operand and then of the second."""
+    """outer, inner, tensordot: the dimensions that are not summed over, first of the first operand, then of the second."""
     first, second = op.argument(0, "input"), op.argument(1, "vec2" if op.name == "outer" else "other")
     summed = {"outer": ((), ()), "inner": ((-1,), (-1,))}.get(op.name) or op.args[2:4]
     dims: list[Dim] = []
@@ -110,7 +110,7 @@ def outer_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout |
         if any(layout.dims[d].has(SAMPLE) for d in gone):
             return None
         kept = [dim for d, dim in enumerate(layout.dims) if d not in gone]
-        is_placed = any(dim.places for dim in dims)  # a pair lies where the first of it lies
+        is_placed = any(dim.places for dim in dims)  # a pair lies where its first element lies
         dims += [plain(dim.size) if is_placed and not dim.has(SAMPLE) else dim for dim in kept]
     return Layout(tuple(dims))
 
@@ -124,7 +124,7 @@ def cell_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | 
 
 
 def similarity_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """cosine_similarity, pairwise_distance: of two tensors that are broadcast, one dimension is removed or gets size 1."""
+    """cosine_similarity, pairwise_distance: two tensors are broadcast, and one dimension is removed or gets size 1."""
     shape = torch.broadcast_shapes(op.argument(0, "x1").shape, op.argument(1, "x2").shape)
     layout = align([layout_of(t) for t in op.dependent], shape)
     along = (op.argument(2, "dim", 1) if op.name == "cosine_similarity" else -1) % len(shape)
@@ -135,7 +135,7 @@ def similarity_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Lay
 
 
 def cdist_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """cdist: [..., P, M] and [..., R, M] -> [..., P, R]; a distance lies where the first of its rows lies."""
+    """cdist: [..., P, M] and [..., R, M] -> [..., P, R]. A distance lies where its first row lies."""
     layouts = [layout_of(t) if op.depends(t) else None for t in (op.argument(0, "x1"), op.argument(1, "x2"))]
     if any(layout is None or layout.dims[-1].has(SAMPLE) for layout in layouts if layout):
         return None
@@ -159,7 +159,7 @@ def matrix_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout 
 
 
 def einsum_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """Each letter of the result from the first operand that has it; a letter summed over must not carry samples."""
+    """einsum: each letter of the result comes from the first operand that has it. A summed letter must not contain samples."""
     equation, operands = op.args[0], op.args[1] if isinstance(op.args[1], (tuple, list)) else op.args[1:]
     if not isinstance(equation, str):
         return None
@@ -169,7 +169,7 @@ def einsum_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout 
     terms = inputs.split(",")
     counts = [t.ndim - len(term.replace("...", "")) for term, t in zip(terms, operands, strict=True)]
     unused = [chr(code) for code in range(ord("A"), ord("z")) if chr(code).isalpha() and chr(code) not in equation]
-    dots = "".join(unused[: max(counts)])  # the dimensions behind "...", aligned at the last
+    dots = "".join(unused[: max(counts)])  # the dimensions of "...", aligned at the last
     terms = [term.replace("...", dots[len(dots) - count :]) for term, count in zip(terms, counts, strict=True)]
     result = result.replace("...", dots)
     dims: dict[str, Dim] = {}
@@ -185,6 +185,6 @@ def einsum_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout 
     for letter, size in zip(result, output.shape, strict=True):
         dim = dims.get(letter, plain(size))
         places = {(axis.number, piece.step) for axis, piece in dim.places}
-        placed.append(plain(size) if places & seen and not dim.has(SAMPLE) else dim)  # an attention map lies where its queries lie
+        placed.append(plain(size) if places & seen and not dim.has(SAMPLE) else dim)  # attention lies where its queries lie
         seen |= places
     return Layout(tuple(placed))

@@ -14,7 +14,7 @@ from fg_lightning.fullgrad.operations.layout_rules import LayoutOf, first_layout
 
 
 def reshape_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """view, reshape, flatten, unflatten: the factors keep their order and are shared out to the new dimensions."""
+    """view, reshape, flatten, unflatten: the factors keep their order and are distributed over the new dimensions."""
     queue = _merge_runs([f for dim in first_layout(op, layout_of).dims for f in dim.factors])
     dims: list[Dim] = []
     for i, size in enumerate(output.shape):
@@ -23,13 +23,13 @@ def reshape_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout
         if dim is None:
             if any(f.axis == SAMPLE and f.size > 1 for f in before):
                 return None
-            return Layout((*dims, *map(plain, output.shape[i:])))  # within a sample, rows that become longer or shorter ones
+            return Layout((*dims, *map(plain, output.shape[i:])))  # within a sample, rows of another length
         dims.append(dim)
-    return Layout(tuple(dims))  # factors of size 1 may be left over: [N, C, 1, 1] -> [N, C] has no plane any more
+    return Layout(tuple(dims))  # factors of size 1 may remain: [N, C, 1, 1] -> [N, C] no longer has a plane
 
 
 def _merge_runs(factors: list[Factor]) -> list[Factor]:
-    """Merge neighbors that are one run of an axis, such as a window's place and the places in it."""
+    """Merge neighbouring factors that form one run of an axis, such as windows and the places in them."""
     merged: list[Factor] = []
     for factor in factors:
         if factor == Factor(None, 1):
@@ -44,7 +44,7 @@ def _merge_runs(factors: list[Factor]) -> list[Factor]:
 
 
 def _take_factors(queue: list[Factor], size: int) -> Dim | None:
-    """Take factors that make up `size` from the front of the queue; split the last one if necessary."""
+    """Take factors with product `size` from the front of the queue, and split the last one if necessary."""
     taken: list[Factor] = []
     need = size
     while queue and size:
@@ -66,7 +66,7 @@ def _take_factors(queue: list[Factor], size: int) -> Dim | None:
 
 
 def unfold_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """Tensor.unfold: [..., L, ...] -> [..., windows, ..., size]; entries of overlapping windows lie where their window lies."""
+    """Tensor.unfold: [..., L, ...] -> [..., windows, ..., size]; entries of overlapping windows lie at their window."""
     layout = first_layout(op, layout_of)
     d, size, step = (op.argument(i, name) for i, name in enumerate(("dimension", "size", "step"), start=1))
     d %= len(layout.dims)
@@ -79,7 +79,7 @@ def unfold_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout 
 
 
 def im2col_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """im2col, which is F.unfold: [N, C, H, W] -> [N, C * size of a patch, patches]; an entry lies where its patch lies."""
+    """im2col (F.unfold): [N, C, H, W] -> [N, C * size of a patch, patches]. An entry lies at its patch."""
     layout = first_layout(op, layout_of)
     if len(layout.dims) != 4 or len(op.args) != 5 or any(dim.has(SAMPLE) for dim in layout.dims[1:]):
         return None
@@ -90,7 +90,7 @@ def im2col_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout 
 
 
 def col2im_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """col2im, which is F.fold: [N, C * size of a patch, patches] -> [N, C, H, W]"""
+    """col2im (F.fold): [N, C * size of a patch, patches] -> [N, C, H, W]."""
     layout = first_layout(op, layout_of)
     if len(layout.dims) != 3 or any(dim.has(SAMPLE) for dim in layout.dims[1:]):
         return None
@@ -101,14 +101,14 @@ def col2im_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout 
 
 
 def flip_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """flip, fliplr, flipud: a whole spatial axis remembers that it was flipped; any other dimension loses its places."""
+    """flip, fliplr, flipud: a whole spatial axis records the flip. Any other dimension loses its places."""
     layout = first_layout(op, layout_of)
     given = op.args[1:] if len(op.args) > 2 else op.argument(1, "dims", ())
     return _flip_dims(layout, {"fliplr": (1,), "flipud": (0,)}.get(op.name, given))
 
 
 def rot90_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """rot90: a flip of one dimension or both, then for an odd number of turns a transposition."""
+    """rot90: a flip of one or both dimensions, then a transposition if the number of turns is odd."""
     layout, turns = first_layout(op, layout_of), op.argument(1, "k", 1) % 4
     first, second = op.argument(2, "dims", (0, 1))
     flip = _flip_dims(layout, {0: (), 1: (second,), 2: (first, second), 3: (first,)}[turns])
@@ -120,7 +120,7 @@ def rot90_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout |
 
 
 def roll_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """roll: a whole spatial axis remembers its shift; any other dimension loses its places."""
+    """roll: a whole spatial axis records its shift. Any other dimension loses its places."""
     shifts, along = op.argument(1, "shifts"), op.argument(2, "dims")
     layout = first_layout(op, layout_of)
     if along is None or along in ((), []):
@@ -133,7 +133,7 @@ def fftshift_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layou
     layout = first_layout(op, layout_of)
     given = op.argument(1, "dim")
     along = range(len(layout.dims)) if given is None else _as_list(given)
-    up = op.name == "fft_ifftshift"  # which goes half the length back, rounded down
+    up = op.name == "fft_ifftshift"  # it shifts back by half the length, rounded down
     return _shift_dims(layout, [(layout.shape[d] + up) // 2 for d in along], along)
 
 
@@ -162,6 +162,6 @@ def _shift_dims(layout: Layout, shifts: Iterable[int], along: Iterable[int]) -> 
 
 
 def _roll_flat(layout: Layout) -> Layout | None:
-    """A tensor that was rolled as one row of numbers."""
+    """The layout of a tensor that is rolled as one row of numbers."""
     is_row = len(layout.dims) == 1 and not layout.dims[0].has(SAMPLE)
     return Layout((plain(layout.shape[0]),)) if is_row else None

@@ -15,7 +15,7 @@ from fg_lightning.fullgrad.torch_internals import base_of
 
 
 def cat_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """cat, hstack and the like. Entries that lie nowhere, such as a class token, go before or behind the places."""
+    """cat, hstack and similar operations. Entries without a place, such as a class token, may come before or after the places."""
     parts = [t for t in op.argument(0, "tensors") if t.ndim == output.ndim or t.numel()]
     given = op.argument(1, "dim", op.kwargs.get("axis", 0))
     stacks = {"hstack": min(1, output.ndim - 1), "vstack": 0, "row_stack": 0, "dstack": 2, "column_stack": 1}
@@ -44,14 +44,14 @@ def _with_dims(layout: Layout | None, ndim: int, operation: str) -> Layout | Non
 
 
 def _common_dims(dims: tuple[Dim, ...], layouts: list[Layout]) -> tuple[Dim, ...]:
-    """The dimensions that all parts share. A dimension that lies elsewhere in another part loses its places."""
+    """The dimensions that all parts share. A dimension loses its places if it lies elsewhere in another part."""
     return tuple(
         dim if all(_lie_alike(dim, layout.dims[i]) for layout in layouts) else plain(dim.size) for i, dim in enumerate(dims)
     )
 
 
 def _lie_alike(dim: Dim, other: Dim) -> bool:
-    """Whether two dimensions that become one lie at the same places, up to one position, if both have places."""
+    """Whether two dimensions lie at the same places, up to one position, if both have places."""
     axes = {axis.number: axis for axis, _ in dim.places}
     return all(_is_beside(axes.get(axis.number, axis), axis) for axis, _ in other.places)
 
@@ -62,7 +62,7 @@ def _is_beside(axis: Axis, other: Axis) -> bool:
 
 
 def _concatenate(dims: list[Dim]) -> Dim | None:
-    """The dimension of several, one behind the other; None if that puts samples beside others."""
+    """The dimension of several, joined. None if that joins different samples."""
     size = sum(dim.size for dim in dims)
     if any(factor.axis == SAMPLE for dim in dims for factor in dim.factors):
         return _concatenate_copies(dims) or (None if any(dim.has(SAMPLE) for dim in dims) else plain(size))
@@ -74,7 +74,7 @@ def _concatenate(dims: list[Dim]) -> Dim | None:
 
 
 def _concatenate_copies(dims: list[Dim]) -> Dim | None:
-    """The same samples in the same order, several times."""
+    """The dimension of several copies of the same samples in the same order. None if they differ."""
     times = []
     for dim in dims:
         first = dim.factors[0]
@@ -86,7 +86,7 @@ def _concatenate_copies(dims: list[Dim]) -> Dim | None:
 
 
 def stack_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """stack: a new dimension that is neither sample nor place."""
+    """stack: adds a dimension without samples and places."""
     dim = op.argument(1, "dim", 0) % output.ndim
     shape = [size for i, size in enumerate(output.shape) if i != dim]
     layouts = [layout for t in op.dependent if (layout := layout_of(t))]
@@ -96,7 +96,7 @@ def stack_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout |
 
 
 def slice_dim(dim: Dim, start: int, size: int, step: int) -> Dim:
-    """A part of a dimension. Tokens keep their places only; a spatial axis is cut, and resampled if there are steps."""
+    """A part of a dimension. Of tokens, only the places stay; a spatial axis is cut, and resampled for steps above 1."""
     if len(dim.factors) > 1 and (part := _slice_copies(dim, start, size, step)):
         return part
     place = start // step
@@ -106,7 +106,7 @@ def slice_dim(dim: Dim, start: int, size: int, step: int) -> Dim:
 
 
 def _slice_copies(dim: Dim, start: int, size: int, step: int) -> Dim | None:
-    """Some of the copies in a dimension that holds its entries several times, in turns or in a row; None if it does not."""
+    """Some of the copies in a dimension that holds its entries several times, interleaved or one after the other. Else None."""
     first, *rest = dim.factors
     once = dim.size // max(1, first.size)
     if first.axis is None and step == 1 and once and start % once == 0 and size % once == 0:
@@ -117,7 +117,7 @@ def _slice_copies(dim: Dim, start: int, size: int, step: int) -> Dim | None:
 
 
 def view_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """Operations that return a view: they are run on an empty tensor whose strides tell where each dimension went."""
+    """Operations that return a view. They run on an empty tensor, and the strides of the result identify each dimension."""
     layout = first_layout(op, layout_of)
     shape = layout.shape
     strides = [math.prod(size + 1 for size in shape[i + 1 :]) for i in range(len(shape))]
@@ -138,7 +138,7 @@ def view_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | 
     dims = []
     for source, size, stride in zip(sources, moved.shape, moved.stride(), strict=True):
         of_same_source = [other for i, other in zip(sources, moved.shape, strict=True) if i == source]
-        if source is None or stride % strides[source] or size < max(of_same_source):  # a new dimension has a stride as well
+        if source is None or stride % strides[source] or size < max(of_same_source):  # new dimensions also have strides
             dims.append(plain(size))
         elif size == shape[source]:
             dims.append(layout.dims[source])
@@ -148,7 +148,7 @@ def view_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | 
 
 
 def _gather_layout(op: Operation, layout: Layout, output: Tensor) -> Layout | None:
-    """x[:, indices] and x[arange(N), classes]: the dimensions before the first index stay, and those behind a single one."""
+    """x[:, indices] and x[arange(N), classes]: the dimensions before the first index stay, and those after a single one."""
     if op.name not in ("getitem", "index"):
         return None
     index = _as_tuple(op.name, op.args[1])
@@ -165,7 +165,7 @@ def _is_integers(item: Any) -> bool:
 
 
 def _as_tuple(operation: str, index: Any) -> tuple[Any, ...]:
-    """An index, dimension by dimension; torch.ops.aten.index writes None for a full slice."""
+    """An index as a tuple with an item for each dimension. torch.ops.aten.index uses None for a full slice."""
     if operation in ("index", "index_put"):
         return tuple(slice(None) if item is None else item for item in index)
     return index if isinstance(index, tuple) else (index,)
@@ -183,7 +183,7 @@ def _picks_one_each(index: tuple[Any, ...], layout: Layout) -> bool:
 
 
 def base_layout(view: Tensor, layout: Layout, base: Tensor, n: int) -> Layout | None:
-    """The layout of a constant that was written to through a view; None if the samples do not fill whole dimensions of it."""
+    """The layout of a constant that was written to through a view. None if the samples do not fill whole dimensions of it."""
     by_stride = {(stride, size): dim for stride, size, dim in zip(view.stride(), view.shape, layout.dims, strict=True)}
     behind = Layout(
         tuple(by_stride.get((stride, size), plain(size)) for stride, size in zip(base.stride(), base.shape, strict=True))
@@ -208,7 +208,7 @@ def as_strided_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Lay
 
 
 def slice_scatter_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """slice_scatter, select_scatter: as `scatter_layout`, but a slice of a whole dimension may hold samples."""
+    """slice_scatter, select_scatter: like `scatter_layout`, but a slice of a whole dimension may contain samples."""
     layouts = [layout for t in op.dependent if (layout := layout_of(t))]
     if op.name == "slice_scatter" and op.args[1].shape == output.shape:
         return align(layouts, output.shape)
@@ -219,7 +219,7 @@ def slice_scatter_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> 
 
 
 def _assigned_layout(target: Tensor, index: Any, layout: Layout | None, n: int) -> Layout | None:
-    """The layout of a constant after an assignment to slices and numbers; None for indices of another kind."""
+    """The layout of a constant after an assignment to slices and numbers. None for other kinds of indices."""
     shape = target.shape
     probe = torch.empty_strided(shape, [math.prod(size + 1 for size in shape[i + 1 :]) for i in range(len(shape))], device="meta")
     try:
@@ -231,7 +231,7 @@ def _assigned_layout(target: Tensor, index: Any, layout: Layout | None, n: int) 
 
 
 def scatter_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """index_add, scatter and the like along one dimension: the places are those of the tensor that is written to."""
+    """index_add, scatter and similar operations along one dimension. The places are those of the tensor that is written to."""
     return _scatter_along([layout for t in op.dependent if (layout := layout_of(t))], op.argument(1, "dim"), op, output)
 
 
@@ -245,12 +245,12 @@ def _scatter_along(layouts: list[Layout], dim: int, op: Operation, output: Tenso
 
 
 def masked_scatter_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """masked_scatter of constants, which leave the tensor where it is."""
+    """masked_scatter of constants: the layout stays."""
     return None if op.depends(op.argument(2, "source")) else align([first_layout(op, layout_of)], output.shape)
 
 
 def setitem_layout(op: Operation, layout_of: LayoutOf, output: Tensor) -> Layout | None:
-    """x[index] = value: the places are those of x. A value that depends on the input must go to all samples alike."""
+    """x[index] = value: the places are those of x. A value that depends on the input must go to all samples in the same way."""
     target, index, value = op.args[:3]
     layout = layout_of(target if op.depends(target) else value)
     index = _as_tuple(op.name, index)

@@ -1,4 +1,4 @@
-"""Bias rules of softmax and attention in closed form, and the layout rule of attention."""
+"""Bias rules of softmax and attention in closed form, and a layout rule of attention."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def log_softmax(op: Operation) -> list[Bias]:
 
 
 def attention(op: Operation) -> list[Bias]:
-    """torch.nn.functional's: masks, dropout, causal, scale, groups of queries."""
+    """Attention of torch.nn.functional, with its arguments: mask, dropout, causality, scale, groups of queries."""
     mask, causal = op.argument(3, "attn_mask"), op.argument(5, "is_causal", False)
     return _attention(op, mask, causal, op.argument(4, "dropout_p", 0.0), op.kwargs.get("enable_gqa", False))
 
@@ -54,7 +54,7 @@ _MASK_DROPOUT_CAUSAL = {
 
 
 def native_attention(op: Operation) -> list[Bias]:
-    """Attention by a kernel, whose first output it is."""
+    """Attention by one of torch's kernels. It is their first output."""
     mask, dropout, causal = _MASK_DROPOUT_CAUSAL[op.name]
     mask = op.kwargs.get("attn_mask") if mask is None else op.argument(mask, "attn_mask", op.kwargs.get("attn_bias"))
     mask = mask if mask is None else mask.to(op.args[0].dtype)  # kernels add a boolean mask like any other
