@@ -1,17 +1,17 @@
-"""What attributions cost, in units of one input gradient of the same model and batch: python benchmarks/cost.py
+"""Measure the cost of attributions in units of one input gradient of the same model and batch: python benchmarks/cost.py
 
-Three measurements, each paired: the baseline and a method take turns in one process after a warm-up, and the ratios of neighbours
-give minimum, median and maximum. The baseline is the gradient of the explained output at the input, with frozen parameters.
+Measurements are paired: the baseline and a method run alternately in one process after a warm-up. Reported are the minimum, median
+and maximum of the ratios of neighbours. The baseline is the gradient of the explained output at the input, with frozen parameters.
 
-    operations operations that torch runs for one image, without views, on the path that a GPU takes: a count, no timing
-    small      processor time of one image on one thread, where Python and calls count: 32^2, and 224^2 for the transformer
-    networks   eight of torchvision's at 224^2; time by turns, peak memory each in a process of its own
-    samples    methods of many passes (Captum's and grad-cam's) on one image of 224^2; time by turns, peak memory likewise
-    growth     FullGrad as batch, image side and depth grow
+    operations number of operations of torch for one image, without views, on the code path of a GPU: a count, no timing
+    small      processor time of one image on one thread, where Python's overhead matters: 32^2, and 224^2 for the transformer
+    networks   eight of torchvision's networks at 224^2: time, alternately, and peak memory, each in its own process
+    samples    methods of many passes (Captum's and grad-cam's) on one image of 224^2: time and peak memory, likewise
+    growth     FullGrad for growing batch, image side and depth
 
-Networks have random weights, and random statistics and biases: a bias of zero would make its term free.
-`--only` runs some of them and keeps what the files hold of the others.
-Writes docs/cost.csv, docs/cost.md and docs/images/cost.png; `--output` puts the three files elsewhere. `--device cuda --batch 64`
+Networks have random weights, statistics and biases: the term of a zero bias would cost nothing. `--only` runs some measurements
+and keeps the others' results in the files.
+Writes docs/cost.csv, docs/cost.md and docs/images/cost.png; `--output` changes their folder. `--device cuda --batch 64`
 measures on a GPU, with or without `--channels_last` and `--autocast`.
 """
 
@@ -45,8 +45,8 @@ from torch import Tensor, nn
 from fg_lightning import FullGrad, SmoothFullGrad
 
 NETWORKS = ["resnet18", "resnet50", "vgg16_bn", "mobilenet_v2", "densenet121", "efficientnet_b0", "convnext_tiny", "vit_b_32"]
-SAMPLED = ["resnet18", "resnet50", "mobilenet_v2", "vit_b_32"]  # for the methods of many passes, which take long
-SAMPLES = 50  # integration steps and noisy samples, as Sundararajan et al. 2017 and Smilkov et al. 2017 use
+SAMPLED = ["resnet18", "resnet50", "mobilenet_v2", "vit_b_32"]  # for the methods of many passes, which are slow
+SAMPLES = 50  # number of integration steps and noisy samples, as in Sundararajan et al. 2017 and Smilkov et al. 2017
 GROWTH = {"batch": [1, 2, 4, 8, 16, 32, 64], "side": [64, 128, 224, 320, 512], "depth": [18, 34, 50, 101, 152]}
 COLUMNS = ["measurement", "network", "method", "batch", "side", "repetitions", "minimum", "median", "maximum", "memory"]
 COLUMNS += ["operations"]
@@ -57,7 +57,7 @@ FREE = frozenset(
     "mT movedim narrow new_empty permute reshape resolve_conj result_type select set_ slice split split_with_sizes squeeze t "
     "to transpose unbind unflatten unsqueeze view view_as _local_scalar_dense _reshape_alias _unsafe_view".split()
 )
-"""Operations that compute nothing: views, memory that is not written, questions."""
+"""Operations that compute nothing: views, allocations and queries."""
 
 Run = Callable[[], object]
 
@@ -96,7 +96,7 @@ MANY_PASSES = list(METHODS)[2:]
 
 
 def count_operations(run: Run) -> int:
-    """Number of torch's operations in a run, of which each may launch a kernel; those inside another are not counted."""
+    """Number of torch's operations in a run. Each may launch a kernel; operations inside another are not counted."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         run()
     return sum(event.name not in {f"aten::{name}" for name in FREE} for event in profiler.events() if _is_outermost(event))
@@ -112,7 +112,7 @@ def _is_outermost(event: Any) -> bool:
 
 
 def randomize(model: nn.Module) -> None:
-    """Make biases and statistics unlike zero, and the head of a transformer, which torchvision makes zero."""
+    """Make biases and statistics nonzero, and the head of a transformer, which torchvision initializes with zeros."""
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
             if tensor.is_floating_point() and (tensor.ndim == 1 or not tensor.any()):
@@ -123,7 +123,7 @@ def randomize(model: nn.Module) -> None:
 
 
 class Case:
-    """A network, images, and the settings they run under."""
+    """A network, images, and the settings of a run."""
 
     def __init__(self, network: str, options: argparse.Namespace, batch: int, side: int = 224) -> None:
         torch.manual_seed(0)
@@ -168,7 +168,7 @@ def ratios(
 
 
 def peak_bytes(case: Case, method: str) -> int:
-    """The peak of one run above what model and images take, in this process."""
+    """The peak memory of one run in bytes, in addition to model and images, in this process."""
     run = case.run(method)
     if case.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -179,7 +179,7 @@ def peak_bytes(case: Case, method: str) -> int:
         method
     )()  # loads the libraries
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = psutil.Process().memory_info().rss
     run()
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
@@ -187,7 +187,7 @@ def peak_bytes(case: Case, method: str) -> int:
 
 
 def peak_ratio(case: Case, method: str, options: argparse.Namespace, runs: int = 3) -> float:
-    """A method's peak memory over that of the input gradient, medians of runs in processes of their own (allocators vary)."""
+    """A method's peak memory over that of the input gradient: medians of runs in separate processes (allocators vary)."""
 
     def peak(method: str) -> int:
         command = [sys.executable, __file__, "--peak", case.network, method, "--device", options.device, "--batch", str(case.batch)]
@@ -215,7 +215,7 @@ def operations(options: argparse.Namespace) -> Iterator[dict[str, object]]:
     for network in options.networks or COUNTED:
         case = Case(network, options, 1)
         method = FullGrad(case.model)
-        for _ in range(2):  # the sums of the terms are checked in calls 1, 2, 4, ..., and layouts are kept from the first on
+        for _ in range(2):  # sums of terms are checked in calls 1, 2, 4, ..., and layouts are cached from the first call on
             method.attribute(case.images, 1)
         with patch("fg_lightning.fullgrad.term_map.works_in_blocks", lambda device: False):
             counted = count_operations(partial(method.attribute, case.images, 1))
@@ -247,7 +247,7 @@ def samples(options: argparse.Namespace) -> Iterator[dict[str, object]]:
         case.run("input gradient")()
         try:
             found = ratios(case.run(method), case.run("input gradient"), min(3, options.repetitions), warm_up=0)
-        except Exception as error:  # a method that cannot take a network is a finding
+        except Exception as error:  # that a method fails on a network is a result
             print(f"{method} fails on {network}: {type(error).__name__}: {error}", file=sys.stderr)
             continue
         yield row("samples", case, method, found, peak_ratio(case, method, options, runs=1))
@@ -264,7 +264,7 @@ def growth(options: argparse.Namespace) -> Iterator[dict[str, object]]:
         yield row(f"growth: {grows}", case, "FullGrad", found)
 
 
-# --- what is written -------------------------------------------------------------------------------------------------------------
+# --- the files -------------------------------------------------------------------------------------------------------------
 
 
 def machine(options: argparse.Namespace) -> str:
@@ -276,7 +276,7 @@ def machine(options: argparse.Namespace) -> str:
 
 def markdown(rows: list[dict[str, object]], options: argparse.Namespace) -> str:
     lines = [f"{machine(options)}. Time and peak memory over those of one input gradient."]
-    lines += ["", "[What a map costs](benchmarks.md) says how these were measured, and which tables are of an earlier version."]
+    lines += ["", "[What a map costs](benchmarks.md) explains the measurements, and which tables are from an earlier version."]
     if of_counts := [r for r in rows if r["measurement"] == "operations"]:
         lines += ["", "Operations of one map, one image of {side}^2, on the path of a GPU:".format_map(of_counts[0]), ""]
         lines += ["| network | operations | over those of an input gradient |", "|---|---|---|"]
@@ -329,20 +329,20 @@ def plot(rows: list[dict[str, object]]) -> Figure:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", help=f"by default {' '.join(NETWORKS)}; for samples {' '.join(SAMPLED)}")
+    parser.add_argument("--networks", nargs="+", help=f"Default: {' '.join(NETWORKS)}; for samples {' '.join(SAMPLED)}")
     measurements = {"operations": operations, "small": small, "networks": networks, "samples": samples, "growth": growth}
     parser.add_argument("--only", nargs="+", choices=list(measurements), default=list(measurements))
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument(
-        "--memory_runs", type=int, default=3, help="processes that measure the peak memory of a network. Default: 3"
+        "--memory_runs", type=int, default=3, help="number of processes that measure the peak memory of a network. Default: 3"
     )
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--channels_last", action="store_true")
     parser.add_argument("--autocast", action="store_true")
     parser.add_argument("--output", type=Path, default=Path("docs"))
-    parser.add_argument("--peak", nargs=2, metavar=("NETWORK", "METHOD"), help="print the peak memory of one run in bytes, no more")
+    parser.add_argument("--peak", nargs=2, metavar=("NETWORK", "METHOD"), help="only print the peak memory of one run in bytes")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.peak:

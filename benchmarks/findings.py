@@ -1,9 +1,9 @@
-"""How often each finding fires, on healthy trainings and on others: python benchmarks/findings.py --output FOLDER
+"""Measure how often each finding fires, on healthy and other trainings: python benchmarks/findings.py --output FOLDER
 
-Trains small networks on MNIST digits and, with --fashion (a folder with Fashion-MNIST's four .gz files), on Fashion-MNIST. It
-keeps what a monitor would see of each training in FOLDER/NAME.npz, so that thresholds can be changed without training again. What
-is there already is not trained again. Then it writes docs/findings.csv: a row for each training and method, with every number that
-was tried as a finding.
+Trains small networks on MNIST digits and, with --fashion (a folder with Fashion-MNIST's four .gz files), on Fashion-MNIST. It saves
+the input of a monitor for each training in FOLDER/NAME.npz, so that thresholds can be changed without training again. Trainings
+whose file exists are skipped. Then it writes docs/findings.csv: a row for each training and method, with every number that was
+tested as a finding.
 """
 
 from __future__ import annotations
@@ -42,24 +42,26 @@ from fg_lightning.recording.findings import RULES, Observations
 from fg_lightning.recording.sanity_checks import SanityCheck
 
 NUM_PROBE = 32
-"""Balanced over the classes: the first 8, as many as a monitor has, are of 8 classes."""
+"""Number of images in the probe, balanced over the classes. The first 8, as many as a monitor's default, have 8 classes."""
 
 OTHERS = ("gradient", "gradcam", "guided_backprop", "edges")
-"""Explained at the end, beside FullGrad."""
+"""Methods that explain the trained network, in addition to FullGrad."""
 
 CORNERS = ("top_left", "top_right", "bottom_left", "bottom_right")
 
 
 @dataclass(frozen=True)
 class Training:
-    """
+    """A training.
+
     Args:
-        name: of its file.
-        kind: healthy; random_marks (healthy: marks that tell nothing); shortcut (a mark in a corner tells the class); frame (the
-            brightness of the border tells it); barely_trained; diverged.
+        name: name of its file.
+        kind: healthy; random_marks (healthy: uninformative marks); shortcut (a mark in a corner tells the class); frame (the
+            brightness of the border tells the class); barely_trained; diverged.
         network: a name in `NETWORKS`.
         data: digits or fashion.
-        corner, size: of the mark.
+        corner: corner of the mark.
+        size: side of the mark in pixels. None: see `PlantedShortcut`.
     """
 
     name: str
@@ -74,7 +76,7 @@ class Training:
 
 
 def trainings() -> Iterator[Training]:
-    """Ten pairs as in the demo, then others."""
+    """Ten pairs of trainings as in the demo, then others."""
     for seed in range(10):
         for kind in ("healthy", "shortcut"):
             yield Training(f"demo_{kind}_{seed}", kind, seed)
@@ -124,7 +126,7 @@ def resnet() -> nn.Module:
 def vit() -> nn.Module:
     network = VisionTransformer(28, patch_size=4, num_layers=3, num_heads=4, hidden_dim=48, mlp_dim=96, num_classes=10)
     network.conv_proj = nn.Conv2d(1, 48, 4, 4)
-    nn.init.trunc_normal_(network.heads.head.weight, std=0.02)  # torchvision's zeros would leave nothing to explain
+    nn.init.trunc_normal_(network.heads.head.weight, std=0.02)  # with torchvision's zeros, all terms would be zero
     return network
 
 
@@ -140,7 +142,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 
 
 class FashionDataModule(DigitsDataModule):
-    """4,000 images of Fashion-MNIST to train on, 500 to validate and 500 to test, from -1 to 1."""
+    """4,000 images of Fashion-MNIST for training, 500 for validation and 500 for the test, from -1 to 1."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -160,7 +162,7 @@ class FashionDataModule(DigitsDataModule):
 
 
 class Data:
-    """A training's images with their marks, in memory: `train` and `val` by mark."""
+    """The images of a training with their marks, in memory."""
 
     def __init__(self, training: Training, fashion: Path | None) -> None:
         self._training = training
@@ -182,7 +184,7 @@ class Data:
 
 
 def draw_frames(images: Tensor, labels: Tensor) -> Tensor:
-    """Images whose outer two pixels are brighter the higher the class."""
+    """Images with a frame of two pixels. Its brightness rises with the class."""
     framed = (2 * (labels + 1) / 10 - 1).reshape(-1, 1, 1, 1).expand_as(images).clone()
     framed[..., 2:-2, 2:-2] = images[..., 2:-2, 2:-2]
     return framed
@@ -204,7 +206,7 @@ def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 
 def train(training: Training, fashion: Path | None) -> dict[str, Any]:
-    """Trains a network and keeps what a monitor would see: maps of every snapshot, and those of the sanity checks."""
+    """Trains a network and returns the input of a monitor: maps of every snapshot, and maps of the sanity checks."""
     torch.manual_seed(training.seed)
     mark = {"shortcut": "label", "random_marks": "random"}.get(training.kind)
     data = Data(training, fashion)
@@ -242,7 +244,7 @@ def train(training: Training, fashion: Path | None) -> dict[str, Any]:
 
 
 def check_sanity(network: nn.Module, probe: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """Maps of each method: of the label, of the most probable other class, and of the network with random weights."""
+    """Maps of each method: for the label, for the most probable other class, and for the network with random weights."""
     with torch.no_grad():
         logits = network(probe)
     kept = {"logits": logits}
@@ -260,7 +262,7 @@ def check_sanity(network: nn.Module, probe: Tensor, targets: Tensor) -> dict[str
 
 
 def to_numpy(name: str, tensor: Tensor) -> np.ndarray:
-    """Maps in half precision, each over its largest magnitude."""
+    """A tensor as an array. Maps are divided by their largest magnitude and stored in half precision."""
     if tensor.ndim >= 4 and name != "images":
         tensor = (tensor / tensor.abs().amax((-1, -2), keepdim=True).clamp_min(1e-30)).half()
     return tensor.detach().numpy()
@@ -270,7 +272,7 @@ def to_numpy(name: str, tensor: Tensor) -> np.ndarray:
 
 
 def measure(training: Training, kept: Mapping[str, np.ndarray], method: str, num_images: int) -> dict[str, Any]:
-    """Every number that was tried as a finding, for one method's maps of the first images."""
+    """Every number that was tested as a finding, for one method's maps of the first images."""
 
     def maps_of(name: str, index: int = -1) -> Tensor:
         stacked = kept[name][index] if name == "maps" else kept[name]
@@ -286,7 +288,7 @@ def measure(training: Training, kept: Mapping[str, np.ndarray], method: str, num
         check = SanityCheck(randomized, runner_up)
         untrained = {"fullgrad": maps_of("maps", 0)} if method == "fullgrad" else {}
         of_run = drift if method == "fullgrad" else None
-        # The rules ask for a network that predicts well. Here every network is measured.
+        # The rules need a network that predicts well. Here, every network is measured.
         return Observations(index, explanation, index > 0, untrained, of_run, {"fullgrad": check}, accuracy=1.0)
 
     last = len(kept["maps"]) - 1
@@ -298,7 +300,7 @@ def measure(training: Training, kept: Mapping[str, np.ndarray], method: str, num
         row[rule.name] = "" if isinstance(measured, str) else measured.value
     own = [maps_of("maps", index) for index in range(last + 1)] if method == "fullgrad" else [maps]
     for rule in RULES:
-        if not rule.is_last and rule.is_of_maps and last > 1 and method == "fullgrad":  # as a monitor tells it
+        if not rule.is_last and rule.is_of_maps and last > 1 and method == "fullgrad":  # as in a monitor
             ever = [rule.measure(observe(of_snapshot, 1), "fullgrad") for of_snapshot in own[1:]]
             values = [measured.value for measured in ever if not isinstance(measured, str)]
             row[f"{rule.name}_twice"] = max(map(min, pairwise(values)))
@@ -308,7 +310,7 @@ def measure(training: Training, kept: Mapping[str, np.ndarray], method: str, num
 def try_more(
     training: Training, kept: Mapping[str, np.ndarray], maps: Tensor, own: list[Tensor], method: str, num_images: int
 ) -> dict[str, Any]:
-    """Numbers that are no findings."""
+    """Numbers that did not become findings."""
     shares = sorted(float(share.mean()) for share in corner_shares(maps).values())
     row: dict[str, Any] = {"corner_mass": shares[-1], "corner_mass_ratio": shares[-1] / max((shares[1] + shares[2]) / 2, 1e-9)}
     row["border_mass"] = float(border_share(maps).mean())
@@ -362,10 +364,15 @@ def write_table(folder: Path, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="the folder of the trainings")
-    parser.add_argument("--fashion", type=Path, help="a folder with Fashion-MNIST's four .gz files")
-    parser.add_argument("--table", type=Path, default=Path(__file__).parents[1] / "docs/findings.csv", help="what is written")
-    parser.add_argument("--only_table", action="store_true", help="train nothing")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the trainings")
+    parser.add_argument("--fashion", type=Path, help="folder with Fashion-MNIST's four .gz files. Default: only digits")
+    parser.add_argument(
+        "--table",
+        type=Path,
+        default=Path(__file__).parents[1] / "docs/findings.csv",
+        help="CSV file to write. Default: docs/findings.csv",
+    )
+    parser.add_argument("--only_table", action="store_true", help="only write the table, without training")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     warnings.simplefilter("ignore")

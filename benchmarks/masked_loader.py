@@ -1,8 +1,8 @@
-"""A masked loader against the plain one: python benchmarks/masked_loader.py [--rounds 7] [--images 2000]
+"""Compare a masked loader with the plain one: python benchmarks/masked_loader.py [--rounds 7] [--images 2000]
 
-Images per second through `ROARDataModule`'s loader and the user's own, one epoch each in turn, in one process and in random order
-within every round: 28 x 28 digits through PIL transforms, and 224 x 224 photographs in JPEG files. A row gives the ratio of the two
-rates: lowest, median and highest over the rounds; and the memory that the masked epochs added to the process.
+It measures images per second of `ROARDataModule`'s loader and of the user's own. In every round, both load one epoch in random
+order, in one process: 28 x 28 digits with PIL transforms, and 224 x 224 photographs from JPEG files. A row has the ratio of the two
+rates (lowest, median and highest over the rounds) and the memory that the masked epochs added to the process.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Row(NamedTuple):
 
 
 class Digits(Dataset[Any]):
-    """MNIST digits as torchvision gives them: PIL, then a transform."""
+    """MNIST digits as PIL images with a transform, as in torchvision."""
 
     def __init__(self, n: int) -> None:
         pixels, self.labels = mnist_data()
@@ -63,7 +63,7 @@ class Digits(Dataset[Any]):
 
 
 class Loaded(LightningDataModule):
-    """Any data set as training data."""
+    """A datamodule with any data set as training data."""
 
     def __init__(self, dataset: Dataset[Any], workers: int) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ def measured(name: str, dataset: Dataset[Any], workers: int, rounds: int, folder
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--images", type=int, default=2000, help="digits; a quarter as many photographs")
+    parser.add_argument("--images", type=int, default=2000, help="number of digits; photographs: a quarter of it. Default: 2000")
     args = parser.parse_args()
     warnings.filterwarnings("ignore", message=".*suggested max number of worker.*")
     random.seed(0)

@@ -1,10 +1,10 @@
-"""What a snapshot of the monitor costs, in training steps: python benchmarks/monitor.py [--networks digits] [--num_snapshots 9]
+"""Measure a snapshot of the monitor in training steps: python benchmarks/monitor.py [--networks digits] [--num_snapshots 9]
 
-A step is one batch of as many images as the probe has (8) in a running fit: forward, backward and Adam's update. A snapshot is all
-that the monitor does at the end of an epoch: maps and numbers, pictures, files and the logger's call. The time of each snapshot is
-divided by that of the median step of its epoch; a row gives the lowest, median and highest of these ratios. The first two snapshots
-are left out, since they import the libraries for drawing, and create the folder. `--clock cpu` counts the processor time of this
-process instead, which a busy machine disturbs less; W&B's own service is another process.
+A step is one batch with as many images as the probe (8) in a running fit: forward, backward and Adam's update. A snapshot is all
+the work of the monitor at the end of an epoch: maps and numbers, pictures, files and the logger's call. The time of each snapshot
+is divided by that of the median step of its epoch. A row has the lowest, median and highest of these ratios. The first two
+snapshots are left out, since they import the libraries for drawing and create the folder. `--clock cpu` measures the processor time
+of this process instead, which a busy machine disturbs less; it does not include W&B's service, which is another process.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Classifier(LightningModule):
 
 
 class Clock(Callback):
-    """Notes when steps begin and end, and when it hears of an epoch's end: one on either side of the monitor times it."""
+    """Records the times of steps and of the ends of epochs. One clock before and one after the monitor measure its time."""
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
@@ -93,13 +93,13 @@ def module_of(name: str) -> LightningModule:
 def measure(
     name: str, logger: Logger | bool, num_snapshots: int, folder: Path, now: Callable[[], float] = time.perf_counter
 ) -> tuple[list[float], list[float]]:
-    """Seconds of every epoch's median step and of the snapshot at its end."""
+    """For every epoch, the seconds of its median step and of the snapshot at its end."""
     seed_everything(0, verbose=False)
     shape, classes = SIZES[name]
     data = TensorDataset(torch.rand(STEPS * PROBE, *shape), torch.randint(classes, (STEPS * PROBE,)))
     before, after = Clock(now), Clock(now)
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    # One epoch more than is read off: the last snapshot also draws the strip of the whole run.
+    # One extra epoch is not measured: its snapshot also draws the strip of the whole run.
     trainer = Trainer(
         max_epochs=LEFT_OUT + num_snapshots + 1,
         accelerator="cpu",

@@ -1,6 +1,7 @@
-"""The exact and the locally affine reading of a ViT and a Swin, trained on MNIST digits: python benchmarks/readings.py
+"""Compare the exact and the locally affine reading of a ViT and a Swin, trained on MNIST digits: python benchmarks/readings.py
 
-Trains both for some minutes, prints accuracy, shares and how much of a map lies near the ink, and draws docs/images/readings.png.
+It trains both for some minutes, prints accuracies, shares and how much of a map lies near the ink, and draws
+docs/images/readings.png.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def trained(name: str, model: nn.Module, images: Tensor, labels: Tensor, epochs:
 
 
 def share_near_ink(images: Tensor, maps: Tensor) -> float:
-    """The share of the 78 most salient pixels (a tenth) that lie on the ink or right beside it."""
+    """The share of the 78 most salient pixels (a tenth) that lie on the ink or next to it."""
     ink = F.max_pool2d((images[:, :1] > 0).float(), 3, stride=1, padding=1).flatten(1)
     return float(ink.gather(1, maps.flatten(1).topk(78, 1).indices).mean())
 

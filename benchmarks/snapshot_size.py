@@ -1,4 +1,4 @@
-"""Measures the bytes that a snapshot of four photographs takes on disk: python benchmarks/snapshot_size.py [--side 1024]
+"""Measures the size of a snapshot of four photographs on disk: python benchmarks/snapshot_size.py [--side 1024]
 
 Needs scikit-image and tensorboard. W&B runs offline.
 """
@@ -34,7 +34,7 @@ def build_network() -> nn.Module:
 
 
 def measure(images: Tensor, build_logger: Callable[[Path], Any] | None) -> list[int]:
-    """The bytes of all files after each of three snapshots."""
+    """The size of all files in bytes after each of three snapshots."""
     torch.manual_seed(0)
     network, sizes = build_network(), []
     with TemporaryDirectory() as folder:

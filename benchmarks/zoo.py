@@ -1,10 +1,16 @@
-"""Completeness on every architecture at hand: python benchmarks/zoo.py [--only vit,swin] [--output docs/zoo.csv]
+"""Measure completeness on many architectures: python benchmarks/zoo.py [--only vit,swin] [--output docs/zoo.csv]
 
-A row a model: the worst completeness error over all samples of batches of 1, 2, 3 and 5 in float64, and of a batch of 3 in float32,
-what the sum of the terms' magnitudes is to the output's (a large one explains a large float32 error), the time of a batch of 3
-against that of its input gradient, the operations that took the general fallback, and what could not be accounted for. All weights
-and statistics of norms and all biases are random. The table is written as CSV and as Markdown beside it; started again
-on the same output, it goes on where it stopped.
+There is a row for each model:
+
+- error_float64: the largest completeness error over all samples of batches of 1, 2, 3 and 5 in float64;
+- error_float32: the same for a batch of 3 in float32;
+- cancellation: the sum of the terms' magnitudes over that of the output; a large one explains a large float32 error;
+- time_ratio: the time of a batch of 3 over that of its input gradient;
+- fallback_ops: operations for which the general fallback was used;
+- missing_ops: operations whose biases are missing.
+
+All weights, biases and statistics of norms are random. The table is written as CSV, and as Markdown beside it. If the script is
+started again with the same output, it continues where it stopped.
 """
 
 from __future__ import annotations
@@ -69,7 +75,7 @@ def _torchvision(name: str) -> nn.Module:
     options: dict[str, Any] = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     if name.startswith("vit"):
         options["image_size"] = _smallest_input(name)[-1]
-    # The builders of MViT fix a size that takes minutes.
+    # The builders of MViT fix a size that would need minutes.
     build, smaller = mvit._mvit, {"spatial_size": (64, 64), "temporal_size": 8}
     with patch.object(mvit, "_mvit", lambda **chosen: build(**chosen | smaller)):
         return torchvision.models.get_model(name, weights=None, **options)
@@ -102,7 +108,7 @@ def _hugging_face(name: str) -> nn.Module:
 
 
 def randomised(model: nn.Module) -> nn.Module:
-    """Random statistics, scales and biases, so that no term is zero by initialisation."""
+    """A model with random statistics, scales and biases, so that no term is zero by initialization."""
     generator = torch.Generator().manual_seed(0)
     for module in model.modules():
         own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
@@ -120,7 +126,7 @@ def randomised(model: nn.Module) -> nn.Module:
 
 
 def target_of(output: Any) -> Tensor:
-    """The explained number: the largest score, at the middle of a dense output."""
+    """The explained number of each sample, [N]: the largest score, at the middle of a dense output."""
     scores = main_output(output)
     while scores.ndim > 2:
         scores = scores[..., scores.shape[-1] // 2]
@@ -128,7 +134,7 @@ def target_of(output: Any) -> Tensor:
 
 
 def cancellation(terms: FullGradients) -> Tensor:
-    """How much larger the terms are than the output they add up to, [N]."""
+    """The sum of the terms' magnitudes over the magnitude of the output, [N]."""
     parts = [terms.input_term, *terms.bias_terms.values(), *terms.implicit_terms.values()]
     return torch.stack(parts).abs().sum(0) / terms.output.abs()
 
@@ -176,13 +182,13 @@ def _rows_in(path: Path) -> list[dict[str, str]]:
 
 
 def _as_table(rows: list[dict[str, str]]) -> str:
-    """Markdown, a row a model."""
+    """The table in Markdown, with a row for each model."""
     lines = [" | ".join(Row._fields), " | ".join("---" for _ in Row._fields), *(" | ".join(row.values()) for row in rows)]
     table = "\n".join(f"| {line} |" for line in lines)
     worst = {name: max(float(row[name]) for row in rows) for name in ("error_float64", "error_float32")}
     versions = f"torch {torch.__version__} and torchvision {torchvision.__version__}"
     return (
-        f"# The zoo\n\nMade by `python benchmarks/zoo.py` with {versions} on the CPU; the script says what each column is.\n"
+        f"# The zoo\n\nMade by `python benchmarks/zoo.py` with {versions} on the CPU; the script explains each column.\n"
         "`time_ratio`: the time of `full_gradients` for three images over that of their input gradient, measured once, so it is "
         "rough.\n"
         f"Of {len(rows)} models the worst completeness error is {worst['error_float64']:.1e} in float64 "
@@ -192,13 +198,13 @@ def _as_table(rows: list[dict[str, str]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="families or names that contain one of these, comma-separated")
+    parser.add_argument("--only", default="", help="parts of names or families, separated by commas. Default: all")
     parser.add_argument("--output", type=Path, default=Path("docs/zoo.csv"))
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     wanted = [c for c in candidates() if any(word in c.name + " " + c.family for word in options.only.split(","))]
     if not wanted:
-        sys.exit(f"no model matches --only {options.only!r}")
+        sys.exit(f"no model matches --only {options.only!r}; give a part of a name or family, such as vit or torchvision")
     done = {row["model"] for row in _rows_in(options.output)}
     wanted = [candidate for candidate in wanted if candidate.name not in done]
     options.output.parent.mkdir(parents=True, exist_ok=True)

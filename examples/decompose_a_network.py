@@ -1,4 +1,4 @@
-"""What a network's output is made of, term by term: python examples/decompose_a_network.py"""
+"""Decompose a network's output into its terms: python examples/decompose_a_network.py"""
 
 import torch
 from torchvision.models import resnet18

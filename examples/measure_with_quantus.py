@@ -1,6 +1,6 @@
-"""FullGrad's maps measured by Quantus (Hedström et al., JMLR 2023): python examples/measure_with_quantus.py
+"""Measure FullGrad's maps with Quantus (Hedström et al., JMLR 2023): python examples/measure_with_quantus.py
 
-Needs: pip install quantus 'fg-lightning[demo]'. Any of Quantus' metrics takes our attributions through `explain`.
+Needs: pip install quantus 'fg-lightning[demo]'. Every metric of Quantus can use the attributions of this package through `explain`.
 """
 
 from typing import Any
@@ -20,14 +20,14 @@ except ModuleNotFoundError as error:
 
 
 def explain(model: nn.Module, inputs: np.ndarray, targets: np.ndarray, method: str = "fullgrad", **kwargs: Any) -> np.ndarray:
-    """Maps [N, 1, H, W] by one of `fg_lightning.attribution.METHODS`, as Quantus asks for them.
+    """Maps [N, 1, H, W] of one of `fg_lightning.attribution.METHODS`, in the form that Quantus needs.
 
     Args:
         model: the network.
         inputs: images [N, C, H, W].
         targets: the classes to explain, [N].
-        method: by name.
-        **kwargs: what else Quantus passes, such as the device.
+        method: name of the method. Default: "fullgrad".
+        **kwargs: other arguments of Quantus, such as the device. They are not used.
     """
     images = torch.as_tensor(np.asarray(inputs), dtype=torch.float32)
     return METHODS[method](model).attribute(images, torch.as_tensor(np.asarray(targets)).long()).numpy()

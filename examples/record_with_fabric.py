@@ -1,6 +1,6 @@
 """Record how saliency changes in a loop of Lightning Fabric, in one process or several: python examples/record_with_fabric.py
 
-With several processes, such as `python examples/record_with_fabric.py 2`, the first one records. The others need not wait for it.
+With several processes, such as `python examples/record_with_fabric.py 2`, the first one records. The others do not wait for it.
 """
 
 import sys
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, random_split
 from fg_lightning import FullGradRecorder
 from fg_lightning.demo import load_digits
 
-ACCUMULATED = 2  # batches of which one step of the optimizer is made
+ACCUMULATED = 2  # number of batches for each step of the optimizer
 
 
 def build_network() -> nn.Module:

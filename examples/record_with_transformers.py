@@ -14,12 +14,12 @@ from fg_lightning.demo import load_digits
 
 
 class RecordSaliency(TrainerCallback):
-    """Takes a snapshot before training and after every epoch, in the first process, and continues if training resumes.
+    """Takes a snapshot before training and after every epoch, in the first process. It continues if training resumes.
 
     Args:
-        folder: of the snapshots.
-        probe: (images, labels), as the model takes them.
-        **options: of `FullGradRecorder`.
+        folder: folder of the snapshots.
+        probe: (images [N, C, H, W], labels [N]), as the model needs them.
+        **options: options of `FullGradRecorder`.
     """
 
     def __init__(self, folder, probe, **options):

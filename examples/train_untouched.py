@@ -1,6 +1,6 @@
-"""A training that knows nothing of this package's monitor: FG_LIGHTNING=1 python examples/train_untouched.py
+"""Monitor a training script without changing it: FG_LIGHTNING=1 python examples/train_untouched.py
 
-With the variable, what the network looks at lies in fullgrad/version_0/ when it is done; without it, nothing is different.
+With this variable, the monitor writes to fullgrad/version_0/. Without it, the script only trains.
 """
 
 from lightning.pytorch import Trainer, seed_everything

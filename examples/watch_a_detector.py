@@ -1,9 +1,9 @@
-"""What a detector looks at when it finds an object: python examples/watch_a_detector.py
+"""Watch what a detector looks at: python examples/watch_a_detector.py
 
-Detectors of torchvision take a list of images and give a list of dictionaries. The monitor needs to know three things of them: a
-few images of one size (`probe`), how the detector is called on these (`forward`), and which number of its output is explained
-(`target`): here the log-odds of the best detection of each image. A small Faster R-CNN finds bright squares and discs in noise. It
-takes the batch apart, so the monitor explains the images one by one. The film strip lies in fullgrad/version_0/ when it is done.
+Detectors of torchvision take a list of images and return a list of dictionaries. The monitor needs three arguments for them: images
+of one size (`probe`), a function that calls the detector (`forward`), and a function that selects the explained number (`target`):
+here the log-odds of the best detection of each image. A small Faster R-CNN finds bright squares and discs in noise. It splits the
+batch, so the monitor explains the images one by one. The film strip is in fullgrad/version_0/.
 """
 
 import torch
@@ -18,11 +18,11 @@ from torchvision.ops import MultiScaleRoIAlign, box_iou
 from fg_lightning import FullGradMonitor
 
 SIDE = 64
-"""Pixels of an image."""
+"""Side of an image in pixels."""
 
 
 class Shapes(Dataset):
-    """Images [3, 64, 64] in 0..1 of noise with a square (class 1) or a disc (class 2), and where it is."""
+    """Images [3, 64, 64] in 0..1: noise with a square (class 1) or a disc (class 2). Targets are its box and class."""
 
     def __init__(self, count: int, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -46,7 +46,7 @@ class Shapes(Dataset):
 
 
 def as_lists(samples: list[tuple[Tensor, dict[str, Tensor]]]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """A batch as detectors take it."""
+    """A batch in the form that detectors need: a list of images and a list of targets."""
     images, targets = zip(*samples, strict=True)
     return list(images), list(targets)
 
@@ -90,12 +90,12 @@ class Detector(LightningModule):
 
 
 def best_detection(output: list[dict[str, Tensor]]) -> Tensor:
-    """Log-odds of the best detection of each image, [N]; detectors give the best one first."""
+    """Log-odds of the best detection of each image, [N]. Detectors return the best one first."""
     return torch.stack([torch.logit(found["scores"][:1], eps=1e-6).sum() for found in output])
 
 
 def share_inside(saliency: Tensor, box: Tensor) -> Tensor:
-    """Of a map [H, W], as far as it lies within a box."""
+    """The share of a map [H, W] that lies within a box, 0 to 1."""
     left, top, right, bottom = box.int()
     return saliency[top:bottom, left:right].sum() / saliency.sum()
 

@@ -1,8 +1,8 @@
-"""What a network looks at when it draws a label map: python examples/watch_a_segmentation.py
+"""Watch what a segmentation network looks at: python examples/watch_a_segmentation.py
 
-The data are digits whose ink is to be coloured by what digit it is; the paper is class 0. For an output [N, K, H, W] and labels
-[N, H, W] the monitor explains the mean score of an image's largest class, except class 0, over its region: which pixels tell the
-network that this ink is a seven. The film strip lies in fullgrad/version_0/ when it is done.
+The network labels each ink pixel with its digit; the paper is class 0. For an output [N, K, H, W] and labels [N, H, W], the monitor
+explains the mean score of an image's largest class, except class 0, over its region. The map shows which pixels tell the network
+that this ink is a seven. The film strip is in fullgrad/version_0/.
 """
 
 import torch
@@ -16,7 +16,7 @@ from fg_lightning.demo import load_digits
 
 
 def coloured_digits() -> TensorDataset:
-    """Digits [N, 1, 28, 28], and a class for every pixel, [N, 28, 28]."""
+    """Digits [N, 1, 28, 28] and the class of every pixel, [N, 28, 28]."""
     images, labels = load_digits().tensors
     return TensorDataset(images, (images[:, 0] > 0) * (labels + 1)[:, None, None])
 
@@ -26,7 +26,7 @@ def block(channels: int, out: int) -> nn.Sequential:
 
 
 class Segmenter(LightningModule):
-    """Sees the whole digit at a quarter of its size, and its pixels beside that."""
+    """A network with two branches: the whole digit at a quarter of its size, and its pixels."""
 
     def __init__(self) -> None:
         super().__init__()

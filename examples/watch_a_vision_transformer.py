@@ -1,7 +1,7 @@
-"""A Vision Transformer of Hugging Face, watched while it learns digits: python examples/watch_a_vision_transformer.py
+"""Watch a Vision Transformer of Hugging Face while it learns digits: python examples/watch_a_vision_transformer.py
 
-Needs: pip install transformers 'fg-lightning[demo]'. The film strip lies in fullgrad/version_0/ when it is done. Attention, layer
-norm and GELU are part of the decomposition like any other operation.
+Needs: pip install transformers 'fg-lightning[demo]'. The film strip is in fullgrad/version_0/. Attention,
+layer norm and GELU are part of the decomposition like any other operation.
 """
 
 import torch
@@ -15,7 +15,7 @@ from fg_lightning.demo import DigitsDataModule
 
 
 class DigitTransformer(LightningModule):
-    """Patches of 4 x 4 pixels, four layers."""
+    """A ViT with patches of 4 x 4 pixels and four layers."""
 
     def __init__(self) -> None:
         super().__init__()

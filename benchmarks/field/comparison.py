@@ -1,4 +1,4 @@
-"""What differs between a training with the monitor and the same without it, and what the monitor recorded."""
+"""Compares a training with the monitor to the same training without it."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from pathlib import Path
 from typing import Any
 
 COMPARED = ("weights", "replaced", "requires_grad", "moved", "optimizers", "metrics", "last_metrics", "random", "steps")
-"""What must be the same, by the keys of `result.json`."""
+"""Keys of `result.json` whose values must be the same."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One training, twice.
+    """A training with and without the monitor.
 
     Attributes:
         name: PROJECT:NAME.
-        version: of the project.
-        differences: what differs, by the keys of `result.json`, with the entries that do; empty if nothing.
-        error: why it could not be run without the monitor; None if it could.
-        num_moved: how many parameters moved.
-        num_trainable: how many require gradients.
-        explained: what the monitor explained and showed, in words.
-        num_snapshots: how many it took.
-        completeness: the largest completeness error of the last one.
-        seconds: without the monitor, and with it.
-        said: what the monitor said.
+        version: version of the project.
+        differences: keys of `result.json` whose values differ, with the entries that differ. Empty if none differ.
+        error: why the training failed without the monitor. None if it did not.
+        num_moved: number of parameters that changed.
+        num_trainable: number of parameters that require gradients.
+        explained: task, shape and values that the monitor recorded, in words.
+        num_snapshots: number of snapshots.
+        completeness: largest completeness error of the last snapshot.
+        seconds: time without the monitor, and with it.
+        said: messages of the monitor.
     """
 
     name: str
@@ -53,12 +53,13 @@ class Comparison:
 
     @classmethod
     def of(cls, name: str, without: dict[str, Any], watched: dict[str, Any], folder: Path) -> Comparison:
-        """
+        """The comparison of two results.
+
         Args:
             name: PROJECT:NAME.
             without: `result.json` of the training without the monitor.
-            watched: likewise with it.
-            folder: where the latter ran.
+            watched: `result.json` of the training with the monitor.
+            folder: folder of the training with the monitor.
         """
         if "error" in without:
             return cls(name, error=str(without["error"]))
@@ -80,17 +81,17 @@ class Comparison:
         )
 
     def judged_by(self, again: dict[str, Any], without: dict[str, Any]) -> Comparison:
-        """The same, without those differences that a second training without the monitor shows, too."""
+        """The comparison without the differences that also occur between two trainings without the monitor."""
         if "error" in again:
             return self
         own = differences(without, again)
         kept = {key: what for key, what in self.differences.items() if key not in own}
-        note = (f"not repeatable without the monitor, either: {', '.join(own)}",) if own else ()
+        note = (f"not reproducible, even without the monitor: {', '.join(own)}",) if own else ()
         return replace(self, differences=kept, said=self.said + note)
 
 
 def differences(one: dict[str, Any], other: dict[str, Any]) -> dict[str, str]:
-    """Which of `COMPARED` differ, and where."""
+    """The keys of `COMPARED` whose values differ, with some of the entries that differ."""
     found = {}
     for key in COMPARED:
         if isinstance(one[key], dict):
@@ -112,7 +113,7 @@ def _read_history(file: Path) -> tuple[int, str]:
 
 
 def _explained(folder: Path) -> str:
-    """The task, and what stands beside the images at the end."""
+    """The task, and the values beside the first images in the last snapshot."""
     about = json.loads((folder / "probe.json").read_text())
     names = about.get("class_names")
     rows = _rows(folder / "images.csv")

@@ -1,4 +1,4 @@
-"""Made data: noise with a bright square whose quarter of the image is the class."""
+"""Synthetic data: noise with a bright square. The class is the quarter of the image that contains it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 CLASSES = 4
 Item = Callable[[Tensor, Tensor, Tensor], Any]
-"""What a loader's item is, made of an image, its class and its label map."""
+"""Function from an image, its class and its label map to an item of a loader."""
 
 
 def pictures(count: int, size: int, channels: int = 3, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -30,7 +30,7 @@ def pictures(count: int, size: int, channels: int = 3, seed: int = 0) -> tuple[T
 
 
 class Pictures(Dataset[Any]):
-    """Pictures of `pictures`, each as `item` makes it."""
+    """The images of `pictures` as items."""
 
     def __init__(
         self, count: int, size: int, item: Callable[[Tensor, Tensor, Tensor], Any], channels: int = 3, seed: int = 0
@@ -53,7 +53,7 @@ def loaders(
     batch: int = 8,
     **options: Any,
 ) -> tuple[DataLoader[Any], DataLoader[Any]]:
-    """Loaders of training and validation data; see `Pictures`."""
+    """Loaders of training and validation data, see `Pictures`."""
     training, validation = (Pictures(n, size, item, channels, seed) for seed, n in enumerate((count, count // 2)))
     return DataLoader(training, batch, shuffle=True, **options), DataLoader(validation, batch, **options)
 

@@ -1,4 +1,4 @@
-"""The table of a field run, as lines and as a page."""
+"""Writes the results of a field run as lines and as a table."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ USUAL = (
     "FullGradMonitor: no findings",
     "FullGradMonitor: finding:",
 )
-"""What the table leaves out: where the pictures are, and findings told while training, which the summary at the end repeats."""
+"""Messages that the table leaves out: paths of pictures, and findings during training, which the summary repeats."""
 HEAD = ("project", "version", "training", "same weights", "moved", "explained", "snapshots", "error", "seconds", "said")
 
 
 def as_row(comparison: Comparison) -> str:
-    """A line for a terminal."""
+    """A comparison as lines for a terminal."""
     if comparison.error is not None:
         return f"{comparison.name}: not run: {comparison.error}"
     seconds = "{:.1f} s, {:.1f} s with it".format(*comparison.seconds)
@@ -48,7 +48,7 @@ def as_markdown(comparisons: Sequence[Comparison]) -> str:
 
 
 def write_page(page: Path, comparisons: Sequence[Comparison]) -> None:
-    """Puts the table and what it was made with between the marks of a page."""
+    """Puts the table and the versions of the libraries between the markers of a page."""
     before, _, rest = page.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "lightning", "fg-lightning"))
@@ -63,7 +63,7 @@ def _same(comparison: Comparison) -> str:
 
 
 def _without_checks(text: str) -> str:
-    """A summary of findings as lines of a cell, without what was checked."""
+    """A summary of findings as lines of a cell, without the list of checks."""
     return "<br>".join(text.partition("\n  checked:")[0].splitlines())
 
 

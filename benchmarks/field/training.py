@@ -1,6 +1,6 @@
-"""Trainings of one project in this process: python benchmarks/field/training.py PROJECT NAME...
+"""Runs trainings of one project in this process: python benchmarks/field/training.py PROJECT NAME...
 
-Each leaves `NAME/result.json` in the current folder: digests of what the monitor must leave alone, and what it said.
+Each writes `NAME/result.json` to the current folder: digests of the state that the monitor must not change, and its messages.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 
 PROJECTS = Path(__file__).parent / "projects"
 TRAINER = "lightning.pytorch:Trainer"
-"""What trains, unless a project has a trainer of its own, which its file names."""
+"""The default trainer. The file of a project may name another one."""
 EPOCHS = 2
 
 
@@ -52,10 +52,10 @@ def main(project: str, *names: str) -> None:
 
 
 def trained(fit: Callable[[Any], None], trainer_name: str) -> dict[str, Any]:
-    """Runs `fit` with a trainer, and tells how everything stands afterwards.
+    """Runs `fit` with a trainer, and returns the state afterwards.
 
     Args:
-        fit: trains something with the trainer that it is given.
+        fit: function that trains something with the given trainer.
         trainer_name: MODULE:CLASS of the trainer.
     """
     module, _, name = trainer_name.partition(":")
@@ -69,12 +69,12 @@ def trained(fit: Callable[[Any], None], trainer_name: str) -> dict[str, Any]:
     start = time.perf_counter()
     fit(trainer)
     seconds = time.perf_counter() - start
-    states = states_of(getattr(trainer, "trainer", trainer))  # anomalib's Engine holds one
+    states = states_of(getattr(trainer, "trainer", trainer))  # anomalib's Engine contains a Trainer
     return {"seconds": seconds, **witness.parameters(), **states, "metrics": _logged(Path("run/metrics.csv"))}
 
 
 def witness_callback(base: type) -> Any:
-    """A callback that remembers every parameter, object by object, as training begins."""
+    """A callback that records every parameter object when training begins."""
 
     class Witness(base):
         def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
@@ -83,7 +83,7 @@ def witness_callback(base: type) -> Any:
             self.digests = {name: digest(parameter) for name, parameter in self.before.items()}
 
         def parameters(self) -> dict[str, list[str]]:
-            """Which parameters are other objects now, which need gradients, and which moved."""
+            """The names of parameters that are other objects now, that require gradients, and that changed."""
             now = dict(self.module.named_parameters(remove_duplicate=False))
             return {
                 "replaced": [name for name in {**self.before, **now} if now.get(name) is not self.before.get(name)],
@@ -114,7 +114,7 @@ def states_of(trainer: Any) -> dict[str, Any]:
 
 
 def digest(value: Any) -> str:
-    """The same for what is the same bit by bit: tensors with shape and type, in any nesting."""
+    """A digest of values of any nesting, equal if they are equal bit by bit. It includes shapes and types of tensors."""
     import numpy as np
     import torch
 
@@ -133,7 +133,7 @@ def digest(value: Any) -> str:
 
 
 def _logged(file: Path) -> dict[str, list[list[str]]]:
-    """All that was logged but the monitor's numbers: by key, step and value."""
+    """All logged values except the monitor's: [step, value], by key."""
     found: dict[str, list[list[str]]] = {}
     if file.exists():
         with file.open(newline="") as lines:
@@ -145,7 +145,7 @@ def _logged(file: Path) -> dict[str, list[list[str]]]:
 
 
 def _listen() -> list[str]:
-    """A list that fills with what the monitor says, in warnings and in the log."""
+    """A list to which the monitor's messages are appended, from warnings and from the log."""
     said: list[str] = []
 
     def hear(text: str) -> None:
@@ -163,7 +163,7 @@ def _listen() -> list[str]:
             hear(record.getMessage())
 
     warnings.showwarning = heard
-    warnings.simplefilter("always")  # the same may be said in several trainings
+    warnings.simplefilter("always")  # several trainings may give the same warning
     for name in ("lightning.pytorch", "pytorch_lightning", ""):
         logging.getLogger(name).addHandler(Ear())
     return said

@@ -1,4 +1,4 @@
-"""anomalib's models with its Engine and its Folder data module: normal images to train on, scores and maps to validate."""
+"""anomalib's models with its Engine and its Folder datamodule: training on normal images, scores and maps in validation."""
 
 from __future__ import annotations
 

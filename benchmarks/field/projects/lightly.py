@@ -1,4 +1,4 @@
-"""lightly's modules, losses and transforms in a LightningModule, as its examples write it; they import pytorch_lightning."""
+"""lightly's modules, losses and transforms in a LightningModule, as in its examples, which import pytorch_lightning."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TRAINER = "pytorch_lightning:Trainer"
 
 
 class Views(Dataset[Any]):
-    """Several views of each picture, its class and its name, as LightlyDataset gives them."""
+    """Several views of each picture, its class and its name, as in LightlyDataset."""
 
     def __init__(self, count: int, transform: Any) -> None:
         images, self.classes, _ = pictures(count, 32)

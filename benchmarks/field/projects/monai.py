@@ -1,4 +1,4 @@
-"""MONAI's networks, losses, transforms and metrics in a LightningModule, as its tutorials write it."""
+"""MONAI's networks, losses, transforms and metrics in a LightningModule, as in its tutorials."""
 
 from __future__ import annotations
 

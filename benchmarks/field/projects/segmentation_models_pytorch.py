@@ -1,4 +1,4 @@
-"""segmentation-models-pytorch in a LightningModule, as its examples write it."""
+"""segmentation-models-pytorch in a LightningModule, as in its examples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""timm's networks in a LightningModule, as the projects that use timm write it."""
+"""timm's networks in a LightningModule, as in projects that use timm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""torch-uncertainty's routines: plain networks, and ensembles that give several rows for each image."""
+"""torch-uncertainty's routines: plain networks, and ensembles with several rows for each image."""
 
 from __future__ import annotations
 

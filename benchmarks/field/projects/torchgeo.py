@@ -1,4 +1,4 @@
-"""torchgeo's tasks, as they come."""
+"""torchgeo's tasks, unchanged."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ DISTRIBUTION = "torchvision"
 
 
 class Detector(LightningModule):
-    """As torchvision's own training script: a list of images and a list of targets."""
+    """A detector as in torchvision's training script, with a list of images and a list of targets."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Detector(LightningModule):
 
 
 class Transfer(LightningModule):
-    """The backbone's modules under a second name, as in Lightning's own page on transfer learning."""
+    """The backbone's modules under a second name, as in Lightning's page on transfer learning."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Hugging Face's models in a LightningModule, as its notebooks write it: batches are mappings, outputs are data classes."""
+"""Hugging Face's models in a LightningModule, as in its notebooks: batches are mappings, outputs are dataclasses."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Wrapped(LightningModule):
 
 
 class Pretrained(Wrapped):
-    """Without labels: the loss is that of the images themselves."""
+    """A model without labels: its loss depends only on the images."""
 
     def forward(self, pixel_values: Tensor) -> Any:
         return self.model(pixel_values=pixel_values)
