@@ -248,9 +248,9 @@ def measure_jump(observations: Observations, method: str = "") -> Measured:
         return "there is no snapshot before"
     if (observations.explanation.maps < 0).any():
         return "the maps are signed"
-    return Measurement(
-        observations.drift, f"The maps jumped: their mean cosine distance to the last ones is {observations.drift:.2f}"
-    )
+    before = "those of the untrained network" if observations.snapshot == 1 and observations.untrained else "the last ones"
+    words = f"The maps jumped: their mean cosine distance to {before} is {observations.drift:.2f}"
+    return Measurement(observations.drift, words)
 
 
 def measure_similarity_to_untrained(observations: Observations, method: str) -> Measured:
@@ -367,7 +367,7 @@ RULES = (
         "jumps of FullGrad's maps",
         0.5,
         measure_jump,
-        "Look at the loss around this snapshot. A learning rate that is too high destroys what the network has learned",
+        "Look at the loss around this snapshot. If it rose, the learning rate may be too high",
         is_of_maps=False,
     ),
     Rule(
