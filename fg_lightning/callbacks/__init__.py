@@ -1,4 +1,4 @@
-"""Lightning callbacks, loaded when they are first used: the entry point that attaches them must cost next to nothing."""
+"""Lightning callbacks. They are loaded when they are first used, because the entry point that attaches them must load fast."""
 
 from __future__ import annotations
 

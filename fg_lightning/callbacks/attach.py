@@ -1,7 +1,7 @@
 """Attaches a monitor to an unmodified script: FG_LIGHTNING=1 python train.py
 
 Lightning calls `monitors` for every Trainer, through the entry point group `lightning.pytorch.callbacks_factory`, and
-`fabric_callbacks` for every Fabric. A script that uses neither loads nothing of this package, unless it imports it.
+`fabric_callbacks` for every Fabric. A script that uses neither does not load this package, unless it imports it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
 
 
 CHILD_SECONDS = 0.1
-"""Less processor time than any training in child processes takes."""
+"""In processor seconds. Any training in child processes takes more."""
 
 
 def monitors() -> list[FullGradMonitor]:
@@ -54,13 +54,13 @@ def monitors() -> list[FullGradMonitor]:
 
 
 def fabric_callbacks() -> list[Any]:
-    """No callback: Fabric leaves the loop to the user, who alone knows when a snapshot is due."""
+    """No callbacks: with Fabric the user writes the loop, so only the user knows when a snapshot is due."""
     note_at_exit()
     return []
 
 
 def note_at_exit() -> None:
-    """If FG_LIGHTNING asks for a monitor, the process says at its end if no training was watched."""
+    """If FG_LIGHTNING asks for a monitor, the process prints a message at its end if no training was monitored."""
     if _asked().lower() not in OFF:
         atexit.unregister(_say_if_unwatched)
         atexit.register(_say_if_unwatched)
@@ -71,9 +71,10 @@ def _asked() -> str:
 
 
 def _say_if_unwatched() -> None:
-    """One line on standard error; none in further processes of a training, after an error, and from this package's own commands.
+    """Prints one line on standard error if no training was monitored.
 
-    Strategies such as `ddp_spawn` train in processes that this one waited for. What they watched is unknown here.
+    It prints nothing in further processes of a training run, after an error, and in this package's own commands. Strategies such as
+    `ddp_spawn` train in child processes. It is unknown here whether those were monitored, so it prints nothing then, too.
     """
     loaded = sys.modules
     monitor = getattr(loaded.get("fg_lightning.callbacks.fullgrad_monitor"), "FullGradMonitor", None)
@@ -82,18 +83,18 @@ def _say_if_unwatched() -> None:
     is_first = all(os.environ.get(name, "0") in ("", "0") for name in RANKS) and multiprocessing.parent_process() is None
     waited = os.times().children_user + os.times().children_system
     may_be_elsewhere = (monitor is not None or recorder is not None) and waited > CHILD_SECONDS
-    has_failed = hasattr(sys, "last_value") or hasattr(sys, "last_exc")  # of what ended the script
+    has_failed = hasattr(sys, "last_value") or hasattr(sys, "last_exc")  # an error ended the script
     if is_watched or may_be_elsewhere or not is_first or has_failed or "fg_lightning.cli.main" in loaded:
         return
     print(
-        f"fg-lightning: {VARIABLE} is set, but no training was watched, because no Trainer of Lightning's was fitted. In another "
-        "loop, take snapshots with fg_lightning.FullGradRecorder",
+        f"fg-lightning: {VARIABLE} is set, but no training was monitored, because no Lightning Trainer was fitted. In a loop of "
+        "your own, take snapshots with fg_lightning.FullGradRecorder",
         file=sys.stderr,
     )
 
 
 def _parse_options(text: str) -> dict[str, Any]:
-    """ "every_n_epochs=5, psi=signed" as keyword arguments; a bare word is a string, or true, false, none."""
+    """ "every_n_epochs=5, psi=signed" as keyword arguments. A bare word is a string, except true, false and none."""
     import ast
     import inspect
 
@@ -110,16 +111,16 @@ def _parse_options(text: str) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for keyword in call.keywords:
         if keyword.arg not in known:
-            raise ValueError(f"there is no option {keyword.arg}, only {', '.join(known)}")
+            raise ValueError(f"there is no option {keyword.arg}; the options are {', '.join(known)}")
         if keyword.arg in options:
-            raise ValueError(f"{keyword.arg} is given twice")
+            raise ValueError(f"{keyword.arg} is given twice; give it once")
         value = _parse_value(keyword.value)
         options[keyword.arg] = _parse_switch(value) if isinstance(defaults[keyword.arg].default, bool) else value
     return options
 
 
 def _parse_switch(value: Any) -> Any:
-    """A word for on or off as a bool; anything else stays as it is."""
+    """A word for on or off as a bool. Anything else is returned unchanged."""
     word = str(value).lower()
     return word in ON if word in ON + OFF else value
 

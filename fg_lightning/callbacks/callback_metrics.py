@@ -1,8 +1,8 @@
 """The monitor's numbers in `trainer.callback_metrics`, for callbacks and schedulers that monitor one of them.
 
-Private names of Lightning that are read here, as in Lightning 2.6: `EarlyStopping._check_on_train_epoch_end`,
-`ModelCheckpoint._should_save_on_train_epoch_end` and `._every_n_train_steps` tell when these callbacks read what they monitor.
-Their arguments do not: the defaults depend on the Trainer.
+This module reads private names of Lightning 2.6: `EarlyStopping._check_on_train_epoch_end`,
+`ModelCheckpoint._should_save_on_train_epoch_end` and `._every_n_train_steps` tell when these callbacks read the metric that they
+monitor. Their public arguments do not tell this, because the defaults depend on the Trainer.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ def are_numbers_read(trainer: Trainer, moment: str, keys: Collection[str]) -> bo
     """Whether a callback or a scheduler reads one of the monitor's numbers at a moment. All processes agree.
 
     Args:
-        trainer: in a fit.
-        moment: one of the three above.
-        keys: of the monitor's numbers.
+        trainer: the Trainer, in a fit.
+        moment: BATCH_END, VALIDATION_END or EPOCH_END.
+        keys: the log keys of the monitor's numbers.
     """
     return any(moment in moments for _, moments in _readers(trainer, keys))
 
@@ -34,9 +34,9 @@ def publish_numbers(trainer: Trainer, numbers: Mapping[str, float], keys: Collec
     A number that is read but undefined becomes NaN, so that a callback does not read an older one.
 
     Args:
-        trainer: in a fit. If there are several processes, all of them call this.
-        numbers: those of the first process, by key.
-        keys: of the monitor's numbers, defined or not.
+        trainer: the Trainer, in a fit. If there are several processes, all of them must call this function.
+        numbers: the numbers of the first process, by key.
+        keys: the log keys of the monitor's numbers, defined or not.
     """
     if trainer.world_size > 1:
         numbers = trainer.strategy.broadcast(dict(numbers), src=0)
@@ -49,7 +49,7 @@ def publish_numbers(trainer: Trainer, numbers: Mapping[str, float], keys: Collec
 
 
 def _readers(trainer: Trainer, keys: Collection[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """The keys of the monitor that are read, and when."""
+    """The monitor's keys that are read, with the moments. A callback that puts a number into a file name has the key ""."""
     for callback in getattr(trainer, "callbacks", []):
         key, filename = getattr(callback, "monitor", None), str(getattr(callback, "filename", None) or "")
         if isinstance(key, str) and key in keys:
@@ -62,7 +62,7 @@ def _readers(trainer: Trainer, keys: Collection[str]) -> Iterator[tuple[str, tup
 
 
 def _reading_moments(callback: Any, trainer: Trainer) -> tuple[str, ...]:
-    """When a callback reads what it monitors: Lightning's own by their settings, any other at the end of both loops."""
+    """When a callback reads its metric: Lightning's callbacks by their settings, others at the end of validation and epoch."""
     at_epoch_end = getattr(callback, "_check_on_train_epoch_end", None)  # EarlyStopping
     if hasattr(callback, "_should_save_on_train_epoch_end"):  # ModelCheckpoint
         at_epoch_end = callback._should_save_on_train_epoch_end(trainer)

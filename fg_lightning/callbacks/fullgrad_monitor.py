@@ -33,8 +33,8 @@ class FullGradMonitor(Callback):
     """Explains the same held-out images all through training with FullGrad maps, and checks that the maps are complete.
 
     It takes a snapshot of the untrained network, after every `every_n_epochs`-th epoch or every `every_n_steps`-th step, and when
-    training ends, never in the sanity check. Each snapshot logs, at the step and with the epoch at which Lightning logs its own
-    metrics of that moment:
+    training ends, but not in Lightning's sanity check. Each snapshot logs, with the same step and epoch as Lightning's own metrics
+    of that moment:
 
     - `fullgrad/saliency`: each image under its map, with its class and the prediction (loggers that take images);
     - `fullgrad/completeness_error`, `fullgrad/completeness_error_max`: |f - sum of all terms| / |f|, mean and maximum over the
@@ -48,53 +48,54 @@ class FullGradMonitor(Callback):
     - `fullgrad/table` (Weights & Biases): a row for each image and snapshot;
     - `<method>/saliency` and the numbers of maps, such as `gradcam/drift`, for each further method;
 
-    with snapshots 2, 4, 8, 16 and so on and at the end `fullgrad/film_strip` (a row per image, a column per snapshot), and at the
-    end `fullgrad/bias_terms` (a row per layer). The same is written to `fullgrad/` in the run's folder, snapshot by snapshot.
-    docs/reference/monitor.md describes the files and what a checkpoint keeps.
+    It logs `fullgrad/film_strip` (a row per image, a column per snapshot) with snapshots 2, 4, 8, 16 and so on, and at the end. At
+    the end it also logs `fullgrad/bias_terms` (a row per layer). It writes the same to `fullgrad/` in the run's folder, snapshot by
+    snapshot. docs/reference/monitor.md describes the files and the content of a checkpoint.
 
     `ModelCheckpoint`, `EarlyStopping` and `ReduceLROnPlateau` find the numbers in `trainer.callback_metrics`.
 
-    It does not affect training: weights come out bit for bit as without the monitor, unless the data set has a random state of its
-    own. An error in a snapshot becomes a warning, given once, and training continues.
+    It does not affect training: the weights are bit for bit the same as without the monitor, unless the data set has a random state
+    of its own. An error in a snapshot becomes a warning, given once, and training continues.
 
-    What is explained: the label's score; with several labels that of the first; of a single logit the logit; of a label map the
-    mean score of its largest class (except class 0) over its region; of anything else the output, or its mean. If labels fit no
-    class of the output, it is the class that the network predicts in the first snapshot. See `task`, and docs/reference/monitor.md.
-    Every method explains the same number of the same images.
+    The explained number of an image is its label's score; with several labels, the score of the first; with a single logit, the
+    logit; with a label map, the mean score of its largest class (except class 0) over its region; otherwise the output or its mean.
+    If a label is no class of the output, the class that the network predicts in the first snapshot replaces it. See `task`, and
+    docs/reference/monitor.md. Every method explains the same numbers of the same images.
 
     Args:
-        methods: whose maps are shown: names in `fg_lightning.METHODS`, or functions that make an attribution of a model. The model
-            that they get returns the explained number of each image, [N]; the attribution's `attribute(images, target=None,
-            additional_forward_args=...)` returns maps [N, 1, *S]. A mapping gives them names. The table shows the first one's.
-            A method that fails on this network is named in a warning, and the others go on. Default: FullGrad's, which are computed
-            in any case, because the numbers of the decomposition come with them.
-        reading: "exact", or "locally_affine" to hold norms, attention weights and gates constant, as for transformers.
+        methods: methods whose maps are shown: names in `fg_lightning.METHODS`, or functions that make an attribution of a model.
+            That model returns the explained number of each image, [N]; the attribution's `attribute(images, target=None,
+            additional_forward_args=...)` returns maps [N, 1, *S]. A mapping gives them names. The table shows the first method's
+            maps. If a method fails, a warning names it and the others continue. Default: FullGrad. FullGrad's maps are always
+            computed, because the numbers of the decomposition come with them.
+        reading: "exact", or "locally_affine" to hold norms, attention weights and gates constant, as for transformers. Default:
+            "exact".
         every_n_epochs: number of epochs between snapshots. Default: 1, unless `every_n_steps` is given.
-        every_n_steps: number of steps of the optimizer between snapshots, instead of epochs. With several optimizers it counts
-            batches.
+        every_n_steps: number of optimizer steps between snapshots, instead of epochs. Several optimizers: number of batches.
         num_samples: number of images of the validation data, or of the training data if there is no other. Default: 8.
-        probe: "balanced": as many images of each class if the data set has its labels at hand (reading them takes no sample), else
-            evenly spread. "hardest": those among at most 512 that the network gets most wrong after its first epoch; the first
-            snapshot is the one after it. A list of numbers: these images of the validation data. Or images [N, C, *S] as the model
-            takes them, (images, labels) or (images, labels, masks); images may be a tuple for several image inputs. Default: what
-            a method `fullgrad_probe` of the datamodule or module returns, or "balanced".
+        probe: "balanced": equally many images of each class if the labels are known without reading a sample, otherwise evenly
+            spread. "hardest": those of at most 512 images that the network gets most wrong after its first epoch; the first
+            snapshot follows that epoch. A list of indices: these images of the validation data. Or images [N, C, *S] as the model
+            takes them, (images, labels) or (images, labels, masks); images may be a tuple for several image inputs. Default: the
+            result of a method `fullgrad_probe` of the datamodule or module, or "balanced".
         masks: a function of the probe's batch that returns where the network should look: masks or boxes in pixels, as in
             probe=(images, labels, masks). Default: those in a field of the batch called mask, boxes or the like, if there is one.
         target: what to explain instead: a class, one for each image, or a function from the module's output to [N].
-        forward: how to call a module that takes more than the images: a function of the module and the batch they are part of.
-            Default: the module is called on the images alone.
-        psi: FullGrad's post-processing: "absolute", "positive", "signed" or a function; see `fg_lightning.FullGrad`.
-        implicit: whether FullGrad's maps show the implicit biases of non-linearities.
-        normalization: (mean, std) of the channels, to show the images as they were. Default: that of the data's transforms, or
-            else each image's own range.
-        class_names: one for each class. Default: those of the data set.
+        forward: a function of the module and the batch of the images that calls a module with more inputs than images. Default:
+            the module is called on the images alone.
+        psi: FullGrad's post-processing: "absolute", "positive", "signed" or a function; see `fg_lightning.FullGrad`. Default:
+            "absolute".
+        implicit: whether FullGrad's maps show the implicit biases of non-linearities. Default: True.
+        normalization: (mean, std) of the channels, which is undone in pictures. Default: that of the data's transforms. Without
+            it, each image is scaled by its own range.
+        class_names: a name for each class. Default: those of the data set.
         task: what the output means: "classes" [N, K], "labels" [N, K] (an image may have several), "logit" [N] or [N, 1],
-            "regions" [N, K, *S] or "number". Default: the labels, the losses, the metrics and the data set decide. If they do
-            not, a message says what is assumed.
-        animation: also write `animation.gif` when training ends: the film strip in motion.
-        alert: also send each finding once as an alert of Weights & Biases; see docs/findings.md.
-        report: also write `report.html` when training ends, as `fg-lightning report` does. It works offline.
-        strict: raise errors instead of warning.
+            "regions" [N, K, *S] or "number". Default: labels, losses, metrics and the data set decide. If they cannot, a message
+            tells what is assumed.
+        animation: whether to write `animation.gif`, the film strip in motion, when training ends. Default: False.
+        alert: whether to send each finding once as an alert of Weights & Biases; see docs/findings.md. Default: False.
+        report: whether to write `report.html` when training ends, as `fg-lightning report` does. Default: False.
+        strict: whether to raise errors instead of warning. Default: False.
 
     Raises:
         TypeError: if an argument has the wrong type.
@@ -109,13 +110,13 @@ class FullGradMonitor(Callback):
     """The environment variable that attached it; None if a script did. See attach.py."""
 
     all_attached: ClassVar[WeakSet[FullGradMonitor]] = WeakSet()
-    """Those attached so far. A Trainer adds its monitor to the script's list of callbacks, where the next Trainer finds it."""
+    """All attached monitors. A Trainer adds its monitor to the script's list of callbacks, where the next Trainer finds it."""
 
     has_met_training: ClassVar[bool] = False
     """Whether a fit had a monitor in this process; see attach.py."""
 
     is_superseded: bool = False
-    """Whether a newer one was attached: a script may give one list of callbacks to several Trainers, and each Trainer adds one."""
+    """Whether a newer monitor replaces it. A script may pass one list of callbacks to several Trainers, and each adds a monitor."""
 
     def __init__(
         self,
@@ -140,7 +141,7 @@ class FullGradMonitor(Callback):
     ) -> None:
         super().__init__()
         if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, an integer, not {num_samples!r}")
+            raise ValueError(f"num_samples must be an integer of at least 1, not {num_samples!r}")
         for name, value in {"strict": strict, "report": report}.items():
             if not isinstance(value, bool):
                 raise TypeError(f"{name} must be True or False, not {value!r}")
@@ -183,23 +184,23 @@ class FullGradMonitor(Callback):
 
     @property
     def probe(self) -> Probe | None:
-        """The images, with the labels that are explained once there is a snapshot; None if `history` is."""
+        """The images; after the first snapshot, with the explained labels. None if `history` is None."""
         return None if self._recorder is None else self._recorder.probe
 
     @property
     def findings(self) -> list[Finding]:
-        """What the last snapshot shows that you should know; see docs/findings.md."""
+        """The findings of the last snapshot; see docs/findings.md."""
         return [] if self._recorder is None else self._recorder.findings
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """A copy of an attached monitor, such as a script makes of its list of callbacks, is attached, too."""
+        """Makes a copy of an attached monitor count as attached, too: scripts may copy their list of callbacks."""
         self.__dict__.update(state)
         if self.attached_by is not None:
             self.all_attached.add(self)
 
     @property
     def state_key(self) -> str:
-        """Differs for two monitors of one Trainer, such as one in a script and one attached to it."""
+        """Two monitors of one Trainer have different keys, such as the script's own one and an attached one."""
         if self.attached_by is None:
             return "FullGradMonitor"
         if self.is_superseded:
@@ -248,7 +249,7 @@ class FullGradMonitor(Callback):
                 self._snapshot_if_due(Moment.of(trainer, pl_module), trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """A checkpoint that is saved after a number of steps reads the numbers next."""
+        """Takes snapshots by steps. Callbacks that save a checkpoint after some steps read the numbers next."""
         if self.rhythm.every_n_steps is not None and self._recorder is not None:
             with self._messages.errors_as_warnings():
                 moment = Moment.of(trainer, pl_module, after_batch=True)
@@ -259,7 +260,7 @@ class FullGradMonitor(Callback):
             self._measure(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A callback that reads the numbers when validation ends may stand before this one then, but not here."""
+        """Publishes the numbers before `on_validation_end`, where callbacks before this one may read them."""
         if trainer.state.fn == "fit" and trainer.validating and self._is_read(trainer, callback_metrics.VALIDATION_END):
             try:
                 if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
@@ -282,12 +283,12 @@ class FullGradMonitor(Callback):
             self._conclude()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """The snapshots up to a crash or Ctrl-C are drawn, too."""
+        """Draws the snapshots up to a crash or Ctrl-C."""
         with Messages("FullGradMonitor").errors_as_warnings():
             self._conclude()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps; see `FullGradRecorder.state_dict`."""
+        """The state for a checkpoint; see `FullGradRecorder.state_dict`."""
         state: dict[str, Any] = {}
         with self._messages.errors_as_warnings():
             if not self._is_disabled:
@@ -300,13 +301,13 @@ class FullGradMonitor(Callback):
         return self._recorder is None and not self._is_disabled and trainer.state.fn == "fit" and trainer.is_global_zero
 
     def _find_probe(self, trainer: Trainer, module: LightningModule, *, is_trained: bool = False) -> None:
-        """Looks for the images to explain, and begins to record them."""
+        """Finds the images to explain, and makes the recorder."""
         self._checkpoint = self._finder.check_checkpoint(self._checkpoint)
         indices = self._checkpoint.get("indices")
         self._start_recorder(trainer, self._finder.find(trainer, module, is_trained=is_trained, indices=indices))
 
     def _start_recorder(self, trainer: Trainer, probe: Probe | None) -> None:
-        """Makes the recorder as soon as there are images, the run's own or the checkpoint's."""
+        """Makes the recorder if there are images, from the run or from the checkpoint."""
         if probe is None and not self._checkpoint:
             return
         recorder = FullGradRecorder(
@@ -356,7 +357,7 @@ class FullGradMonitor(Callback):
         self._publish(trainer)
 
     def _measure(self, trainer: Trainer, module: LightningModule) -> None:
-        """Publishes the numbers of the current weights; if no snapshot is due, they are neither logged nor kept."""
+        """Publishes the numbers of the current weights. It neither logs nor stores them."""
         try:
             with self._messages.errors_as_warnings():
                 if self._recorder is not None and self._measured_at != num_batches(trainer):
@@ -369,13 +370,13 @@ class FullGradMonitor(Callback):
         return not self._is_disabled and callback_metrics.are_numbers_read(trainer, moment, self._keys)
 
     def _publish(self, trainer: Trainer, *, is_awaited: bool = False) -> None:
-        """Puts the numbers where callbacks find them; in several processes and if attached only if a callback reads them."""
+        """Puts the numbers where callbacks find them. In several processes, or if attached: only if a callback reads them."""
         if is_awaited or (trainer.world_size == 1 and self._recorder is not None and self.attached_by is None):
             callback_metrics.publish_numbers(trainer, {} if self._recorder is None else self._recorder.numbers, self._keys)
 
     @property
     def _keys(self) -> list[str]:
-        """Of all numbers, the same in every process."""
+        """The log keys of all numbers, the same in every process."""
         of_methods = [f"{method}/{name}" for method in self.settings.further_methods for name in MAP_NUMBERS]
         return [*(f"fullgrad/{name}" for name in NUMBERS), *of_methods]
 
@@ -387,7 +388,7 @@ class FullGradMonitor(Callback):
             rank_zero_info(f"FullGradMonitor: report, see {write_report(strip.parent)}")
 
     def _is_duplicate(self, trainer: Trainer) -> bool:
-        """Whether it was attached to a script that has a monitor of its own, or another one was attached after it."""
+        """Whether it is attached, and the Trainer has the script's own monitor or one that was attached later."""
         if self.attached_by is None:
             return False
         monitors = [callback for callback in getattr(trainer, "callbacks", []) if isinstance(callback, FullGradMonitor)]
@@ -395,5 +396,5 @@ class FullGradMonitor(Callback):
         self.is_superseded = bool(attached) and attached[-1] is not self
         is_second = len(attached) < len(monitors)
         if is_second and not self.is_superseded:
-            rank_zero_info(f"FullGradMonitor: the script has one of its own, so the one of {self.attached_by} is disabled")
+            rank_zero_info(f"FullGradMonitor: the script has its own monitor, so the one of {self.attached_by} is disabled")
         return is_second or self.is_superseded

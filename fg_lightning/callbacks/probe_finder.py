@@ -1,4 +1,4 @@
-"""Which images become the probe: what the user asks for, and when it can be had."""
+"""Finds the images of the probe: those that the user asks for, as soon as they are available."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from fg_lightning.recording.resume import ProbeChanged
 from fg_lightning.recording.settings import Settings
 
 ProbeRequest = Union[Literal["balanced", "hardest"], Sequence[int], Tensor, tuple[Any, ...], None]
-"""What `probe=` takes: how to choose, indices in the validation data, images, (images, labels) or (images, labels, masks)."""
+"""Values of `probe=`: how to choose, indices in the validation data, images, (images, labels) or (images, labels, masks)."""
 
 HOOK = "fullgrad_probe"
-"""Method of a LightningDataModule or LightningModule that returns what `probe=` takes."""
+"""Method of a LightningDataModule or LightningModule that returns a value for `probe=`."""
 
 
 @dataclass(frozen=True, eq=False)
 class ProbeChoice:
-    """How the probe is chosen. Without any of these: as many images of each class, if the labels are known.
+    """How the probe is chosen. By default it has equally many images of each class, if the labels are known.
 
     Attributes:
-        given: the images that the user passed.
-        indices: of the images in the data set.
-        is_hardest: whether the images are chosen that the network gets most wrong after its first epoch.
+        given: the images that the user passed. Default: None.
+        indices: the indices of the images in the data set. Default: None.
+        is_hardest: whether to choose the images that the network gets most wrong after its first epoch. Default: False.
     """
 
     given: Probe | None = None
@@ -52,15 +52,15 @@ class ProbeChoice:
         if (indices := _as_indices(probe)) is None:
             return cls(Probe.from_user(probe))
         if not indices or min(indices) < 0:
-            raise ValueError(f"probe must be indices in the validation data, at least one, which count from 0, not {probe!r}")
+            raise ValueError(f"probe must be one or more indices in the validation data, counted from 0, not {probe!r}")
         return cls(indices=indices)
 
     @classmethod
     def from_hook(cls, trainer: Trainer, module: LightningModule) -> ProbeChoice | None:
-        """What the method `fullgrad_probe` of the datamodule, or else of the module, returns; None if it says nothing.
+        """The result of the method `fullgrad_probe` of the datamodule, or else of the module. None without one.
 
         Raises:
-            ValueError: if it returns anything else than a `ProbeRequest`. And whatever the method raises.
+            ValueError: if it does not return a `ProbeRequest`. Errors of the method are passed on.
         """
         for owner in (getattr(trainer, "datamodule", None), module):
             hook = getattr(owner, HOOK, None)
@@ -79,18 +79,18 @@ def _as_indices(probe: Any) -> tuple[int, ...] | None:
 
 
 HARDEST = "the hardest"
-"""How the words about such a probe begin, also in a checkpoint."""
+"""Start of the description of such a probe, also in a checkpoint."""
 
 
 class ProbeFinder:
     """Finds the probe of one fit.
 
     Args:
-        asked: what the user asked for.
-        is_asked: whether the user asked at all; if not, the hook `fullgrad_probe` is asked.
-        num_samples: how many images to choose.
-        settings: how they are explained.
-        messages: tells the user what is done instead of what was asked for.
+        asked: the user's choice.
+        is_asked: whether the user made a choice. If not, the hook `fullgrad_probe` is called.
+        num_samples: number of images to choose.
+        settings: how the images are explained.
+        messages: informs the user if another probe than the user's choice is explained.
 
     Attributes:
         awaits_loader: whether Lightning has not loaded the validation data yet.
@@ -110,7 +110,7 @@ class ProbeFinder:
         return self.choice.is_hardest
 
     def check_checkpoint(self, state: dict[str, Any]) -> dict[str, Any]:
-        """The state of a checkpoint to continue with; empty if the hardest images are asked for, and it explained others."""
+        """The state of a checkpoint to continue with; empty if the user asks for the hardest images, but it explained others."""
         if not state or not self.choice.is_hardest or str(state.get("chosen", "")).startswith(HARDEST):
             return state
         problem = 'since the checkpoint was written, the probe became "hardest"'
@@ -120,13 +120,13 @@ class ProbeFinder:
     def find(
         self, trainer: Trainer, module: LightningModule, *, is_trained: bool, indices: Sequence[int] | None = None
     ) -> Probe | None:
-        """The images to explain; None if the data can only be streamed, or they are chosen later.
+        """The images to explain; None if the data can only be streamed, or the images are chosen later.
 
         Args:
-            trainer: in a fit.
-            module: that is trained.
+            trainer: the Trainer, in a fit.
+            module: the module that is trained.
             is_trained: whether the network was trained for an epoch.
-            indices: of the images that a checkpoint has, if they were the hardest ones.
+            indices: the indices of the hardest images in a checkpoint. Default: None.
 
         Raises:
             NoProbe: if there are no images.
@@ -137,7 +137,7 @@ class ProbeFinder:
         loader = validation_loader(trainer)
         if not trainer.enable_validation:
             loader = training_loader(trainer)
-            rank_zero_info("FullGradMonitor: there is no validation data, so the images that it explains are training data")
+            rank_zero_info("FullGradMonitor: there is no validation data, so it explains images of the training data")
         self.awaits_loader = loader is None and trainer.enable_validation
         if not reads_by_index(loader):
             return None
@@ -154,7 +154,7 @@ class ProbeFinder:
         if self.choice.is_hardest or self.choice.indices is not None:
             asked = 'probe="hardest"' if self.choice.is_hardest else f"probe={list(self.choice.indices or ())}"
             self.choice = ProbeChoice()
-            problem = f"{asked} needs a data set whose images can be read by their numbers, but the data is streamed"
+            problem = f"{asked} needs a data set whose images can be read by their indices, but the data is streamed"
             self._messages.warn(NoProbe(problem), "so images of the first batch are explained")
         probe = Probe.from_batch(batch, self._num_samples, with_batch=self._needs_batch)
         return replace(probe, chosen="of the first batch")
@@ -181,7 +181,7 @@ class ProbeFinder:
             self._messages.warn(error, "so the hardest images are not known, and others are explained")
             self.choice = ProbeChoice()
             return self._load(loader, trainer, module, None)
-        self._messages.inform(f"explains {words}, as the network is now")
+        self._messages.inform(f"explains {words}, measured with the network as it is now")
         return replace(self._load(loader, trainer, module, hardest), chosen=words)
 
     def _load(self, loader: Any, trainer: Trainer, module: LightningModule, indices: Sequence[int] | None) -> Probe:

@@ -1,4 +1,4 @@
-"""Where the probe comes from: the loaders of a fit, read without side effects on them."""
+"""Reads the probe from the loaders of a fit, without side effects on them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from fg_lightning.recording.hardest_samples import SampleLosses
 from fg_lightning.recording.probe import NoProbe, Probe, lacks_images
 
 POOL = 512
-"""Number of validation images among which the hardest are searched."""
+"""Largest number of validation images among which the hardest are searched."""
 
 
 def validation_loader(trainer: Trainer) -> Any:
-    """The first validation loader of a fit; None if there is none, or Lightning has not loaded it yet and it cannot be asked for.
+    """The first validation loader of a fit; None if there is none, or it is not available yet.
 
-    When training starts Lightning has loaded it, unless it skips both the sanity check and the first epoch's validation. A single
-    process may then ask for the loader. Several may not, because the user's code may synchronize them in it.
+    When training starts, Lightning has loaded it, unless Lightning skips both the sanity check and the first epoch's validation.
+    Then a single process loads it here. Several processes do not, because the user's code may synchronize them.
     """
     if not trainer.enable_validation:
         return None
@@ -34,7 +34,7 @@ def validation_loader(trainer: Trainer) -> Any:
         owner = _hook_owner("val_dataloader", getattr(trainer, "datamodule", None), trainer.lightning_module)
         if owner is not None:
             loaders = owner.val_dataloader()
-        else:  # they were passed to fit: none of the user's code runs when they are loaded now
+        else:  # the loaders were passed to fit, so none of the user's code runs when Lightning loads them now
             trainer.fit_loop.epoch_loop.val_loop.setup_data()
             loaders = trainer.val_dataloaders
     return _first(loaders)
@@ -61,19 +61,19 @@ def load_probe(
     indices: Sequence[int] | None = None,
     with_batch: bool = False,
 ) -> Probe:
-    """A probe from the data set of a loader that `reads_by_index`. The loader's sampler and workers are not used.
+    """Makes a probe of samples from a loader's data set. The loader's sampler and workers are not used.
 
-    As many samples of each class are chosen if their labels are known without reading them, else they are evenly spread; both over
-    the part of the data set that the loader's sampler reads. They are collated as the loader does it, then moved and transformed
-    as a validation batch.
+    It chooses equally many samples of each class if the labels are known without reading samples; otherwise they are evenly spread.
+    It chooses from the part of the data set that the loader's sampler reads. The samples are collated as in the loader, then moved
+    and transformed as a validation batch.
 
     Args:
-        loader: of the validation data.
-        num_samples: how many samples to choose.
-        trainer: whose plugins move a batch.
-        module: whose hooks transform it.
-        indices: of the samples in the data set, instead of a choice.
-        with_batch: keep the rest of the batch, too.
+        loader: loader of the validation data, for which `reads_by_index` is True.
+        num_samples: number of samples to choose.
+        trainer: its plugins move the batch.
+        module: its hooks transform the batch.
+        indices: indices of the samples in the data set. Default: None, to choose them.
+        with_batch: whether to keep the rest of the batch, too. Default: False.
 
     Raises:
         NoProbe: if the data set is empty, has no such index, or its batches hold no images.
@@ -92,13 +92,12 @@ def load_probe(
 def find_hardest(
     loader: DataLoader[Any], num_samples: int, trainer: Trainer, module: LightningModule, losses: SampleLosses
 ) -> tuple[list[int], str]:
-    """The indices of the samples that the network, as it is, gets most wrong, and how they were chosen, in words.
+    """The indices of the samples with the largest losses of the current network, and a description of the choice.
 
-    The samples are searched among at most `POOL`, evenly spread over the data, and read one batch after another. The one with the
-    largest loss comes first.
+    It measures at most `POOL` samples, evenly spread over the data, batch by batch. The sample with the largest loss comes first.
 
     Raises:
-        NoProbe: if it cannot be told how wrong the network is.
+        NoProbe: if there are no samples, or their losses cannot be measured.
     """
     everything = _indices(loader)
     pool = [everything[i] for i in choose_evenly(len(everything), POOL)]
@@ -108,7 +107,7 @@ def find_hardest(
     for batch in _reader(loader, pool, loader.batch_size or 1):
         found += losses.measure(module, _transfer(batch, trainer, module)).tolist()
     if len(found) != len(pool):
-        raise NoProbe(f"the loader makes {len(found)} images of {len(pool)} samples, so that no loss belongs to a sample")
+        raise NoProbe(f"the loader makes {len(found)} images of {len(pool)} samples, so the loss of a sample is unknown")
     hardest = sorted(range(len(pool)), key=lambda i: -found[i])[:num_samples]
     over = f", evenly spread over {len(everything)}" if len(pool) < len(everything) else ""
     span = f"{losses.words} {found[hardest[-1]]:.3g} to {found[hardest[0]]:.3g}"
@@ -122,14 +121,14 @@ EMPTY = "the data set is empty; pass images yourself: FullGradMonitor(probe=(ima
 
 
 def _choose(loader: DataLoader[Any], num_samples: int) -> tuple[list[int], str]:
-    """Indices of samples, balanced over the classes if possible, and how they were chosen."""
+    """Indices of samples, balanced over the classes if possible, and a description of the choice."""
     indices = _indices(loader)
     if not indices:
         raise NoProbe(EMPTY)
     try:
         labels = known_labels(loader.dataset)
         places = None if labels is None else choose_balanced(labels[np.asarray(indices)], num_samples)
-    except Exception:  # a data set of any make, whose attributes are not what their names say
+    except Exception:  # the attributes of a user's data set may hold anything
         places = None
     words = "evenly spread" if places is None else "balanced over the classes"
     return [indices[i] for i in (choose_evenly(len(indices), num_samples) if places is None else places)], words
@@ -145,16 +144,16 @@ def _check_indices(indices: Sequence[int], loader: DataLoader[Any]) -> Sequence[
     if beyond:
         raise NoProbe(
             f"probe={list(indices)}: there is no image {beyond[0]}, because the data set has {count} images; "
-            f"give numbers from 0 to {count - 1}"
+            f"give indices from 0 to {count - 1}"
         )
     return indices
 
 
 def _reader(loader: DataLoader[Any], indices: Sequence[int], batch_size: int) -> DataLoader[Any]:
-    """Reads some samples of a loader's data set as the loader does.
+    """A loader that reads some samples of a loader's data set in the same way.
 
-    If the loader has workers, a separate worker reads the samples, so that this process opens no file that the next workers would
-    share.
+    If the given loader has workers, a separate worker reads the samples. So this process does not open files that later workers
+    would share.
     """
     workers = {"num_workers": 1, "multiprocessing_context": loader.multiprocessing_context} if loader.num_workers else {}
     return DataLoader(
@@ -168,7 +167,7 @@ def _reader(loader: DataLoader[Any], indices: Sequence[int], batch_size: int) ->
 
 
 def _transfer(batch: Any, trainer: Trainer, module: LightningModule) -> Any:
-    """Moves and transforms a batch as Lightning does it with a validation batch."""
+    """Moves and transforms a batch as Lightning does with a validation batch."""
     with _validation_stage(trainer):
         batch = trainer.precision_plugin.convert_input(batch)
         hooks = _hook_owner("on_before_batch_transfer", getattr(trainer, "datamodule", None), module) or module
@@ -187,14 +186,14 @@ def _is_lightnings(hook: Any) -> bool:
 
 
 def _indices(loader: DataLoader[Any]) -> Any:
-    """The indices that a loader reads of its data set: all, or those of a sampler over a part of it."""
+    """The indices of its data set that a loader reads: all, or those of a sampler of a part."""
     indices = getattr(loader.sampler, "indices", None)
     return range(len(loader.dataset)) if indices is None else [int(i) for i in indices]  # type: ignore[arg-type]
 
 
 @contextmanager
 def _validation_stage(trainer: Trainer) -> Iterator[None]:
-    """Batch transforms that depend on the stage treat the probe as validation data."""
+    """Sets Lightning's stage, so that batch transforms that depend on it treat the probe as validation data."""
     stage = trainer.state.stage
     trainer.state.stage = RunningStage.VALIDATING
     try:

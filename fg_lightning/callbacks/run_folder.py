@@ -1,4 +1,4 @@
-"""Where the files of a run lie."""
+"""The folder of a run's files."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from lightning.pytorch import Trainer
 
 
 def run_folder(trainer: Trainer) -> Path:
-    """`fullgrad/` beside the run's checkpoints; without a logger `fullgrad/version_0/` in the default root.
+    """The folder of a run: `fullgrad/` beside its checkpoints; without a logger, `fullgrad/version_0/` in the default root.
 
-    A run whose files lie elsewhere (s3://...) gets a folder in the working directory.
+    If these are not on a local disk (s3://...), it is `fullgrad/version_0/` in the working directory.
     """
     logger, root = trainer.logger, str(trainer.default_root_dir)
     log_dir = getattr(logger, "log_dir", None)

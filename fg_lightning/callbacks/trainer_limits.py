@@ -14,12 +14,12 @@ def is_barebones(trainer: Trainer, *, is_told: bool) -> bool:
     """Whether the Trainer forbids everything that costs time.
 
     Args:
-        trainer: in the setup of a fit.
-        is_told: whether to warn the user, who gave it a monitor.
+        trainer: the Trainer, in the setup of a fit.
+        is_told: whether to warn the user.
     """
     is_forbidden = bool(getattr(trainer, "barebones", False))
     if is_forbidden and is_told:
-        rank_zero_warn("FullGradMonitor: Trainer(barebones=True) disables it, because it costs time; remove one of the two")
+        rank_zero_warn("FullGradMonitor: Trainer(barebones=True) disables the monitor, which costs time; remove one of the two")
     return is_forbidden
 
 
@@ -29,9 +29,10 @@ def is_sharded(trainer: Trainer) -> bool:
 
 
 def refuse_sharding(trainer: Trainer) -> None:
-    """
+    """Refuses to monitor a strategy that spreads the weights over processes.
+
     Raises:
-        NotImplementedError: on the first rank.
+        NotImplementedError: always, on the first rank.
     """
     if trainer.is_global_zero:
         name = type(trainer.strategy).__name__

@@ -1,8 +1,8 @@
-"""How far a training is, as Lightning counts it, and when a snapshot is due.
+"""The progress of training, as Lightning counts it, and when a snapshot is due.
 
-Private names of Lightning that are read here, as in Lightning 2.6: `_batches_that_stepped` of the training loop is the step of
-Lightning's loggers (`global_step` counts the steps of all optimizers); `_should_accumulate` and `_num_ready_batches_reached` tell
-whether the optimizer stepped after a batch, and whether it was the last of its epoch.
+This module reads private names of Lightning 2.6: `_batches_that_stepped` of the training loop is the step of Lightning's loggers
+(`global_step` counts the steps of all optimizers); `_should_accumulate` and `_num_ready_batches_reached` tell whether the optimizer
+stepped after a batch, and whether it was the last batch of its epoch.
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ from fg_lightning.history import Snapshot
 
 @dataclass(frozen=True)
 class Moment:
-    """How far a training is.
+    """The progress of training.
 
     Attributes:
-        epoch: number of epochs that the network was trained for; after a batch the running one counts.
-        step: at which Lightning logs what belongs to the current weights: the last step, with which it logs its own metrics of a
-            batch or an epoch; before any epoch the next one. Steps are batches, with accumulated gradients those after which the
-            optimizer steps.
+        epoch: number of epochs that the network was trained for. After a batch, the current epoch counts.
+        step: the step with which Lightning logs its own metrics of the current weights: the last step; before the first epoch, the
+            next step. Steps are batches; with accumulated gradients, only the batches after which the optimizer steps.
         num_steps: number of steps that the network was trained for.
-        is_end: whether training ends here, as far as is known.
+        is_end: whether training ends here, as far as this is known.
     """
 
     epoch: int
@@ -37,10 +36,10 @@ class Moment:
         """The moment of a hook.
 
         Args:
-            trainer: in a fit.
-            module: that it trains.
-            after_epoch: in a hook at the end of an epoch that Lightning has not counted yet.
-            after_batch: in a hook at the end of a batch that Lightning has not counted yet.
+            trainer: the Trainer, in a fit.
+            module: the module that is trained.
+            after_epoch: whether the hook is at the end of an epoch that Lightning has not counted yet. Default: False.
+            after_batch: whether the hook is at the end of a batch that Lightning has not counted yet. Default: False.
         """
         loop, epoch = trainer.fit_loop.epoch_loop, trainer.current_epoch + (after_epoch or after_batch)
         stepped: int = loop._batches_that_stepped
@@ -68,16 +67,16 @@ class Rhythm:
         given = {name: value for name, value in vars(self).items() if value is not None}
         for name, value in given.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be at least 1, an integer, not {value!r}")
+                raise ValueError(f"{name} must be an integer of at least 1, not {value!r}")
         if len(given) > 1:
             both = " and ".join(f"{name}={value}" for name, value in given.items())
             raise ValueError(f"{both} are both given; snapshots are taken by epochs or by steps, so leave one out")
 
     def is_due(self, moment: Moment, last: Snapshot | None) -> bool:
-        """Whether a snapshot is due at the end of an epoch, or of a batch if the rhythm is one of steps.
+        """Whether a snapshot is due at the end of an epoch; if snapshots are taken by steps, at the end of a batch.
 
         Args:
-            moment: of that end.
+            moment: the moment of that end.
             last: the snapshot before; None if there is none.
         """
         if last is None:
@@ -89,7 +88,7 @@ class Rhythm:
         return (last.epoch < moment.epoch or is_within_epoch) and moment.epoch % (self.every_n_epochs or 1) == 0
 
     def num_steps(self, moment: Moment) -> int | None:
-        """The number of steps that a snapshot is called by; None if it is called by epochs."""
+        """The number of steps in the title of a snapshot; None if its title has the number of epochs."""
         return None if self.every_n_steps is None else moment.num_steps
 
 

@@ -46,7 +46,7 @@ if __name__ == "__main__":
 """
 
 
-UNWATCHED = "FG_LIGHTNING is set, but no training was watched"
+UNWATCHED = "FG_LIGHTNING is set, but no training was monitored"
 
 
 def run(folder, asked, package="lightning.pytorch", callback=""):
@@ -95,7 +95,7 @@ def test_a_script_with_a_monitor_of_its_own_keeps_that_alone(tmp_path):
 def test_a_bad_option_is_said_in_one_sentence(tmp_path):
     result, _ = run(tmp_path, "every_n_epoch=5")
     assert result.returncode == 1
-    said = "ValueError: FG_LIGHTNING='every_n_epoch=5' cannot be read: there is no option every_n_epoch, only "
+    said = "ValueError: FG_LIGHTNING='every_n_epoch=5' cannot be read: there is no option every_n_epoch; the options are "
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith(said)
     assert " every_n_epochs, " in last.removeprefix(said)
@@ -265,9 +265,9 @@ def test_lists_and_names(monkeypatch):
     [
         ("yes please", "expected 1, or options such as every_n_epochs=5,num_samples=8"),
         ("5", "expected 1, or options"),
-        ("every_n_epochs=0", "every_n_epochs must be at least 1, an integer, not 0"),
-        ("num_samples=many", "num_samples must be at least 1, an integer, not 'many'"),
-        ("every_n_steps=0", "every_n_steps must be at least 1, an integer, not 0"),
+        ("every_n_epochs=0", "every_n_epochs must be an integer of at least 1, not 0"),
+        ("num_samples=many", "num_samples must be an integer of at least 1, not 'many'"),
+        ("every_n_steps=0", "every_n_steps must be an integer of at least 1, not 0"),
         ("every_n_epochs=2,every_n_steps=50", "every_n_epochs=2 and every_n_steps=50 are both given; .* leave one out"),
         ("methods=[fullgrad,grad_cam]", "there is no method 'grad_cam'; did you mean 'gradcam'"),
         ("reading=affine", "reading must be one of exact, locally_affine, not 'affine'"),
@@ -276,7 +276,7 @@ def test_lists_and_names(monkeypatch):
         ("masks=3", "there is no option masks"),
         ("probe=3", "probe must be images"),
         ("probe=easiest", 'probe must be "balanced", "hardest"'),
-        ("probe=[-1]", "which count from 0"),
+        ("probe=[-1]", "counted from 0"),
         ("num_samples=1+f(2)", r"1 \+ f\(2\) is not a number, a word or a list of them"),
         ("num_samples=2,num_samples=3", "num_samples is given twice"),
         ("**options", "expected 1, or options"),

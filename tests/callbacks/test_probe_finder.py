@@ -46,7 +46,7 @@ def test_images_are_chosen_by_their_numbers(tmp_path, numbers):
 
 
 def test_a_number_without_an_image_is_a_warning(tmp_path):
-    message = r"there is no image 16, because the data set has 16 images; give numbers from 0 to 15"
+    message = r"there is no image 16, because the data set has 16 images; give indices from 0 to 15"
     with pytest.warns(UserWarning, match=message) as caught:
         _, run = fit(tmp_path, FullGradMonitor(probe=[2, 16]), max_epochs=1)
     assert len(warned(caught)) == 1
@@ -58,8 +58,8 @@ def test_a_number_without_an_image_is_a_warning(tmp_path):
     ("asked", "message"),
     [
         ("easiest", 'probe must be "balanced", "hardest", indices or images, not \'easiest\''),
-        ([-1, 2], "count from 0"),
-        ([], "at least one"),
+        ([-1, 2], "counted from 0"),
+        ([], "one or more indices"),
         (3, "probe must be images"),
         ({"image": IMAGES}, "probe must be images"),
         ([True, False], "probe must be images"),
