@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,14 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torchvision.models import get_model
 
 from fg_lightning import FullGrad, FullGradMonitor, SaliencyStore, SmoothFullGrad, full_gradients
 from fg_lightning.demo import DigitClassifier, DigitsDataModule
+from fg_lightning.fullgrad import forward_backward, saliency
+from fg_lightning.fullgrad.readings import Reading
+from fg_lightning.fullgrad.target import Selection
 from fg_lightning.history import History
 
 
@@ -25,6 +32,19 @@ def on_a_gpu(test: Callable[..., None]) -> Callable[..., None]:
 
 READING = {"_local_scalar_dense", "equal", "nonzero", "is_nonzero"}
 """Operations that bring values to the CPU, and so make it wait for a GPU."""
+
+
+ACTIVATIONS: list[type[nn.Module]] = [
+    nn.ReLU,
+    nn.ReLU6,
+    nn.Hardtanh,
+    nn.SiLU,
+    nn.GELU,
+    nn.Hardswish,
+    nn.ELU,
+    nn.PReLU,
+    nn.Softmax2d,
+]
 
 
 def network(activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
@@ -55,7 +75,7 @@ class Waits(TorchDispatchMode):
         return function(*args, **kwargs or {})
 
 
-@pytest.mark.parametrize("activation", [nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.ELU, nn.Softmax2d])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("kind", [FullGrad, SmoothFullGrad])
 def test_hooks_only_queue_work(kind: type[FullGrad], activation: type[nn.Module]) -> None:
     settings = {} if kind is FullGrad else {"num_samples": 2}
@@ -71,6 +91,48 @@ def test_a_hook_that_waits_is_counted() -> None:
     with Waits() as waits:
         product.sum().backward()
     assert waits.counted == ["_local_scalar_dense.default"]
+
+
+class Devices(TorchDispatchMode):
+    """Collects the operations whose operands are on several devices, which not all kernels of CUDA take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixed: set[str] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if len({t.device.type for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}) > 1:
+            self.mixed.add(str(function))
+        return function(*args, **kwargs or {})
+
+
+@pytest.fixture
+def allow_meta(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves out whatever needs values, or a device that computes."""
+    monkeypatch.setattr(forward_backward, "check_images", lambda model, images: None)
+    monkeypatch.setattr(saliency, "warn_if_incomplete", lambda model, terms, is_rounded: None)
+    monkeypatch.setattr(Selection, "_check", lambda self, selected: selected)
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())
+
+
+PUBLIC = ["resnet18", "mobilenet_v2", "efficientnet_b0", "convnext_tiny", "vit_b_32", "swin_v2_t"]
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    **{activation.__name__: partial(network, activation) for activation in ACTIVATIONS},
+    **{name: partial(get_model, name) for name in PUBLIC},
+    "group norm": lambda: nn.Sequential(nn.GroupNorm(1, 3), nn.InstanceNorm2d(3), nn.AdaptiveAvgPool2d(2), nn.Flatten()),
+}
+
+
+@pytest.mark.parametrize("reading", ["exact", "locally_affine"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_everything_is_computed_on_the_device_of_the_images(name: str, reading: Reading, allow_meta: None) -> None:
+    """Tensors without values stand for those of a GPU."""
+    model, batch = NETWORKS[name]().to("meta"), images(2, 3, 224, 224).to("meta")
+    with Devices() as devices:
+        maps, terms = FullGrad(model, reading=reading).attribute_with_terms(batch, lambda output: output[:, 1])
+    assert maps.is_meta
+    assert terms.output.is_meta
+    assert not devices.mixed
 
 
 @on_a_gpu

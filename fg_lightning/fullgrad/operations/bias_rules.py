@@ -197,7 +197,7 @@ def _saturation(y: Tensor, low: float, high: float) -> Tensor:
 
 @cache
 def _number(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A tensor without dimensions. It must be on the operation's device: CUDA's hardtanh_backward takes no number from the CPU."""
+    """A number as a tensor on the operation's device, since not all kernels of CUDA take numbers from the CPU."""
     return torch.tensor(value, dtype=dtype, device=device)
 
 
