@@ -1,4 +1,4 @@
-"""The history of a run: the records, the files they are kept in, and who writes and reads them."""
+"""The history of a run: its records, its files, and the classes that write and read them."""
 
 from fg_lightning.history.records import Answers, Explanation, ImageRow, LayerTerms, Snapshot
 from fg_lightning.history.run_history import History

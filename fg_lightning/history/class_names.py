@@ -1,4 +1,4 @@
-"""What a network's answers are called: in captions, tables and pages."""
+"""The names of a network's answers in captions, tables and pages."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 WRONG = "✗"
-"""Before a prediction that is not the label, beside the colour, which grey print does not show."""
+"""Marks a wrong prediction, in addition to a colour, which grey print does not show."""
 
 
 @dataclass(frozen=True)
 class ClassNames:
-    """What the answers of a network are called.
+    """Names the answers of a network.
 
     Attributes:
-        names: of the classes, None if they have none. A class without a name is shown as its number.
-        are_classes: whether integers are classes, and not numbers.
+        names: the names of the classes. A class without a name is shown as its number. Default: None, no names.
+        are_classes: whether integers are classes, and not numbers. Default: True.
     """
 
     names: Sequence[str] | None = None
     are_classes: bool = True
 
     def name_of(self, answer: float | None) -> str:
-        """The name of a class, also given as 1.0 for class 1. Other numbers stay numbers, also -100, which is no class."""
+        """The name of a class, which may be given as 1.0 for class 1. Other numbers, such as -100, are shown as numbers."""
         if answer is None:
             return ""
         if isinstance(answer, float) and not (self.are_classes and answer.is_integer()):
@@ -33,12 +33,12 @@ class ClassNames:
         return self.names[answer]
 
     def answer(self, predicted: float | None, confidence: float | None, correct: float | None = None) -> str:
-        """What the network predicts for an image, with its probability, such as "7 · 98 %" or, if it is wrong, "✗ 1 · 61 %".
+        """The prediction for an image, with its probability, such as "7 · 98 %" or, if it is wrong, "✗ 1 · 61 %".
 
         Args:
-            predicted: the class or number.
-            confidence: the probability of that class; None if there is none.
-            correct: whether the class is the label; None if that is unknown.
+            predicted: the predicted class or number.
+            confidence: the probability of that class, 0 to 1; None if there is none.
+            correct: whether the class is the label. Default: None, for unknown.
         """
         words = [self.name_of(predicted), "" if confidence is None else f"{confidence:.0%}".replace("%", " %")]
         answer = " · ".join(word for word in words if word)
@@ -52,7 +52,7 @@ class ClassNames:
         confidence: float | None,
         correct: float | None = None,
     ) -> str:
-        """What is explained, and below it what the network predicts; one line if they are the same class."""
+        """The explained class, and below it the prediction. One line if they are the same class."""
         title = self.name_of(label if explained is None else explained)
         if title and not self.are_classes and explained is None:
             title = f"label {title}"

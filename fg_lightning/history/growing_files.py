@@ -1,4 +1,4 @@
-"""Files that grow by a row or an entry at a time: CSV tables, and arrays that `numpy.load` can read at any moment."""
+"""Files that grow by one row or entry at a time: CSV tables, and arrays that `numpy.load` can read at any time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Row = TypeVar("Row")
 
 
 class GrowingTable:
-    """A CSV file with a heading, whose last line counts only if it was ended.
+    """A CSV file with a heading. Its last line counts only if it ends with a newline.
 
     Args:
         path: the file; created with the first rows.
@@ -37,7 +37,7 @@ class GrowingTable:
         self.columns = columns
 
     def append(self, rows: Sequence[Sequence[Any]]) -> None:
-        """Adds rows with one system call, which a killed process makes or does not. None becomes an empty cell.
+        """Adds rows with one system call, so that a killed process adds all or none. None becomes an empty cell.
 
         Raises:
             OSError: if they cannot be written.
@@ -45,11 +45,11 @@ class GrowingTable:
         heading = [] if self.path.exists() and self.path.stat().st_size else [self.columns]
         raw = _csv_bytes([*heading, *rows])
         with name_file_in_errors(self.path), self.path.open("ab", buffering=0) as file:
-            if file.write(raw) != len(raw):  # a disk that becomes full raises no error
+            if file.write(raw) != len(raw):  # no error is raised if the disk becomes full during the call
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
     def rewrite(self, rows: Sequence[Sequence[Any]]) -> None:
-        """Makes the table hold these rows alone; without rows the file is removed."""
+        """Replaces the table by these rows. Without rows, the file is removed."""
         raw = _csv_bytes([self.columns, *rows])
         if not rows:
             self.path.unlink(missing_ok=True)
@@ -57,10 +57,12 @@ class GrowingTable:
             write_atomically(self.path, raw)
 
     def read(self, parse: Callable[[dict[str, str]], Row], notes: list[str] | None = None) -> list[Row]:
-        """
+        """Reads the rows.
+
         Args:
             parse: makes a record of a row; raises KeyError or ValueError if the row is damaged.
-            notes: gets a sentence about everything that is missing or damaged, which is then left out.
+            notes: list to which a sentence is added about each thing that is missing or damaged. Such rows are left out. Default:
+                None, an error is raised.
 
         Raises:
             KeyError, ValueError: if a row is damaged and there are no `notes`.
@@ -75,13 +77,13 @@ class GrowingTable:
         for place, cells in enumerate(lines):
             try:
                 if len(cells) != len(heading):
-                    raise ValueError(f"row {place} of {self.path.name} has other cells than the heading")
+                    raise ValueError(f"row {place} of {self.path.name} has {len(cells)} cells, but the heading has {len(heading)}")
                 rows.append(parse(dict(zip(heading, cells, strict=True))))
             except (KeyError, ValueError):  # noqa: PERF203 (each row may be damaged)
                 if notes is None:
                     raise
         if notes is not None and is_cut:
-            notes.append(f"The last line of {self.path.name} was not ended and is left out.")
+            notes.append(f"The last line of {self.path.name} is incomplete and is left out.")
         if notes is not None and len(rows) < len(lines):
             notes.append(f"{len(lines) - len(rows)} of {len(lines)} rows of {self.path.name} are damaged and left out.")
         return rows
@@ -90,7 +92,8 @@ class GrowingTable:
         """The rows that can be read, even if others or the heading are damaged.
 
         Returns:
-            Rows by their keys, in order; of two with the same keys the first. And whether the file holds nothing else.
+            The rows by their keys, in order. Of two rows with the same keys, the first counts. And whether the file is undamaged:
+            it holds only these rows.
         """
         if not self.path.exists():
             return {}, False
@@ -104,14 +107,14 @@ class GrowingTable:
         return dict(sorted(rows.items())), not is_cut and names is heading and len(rows) == len(lines)
 
     def _split(self) -> tuple[list[str], list[list[str]], bool]:
-        """The heading, the cells of each line that was ended (one alone if a line is no CSV), and whether another follows."""
+        """The heading, the cells of each complete line (one cell if a line is not CSV), and whether an incomplete line follows."""
         text = self.path.read_text(encoding="utf-8", errors="replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
         *ended, rest = text.split("\n")
         heading, *lines = [_split_line(line) for line in ended] or [[]]
         return heading, lines, bool(rest)
 
     def _has_numbers(self, row: dict[str, str]) -> bool:
-        """Whether all cells that should be numbers, or empty, are."""
+        """Whether all cells outside the columns of text hold numbers or are empty."""
         try:
             for name, cell in row.items():
                 if name not in self.WORDS:
@@ -122,7 +125,7 @@ class GrowingTable:
 
 
 def parse_number(cell: str) -> float | None:
-    """A cell as a number, a class as an integer; None if it is empty or NaN, both of which mean undefined.
+    """A cell as a number, an integer if it is one; None if it is empty or NaN, which both mean undefined.
 
     Raises:
         ValueError: if it is anything else.
@@ -149,12 +152,12 @@ def _csv_bytes(rows: Sequence[Sequence[Any]]) -> bytes:
 
 
 class GrowingArray:
-    """A .npy file whose first dimension grows: an entry is written after the others, and only then counted in the header.
+    """A .npy file whose first dimension grows. A new entry is written after the others, and then counted in the header.
 
-    A process killed in between leaves bytes that no reader counts and the next entry overwrites.
+    A process that is killed in between leaves bytes that no reader counts. The next entry overwrites them.
 
     Args:
-        path: the file; created with the first entry.
+        path: the file. It is created with the first entry.
     """
 
     def __init__(self, path: Path) -> None:
@@ -164,20 +167,22 @@ class GrowingArray:
         return self._whole_entries()[0][0] if self.path.exists() else 0
 
     def read(self) -> npt.NDArray[np.generic]:
-        """All entries, mapped from the disk; of a file that was cut short the whole ones.
+        """All complete entries, mapped from the disk.
 
         Raises:
-            ValueError: if it is no array.
+            FileNotFoundError: if there is no file.
+            ValueError: if it is not an array.
         """
         shape, dtype, start = self._whole_entries()
         return np.memmap(self.path, dtype, "r", start, shape)
 
     def entry(self, index: int) -> npt.NDArray[np.generic]:
-        """One entry, read and not mapped: a faulty disk kills the process that maps it.
+        """One entry. It is read and not mapped, because a faulty disk kills a process that maps it.
 
         Raises:
+            FileNotFoundError: if there is no file.
             IndexError: if there are too few entries.
-            ValueError: if it is no array.
+            ValueError: if the file is not an array.
         """
         (whole, *of_each), dtype, start = self._whole_entries()
         if not 0 <= index < whole:
@@ -187,10 +192,11 @@ class GrowingArray:
             return np.fromfile(file, dtype, count, offset=start + index * count * dtype.itemsize).reshape(of_each)
 
     def append(self, entry: npt.NDArray[np.generic]) -> None:
-        """
+        """Adds an entry.
+
         Raises:
             OSError: if it cannot be written.
-            ValueError: if the entry has not the shape and type of those before.
+            ValueError: if the entry does not have the shape and type of the others.
         """
         if not self.path.exists():
             write_atomically(self.path, _header(0, entry))
@@ -208,19 +214,19 @@ class GrowingArray:
             file.write(header)
 
     def overwrite(self, index: int, entry: npt.NDArray[np.generic]) -> None:
-        """Replaces an entry by another of the same shape and type."""
+        """Replaces an entry by another one of the same shape and type."""
         with self.path.open("r+b") as file:
             file.seek(self._whole_entries()[2] + index * entry.nbytes)
             file.write(np.ascontiguousarray(entry).tobytes())
 
     def restore(self, entry: npt.NDArray[np.generic]) -> bool:
-        """Repairs a file whose header is lost or wrong: it becomes an array of whole entries, or is removed if it holds none.
+        """Repairs a file whose header is missing or wrong, so that it holds the complete entries. Without one, it is removed.
 
         Args:
-            entry: of the expected shape and type.
+            entry: an entry of the expected shape and type.
 
         Returns:
-            Whether the header was right.
+            Whether the header was correct.
         """
         with suppress(FileNotFoundError, ValueError):
             (_, *of_each), dtype, _ = self._whole_entries()
@@ -247,7 +253,7 @@ class GrowingArray:
             file.write(_header(count, np.empty(of_each, dtype)))
 
     def _whole_entries(self) -> tuple[tuple[int, ...], np.dtype[np.generic], int]:
-        """Shape of the whole entries, their type, and the offset of the first."""
+        """The shape of all complete entries, their type, and the offset of the first in bytes."""
         with self.path.open("rb") as file:
             (count, *entry), dtype = _read_header(file)
             start = file.tell()
@@ -256,7 +262,7 @@ class GrowingArray:
 
 
 def _read_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
-    """Shape and type of an array; its first entry comes next in the file."""
+    """Reads the shape and type of an array. The first entry comes next in the file."""
     version = npy.read_magic(file)
     shape, _, dtype = npy.read_array_header_1_0(file) if version == (1, 0) else npy.read_array_header_2_0(file)
     if not shape or dtype.hasobject:

@@ -1,4 +1,4 @@
-"""Which snapshots of an earlier run its files still hold, compared with what a checkpoint tells."""
+"""Finds which snapshots in a checkpoint are lost from the files of its run."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from fg_lightning.history.run_reader import RunFiles, agree_in_concentration
 
 
 class OtherRun(ValueError):
-    """A folder holds another run."""
+    """The folder holds another run."""
 
 
 def find_lost_snapshots(
     folder: Path, snapshots: Sequence[Snapshot], fingerprint: str, methods: Iterable[str] = ()
 ) -> tuple[Set[int], list[str]]:
-    """Compares the files of a folder with the snapshots that a checkpoint knows.
+    """Compares the files of a folder with the snapshots in a checkpoint.
 
-    The files hold a snapshot if its row in `history.csv` has the same numbers; or, if that row is gone, if its maps have the
-    concentration that the checkpoint tells.
+    The files hold a snapshot if its row in `history.csv` has the same numbers. If that row is missing, its maps must have the same
+    concentration.
 
     Args:
-        folder: of an earlier run.
-        snapshots: as the checkpoint has them.
-        fingerprint: of the images that they explain.
-        methods: the keys of further methods.
+        folder: folder of an earlier run.
+        snapshots: the snapshots in the checkpoint.
+        fingerprint: digest of the images and labels in the checkpoint.
+        methods: keys of the further methods. Default: none.
 
     Returns:
-        The snapshots that the files do not hold, and what is damaged, in words.
+        The indices of the snapshots that the files do not hold, and messages about damage.
 
     Raises:
-        OtherRun: if it is the folder of another run.
-        OSError: if a file is there, but cannot be read now.
-        ValueError: if a later version of the package wrote it.
+        OtherRun: if the folder holds another run.
+        OSError: if a file exists, but cannot be read now.
+        ValueError: if a later version of the package wrote the folder.
     """
     files = RunFiles(folder)
     about = _identity(files)
     if about is not None and about["format"] != FORMAT:
-        raise ValueError(f"{folder} has format {about['format']}, this version of fg-lightning reads format {FORMAT}; update it")
+        raise ValueError(f"{folder} has format {about['format']}, but this fg-lightning reads format {FORMAT}; update fg-lightning")
     if about is not None and about["fingerprint"] != fingerprint:
         raise OtherRun(str(folder))
     array, num_snapshots = files.maps, len(snapshots)
@@ -76,7 +76,7 @@ def find_lost_snapshots(
 
 
 def _identity(files: RunFiles) -> dict[str, Any] | None:
-    """Format and fingerprint; None if they are gone."""
+    """The format and fingerprint of a run; None if they cannot be read."""
     try:
         about = files.about()
         return {name: about[name] for name in ("format", "fingerprint")}
@@ -85,7 +85,7 @@ def _identity(files: RunFiles) -> dict[str, Any] | None:
 
 
 def _cells(row: dict[str, str]) -> tuple[Any, ...] | None:
-    """What a row of `history.csv` says; None if it is damaged."""
+    """The cells of a row of `history.csv`; None if the row is damaged."""
     try:
         return Snapshot.from_row(row).cells()
     except (KeyError, ValueError):
@@ -101,7 +101,7 @@ def _num_entries(path: Path) -> int:
 
 
 def _incomplete_snapshots(files: RunFiles, name: str, indices: Set[int]) -> list[int]:
-    """The snapshots that have no rows in a table, or may have lost some with its end or with damaged lines."""
+    """The snapshots without rows in a table, and those that may lack rows because lines are missing at its end or damaged."""
     rows, is_whole = files.tables[name].salvage()
     counts = Counter(index for index, *_ in rows)
     usual, last = max(counts.values(), default=1), max(counts, default=0)
@@ -109,5 +109,5 @@ def _incomplete_snapshots(files: RunFiles, name: str, indices: Set[int]) -> list
 
 
 def _enumerate(indices: Sequence[int]) -> str:
-    """Snapshots by their numbers, at most five."""
+    """Names snapshots by their indices, at most five."""
     return f"snapshot{'' if len(indices) == 1 else 's'} {list_briefly(indices, 5)}"

@@ -1,4 +1,4 @@
-"""The maps of one further method over a run: in a folder below that of the run, or in memory alone."""
+"""The maps of one further method over a run, in a subfolder of the run or only in memory."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from fg_lightning.history.run_reader import agree_in_concentration
 
 
 class MethodHistory:
-    """The maps of a further method, one snapshot after the other.
+    """The maps of a further method in all snapshots.
 
-    The folder `<method>/` in that of the run has `maps.npy`, [snapshots, N, 1, *S] in float16, each map divided by its peak and NaN
-    where the method failed, and `history.csv` with the numbers of these maps. Only the maps of the first and the last snapshot
-    stay in memory.
+    The subfolder `<method>/` of the run has `maps.npy`, [snapshots, N, 1, *S] in float16, and `history.csv` with the numbers of the
+    maps. Each map is divided by its peak; it is NaN if the method failed. Only the maps of the first and the last snapshot stay in
+    memory.
 
     Args:
-        method: its key.
+        method: key of the method.
 
     Attributes:
-        first_maps: of the first snapshot of the run, [N, 1, *S]; None before it, if the method failed, and if they are lost.
-        last_maps: likewise of the last one.
+        first_maps: the maps of the first snapshot, [N, 1, *S]. None if there is no snapshot, the method failed or they are lost.
+        last_maps: the maps of the last snapshot, likewise.
     """
 
     def __init__(self, method: str) -> None:
@@ -40,15 +40,15 @@ class MethodHistory:
         return [folder / self.method / name for name in (MAPS, HISTORY)]
 
     def maps(self, folder: Path, index: int) -> Float[Tensor, "n 1 *s"]:
-        """The maps of a snapshot from disk, each relative to its own peak; NaN if the method failed or they were lost.
+        """Reads the maps of a snapshot, each relative to its peak; NaN if the method failed or they were lost.
 
         Raises:
-            OSError, IndexError, ValueError: if they are not there.
+            OSError, IndexError, ValueError: if they cannot be read.
         """
         return torch.from_numpy(self._array(folder).entry(index)).float()
 
     def numbers(self, folder: Path) -> dict[int, dict[str, float]]:
-        """The numbers of the maps by the index of their snapshot, by the keys under which they are logged.
+        """The numbers of the maps: index of the snapshot -> log key -> number.
 
         Raises:
             KeyError, ValueError: if a row is damaged.
@@ -56,7 +56,7 @@ class MethodHistory:
         return dict(self._table(folder).read(self._parse))
 
     def load(self, folder: Path | None, num_snapshots: int, lost: Set[int] = frozenset()) -> None:
-        """Reads the maps of the first and the last snapshot, if they are there."""
+        """Reads the maps of the first and the last snapshot, if they exist."""
         if folder is None:
             return
         self.first_maps, self.last_maps = (self._find(folder, index, lost) for index in (0, num_snapshots - 1))
@@ -65,11 +65,11 @@ class MethodHistory:
         """Appends a snapshot to the files.
 
         Args:
-            folder: of the run.
-            index: of the snapshot.
-            snapshot: its numbers.
+            folder: folder of the run.
+            index: index of the snapshot.
+            snapshot: the numbers of the snapshot.
             maps: [N, 1, *S]; None if the method failed.
-            shape: of the maps.
+            shape: shape of the maps, (N, 1, *S).
 
         Raises:
             OSError: if it cannot be written.
@@ -81,18 +81,18 @@ class MethodHistory:
         self._table(folder).append([self._cells(index, snapshot)])
 
     def keep(self, maps: Tensor | None, *, is_first: bool) -> None:
-        """Keeps the maps of a snapshot that was written in memory."""
+        """Keeps the maps of a snapshot in memory."""
         self.first_maps = maps if is_first else self.first_maps
         self.last_maps = maps
 
     def repair(self, folder: Path, snapshots: Sequence[Snapshot], lost: Set[int], shape: Sequence[int]) -> None:
-        """Makes the files hold these snapshots and nothing else. Maps that are missing, or not those of the snapshot, become NaN.
+        """Makes the files hold exactly these snapshots. Maps that are missing, or do not belong to the snapshot, become NaN.
 
         Args:
-            folder: of the run.
-            snapshots: in order.
-            lost: indices of those whose maps are missing here, or belong to another run.
-            shape: of a snapshot's maps, [N, 1, *S].
+            folder: folder of the run.
+            snapshots: the snapshots, in order.
+            lost: indices of the snapshots whose maps are missing here, or belong to another run.
+            shape: shape of a snapshot's maps, (N, 1, *S).
         """
         (folder / self.method).mkdir(parents=True, exist_ok=True)
         array, blank = self._array(folder), np.full(shape, np.nan, np.float16)

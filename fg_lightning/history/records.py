@@ -1,4 +1,4 @@
-"""The records of a run: what a snapshot holds, and the numbers, files and columns that it is kept in."""
+"""The records of a run: the data of a snapshot, and the names of its numbers, files and columns."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from fg_lightning.history.growing_files import parse_number
 
 FORMAT = 1
-"""Version of the folder's format; it rises when an older reader would be misled."""
+"""Version of the folder's format. It increases if older versions of the package would misread a folder."""
 
 TERM_NUMBERS = {
     "completeness_error": "mean over the probe of |f - sum of all terms| / |f|",
@@ -23,13 +23,13 @@ TERM_NUMBERS = {
     "bias_share": "the explicit biases",
     "implicit_share": "and the implicit biases",
 }
-"""The numbers of the decomposition: logged with `fullgrad/` before their names, whatever the methods are."""
+"""The numbers of the decomposition. Their log keys are `fullgrad/<name>`, whichever methods are chosen."""
 
 MASK_NUMBERS = {
     "relevance_mass": "mean share of a map on the image's mask",
     "pointing_game": "share of images whose most salient pixel lies on their mask",
 }
-"""Those of the numbers of maps that need masks of where the network should look."""
+"""The numbers of maps that need masks of where the network should look."""
 
 MAP_NUMBERS = {
     "drift": "mean cosine distance of the maps to those of the snapshot before",
@@ -42,13 +42,13 @@ MAP_NUMBERS = {
     "bottom_right_share": "in the bottom right corner",
     **MASK_NUMBERS,
 }
-"""The numbers of maps, of any method: logged with the method's key and a slash before their names.
+"""The numbers of the maps of any method. Their log keys are `<method>/<name>`.
 
 All but the distances leave out maps that are zero everywhere.
 """
 
 NUMBERS = TERM_NUMBERS | MAP_NUMBERS
-"""The numbers of a snapshot: columns of `history.csv`, logged with `fullgrad/` before their names."""
+"""The numbers of a snapshot. They are columns of `history.csv`, and their log keys are `fullgrad/<name>`."""
 
 HISTORY, IMAGES, LAYERS, MAPS = "history.csv", "images.csv", "layers.csv", "maps.npy"
 ANSWERS = ("label", "explained", "prediction", "confidence")
@@ -58,21 +58,21 @@ COLUMNS = {
     IMAGES: ("snapshot", "image", *ANSWERS, *TERMS, "map_peak", "correct"),
     LAYERS: ("snapshot", "layer", "module", "kind", "share", "terms"),
 }
-"""The tables of a folder. `snapshot` counts from 0: it is the index of a row's maps in `maps.npy`."""
+"""The tables of a folder. `snapshot` is an index that counts from 0, the same as in `maps.npy`."""
 
 METHOD_COLUMNS = ("snapshot", "epoch", "step", "num_steps", *MAP_NUMBERS)
-"""The columns of `<method>/history.csv`, of a further method."""
+"""The columns of `<method>/history.csv` of a further method."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The numbers of one moment. Undefined numbers, such as shares of an output that is zero, are left out.
+    """The numbers of one snapshot. Undefined numbers, such as shares of an output that is zero, are left out.
 
     Attributes:
-        epoch: number of epochs that the network had been trained for; 0 is the untrained network.
-        step: the step of Lightning's loggers.
-        numbers: of every method, by the keys under which they are logged.
-        num_steps: number of steps that the network had been trained for, if snapshots are taken by steps; None if by epochs.
+        epoch: number of epochs that the network was trained for; 0 for the untrained network.
+        step: the step at which the numbers are logged.
+        numbers: the numbers of every method, by log key.
+        num_steps: number of steps that the network was trained for, if snapshots are taken by steps. Default: None, by epochs.
     """
 
     epoch: int
@@ -86,18 +86,22 @@ class Snapshot:
 
     @property
     def title(self) -> str:
-        """When it was taken, in words."""
+        """The time of the snapshot: "untrained", "epoch 2" or "step 40"."""
         if self.is_untrained:
             return "untrained"
         return f"epoch {self.epoch}" if self.num_steps is None else f"step {self.num_steps}"
 
     def cells(self) -> tuple[Any, ...]:
-        """The row of `history.csv`, without its index."""
+        """The row of `history.csv`, without the index of the snapshot."""
         return self.epoch, self.step, self.num_steps, *(self.numbers.get(f"fullgrad/{key}") for key in NUMBERS)
 
     @classmethod
     def from_row(cls, row: Mapping[str, str]) -> Snapshot:
-        """Raises KeyError or ValueError if the row is damaged."""
+        """Reads a row of `history.csv`.
+
+        Raises:
+            KeyError, ValueError: if the row is damaged.
+        """
         cells = {key: parse_number(row.get(key, "")) for key in NUMBERS}
         numbers = {f"fullgrad/{key}": float(value) for key, value in cells.items() if value is not None}
         num_steps = parse_number(row.get("num_steps", ""))
@@ -106,13 +110,13 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class LayerTerms:
-    """What the biases of one module, or the input, add to the output.
+    """The contribution of the input, or of the biases of one module, to the output.
 
     Attributes:
-        module: its qualified name; empty for the input.
-        kind: input, explicit or implicit.
-        share: sum over the probe of sign(f) times term, over the sum of |f|; None if that is 0.
-        terms: what they add to each image's output.
+        module: qualified name of the module; empty for the input.
+        kind: "input", "explicit" or "implicit".
+        share: sum over the probe of sign(f) times the term, divided by the sum of |f|; None if that sum is 0.
+        terms: the term of each image, in units of the output. Default: empty.
     """
 
     module: str
@@ -125,29 +129,38 @@ class LayerTerms:
         return "input" if self.kind == "input" else self.module or "(root)"
 
     def cells(self) -> tuple[str, str, float | None, str]:
-        """The columns of `layers.csv` from module on; the images' terms in one cell, with spaces between."""
-        module = " ".join(self.module.splitlines())  # a row is a line, so that a damaged one costs no other
+        """The cells of `layers.csv` from module on. The terms of all images are in one cell, separated by spaces."""
+        module = " ".join(self.module.splitlines())  # one line for each row, so that damage to a line affects only its row
         return module, self.kind, self.share, " ".join(f"{term:.5g}" for term in self.terms)
 
     @classmethod
     def from_row(cls, row: Mapping[str, str]) -> LayerTerms:
-        """Raises KeyError or ValueError if the row is damaged."""
+        """Reads a row of `layers.csv`.
+
+        Raises:
+            KeyError, ValueError: if the row is damaged.
+        """
         terms = tuple(float(term) for term in row["terms"].split())
         return cls(row["module"], row["kind"], parse_number(row["share"]), terms)
 
 
 @dataclass(frozen=True)
 class ImageRow:
-    """A row of `images.csv`; None where a value is undefined or lost.
+    """A row of `images.csv`. A value is None if it is undefined or lost.
 
     Attributes:
         image: index in the probe.
-        label: class, or number, that came with the image.
+        label: original label of the image, a class or a number.
         explained: class whose score is explained.
-        prediction: class, or number, that the network gives; `confidence` is its probability.
-        output: the number that is explained; the terms are what the input and the biases add to it.
+        prediction: class or number that the network predicts.
+        confidence: probability of the predicted class, 0 to 1.
+        output: the explained number, f.
+        input_term: the part of f that the input adds.
+        bias_term: the part of f that the explicit biases add.
+        implicit_term: the part of f that the implicit biases add.
+        completeness_error: |f - sum of all terms| / |f|.
         map_peak: largest magnitude of the saliency map.
-        correct: 1 if the predicted class is the label, 0 if it is another; None if that cannot be told.
+        correct: 1 if the predicted class is the label, 0 if it is not. Default: None, for unknown.
     """
 
     image: int
@@ -165,20 +178,24 @@ class ImageRow:
 
     @classmethod
     def from_row(cls, row: Mapping[str, str]) -> ImageRow:
-        """Raises KeyError or ValueError if the row is damaged."""
+        """Reads a row of `images.csv`.
+
+        Raises:
+            KeyError, ValueError: if the row is damaged.
+        """
         correct = parse_number(row.get("correct", ""))  # earlier versions did not write it
         return cls(int(row["image"]), *(parse_number(row[name]) for name in COLUMNS[IMAGES][2:-1]), correct=correct)
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What the network answers for every image.
+    """The network's answers for every image. Default of each: None.
 
     Attributes:
         explained: the class whose score is explained, [N]; None if there was no choice.
-        predicted: the class it would choose or the number it gives, [N]; None if that cannot be told.
-        confidence: the probability of the predicted class, [N]; None if that cannot be told.
-        runner_up: the most probable class apart from the explained one, [N]; None if there is no other class.
+        predicted: the predicted class or number, [N]; None if it is unknown.
+        confidence: the probability of the predicted class, 0 to 1, [N]; None if it is unknown.
+        runner_up: the most probable class other than the explained one, [N]; None if there is no other class.
     """
 
     explained: Tensor | None = None
@@ -189,19 +206,19 @@ class Answers:
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """All that one snapshot holds of N images, on the CPU.
+    """All data of one snapshot about N images. Tensors are on the CPU.
 
     Attributes:
-        maps: saliency maps, [N, 1, *S].
-        answers: of the network.
+        maps: FullGrad's saliency maps, [N, 1, *S].
+        answers: the network's answers.
         terms: output, input_term, bias_term, implicit_term and completeness_error, each [N].
         layers: the input, then modules in the order in which they are registered.
-        num_classes: number of classes that the network distinguishes; None if it has no classes.
-        missing_ops: operations whose bias is missing from the sum.
-        lost_ops: operations with a bias whose place in the image is not known, so that they are not on the map.
-        num_drawn: number of operations with a bias that are on the map.
-        method_maps: the maps of further methods by their keys, [N, 1, *S] each, without methods that failed.
-        num_inputs: number of image inputs. Maps of several lie side by side.
+        num_classes: number of classes that the network distinguishes. Default: None, no classes.
+        missing_ops: operations whose bias is missing from the sum. Default: none.
+        lost_ops: operations with a bias that are not on the map, because their place in the image is unknown. Default: none.
+        num_drawn: number of operations with a bias that are on the map. Default: 0.
+        method_maps: key of each further method -> its maps, [N, 1, *S], without methods that failed. Default: empty.
+        num_inputs: number of image inputs. The maps of several inputs are side by side. Default: 1.
     """
 
     maps: Float[Tensor, "n 1 *s"]
@@ -218,10 +235,10 @@ class Explanation:
     def correct(self, labels: Tensor | None) -> list[bool | None]:
         """Whether each image's predicted class is its label.
 
-        None if that cannot be told: without classes, without labels [N], and for labels that are not classes of the network.
+        It is None, for unknown, if there are no classes or no labels [N], or if the label is not a class of the network.
 
         Args:
-            labels: as they came with the images.
+            labels: the original labels of the images, [N]. Others, and None, give None for every image.
         """
         predicted, count = self.answers.predicted, self.num_classes
         are_known = predicted is not None and count is not None and labels is not None and labels.ndim == predicted.ndim == 1
@@ -242,10 +259,10 @@ def shares_by_layer(layers: Mapping[int, Sequence[LayerTerms]]) -> tuple[list[st
     """Adds the explicit and implicit shares of each module.
 
     Args:
-        layers: by snapshot.
+        layers: index of a snapshot -> its layers.
 
     Returns:
-        The names of the layers, the input first, and their shares of the output, [layers, snapshots]; NaN where there is none.
+        The names of the layers, the input first, and their shares of the output, [layers, snapshots]. A missing share is NaN.
     """
     keys = list(dict.fromkeys(_layer_key(layer) for of_snapshot in layers.values() for layer in of_snapshot))
     shares = np.full((len(keys), len(layers)), np.nan)
@@ -259,5 +276,5 @@ def shares_by_layer(layers: Mapping[int, Sequence[LayerTerms]]) -> tuple[list[st
 
 
 def _layer_key(layer: LayerTerms) -> tuple[bool, str]:
-    """A module may be called "input", too."""
+    """Distinguishes the input from a module with the name "input"."""
     return layer.kind == "input", layer.name

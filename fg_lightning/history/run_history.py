@@ -1,4 +1,4 @@
-"""The history of a run: writes its snapshots as they come, reads them back, and repairs what a killed process left."""
+"""The history of a run: writes its snapshots, reads them, and repairs the files after a process was killed."""
 
 from __future__ import annotations
 
@@ -22,24 +22,25 @@ from fg_lightning.visualization.png_encoding import encode_png
 
 
 class History:
-    """The snapshots of one run, in order; in a folder, or in memory alone.
+    """The snapshots of one run, in order, in a folder or only in memory.
 
-    `history.csv` is written last, and a snapshot counts once its row is there. A process killed at any moment loses no more than
-    the snapshot in progress. If a snapshot cannot be written, the folder is repaired before the next one. Maps stay in memory of
-    the first and the last snapshot only.
+    `history.csv` is written last, and a snapshot counts once its row is there. A process killed at any moment loses at most the
+    snapshot in progress. If a snapshot cannot be written, the folder is repaired before the next one. Only the maps of the first
+    and the last snapshot stay in memory.
 
     Args:
-        folder: created with the first snapshot; None to write nothing.
-        snapshots: the numbers of earlier snapshots, whose maps and tables lie in `earlier`.
-        earlier: that folder, which stays as it is unless it is `folder`; None if it is gone.
-        lost: the earlier snapshots whose maps and rows do not lie there.
-        methods: the keys of further methods, whose maps are kept beside FullGrad's.
+        folder: folder of the run, created with the first snapshot. None: nothing is written.
+        snapshots: the numbers of earlier snapshots, whose maps and tables are in `earlier`. Default: none.
+        earlier: folder of the earlier snapshots. It is not changed, unless it is `folder`. Default: None, it is gone.
+        lost: indices of the earlier snapshots whose maps and rows are not in `earlier`. Default: none.
+        methods: keys of the further methods, whose maps are stored beside FullGrad's. Default: none.
 
     Attributes:
+        folder: as above.
         snapshots: the numbers of every snapshot.
-        first_maps: the maps of the first snapshot, [N, 1, *S]; None before it, and if they are lost.
-        last_maps: likewise of the last one.
-        num_unwritten: number of snapshots that could not be written, and are not in the history.
+        first_maps: the maps of the first snapshot, [N, 1, *S]; None if there is no snapshot or they are lost.
+        last_maps: the maps of the last snapshot, likewise.
+        num_unwritten: number of snapshots that could not be written and are not in the history.
         methods: the maps of further methods, by key.
     """
 
@@ -60,7 +61,7 @@ class History:
         self._earlier = earlier
         self._lost = set(range(len(self.snapshots))) if earlier is None else set(lost)
         self._start: tuple[dict[str, Any], dict[str, Tensor | None], Sequence[npt.NDArray[np.uint8]]] | None = None
-        self._sizes: dict[Path, int] | None = None  # of the files while they hold all snapshots and nothing else
+        self._sizes: dict[Path, int] | None = None  # of the files, if they hold exactly these snapshots
         if self.snapshots:
             self.first_maps, self.last_maps = self._earlier_maps(0), self._earlier_maps(len(self.snapshots) - 1)
             for method in self.methods.values():
@@ -68,11 +69,11 @@ class History:
 
     @classmethod
     def read(cls, folder: str | Path) -> History:
-        """The history in a folder.
+        """Reads the history in a folder.
 
         Raises:
-            FileNotFoundError: if there is none.
-            ValueError: if it is damaged, or a later version of the package wrote it.
+            FileNotFoundError: if the folder holds no history.
+            ValueError: if the history is damaged, or a later version of the package wrote it.
         """
         folder = Path(folder)
         with locate_damage(folder):
@@ -82,7 +83,7 @@ class History:
             if written == FORMAT:
                 history._load()
         if written != FORMAT:
-            raise ValueError(f"{folder} has format {written}, this version of fg-lightning reads format {FORMAT}; update it")
+            raise ValueError(f"{folder} has format {written}, but this fg-lightning reads format {FORMAT}; update fg-lightning")
         return history
 
     def _load(self) -> None:
@@ -101,12 +102,12 @@ class History:
 
     @property
     def source(self) -> Path | None:
-        """The folder that the snapshots lie in. It is an earlier run's until the first snapshot of a resumed run."""
+        """The folder of the snapshots; None in memory. In a resumed run, it is the earlier folder until the next snapshot."""
         return self.folder if self._earlier is None else self._earlier
 
     @property
     def strip_path(self) -> Path | None:
-        """Where the film strip lies once the run has ended."""
+        """The path of the film strip, which is written when the run ends. None without a folder."""
         return None if self.folder is None else self.folder / "film_strip.png"
 
     # --- reading
@@ -116,39 +117,45 @@ class History:
         return RunFiles(self.source or Path())
 
     def about(self) -> dict[str, Any]:
-        """What is explained and how; see docs/reference/keys_and_files.md."""
+        """The content of `probe.json`; see docs/reference/keys_and_files.md.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is damaged.
+        """
         return self._files.about()
 
     def probe(self) -> tuple[Tensor, Tensor | None]:
-        """The images as the model took them, and the labels that were explained.
+        """The images as the model takes them, [N, C, *S], and the explained labels; None without labels.
 
         Raises:
-            FileNotFoundError: if they are gone.
+            FileNotFoundError: if their file is gone.
             ValueError: if their file is damaged.
         """
         return self._files.probe()
 
     def probe_masks(self) -> Tensor | None:
-        """Where the network should look, bool [N, 1, *S]; None if that is not known. Raises what `probe` raises."""
+        """Where the network should look, bool [N, 1, *S]; None for unknown. It raises the errors of `probe`."""
         return self._files.probe_masks()
 
     def maps(self, index: int, rows: Sequence[ImageRow] | None = None) -> Tensor:
-        """The maps of a snapshot, [N, 1, *S], from disk; NaN if they were lost with the folder of an earlier process.
+        """FullGrad's maps of a snapshot, [N, 1, *S], float32. They are NaN if an earlier process lost them.
 
         If the snapshot's rows in `images.csv` were lost, the largest magnitude of each map is 1.
 
         Args:
-            index: of the snapshot, from the end if negative.
-            rows: `images(index)`, if you have read them already; they hold the peaks of the maps.
+            index: index of the snapshot; a negative one counts from the end.
+            rows: `images(index)`, if you have read them already; they hold the peaks of the maps. Default: None, they are read.
 
         Raises:
-            ValueError: if they are not there. Without a folder there are only those of the first and the last snapshot.
+            IndexError: if there is no such snapshot.
+            ValueError: if the maps are missing. Without a folder, there are only those of the first and the last snapshot.
         """
         index = range(len(self.snapshots))[index]
         if self.folder is None:
             in_memory = {0: self.first_maps, len(self.snapshots) - 1: self.last_maps}.get(index)
             if in_memory is None:
-                raise ValueError("this history is kept in memory alone, which holds the maps of the first and last snapshot")
+                raise ValueError("this history is only in memory, which holds only the maps of the first and the last snapshot")
             return in_memory
         array = self._files.maps
         if index in self._lost:
@@ -163,11 +170,16 @@ class History:
         return scaled * peaks.reshape(-1, *(1,) * (scaled.ndim - 1))
 
     def maps_of(self, method: str, index: int) -> Tensor:
-        """The maps of any method in a snapshot, as `maps` gives FullGrad's. Those of others are relative to their peaks.
+        """The maps of any method in a snapshot, [N, 1, *S]. Those of methods other than FullGrad are relative to their peaks.
+
+        Args:
+            method: key of the method, such as "fullgrad".
+            index: index of the snapshot; a negative one counts from the end.
 
         Raises:
+            IndexError: if there is no such snapshot.
             KeyError: if the run has no such method.
-            ValueError: if they are not there.
+            ValueError: if the maps are missing.
         """
         if method == "fullgrad":
             return self.maps(index)
@@ -175,12 +187,12 @@ class History:
         if self.source is None:
             in_memory = {0: further.first_maps, len(self.snapshots) - 1: further.last_maps}.get(index)
             if in_memory is None:
-                raise ValueError("this history is kept in memory alone, which holds the maps of the first and last snapshot")
+                raise ValueError("this history is only in memory, which holds only the maps of the first and the last snapshot")
             return in_memory
         try:
             return further.maps(self.source, index)
         except (OSError, IndexError) as error:
-            raise ValueError(f"the maps of {method} in snapshot {index} are not there: {error}") from error
+            raise ValueError(f"the maps of {method} in snapshot {index} are missing: {error}") from error
 
     def images(self, index: int) -> list[ImageRow]:
         """The rows of `images.csv` of a snapshot."""
@@ -212,14 +224,14 @@ class History:
         pictures: Sequence[npt.NDArray[np.uint8]],
         masks: Tensor | None = None,
     ) -> None:
-        """Creates the folder and describes in it what is explained. If that fails, the next snapshot does it.
+        """Creates the folder and writes the probe into it. If that fails, the next snapshot tries it again.
 
         Args:
-            about: becomes `probe.json`.
-            images: as the model takes them; become `probe.npz`.
-            labels: that are explained; likewise.
-            pictures: the images as the user sees them, [H, W, 3] in 0..255; become `probe/`.
-            masks: where the network should look, bool [N, 1, *S]; stored with the images.
+            about: the content of `probe.json`.
+            images: [N, C, *S], as the model takes them; written to `probe.npz`.
+            labels: the explained labels, or None; written to `probe.npz`.
+            pictures: the images as the user sees them, [H, W, 3] in 0..255; written to `probe/`.
+            masks: where the network should look, bool [N, 1, *S]; written to `probe.npz`. Default: None.
 
         Raises:
             OSError: if it cannot be written.
@@ -229,19 +241,19 @@ class History:
             self._write_start(self.folder)
 
     def add(self, snapshot: Snapshot, explanation: Explanation, labels: Tensor | None) -> None:
-        """Keeps a snapshot.
+        """Adds a snapshot, and writes it if there is a folder.
 
         Args:
-            snapshot: its numbers.
-            explanation: everything else.
-            labels: of the images, as they came with them; written if they are one number each.
+            snapshot: the numbers of the snapshot.
+            explanation: all other data of the snapshot.
+            labels: the original labels of the images, or None; they are written if they are [N].
 
         Raises:
-            OSError: if it cannot be written. Then it is not in the history, and the next one repairs the folder.
+            OSError: if it cannot be written. Then it is not in the history, and the next snapshot repairs the folder.
         """
         self.num_unwritten += 1
         if self.folder is not None:
-            if self._sizes is None or self._sizes != self._file_sizes(self.folder):  # a snapshot was torn, or another process wrote
+            if self._sizes is None or self._sizes != self._file_sizes(self.folder):  # a snapshot is incomplete, or not from here
                 self._repair(self.folder, explanation.maps.shape)
             self._sizes = None
             self._write(RunFiles(self.folder), snapshot, explanation, labels)
@@ -255,12 +267,12 @@ class History:
         self.num_unwritten -= 1
 
     def add_sheet(self, snapshot: Snapshot, sheet: npt.NDArray[np.uint8], method: str = "fullgrad") -> None:
-        """Keeps the overlays of a snapshot as one picture, for runs without a logger that takes images.
+        """Writes the overlays of a snapshot as one picture, for runs without a logger that takes images.
 
         Args:
-            snapshot: its numbers.
-            sheet: the picture.
-            method: that the overlays are of. Those of further methods lie in their folders.
+            snapshot: the snapshot.
+            sheet: the picture, [H, W, 3] in 0..255.
+            method: key of the method of the overlays. Default: "fullgrad".
         """
         if self.folder is not None:
             folder = (self.folder if method == "fullgrad" else self.folder / method) / "saliency"
@@ -297,11 +309,11 @@ class History:
     # --- repair
 
     def _repair(self, folder: Path, shape: Sequence[int]) -> None:
-        """Makes the folder hold the snapshots of the history and nothing else.
+        """Makes the folder hold exactly the snapshots of the history.
 
         Args:
-            folder: of this run.
-            shape: of a snapshot's maps, [N, 1, *S].
+            folder: folder of this run.
+            shape: shape of a snapshot's maps, (N, 1, *S).
         """
         if self._earlier is not None and self._earlier.resolve() != folder.resolve():
             _copy_tree(self._earlier, folder)
@@ -314,13 +326,13 @@ class History:
         self._lost.clear()
 
     def _file_sizes(self, folder: Path) -> dict[Path, int]:
-        """Of the files of the history, in bytes; -1 for missing ones."""
+        """The sizes of the files of the history in bytes; -1 for missing files."""
         of_methods = [path for method in self.methods.values() for path in method.paths(folder)]
         paths = [*(folder / name for name in ("probe.json", MAPS, *COLUMNS)), *of_methods]
         return {path: path.stat().st_size if path.exists() else -1 for path in paths}
 
     def _earlier_maps(self, index: int) -> Tensor | None:
-        """The maps of an earlier snapshot, each relative to its own peak; None if they are lost."""
+        """The maps of an earlier snapshot, each relative to its peak; None if they are lost."""
         if self._earlier is None or index in self._lost:
             return None
         try:
@@ -340,7 +352,7 @@ def _copy_tree(source: Path, folder: Path) -> None:
 
 
 def _numpy(tensor: Tensor) -> npt.NDArray[Any]:
-    """In a type that numpy has."""
+    """A tensor as an array: bfloat16, which NumPy does not have, becomes float32."""
     array: npt.NDArray[Any] = (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
     return array
 

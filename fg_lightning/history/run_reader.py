@@ -1,4 +1,4 @@
-"""The files of a run, and how they are read: strictly, or as far as they can be read."""
+"""Reads the files of a run: strictly, or as far as they can be read."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ from fg_lightning.history.records import COLUMNS, HISTORY, IMAGES, LAYERS, MAPS,
 from fg_lightning.metrics.concentration import gini_index
 
 AGREEMENT = 1e-3
-"""By how much the concentration of kept maps may differ from a snapshot's own, since they are kept as float16."""
+"""Largest difference between the concentration of stored maps and that of the snapshot. Maps are stored as float16."""
 
 NUMERIC_TASKS = ("Task", "Entry", "Chosen")
-"""Tasks in whose answers an integer is a number and not a class, as `probe.json` names them."""
+"""Names in `probe.json` of tasks whose answers are numbers, not classes."""
 
 
 class RunFiles:
     """The files of a run and their content.
 
-    With `notes`, a method leaves out what is damaged or missing, and appends a sentence about it. Without, it raises.
+    With a list `notes`, a method leaves out damaged or missing data and adds a sentence about it to the list. Without, it raises.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
 
     Attributes:
         maps: [snapshots, N, 1, *S], each map divided by its peak, in float16.
-        tables: by their names.
+        tables: the tables, by file name.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -52,21 +52,21 @@ class RunFiles:
         self.tables = {name: GrowingTable(folder / name, columns) for name, columns in COLUMNS.items()}
 
     def about(self) -> dict[str, Any]:
-        """What is explained and how; see docs/reference/keys_and_files.md."""
+        """The content of `probe.json`; see docs/reference/keys_and_files.md."""
         return dict(json.loads((self.folder / "probe.json").read_text()))
 
     def probe(self) -> tuple[Tensor, Tensor | None]:
-        """The images as the model took them, and the labels that were explained.
+        """The images as the model takes them, [N, C, *S], and the explained labels; None without labels.
 
         Raises:
-            FileNotFoundError: if they are gone.
+            FileNotFoundError: if their file is gone.
             ValueError: if their file is damaged.
         """
         with locate_damage(self.folder), (self.folder / "probe.npz").open("rb") as file, np.load(file) as arrays:
             return torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"]) if "labels" in arrays else None
 
     def probe_masks(self) -> Tensor | None:
-        """Where the network should look, bool [N, 1, *S]; None if that is not known. Raises what `probe` raises."""
+        """Where the network should look, bool [N, 1, *S]; None for unknown. It raises the errors of `probe`."""
         with locate_damage(self.folder), (self.folder / "probe.npz").open("rb") as file, np.load(file) as arrays:
             return torch.from_numpy(arrays["masks"]) if "masks" in arrays else None
 
@@ -82,12 +82,12 @@ class RunFiles:
         return self.tables[LAYERS].read(lambda row: (int(row["snapshot"]), LayerTerms.from_row(row)), notes)
 
     def repair(self, snapshots: Sequence[Snapshot], lost: Set[int], shape: Sequence[int]) -> None:
-        """Makes the files hold these snapshots and nothing else. Lost maps become NaN.
+        """Makes the files hold exactly these snapshots. Lost maps become NaN.
 
         Args:
-            snapshots: in order.
-            lost: indices of those whose maps and rows are missing here, or belong to another run.
-            shape: of a snapshot's maps, [N, 1, *S].
+            snapshots: the snapshots, in order.
+            lost: indices of the snapshots whose maps and rows are missing here, or belong to another run.
+            shape: shape of a snapshot's maps, (N, 1, *S).
         """
         blank, num_snapshots = np.full(shape, np.nan, np.float16), len(snapshots)
         if not self.maps.restore(blank):
@@ -119,16 +119,16 @@ def locate_damage(folder: Path) -> Iterator[None]:
 
 
 def agree_in_concentration(maps: npt.NDArray[np.generic], snapshot: Snapshot, method: str = "fullgrad") -> bool:
-    """Whether maps, [N, 1, *S], can be those of a method in a snapshot, judged by their concentration."""
+    """Whether maps, [N, 1, *S], may belong to a method in a snapshot: they have the same concentration."""
     expected = snapshot.numbers.get(f"{method}/concentration")
     concentration = gini_index(torch.from_numpy(maps).float().abs()).mean()
     return expected is not None and bool((concentration - expected).abs() <= AGREEMENT)
 
 
 def unused_folder(folder: Path) -> Path:
-    """The folder, or if it exists the first of `..._1`, `..._2`, ... that does not."""
+    """The folder itself if it does not exist, otherwise the first of `..._1`, `..._2`, ... that does not exist."""
     stem, numbers = folder.name.removesuffix("_0"), count(1)
-    while os.path.lexists(folder):  # raises nothing if permission is missing
+    while os.path.lexists(folder):  # unlike Path.exists, it raises no PermissionError
         folder = folder.with_name(f"{stem}_{next(numbers)}")
     return folder
 
@@ -142,17 +142,17 @@ def sibling_folders(folder: Path) -> list[Path]:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A run as far as its files can be read.
+    """A run, as far as its files can be read.
 
     Attributes:
-        folder: that holds all of it.
-        about: the content of `probe.json`; empty if there is none.
-        snapshots: those whose numbers can be read, by their index.
-        maps: [snapshots, N, 1, *S], mapped from the disk; None if there are none.
-        pictures: the images as the user sees them, None for missing ones.
-        images: rows of `images.csv`, by snapshot and image.
-        layers: rows of `layers.csv`, by snapshot.
-        notes: what could not be read, in sentences.
+        folder: the folder of the run.
+        about: the content of `probe.json`; empty if it cannot be read.
+        snapshots: the snapshots whose numbers can be read, by index.
+        maps: FullGrad's maps, [snapshots, N, 1, *S], each divided by its peak, float16, mapped from the disk; None if missing.
+        pictures: the images as the user sees them; None for a missing one.
+        images: rows of `images.csv`, by the indices of snapshot and image.
+        layers: rows of `layers.csv`, by the index of the snapshot.
+        notes: sentences about data that could not be read.
     """
 
     folder: Path
@@ -173,7 +173,10 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Reads a run, also one that goes on, was killed or is damaged.
+    """Reads a run, which may be unfinished or damaged.
+
+    Args:
+        folder: the folder of the run, such as `.../fullgrad`.
 
     Raises:
         CannotRun: if no snapshot can be read.
@@ -202,7 +205,7 @@ def read_run(folder: Path) -> Run:
     if num_missing:
         notes.append(f"{num_missing} of {num_images} images are missing from probe/.")
     if not (folder / "film_strip.png").is_file():
-        notes.append("There is no film_strip.png, which is drawn when training ends: the run goes on, or it was killed.")
+        notes.append("There is no film_strip.png, which is drawn when training ends: the run is not finished, or it was killed.")
     return Run(folder, about, snapshots, maps, pictures, images, layers, notes)
 
 
@@ -215,12 +218,12 @@ def group_by_snapshot(rows: Iterable[tuple[int, Row]]) -> dict[int, list[Row]]:
 
 
 def read_json(path: Path, consequence: str, notes: list[str]) -> dict[str, Any]:
-    """The content of a JSON file; nothing if it is missing or damaged.
+    """The content of a JSON file; empty if it is missing or damaged.
 
     Args:
         path: the file.
-        consequence: what is unknown without it, the end of a sentence.
-        notes: gets that sentence.
+        consequence: the end of a note: what is unknown without the file.
+        notes: the list to which the note is added.
     """
     try:
         return dict(json.loads(path.read_text()))
@@ -265,7 +268,7 @@ def _note_fewer(path: Path, what: str, num_held: int, num_snapshots: int, notes:
 
 
 def _num_images(about: dict[str, Any], maps: npt.NDArray[Any] | None, images: dict[tuple[int, int], Any]) -> int:
-    """How many images the probe has."""
+    """Number of images of the probe."""
     if maps is not None:
         return maps.shape[1]
     shape = about.get("images")

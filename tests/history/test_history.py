@@ -66,7 +66,7 @@ def test_without_a_folder_nothing_is_written_and_the_ends_are_known(tmp_path, mo
     assert history.images_by_snapshot() == history.layers_by_snapshot() == {}
     assert torch.equal(history.maps(0), explanation(0).maps)
     assert torch.equal(history.maps(-1), explanation(2).maps)
-    with pytest.raises(ValueError, match="kept in memory alone"):
+    with pytest.raises(ValueError, match="only in memory"):
         history.maps(1)
 
 

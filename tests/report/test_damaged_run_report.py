@@ -36,7 +36,7 @@ def test_a_whole_run_has_nothing_to_note(written):
         (
             "images.csv",
             0.5,
-            "images.csv was not ended and is left out. images.csv holds the images of 1 of 4 snapshots",
+            "images.csv is incomplete and is left out. images.csv holds the images of 1 of 4 snapshots",
         ),
         ("images.csv", 0.9, "images.csv holds the images of 3 of 4 snapshots"),
         ("layers.csv", None, "layers.csv is missing"),
@@ -44,14 +44,14 @@ def test_a_whole_run_has_nothing_to_note(written):
         (
             "layers.csv",
             0.5,
-            "layers.csv was not ended and is left out. layers.csv holds the layers of 2 of 4 snapshots",
+            "layers.csv is incomplete and is left out. layers.csv holds the layers of 2 of 4 snapshots",
         ),
-        ("layers.csv", 0.9, "The last line of layers.csv was not ended"),
+        ("layers.csv", 0.9, "The last line of layers.csv is incomplete"),
         ("probe.json", None, "probe.json is missing: classes have no names"),
         ("probe.json", b"{", "probe.json is damaged"),
         ("probe/002.png", None, "1 of 5 images are missing"),
         ("probe/002.png", b"no picture", "1 of 5 images are missing"),
-        ("film_strip.png", None, "the run goes on, or it was killed"),
+        ("film_strip.png", None, "the run is not finished, or it was killed"),
     ],
 )
 def test_what_is_missing_or_damaged_is_said_and_the_rest_is_shown(tmp_path, name, content, noted):
@@ -96,7 +96,7 @@ def test_fewer_snapshots_than_maps(tmp_path, share):
     page, notes = note_of(tmp_path)
     left = len(page.data()["snapshots"])
     assert 0 < left < 4
-    assert "The last line of history.csv was not ended" in notes
+    assert "The last line of history.csv is incomplete" in notes
     assert f"maps.npy holds the maps of 4 snapshots, of which history.csv has {left}" in notes
 
 
