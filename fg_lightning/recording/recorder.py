@@ -178,14 +178,14 @@ class FullGradRecorder:
         return snapshot
 
     def _suggest_reading(self) -> None:
-        """Suggests another reading if it suits the network better, with the first snapshot whose output is not zero."""
+        """Tells what may help if non-linearities explain most of the output, with the first snapshot whose output is not zero."""
         share = self.numbers.get("fullgrad/implicit_share")
         if share is None or any("fullgrad/implicit_share" in earlier.numbers for earlier in self.history.snapshots):
             return
         if self._settings.reading == "exact" and share > MOSTLY_IMPLICIT:
             self._messages.inform(
-                f"implicit biases of non-linearities explain {share:.0%} of the output; "
-                'reading="locally_affine" holds norms, attention weights and gates constant, which suits transformers better'
+                f"implicit biases of non-linearities explain {share:.0%} of the output. In transformers, hold norms, attention "
+                'weights and gates constant: reading="locally_affine". If the output is a softmax or sigmoid, explain the logits'
             )
 
     def measure(self, model: nn.Module) -> dict[str, float]:
