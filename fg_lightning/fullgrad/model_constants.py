@@ -18,6 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -116,7 +117,7 @@ class ModelConstants(TorchFunctionMode):
 
     def _keep(self, container: Any) -> None:
         self._seen[id(container)] = container
-        self._contents.append((container, container.copy()))
+        self._contents.append((container, container.copy() if type(container) in _CONTAINERS else _copy_items(container)))
 
     def _replace_in(self, *containers: Any) -> None:
         """Replaces the items of containers. Most items of modules are numbers or empty tables of hooks, which are skipped fast."""
@@ -130,7 +131,7 @@ class ModelConstants(TorchFunctionMode):
         ]
         for own, key, item in others:
             if (replaced := self._replacement(item)) is not item:
-                own[key] = replaced
+                _base_class(own).__setitem__(own, key, replaced)
 
     def _replacement(self, value: Any) -> Any:
         """The constant of a tensor, or a new tuple of constants. Other objects stay the same; tensors inside them are replaced."""
@@ -141,10 +142,13 @@ class ModelConstants(TorchFunctionMode):
             return value
         if isinstance(value, nn.Module):
             self.replace(value)
-        elif kind in _CONTAINERS:
+        elif isinstance(value, _BASE_CLASSES):
             self._keep(value)
-            if value and kind is not set and len(value) <= _MAX_ITEMS:
+            if value and not isinstance(value, set) and len(value) <= _MAX_ITEMS:
                 self._replace_in(value)
+            if kind not in _CONTAINERS and isinstance(attributes := getattr(value, "__dict__", None), dict):
+                self._keep(attributes)
+                self._replace_in(attributes)
         elif kind is tuple and _ATOMS.issuperset(map(type, value)):
             return value
         elif kind is tuple or (isinstance(value, tuple) and hasattr(value, "_fields")):
@@ -226,9 +230,28 @@ def _items_of(container: Any) -> Iterable[Any]:
     return container.values() if isinstance(container, dict) else container
 
 
+def _base_class(container: Any) -> Any:
+    """Python's own class of a container, whose methods no class of the user overrides."""
+    return next(base for base in _BASE_CLASSES if isinstance(container, base))
+
+
+def _copy_items(container: Any) -> Any:
+    """The items of a container of the user's class, in a container of Python's own class."""
+    base = _base_class(container)
+    return base(base.items(container) if isinstance(container, dict) else base.__iter__(container))
+
+
 def _refill(container: Any, items: Any) -> None:
     """Puts items back into a container, in their order. The container stays the same object."""
-    if isinstance(container, dict):
+    if type(container) not in _CONTAINERS:
+        base = _base_class(container)
+        base.clear(container)
+        if isinstance(container, dict):
+            for key, item in items.items():
+                base.__setitem__(container, key, item)
+        else:
+            (base.update if base is set else base.extend)(container, items)
+    elif isinstance(container, dict):
         container.update(items)
         for added in [key for key in container if key not in items] if len(container) != len(items) else ():
             del container[added]
@@ -271,6 +294,16 @@ def _targets(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
     return tensors_in((args[:1], kwargs.get("input"), kwargs.get("out")))
 
 
+def _state_of_array(array: npt.NDArray[Any]) -> Callable[[], Any]:
+    if not array.flags.writeable or array.nbytes > _MAX_BYTES:
+        return _nothing
+    return partial(np.copyto, array, array.copy())
+
+
+def _nothing() -> None:
+    pass
+
+
 def _state_of_generator(generator: torch.Generator) -> Callable[[], Any]:
     return partial(generator.set_state, generator.get_state())
 
@@ -280,18 +313,20 @@ def _state_of_numpys(generator: np.random.Generator) -> Callable[[], Any]:
 
 
 _STATES: dict[type, Callable[[Any], Callable[[], Any]]] = {
+    np.ndarray: _state_of_array,
     torch.Generator: _state_of_generator,
     np.random.Generator: _state_of_numpys,
     np.random.RandomState: lambda generator: partial(generator.set_state, generator.get_state()),
     random.Random: lambda generator: partial(generator.setstate, generator.getstate()),
 }
-"""Class of a random generator -> a function of the generator. It returns a function that puts the present state back."""
+"""Class of an array or a random generator -> a function that returns what puts its present state back."""
 
 _ATOMS = {bool, int, float, complex, str, bytes, type(None), weakref.ProxyType, weakref.CallableProxyType}
 """Classes of objects that hold no tensors. Proxies are among them, because a proxy without an object raises on any access."""
 
 _TENSORS = {Tensor, nn.Parameter}
 _CONTAINERS = {dict, OrderedDict, defaultdict, list, set, deque}
+_BASE_CLASSES = (OrderedDict, dict, list, set, deque)
 _NAMESPACES = (SimpleNamespace, argparse.Namespace)
 _FRAMEWORKS = set("torch torchvision torchmetrics lightning pytorch_lightning lightning_fabric fg_lightning builtins".split())
 _SMALL = 1 << 12
@@ -299,6 +334,9 @@ _SMALL = 1 << 12
 
 _MAX_ITEMS = 1000
 """A larger container holds data rather than parts of the model. It is put back, but its items are not replaced."""
+
+_MAX_BYTES = 1 << 20
+"""A larger array holds data rather than numbers that a forward counts with. It is not put back."""
 
 _UPDATING_STATISTICS = {"batch_norm", "instance_norm", "native_batch_norm", "batch_norm_impl_index"}
 """Operations that update statistics."""

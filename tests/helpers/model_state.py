@@ -74,10 +74,13 @@ def contents(value: Any, depth: int = 5) -> Any:
         return (The(value), tensor_state(value))
     if depth == 0 or isinstance(value, nn.Module):
         return The(value)
+    own = contents(vars(value), depth - 1) if isinstance(value, (dict, list)) and hasattr(value, "__dict__") else None
     if isinstance(value, dict):
-        return (The(value), [(The(key), contents(item, depth - 1)) for key, item in value.items()])
+        return (The(value), [(The(key), contents(item, depth - 1)) for key, item in value.items()], own)
     if isinstance(value, (list, tuple, deque)):
-        return (The(value), [contents(item, depth - 1) for item in value])
+        return (The(value), [contents(item, depth - 1) for item in value], own)
+    if isinstance(value, np.ndarray):
+        return (The(value), value.tobytes())
     if isinstance(value, set):
         return (The(value), sorted(map(id, value)))
     if isinstance(value, torch.Generator):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import weakref
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -245,6 +246,49 @@ def with_gradients_of_inference() -> Network:
         return Network()
 
 
+class AttributeDict(dict[str, Any]):
+    """Keeps its items as attributes, too, as EasyDict does."""
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+        setattr(self, key, value)
+
+
+class Stack(list[Any]):
+    def extend(self, items: Any) -> None:
+        raise TypeError("a stack grows by append")
+
+
+class Cache(OrderedDict[str, Any]):
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+        self.move_to_end(key, last=False)
+
+
+class Counting(Network):
+    """Counts in arrays and in containers of classes of their own, some of which hold its parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = Counter(forward=3)
+        self.means = np.zeros(4)
+        self.in_a_list = [np.ones(2)]
+        self.options, self.stack, self.cache = AttributeDict(), Stack([self.head.bias]), Cache(a=1, b=2)
+        self.options["weight"] = self.head.weight
+        self.stack.top = self.head.bias
+        self.options["scale"] = nn.Parameter(torch.ones(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.update(["forward", "other"])
+        self.means += x.detach().mean().item()
+        self.in_a_list[0][0] = 7
+        self.cache["a"] = self.cache["c"] = x
+        self.stack.append(x)
+        self.options["seen"] = x
+        y = F.linear(self.middle(self.features(x)).flatten(1), self.options.weight, self.stack[0])
+        return y * self.options["scale"] + self.stack.top
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "modules under two names": TwoNames,
     "modules shared with a loss": SharedWithALoss,
@@ -268,6 +312,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "half precision": Half,
     "looks at its parameters": Cautious,
     "proxies of what is gone": Bereft,
+    "arrays and containers of a class of their own": Counting,
     "inference tensors": with_gradients_of_inference,
     "DataParallel": lambda: nn.DataParallel(TwoNames()),
     "compiled": lambda: torch.compile(TwoNames()),
