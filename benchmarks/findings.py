@@ -370,7 +370,7 @@ def main() -> None:
         "--table",
         type=Path,
         default=Path(__file__).parents[1] / "docs/findings.csv",
-        help="CSV file to write. Default: docs/findings.csv",
+        help="CSV file to write",
     )
     parser.add_argument("--only_table", action="store_true", help="only write the table, without training")
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""fg-lightning cite: BibTeX of what the user may have to cite."""
+"""fg-lightning cite: BibTeX entries that the user may have to cite."""
 
 from __future__ import annotations
 

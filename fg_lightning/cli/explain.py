@@ -33,7 +33,7 @@ def explain(
     """Draw the maps of several methods over your pictures.
 
     Writes an overlay for every picture, which shows the map of each method, the maps as numbers (maps.npz, for numpy.load), and a
-    table of the predictions. The first picture is explained alone; its time tells how long the others will take.
+    table of the predictions. The first picture is explained alone, to estimate the time for the others.
 
     Args:
         images: A file, a folder with the folders in it, a pattern such as 'photos/*.jpg' (in quotes), or a list of these,

@@ -34,7 +34,7 @@ def test(*args: str) -> None:
 
 
 def predict(*args: str) -> None:
-    """Write what a trained classifier predicts for the test images to predictions.csv.
+    """Write a trained classifier's predictions for the test images to predictions.csv.
 
     For example: fg-lightning predict --ckpt_path best.ckpt --data ... (the same data as for fit).
     """

@@ -43,7 +43,7 @@ def check_options(args: Sequence[str]) -> None:
     suggestion. Configuration files and the user's own classes are left to it.
 
     Raises:
-        CannotRun: if not. The message suggests what the user probably meant.
+        CannotRun: if they are not or do not. The message suggests what the user probably meant.
     """
     given = dict(_options(args))
     for part, known in CLASSES.items():
@@ -79,11 +79,11 @@ def _options(args: Sequence[str]) -> Iterator[tuple[str, str]]:
 def _refuse(part: str, name: str) -> None:
     """Raises CannotRun for a name without its package, with a suggestion. The parser checks the user's own classes."""
     if part == "model" and name in torchvision.models.list_models(module=torchvision.models):
-        raise CannotRun(f"--model takes a class; for torchvision's {name} write --model.name {name}")
+        raise CannotRun(f"--model must be a class; for torchvision's {name} write --model.name {name}")
     if part == "data" and name in SOURCES:
-        raise CannotRun(f"--data takes a class; for torchvision's {name} write --data TorchvisionDataModule --data.name {name}")
+        raise CannotRun(f"--data must be a class; for torchvision's {name} write --data TorchvisionDataModule --data.name {name}")
     if part == "data" and Path(name).is_dir():
-        raise CannotRun(f"--data takes a class; for a folder of images write --data ImageFolderDataModule --data.root {name}")
+        raise CannotRun(f"--data must be a class; for a folder of images write --data ImageFolderDataModule --data.root {name}")
     known = [kind.__name__ for kind in CLASSES[part]]
     if close := get_close_matches(name, known, n=1):
         raise CannotRun(f"--{part} has no class {name!r}; did you mean {close[0]}? Write your own class as my_package.{name}")

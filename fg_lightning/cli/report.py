@@ -9,7 +9,7 @@ from typing import Union
 
 
 def report(run_dirs: list[str], output: Union[Path, None] = None, title: Union[str, None] = None) -> None:
-    """Write what a run or an experiment found, or a comparison of several runs, as one HTML file that works offline.
+    """Write the report of a run or an experiment, or a comparison of several runs, as one HTML file that works offline.
 
     For example: fg-lightning report lightning_logs/version_0 lightning_logs/version_1
 

@@ -44,7 +44,8 @@ def roar(
         output: Folder of all results.
         methods: Names of methods, separated by commas, or all. Random is always added.
         fills: What replaces removed pixels: dataset_mean (of the training images), black, noisy_linear, image_mean, a number in the
-            units of the images before their transform, or the import path of a function. Separate several by commas. A fill with a
+            units of the images before their transform, or the import path of a function. Separate several fills by commas. A fill
+            with a
             number for each channel is a list in a list: [[124,116,104]]. Default: dataset_mean; noisy_linear for mode road.
         checkpoint: Lightning checkpoint of the explained network, or a list with one for each network. Default: networks are
             trained on intact images.

@@ -70,7 +70,7 @@ def watch_checkpoints(
         std: For pictures: the standard deviation by which each channel is then divided. Default: ImageNet's.
         transform: For pictures: the import path of a function from a PIL image to a tensor [C, H, W]. It replaces size, mean and
             std.
-        counted: What the number in a file's name counts: epochs or steps. Needed only if neither the file nor its name tells.
+        counted: What the number in a file's name counts: epochs or steps. Needed only if neither the file nor its name shows it.
         epoch_0: For checkpoints of your own training loop: whether the network of epoch 0 is untrained, or trained for one epoch.
         prefix: The text before the network's parameter names in the checkpoints, such as model. or ema_model. Default: detected.
         wandb_run: Also add everything to a finished Weights & Biases run, given as entity/project/id.

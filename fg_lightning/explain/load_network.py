@@ -50,7 +50,10 @@ class Network:
     dataset_mean: Sequence[float] | None = None
 
     def index_of(self, target: int | str) -> int:
-        """The index of a class, given by its index or its name.
+        """The index of a class.
+
+        Args:
+            target: index or name of the class. Capitals do not count.
 
         Raises:
             CannotRun: if there is no class of that name.

@@ -40,8 +40,8 @@ class FullGradients:
         undrawn: operations with a bias term that is not on the image plane, such as after a global pooling, or whose position there
             is unknown. FullGrad leaves these terms out of the map.
         lost: the undrawn operations whose position is unknown although the image plane has not ended before them.
-        unbatched_by: the operation that mixed the samples of the batch as far as is known, so that each was run alone. None if they
-            were run together.
+        unbatched_by: the operation after which the samples of the batch could not be told apart, so that each was run alone. None
+            if they were run together.
     """
 
     output: Float[Tensor, " n"]

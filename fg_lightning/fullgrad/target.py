@@ -87,7 +87,7 @@ class Selection:
         if indices.shape != (self._n, depth):
             given = f"{indices.shape[0]} targets of {indices.shape[1]} indices"
             raise TargetError(
-                f"target gives {given}, but the output of shape {tuple(scores.shape)} takes {depth} "
+                f"target gives {given}, but the output of shape {tuple(scores.shape)} needs {depth} "
                 f"{'index' if depth == 1 else 'indices'} for each of {self._n} samples"
             )
         sizes = torch.tensor(scores.shape[1:], device=scores.device)

@@ -47,7 +47,7 @@ class PlantedConfig:
         metric: Name of the logged test metric that is the accuracy, 0 to 1. Default: the one with acc in its name.
         batch_size: Number of images that are explained at once.
         num_threads: Number of threads of torch for each training on a CPU. Results depend on it.
-        prepare: Brings images to the size that the network takes, see `ROARDataModule`.
+        prepare: Function that brings an image to the size of the network's input, see `ROARDataModule`.
         transform: Transform of the images after the marks are added, see `ROARDataModule`.
         trainer: Further arguments of Lightning's Trainer. Each training uses one device.
 

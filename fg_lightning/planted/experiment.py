@@ -61,7 +61,7 @@ class PlantedExperiment:
         output: folder of all results.
         data: class of the datamodule, or a function without arguments that makes one.
         model: class of the LightningModule, or a function without arguments that makes an untrained one.
-        engine: engine that runs the trainings, such as a `fg_lightning.roar.RayEngine`. Default: a `LocalEngine`, in this process.
+        engine: Engine that runs the trainings, such as a `fg_lightning.roar.RayEngine`. Default: a `LocalEngine`, in this process.
         console: console of rich that progress is printed to. Default: standard error.
         options: the other settings of `PlantedConfig`, by name.
 

@@ -25,6 +25,9 @@ def accuracy_curves(results: ROARResults) -> Figure:
 
     There is a panel for each fill. Each method has a colour and a marker, the same in all panels; controls are grey, blurred
     versions dotted. The dashed line of the same colour is the accuracy of networks that see only the method's masks.
+
+    Args:
+        results: results of the experiment.
     """
     fills = results.fills or [""]
     columns = min(len(fills), MAX_COLUMNS)

@@ -79,7 +79,7 @@ class ROARConfig:
             in its name.
         num_threads: Number of threads of torch for each training on a CPU. Results depend on it.
         batch_size: Number of images that are explained at once.
-        prepare: Brings images to the size that the network takes, see `ROARDataModule`.
+        prepare: Function that brings an image to the size of the network's input, see `ROARDataModule`.
         transform: Transform of the images after the removal, see `ROARDataModule`.
         trainer: Further arguments of Lightning's Trainer, such as {"precision": "bf16-mixed"}. Each training uses one device, and
             its own copies of the callbacks.

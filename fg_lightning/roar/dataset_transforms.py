@@ -23,7 +23,7 @@ GEOMETRY = ("Resize", "CenterCrop", "Pad", "Grayscale", "RGB")
 
 @dataclass(frozen=True)
 class Joint:
-    """A transform of an image and its target together, as torchvision's `transforms` argument takes it."""
+    """A transform of an image and its target together, as in the argument `transforms` of torchvision's data sets."""
 
     transform: Transform
 
@@ -33,7 +33,7 @@ class Joint:
 
 @dataclass(frozen=True)
 class Named:
-    """A transform that takes and returns an image under a name, as those of albumentations do."""
+    """A transform that takes and returns an image under a name, as in albumentations."""
 
     transform: Transform
     name: str

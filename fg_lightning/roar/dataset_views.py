@@ -81,7 +81,7 @@ class Plane(Dataset[Any]):
 
 @dataclass(frozen=True)
 class SplitView:
-    """A split of a datamodule, with its images and transforms apart.
+    """A split of a datamodule, with its images and transforms separated.
 
     Attributes:
         name: name of the split: train, val or test; val_0, val_1, ... if there are several loaders.

@@ -41,9 +41,23 @@ class Engine(Protocol):
     def num_parallel(self) -> int:
         """Number of items that run at a time."""
 
-    def run(self, work: Callable[[Item], Any], items: Sequence[Item]) -> Iterator[Outcome[Item]]: ...
+    def run(self, work: Callable[[Item], Any], items: Sequence[Item]) -> Iterator[Outcome[Item]]:
+        """Calls `work` on each item.
 
-    def close(self) -> None: ...
+        Args:
+            work: function of an item.
+            items: the items.
+
+        Yields:
+            An outcome for each item. An error of `work` is its `reason`.
+
+        Raises:
+            CannotRun: if `work` raises it.
+        """
+        ...
+
+    def close(self) -> None:
+        """Frees the engine's resources."""
 
 
 class LocalEngine:

@@ -20,7 +20,14 @@ MAX_NAMES = 4
 
 
 def list_findings(results: ROARResults) -> list[str]:
-    """Sentences on the methods against random, what the p-values cover, what the masks give away, and the explained class."""
+    """Findings of an experiment: sentences on the methods compared with random, the fills, the masks and the explained class.
+
+    Args:
+        results: results of the experiment.
+
+    Returns:
+        The sentences, in this order. Empty if there is nothing to compare.
+    """
     return [*describe_scores(results), *describe_fills(results), *describe_masks(results), *describe_target(results)]
 
 

@@ -20,6 +20,9 @@ def latex_table(results: ROARResults) -> str:
 
     Columns: area between the method's curve and random's with its 95 % interval, p-value adjusted by Holm, total variation of the
     masks, and, with controls, the accuracy on the masks alone. An asterisk marks areas that differ from 0 by the adjusted p-value.
+
+    Args:
+        results: results of the experiment.
     """
     several = len(results.fills) > 1
     rows = [dict(zip(SUMMARY_COLUMNS, map(str, row), strict=True)) for row in results.summary_rows()]

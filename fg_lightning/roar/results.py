@@ -135,7 +135,11 @@ class ROARResults:
         return self._repetitions(self._grid(method, self._first_fill() if fill is None else fill))
 
     def masks_accuracies(self, method: str) -> Values:
-        """The accuracies of networks that see only a method's masks, [num_networks, num_fractions]. NaN if there is none."""
+        """The accuracies of networks that see only a method's masks, [num_networks, num_fractions]. NaN if there is none.
+
+        Args:
+            method: name of the method.
+        """
         return np.array(
             [[self._known(Cell(method, f, 0, network, control=MASKS)) for f in self.fractions] for network in self.networks]
         )

@@ -44,7 +44,7 @@ class SaliencyStore:
     Every process maps the files and nothing is pickled, so a store can be sent to loader workers, and its memory does not grow with
     the data set.
 
-    Opening a store checks the manifest, the sizes and the checksums themselves, so that a store of any size opens at once. `read`
+    Opening a store checks the manifest, the sizes and the checksums themselves, so that a store of any size opens quickly. `read`
     checks the ranks of the images that it reads, so that no rank is used that was changed on disk. `make` checks all ranks.
 
     Args:

@@ -192,7 +192,7 @@ X = torch.rand(3, 3, 6, 6, generator=torch.Generator().manual_seed(0))
         (classifier(), X, lambda output: output, ValueError, r"one number for each of 3 samples.*\(3, 5\)"),
         (classifier(), X, lambda output: 3, ValueError, "one number for each of 3 samples.*int"),
         (Returns(lambda x: x.flatten(2)), X, None, ValueError, "dense.*tuple of 2 indices"),
-        (Returns(lambda x: x.flatten(2)), X, 1, ValueError, "takes 2 indices"),
+        (Returns(lambda x: x.flatten(2)), X, 1, ValueError, "needs 2 indices"),
         (Returns(lambda x: x.flatten(1) * float("nan")), X, 0, ValueError, "not finite"),
         (Returns(lambda x: x.flatten(1) / 0), X, 0, ValueError, "not finite"),
         (Returns(lambda x: "scores"), X, 0, TypeError, "no scores in the model's output of type str"),
