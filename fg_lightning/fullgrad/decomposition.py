@@ -179,8 +179,8 @@ def full_gradients(
             constants. Default: none.
         reading: "exact"; or "locally_affine", which holds the statistics of norms, attention weights and the gates of GELU and SiLU
             constant, so that transformers are complete with explicit biases alone (LibraGrad, Mehri et al. 2025). Default: "exact".
-        autocast: whether to keep an active autocast. Default: False: everything runs in the precision of the parameters, and half
-            precision in float32.
+        autocast: whether to keep autocast, active around the call or entered by the forward. Default: False: everything runs in the
+            precision of the parameters, and half precision in float32.
 
     Returns:
         The terms; see `FullGradients`.

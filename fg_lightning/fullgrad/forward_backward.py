@@ -180,7 +180,7 @@ def run_forward_backward(
         batch: floating-point images that run together.
         visitors: receive the bias terms during the backward pass, last operation first, and then the input's term.
         reading: the function that is decomposed, see readings.py. Default: "exact".
-        autocast: whether an autocast that is active around the call stays active. Default: False, all runs in the precision of the
+        autocast: whether autocast stays active, around the call or in the forward. Default: False, all runs in the precision of the
             parameters.
         check_samples: whether a model that makes constants of values, through which samples can mix, runs once more, on two halves
             of the batch. Default: True.
@@ -279,7 +279,8 @@ def _call_model(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
         if is_about_half and not torch.is_autocast_enabled(inputs[0].device.type):
             raise ValueError(
                 "the forward converts to half precision itself, but weights in half precision are explained in float32; "
-                f"explain a copy of the model without that conversion ({error})"
+                "explain a copy of the model without that conversion or, if the forward enters autocast itself, pass autocast=True to "
+                f"FullGrad or full_gradients ({error})"
             ) from error
         raise
 

@@ -20,6 +20,7 @@ from fg_lightning.fullgrad.torch_internals import (
     modules_by_name,
     tensor_tables,
     tensors_of,
+    without_autocast_inside,
     without_parametrization_cache,
 )
 
@@ -34,7 +35,7 @@ def preserve_model(model: nn.Module, device: torch.device, *, autocast: bool = F
     Args:
         model: any module.
         device: device of the images.
-        autocast: whether an autocast that is active around it stays active. Default: False.
+        autocast: whether autocast stays active, around the model or in its forward. Default: False.
 
     Yields:
         The function mode that runs operations and saves tensors that they are about to overwrite.
@@ -52,6 +53,7 @@ def preserve_model(model: nn.Module, device: torch.device, *, autocast: bool = F
         enter(_eager())
         if not autocast:
             enter(torch.autocast(device.type, enabled=False))
+            enter(without_autocast_inside())
         yield constants
 
 

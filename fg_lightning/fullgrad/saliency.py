@@ -67,7 +67,8 @@ class FullGrad(Attribution):
             constant (LibraGrad, Mehri et al. 2025), so that transformers are complete with explicit biases alone. Default: "exact".
         layout: function that places a term on the image plane if the package cannot: (term, tensor) -> the tensor as [N, C, *S], at
             any resolution, or None to leave it to the package. A term has the attributes module and operation. Default: None.
-        autocast: whether to keep an active autocast. Default: False: everything runs in the precision of the parameters.
+        autocast: whether to keep autocast, active around the call or entered by the forward. Default: False: everything runs in the
+            precision of the parameters.
 
     Raises:
         TypeError: if the model is not a torch.nn.Module.

@@ -18,6 +18,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cache, partial
+from threading import get_ident
 from types import FunctionType
 from typing import Any
 from unittest.mock import patch
@@ -172,6 +173,21 @@ def share_as_parameter(values: Tensor) -> nn.Parameter:
 def without_parametrization_cache() -> AbstractContextManager[Any]:
     """Keeps weights that a parametrization computes from constants out of the cache of `parametrize.cached`."""
     return patch.object(parametrize, "_cache_enabled", 0)
+
+
+@contextmanager
+def without_autocast_inside() -> Iterator[None]:
+    """Keeps autocast off that code in this thread enters itself, as accelerate lets a forward do."""
+    enter_autocast, thread = torch.autocast.__enter__, get_ident()
+
+    def enter(context: torch.autocast) -> Any:
+        entered = enter_autocast(context)
+        if get_ident() == thread:
+            torch.set_autocast_enabled(context.device, False)  # the context puts back what was before it
+        return entered
+
+    with patch.object(torch.autocast, "__enter__", enter):
+        yield
 
 
 def has_compiled() -> bool:

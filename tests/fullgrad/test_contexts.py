@@ -102,6 +102,31 @@ def test_autocast_is_kept_where_it_is_asked_for() -> None:
     assert kept.residual.abs().max() < 0.2
 
 
+class EntersAutocast(nn.Module):
+    """Enters autocast in its forward, by a context and by a decorator on an inner forward, as accelerate has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = plain_net()
+        self.network.forward = torch.autocast("cpu", dtype=torch.bfloat16)(self.network.forward)  # type: ignore[method-assign]
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = self.network(x)
+            with torch.autocast("cpu", enabled=False):
+                return 2 * y.float()
+
+
+def test_autocast_in_a_forward_is_off_unless_it_is_asked_for() -> None:
+    model, x = EntersAutocast(), torch.rand(2, 3, 6, 6)
+    terms, kept = full_gradients(model, x, target=1), full_gradients(model, x, target=1, autocast=True)
+    assert terms.completeness_error.max() < 1e-5  # float32
+    torch.testing.assert_close(terms.output, 2 * plain_net()(x)[:, 1], rtol=1e-5, atol=1e-5)  # float32
+    assert not torch.equal(kept.output, terms.output)
+    assert model.network(x).dtype is torch.bfloat16
+    assert not torch.is_autocast_enabled("cpu")
+
+
 @pytest.mark.parametrize("method", [FullGrad, SimpleFullGrad])
 def test_a_model_moves_between_calls_without_a_trace(method: type[FullGrad]) -> None:
     model, x = plain_net(), torch.rand(2, 3, 6, 6)
