@@ -1,4 +1,4 @@
-"""Border and corners: where networks look that rely on frames, padding, marks and timestamps."""
+"""Shares of saliency maps at the border and in the corners. Networks that rely on frames, marks or timestamps look there."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ CORNERS = ("top_left", "top_right", "bottom_left", "bottom_right")
 
 
 def border_mask(size: Sequence[int]) -> Bool[Tensor, "1 1 *s"] | None:
-    """True in the outer tenth at every side, ceil(side / 10) pixels; of a volume in every slice, of a signal at both ends.
+    """A mask of the outer tenth at every side, ceil(side / 10) pixels. In a volume: of every slice. In a signal: at both ends.
 
     Args:
-        size: of the images, one to three numbers. The last two are height and width.
+        size: size of the images in pixels, one to three numbers. The last two are height and width.
 
     Returns:
-        [1, 1, *size]; None if nothing would be left inside.
+        Bool [1, 1, *size], True in the border; None if the border would cover the whole image.
 
     Examples:
         >>> border_mask((3, 4)).int()[0, 0]
@@ -50,13 +50,14 @@ def border_mask(size: Sequence[int]) -> Bool[Tensor, "1 1 *s"] | None:
 
 
 def corner_masks(size: Sequence[int]) -> dict[str, Bool[Tensor, "1 1 *s"]]:
-    """True in one corner each, ceil(height / 5) rows of ceil(width / 5) pixels; of a volume in every slice.
+    """A mask of each corner, ceil(height / 5) rows of ceil(width / 5) pixels. In a volume: of every slice.
 
     Args:
-        size: of the images, one to three numbers. The last two are height and width.
+        size: size of the images in pixels, one to three numbers. The last two are height and width.
 
     Returns:
-        [1, 1, *size] by the names in `CORNERS`; none for signals, which have no corners, and for images below 2 pixels a side.
+        Name in `CORNERS` -> bool [1, 1, *size], True in that corner. Empty for signals, which have no corners, and for images of
+        less than 2 pixels a side.
 
     Examples:
         >>> corner_masks((3, 4))["bottom_right"].int()[0, 0]
@@ -82,11 +83,14 @@ def border_share(maps: Float[Tensor, "n 1 *s"]) -> Float[Tensor, " n"]:
     """The share of every map's sum that lies in the border of `border_mask`. A flat map has the border's share of the area.
 
     Args:
-        maps: [N, 1, *S], at least 0. A map of zeros counts as a flat one.
+        maps: [N, 1, *S], floating-point, at least 0. A map of zeros counts as a flat one.
+
+    Returns:
+        [N], 0 to 1.
 
     Raises:
         TypeError: if the maps are not floating-point.
-        ValueError: if they are too small to have a border, or hold NaN, infinite or negative values.
+        ValueError: if they are not [N, 1, *S], are too small to have a border, or hold NaN, infinite or negative values.
 
     Examples:
         >>> border_share(torch.tensor([[[[0.0, 2.0, 0.0], [0.0, 6.0, 0.0], [0.0, 0.0, 0.0]]]]))
@@ -99,17 +103,17 @@ def border_share(maps: Float[Tensor, "n 1 *s"]) -> Float[Tensor, " n"]:
 
 
 def corner_shares(maps: Float[Tensor, "n 1 *s"]) -> dict[str, Float[Tensor, " n"]]:
-    """The share of every map's sum that lies in each corner of `corner_masks`, by the names in `CORNERS`.
+    """The share of every map's sum that lies in each corner of `corner_masks`.
 
     Args:
-        maps: [N, 1, *S], at least 0. A map of zeros counts as a flat one.
+        maps: [N, 1, *S], floating-point, at least 0. A map of zeros counts as a flat one.
 
     Returns:
-        None for signals, which have no corners.
+        Name in `CORNERS` -> [N], 0 to 1. Empty for signals, which have no corners, and for images of less than 2 pixels a side.
 
     Raises:
         TypeError: if the maps are not floating-point.
-        ValueError: if they hold NaN, infinite or negative values.
+        ValueError: if they are not [N, 1, *S], or hold NaN, infinite or negative values.
 
     Examples:
         >>> {name: share.item() for name, share in corner_shares(torch.ones(1, 1, 4, 4)).items()}

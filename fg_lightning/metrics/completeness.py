@@ -16,9 +16,18 @@ from fg_lightning.metrics.sample_mean_metric import SampleMeanMetric
 def completeness_error(
     model: nn.Module, images: Float[Tensor, "n c *s"], target: Target = None, **options: Any
 ) -> Float[Tensor, " n"]:
-    """|f - input term - sum of bias terms| / |f| (Srinivas & Fleuret 2019, completeness).
+    """|f - input term - sum of bias terms| / |f| of every image (Srinivas & Fleuret 2019, completeness).
 
-    Takes and raises what `full_gradients` does.
+    It has the arguments and errors of `full_gradients`.
+
+    Args:
+        model: the network.
+        images: [N, C, *S], as the model takes them.
+        target: the class to explain. Default: None, the predicted class.
+        **options: further arguments of `full_gradients`.
+
+    Returns:
+        [N], at least 0.
 
     Examples:
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 10))
@@ -31,8 +40,11 @@ def completeness_error(
 class CompletenessError(SampleMeanMetric):
     """Mean and largest `completeness_error` over samples. Do not trust the maps if it is not near zero.
 
-    `update(model, images, target=None, **options)` takes what `full_gradients` does; `compute()` gives "completeness_error" and
-    "completeness_error_max".
+    `update(model, images, target=None, **options)` has the arguments of `full_gradients`. `compute()` returns a dict with
+    "completeness_error" and "completeness_error_max".
+
+    Args:
+        **settings: settings of every torchmetrics metric, such as `sync_on_compute`.
 
     Examples:
         >>> metric = CompletenessError()
@@ -56,5 +68,5 @@ class CompletenessError(SampleMeanMetric):
         self.largest = torch.maximum(self.largest, errors.max().to(self.largest))
 
     def compute(self) -> dict[str, Tensor]:
-        """Mean and maximum by name."""
+        """The mean and the maximum, by name."""
         return super().compute() | {"completeness_error_max": self.largest}

@@ -16,7 +16,10 @@ def gini_index(maps: Float[Tensor, "n 1 *s"]) -> Float[Tensor, " n"]:
     """The Gini index of every map (Hurley & Rickard 2009): 0 if it is flat, 1 - 1 / number of pixels if it is one pixel.
 
     Args:
-        maps: [N, 1, *S], at least 0. A map of zeros counts as a flat one.
+        maps: [N, 1, *S], floating-point, at least 0. A map of zeros counts as a flat one.
+
+    Returns:
+        [N].
 
     Raises:
         TypeError: if the maps are no floating-point tensor.
@@ -35,7 +38,10 @@ def gini_index(maps: Float[Tensor, "n 1 *s"]) -> Float[Tensor, " n"]:
 def entropy(maps: Float[Tensor, "n 1 *s"]) -> Float[Tensor, " n"]:
     """The entropy of every map's pixel shares, relative to the largest possible: 1 if it is flat, 0 if it is one pixel.
 
-    Takes and raises what `gini_index` does.
+    It has the argument and the errors of `gini_index`.
+
+    Returns:
+        [N], 0 to 1.
 
     Examples:
         >>> entropy(torch.tensor([[[1.0, 1.0, 1.0, 1.0]], [[0.0, 0.0, 1.0, 1.0]]]))
@@ -48,7 +54,7 @@ def entropy(maps: Float[Tensor, "n 1 *s"]) -> Float[Tensor, " n"]:
 class Concentration(SampleMeanMetric):
     """Mean `gini_index` and `entropy` of maps.
 
-    `update(maps)` takes what they do; `compute()` gives both by name.
+    `update(maps)` has their argument. `compute()` returns a dict with "gini_index" and "entropy".
 
     Examples:
         >>> metric = Concentration()
@@ -70,13 +76,13 @@ def check_finite(maps: Float[Tensor, "n 1 *s"]) -> None:
     infinite = int(maps.isinf().sum())
     if infinite:
         raise ValueError(
-            f"{infinite} of {maps.numel()} saliency values are infinite, so that no pixel has a share; "
+            f"{infinite} of {maps.numel()} saliency values are infinite, so pixels have no share of the sum; "
             "compute maps in float32, or clamp them"
         )
 
 
 def pixel_shares(maps: Float[Tensor, "n 1 *s"]) -> Float[Tensor, "n p"]:
-    """The share of its map's sum that every pixel holds. In a map of zeros all shares are equal.
+    """The share of every pixel in the sum of its map, [N, P]. In a map of zeros all shares are equal.
 
     Raises:
         TypeError: if the maps are no floating-point tensor.
@@ -89,7 +95,7 @@ def pixel_shares(maps: Float[Tensor, "n 1 *s"]) -> Float[Tensor, "n p"]:
     if negative:
         raise ValueError(
             f"{negative} of {saliency.numel()} saliency values are negative, but the shares of a map need values of at least 0; "
-            "take maps.abs(), or maps.clamp_min(0) for only what speaks for the output"
+            "use maps.abs(), or maps.clamp_min(0) for only the parts that support the output"
         )
     # Otherwise sums of the largest values overflow, and sums of the smallest vanish.
     saliency = saliency / saliency.amax(1, keepdim=True).clamp_min(torch.finfo(saliency.dtype).tiny)

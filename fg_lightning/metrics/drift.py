@@ -1,4 +1,4 @@
-"""Drift: how far saliency maps moved, from one snapshot to the next or from one method to another."""
+"""Drift: how much saliency maps differ, from one snapshot to the next or from one method to another."""
 
 from __future__ import annotations
 
@@ -15,16 +15,20 @@ from fg_lightning.removal.pixel_ranking import check_maps
 def rank_correlation(maps: Float[Tensor, "n 1 *s"], others: Float[Tensor, "n 1 *s"]) -> Float[Tensor, " n"]:
     """Spearman's rank correlation of two maps of each image: 1 for the same order of pixels, -1 for the reverse.
 
-    Pixels of equal saliency share their mean rank. A flat map has no order: 0. (torchmetrics' `spearman_corrcoef` takes one map at
-    a time. It adds the ranks of equal pixels in 32 bits, which is wrong for 65,536 of them and more.)
+    Pixels of equal saliency share their mean rank. A flat map has no order, and its correlation is 0. torchmetrics'
+    `spearman_corrcoef` takes one map at a time and adds the ranks of equal pixels in 32 bits, which is wrong for 65,536 of them or
+    more.
 
     Args:
-        maps: [N, 1, *S].
-        others: maps of the same images, [N, 1, *S].
+        maps: [N, 1, *S], floating-point.
+        others: maps of the same images, [N, 1, *S], floating-point.
+
+    Returns:
+        [N], -1 to 1.
 
     Raises:
         TypeError: if either is no floating-point tensor.
-        ValueError: if they are not [N, 1, *S] of one shape, or hold NaN.
+        ValueError: if they are not [N, 1, *S] of the same shape, or hold NaN.
 
     Examples:
         >>> maps = torch.tensor([[[1.0, 2.0, 3.0]]])
@@ -36,9 +40,12 @@ def rank_correlation(maps: Float[Tensor, "n 1 *s"], others: Float[Tensor, "n 1 *
 
 
 def cosine_drift(maps: Float[Tensor, "n 1 *s"], others: Float[Tensor, "n 1 *s"]) -> Float[Tensor, " n"]:
-    """1 - cosine similarity of two maps of each image: 0 if one is a multiple of the other, 1 at most if neither is negative.
+    """1 - cosine similarity of two maps of each image: 0 if one is a positive multiple of the other, at most 1 without negatives.
 
-    Takes and raises what `rank_correlation` does. Also raises a ValueError if a value is infinite.
+    It has the arguments and errors of `rank_correlation`. It also raises a ValueError if a value is infinite.
+
+    Returns:
+        [N], 0 to 2; 0 to 1 for maps without negative values.
 
     Examples:
         >>> maps = torch.tensor([[[3.0, 4.0]]])
@@ -54,7 +61,7 @@ def cosine_drift(maps: Float[Tensor, "n 1 *s"], others: Float[Tensor, "n 1 *s"])
 class Drift(SampleMeanMetric):
     """Mean `rank_correlation` and `cosine_drift` between two maps of each image.
 
-    `update(maps, others)` takes what they do; `compute()` gives both by name.
+    `update(maps, others)` has their arguments. `compute()` returns a dict with "rank_correlation" and "cosine_drift".
 
     Examples:
         >>> metric = Drift()
@@ -75,19 +82,19 @@ def _check_pair(maps: Tensor, others: Tensor) -> None:
     if maps.shape != others.shape:
         raise ValueError(
             f"maps of shape {tuple(maps.shape)} cannot be compared with maps of shape {tuple(others.shape)}: "
-            "expected two maps of each image, of one size"
+            "expected two maps of each image, of the same size"
         )
 
 
 def _to_unit_scale(maps: Float[Tensor, "n 1 *s"]) -> Float[Tensor, "n p"]:
-    """Each map over its largest magnitude: squares of very small and very large numbers are none in 32 bits."""
+    """Each map divided by its largest magnitude: the squares of very small and very large numbers do not fit into 32 bits."""
     flat = maps.flatten(1).to(torch.promote_types(maps.dtype, torch.float32))
     largest = flat.abs().amax(1, keepdim=True)
     return flat / torch.where(largest > 0, largest, 1)
 
 
 def _center_ranks(values: Float[Tensor, "n p"]) -> Float[Tensor, "n p"]:
-    """The rank of every value in its row, less the mean, over the number of values; equal values share their mean rank."""
+    """(rank in its row - mean rank) / number of values, for every value. Equal values share their mean rank."""
     pixels = values.shape[1]
     ordered, order = values.detach().sort(1)
     places = torch.arange(pixels, device=values.device)

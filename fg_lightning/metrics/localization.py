@@ -17,12 +17,15 @@ from fg_lightning.removal.pixel_ranking import check_maps
 def pointing_game(maps: Float[Tensor, "n 1 *s"], mask: Bool[Tensor, "n 1 *s"], *, tolerance: int = 0) -> Float[Tensor, " n"]:
     """Whether the most salient pixel of every map lies on the mask (Zhang et al. 2018): 1 or 0.
 
-    If several pixels are the most salient ones, it is the share of them that lies on the mask.
+    If several pixels are equally the most salient, it is the share of them that lies on the mask.
 
     Args:
-        maps: [N, 1, *S].
-        mask: True where the object is, [N, 1, *S].
-        tolerance: how many pixels beside the mask still count, in straight distance; the paper takes 15.
+        maps: [N, 1, *S], floating-point.
+        mask: True where the object is, bool [N, 1, *S].
+        tolerance: pixels at most so far from the mask count, too; the Euclidean distance in pixels. The paper uses 15. Default: 0.
+
+    Returns:
+        [N], 0 to 1.
 
     Raises:
         TypeError: if the maps are not floating-point or the mask is not boolean.
@@ -47,8 +50,11 @@ def relevance_mass(maps: Float[Tensor, "n 1 *s"], mask: Bool[Tensor, "n 1 *s"]) 
     """The share of every map's sum that lies on the mask (Arras et al. 2022, relevance mass accuracy).
 
     Args:
-        maps: [N, 1, *S], at least 0. A map of zeros counts as a flat one.
-        mask: True where the object is, [N, 1, *S].
+        maps: [N, 1, *S], floating-point, at least 0. A map of zeros counts as a flat one.
+        mask: True where the object is, bool [N, 1, *S].
+
+    Returns:
+        [N], 0 to 1.
 
     Raises:
         TypeError: if the maps are not floating-point or the mask is not boolean.
@@ -67,11 +73,11 @@ def relevance_mass(maps: Float[Tensor, "n 1 *s"], mask: Bool[Tensor, "n 1 *s"]) 
 class PointingGame(SampleMeanMetric):
     """The share of images whose most salient pixel lies on their mask: `pointing_game`.
 
-    `update(maps, mask)` takes what it does; `compute()` gives "pointing_game".
+    `update(maps, mask)` has its arguments. `compute()` returns a dict with "pointing_game".
 
     Args:
-        tolerance: how many pixels beside the mask still count.
-        **settings: torchmetrics' own.
+        tolerance: as in `pointing_game`. Default: 0.
+        **settings: settings of every torchmetrics metric, such as `sync_on_compute`.
     """
 
     names = ("pointing_game",)
@@ -90,7 +96,10 @@ class PointingGame(SampleMeanMetric):
 class RelevanceMass(SampleMeanMetric):
     """The mean share of a map's sum that lies on its mask: `relevance_mass`.
 
-    `update(maps, mask)` takes what it does; `compute()` gives "relevance_mass".
+    `update(maps, mask)` has its arguments. `compute()` returns a dict with "relevance_mass".
+
+    Args:
+        **settings: settings of every torchmetrics metric, such as `sync_on_compute`.
     """
 
     names = ("relevance_mass",)
@@ -117,7 +126,7 @@ def _check_mask(mask: Tensor, maps: Tensor) -> None:
 
 
 def _dilate(mask: Tensor, radius: int) -> Tensor:
-    """The mask and every pixel within the radius of it."""
+    """The mask and every pixel within a Euclidean distance of `radius` pixels."""
     if radius == 0:
         return mask
     axes = mask.ndim - 2

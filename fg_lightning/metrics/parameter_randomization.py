@@ -22,19 +22,20 @@ Mode = Literal["cascading", "independent"]
 class ParameterRandomization(SampleMeanMetric):
     """Rank correlation of each map with that of a network whose layers have random parameters (Adebayo et al. 2018, section 4).
 
-    A map that hardly changes shows what is in the image, not what the network has learned. A layer is a module with parameters of
-    its own. It is made anew by its `reset_parameters`; without one, the values of each parameter change places. Layers are taken in
-    the reverse of the order in which they are registered, which is mostly that from the output to the input.
+    A map that hardly changes shows the image, not what the network has learned. A layer is a module with parameters of its own. Its
+    `reset_parameters` randomizes it; without this method, the values of each parameter are shuffled. The layers come in the reverse
+    order of their registration, which is usually from the output to the input.
 
-    `update(images, target=None)` explains images; `compute()` gives the mean correlation by layer, from the output on. Each layer
-    costs a copy of the network and its maps.
+    `update(images, target=None)` explains images. `compute()` returns a dict from the name of a layer to the mean correlation, from
+    the output on. Each layer costs one explanation of the images; "independent" also costs a copy of the network.
 
     Args:
         model: the trained network. It is not changed.
-        method: a name in `fg_lightning.attribution.METHODS`, or a factory. Default: fullgrad.
-        mode: cascading randomizes a layer and all that came before it, independent one layer alone. Default: cascading.
-        seed: of the random parameters. No global random state is touched. Default: 0.
-        **settings: torchmetrics' own.
+        method: a name in `fg_lightning.attribution.METHODS`, or a factory. Default: "fullgrad".
+        mode: "cascading" randomizes a layer and all layers that come before it in this order, "independent" only one layer.
+            Default: "cascading".
+        seed: seed of the random parameters. The global random state is not changed. Default: 0.
+        **settings: settings of every torchmetrics metric, such as `sync_on_compute`.
 
     Raises:
         ValueError: if there is no such method or mode, or the model has no parameters.
@@ -62,17 +63,17 @@ class ParameterRandomization(SampleMeanMetric):
         self.names = _layer_names(model)
         factory = find_method(method) if isinstance(method, str) else method
         super().__init__(method, mode, seed, **settings)
-        self._model = [model]  # in a list, since the metric's own parameters and devices do not include it
+        self._model = [model]  # in a list, so that torch does not register it as a part of the metric
         self._factory = factory
         self._mode, self._seed = mode, seed
 
     def update(self, images: Float[Tensor, "n c *s"], target: Target = None) -> None:
-        """Explain images.
+        """Explains images and adds their correlations.
 
         Args:
             images: [N, C, *S], as the model takes them.
-            target: as in `fg_lightning.FullGrad`. None for the classes that the trained network predicts, which the random ones
-                explain as well.
+            target: as in `fg_lightning.FullGrad`. Default: None, the classes that the trained network predicts. The same classes
+                are explained for the random networks.
         """
         (model,) = self._model
         if target is None:
@@ -91,7 +92,7 @@ class ParameterRandomization(SampleMeanMetric):
 
 
 def _predict(model: nn.Module, images: Tensor) -> Tensor | None:
-    """The classes that a network predicts, [N]; None if its output leaves no choice."""
+    """The classes that a network predicts, [N]; None if its output has no classes to choose from."""
     selection = Selection(None, len(images))
     with preserve_model(model, images.device), torch.no_grad():
         selection(model(as_model_input(images, model)))
@@ -101,11 +102,11 @@ def _predict(model: nn.Module, images: Tensor) -> Tensor | None:
 def randomize_parameters(model: nn.Module, seed: int = 0) -> nn.Module:
     """A copy of a network in which every layer has random parameters, as at the end of the cascade of `ParameterRandomization`.
 
-    The network and the random state stay as they are.
+    The network and the global random state are not changed.
 
     Args:
         model: any network that can be copied.
-        seed: of the random parameters. Default: 0.
+        seed: seed of the random parameters. Default: 0.
 
     Raises:
         ValueError: if the model has no parameters.

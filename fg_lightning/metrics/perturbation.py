@@ -1,4 +1,4 @@
-"""Pixel perturbation: how the output changes if the pixels that a map calls least relevant, or most, are removed."""
+"""Pixel perturbation: how the output changes if the least or the most relevant pixels of a map are removed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ USUAL: dict[Order, Change] = {"lerf": "relative", "morf": "drop"}
 """The change that the authors of each order measured."""
 
 SETTINGS = ("fractions", "order", "fill", "change", "output", "seed", "dataset_mean", "normalization")
-"""What the metric passes on to `pixel_perturbation`, by name."""
+"""Names of the arguments that the metric passes on to `pixel_perturbation`."""
 
 LABELS: dict[Change, str] = {"relative": "|f(x') - f(x)| / |f(x)|", "drop": "f(x) - f(x')"}
 
@@ -56,37 +56,37 @@ def pixel_perturbation(
 ) -> Float[Tensor, "n f"]:
     """How the output of every image changes if a fraction of its pixels is removed.
 
-    order="lerf" removes the least relevant pixels. The change is |f(x') - f(x)| / |f(x)|, the lower the better (Srinivas & Fleuret
-    2019, section 5.1). order="morf" removes the most relevant ones. The change is f(x) - f(x'), the higher the better (Samek et al.
-    2017; their AOPC is its mean over steps). f is the output of the explained class, x' the image without its pixels.
+    order="lerf" removes the least relevant pixels. The change is |f(x') - f(x)| / |f(x)|, and lower is better (Srinivas & Fleuret
+    2019, section 5.1). order="morf" removes the most relevant pixels. The change is f(x) - f(x'), and higher is better (Samek et
+    al. 2017; their AOPC is its mean over steps). f is the output of the explained class, x' the image without its pixels.
 
-    The model runs in evaluation mode, once for all images and once more for every fraction. It comes back as it was: flags,
-    gradients and random state.
+    The model runs in evaluation mode, once for all images and once more for every fraction. Afterwards its modes and gradients and
+    the random state are as before.
 
     Args:
         model: the network.
         images: [N, C, *S], floating-point, as the model takes them.
-        maps: a saliency map of each, [N, 1, *S].
-        target: as in `full_gradients`. None for the class predicted from the whole image, at every fraction.
+        maps: the saliency map of each image, [N, 1, *S], floating-point.
+        target: as in `full_gradients`. Default: None, the class predicted from the whole image, for every fraction.
         fractions: [F], the shares of pixels to remove, 0 to 1. Each image loses exactly round(fraction * number of pixels).
-        order: "lerf" or "morf".
-        fill: what replaces them, see `fg_lightning.removal.find_fill`. The paper's is "black".
-        change: "relative" or "drop", the formulas above; None for the one that goes with the order.
-        output: what f is, "logit" (the output as it is, which FullGrad decomposes) or "probability" (its softmax; its sigmoid if
-            there is one number for each image).
-        seed: breaks ties between pixels of equal saliency.
-        dataset_mean: the training images' mean of each channel, for the fill of this name.
-        normalization: (mean, std), a number or one for each channel, if the images are (image - mean) / std. "black" needs it then,
-            and the numbers of a fill are of the images before.
-        additional_forward_args: what the model's forward takes after the images, one value or a tuple.
+        order: "lerf" or "morf". Default: "lerf".
+        fill: replaces the removed pixels, see `fg_lightning.removal.find_fill`. The paper uses "black". Default: the number 0.
+        change: "relative" or "drop", the formulas above. Default: None, "relative" for "lerf" and "drop" for "morf".
+        output: "logit" for f as the model returns it, which FullGrad decomposes; "probability" for its softmax, or its sigmoid if
+            there is one number for each image. Default: "logit".
+        seed: breaks ties between pixels of equal saliency. Default: 0.
+        dataset_mean: the training images' mean of each channel, for the fill "dataset_mean". Default: None.
+        normalization: (mean, std), one number or one for each channel, if the images are (image - mean) / std. The fill "black"
+            then needs it, and the numbers of a fill are in the units before. Default: None, not normalized.
+        additional_forward_args: arguments of the model's forward after the images, one value or a tuple. Default: None.
 
     Returns:
         [N, F].
 
     Raises:
-        TypeError: if images or maps are not floating-point, the target or the fill is of no known kind, or the model is no module.
-        ValueError: if fractions lie outside 0..1, shapes or targets do not fit, maps hold NaN, the output is not finite, or is 0
-            and the change is relative to it.
+        TypeError: if images or maps are not floating-point, the target or the fill has a wrong type, or the model is no module.
+        ValueError: if fractions lie outside 0..1, shapes or targets do not fit, maps hold NaN, or the batch is empty; if an order,
+            change, output or fill does not exist; or if the output is not finite, or is 0 and the change is relative to it.
 
     Examples:
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 1, bias=False))
@@ -101,7 +101,7 @@ def pixel_perturbation(
     _check_settings(fractions, order, change, output)
     check_model(model)
     if output == "probability" and callable(target) and not isinstance(target, Tensor):
-        raise ValueError("a target that is a function chooses its own numbers: let it return probabilities, with output='logit'")
+        raise ValueError("output='probability' needs a class, not a function; let it return probabilities, with output='logit'")
     check_images(images)
     if not len(images):
         raise ValueError("images must hold at least one image, but the batch is empty")
@@ -132,28 +132,28 @@ def pixel_perturbation(
 class PixelPerturbation(Metric):
     """The curve of `pixel_perturbation`: the mean change of the output over images, for every fraction of pixels removed.
 
-    `update(model, images, maps, target=None, additional_forward_args=None)` takes a batch, `compute()` gives [F], `area()` the area
-    under it, `plot()` draws it. It keeps sums and counts, so that it is exact over several processes.
+    `update(model, images, maps, target=None, additional_forward_args=None)` adds a batch. `compute()` returns the curve, [F],
+    `area()` the area under it, and `plot()` draws it. The metric keeps sums and counts, so it is exact over several processes.
 
     Args:
-        fractions: [F], rising, 0 to 1.
-        order: "lerf" (lower is better) or "morf" (higher is better).
-        fill: what replaces the pixels, see `fg_lightning.removal.find_fill`: a number in the images' own units, one for each
-            channel, "black", "dataset_mean", "image_mean", "noisy_linear", or a function.
-        change: "relative" or "drop"; None for the one that goes with the order.
-        output: "logit" or "probability".
-        seed: breaks ties between pixels of equal saliency.
-        dataset_mean: the training images' mean of each channel, for the fill of this name.
-        normalization: (mean, std) of normalized images, as in `pixel_perturbation`.
-        **settings: torchmetrics' own, such as `sync_on_compute`.
+        fractions: [F], in increasing order, 0 to 1.
+        order: "lerf" (lower is better) or "morf" (higher is better). Default: "lerf".
+        fill: replaces the removed pixels, see `fg_lightning.removal.find_fill`: a number in the images' own units, one for each
+            channel, "black", "dataset_mean", "image_mean", "noisy_linear", or a function. Default: the number 0.
+        change: "relative" or "drop". Default: None, "relative" for "lerf" and "drop" for "morf".
+        output: "logit" or "probability". Default: "logit".
+        seed: breaks ties between pixels of equal saliency. Default: 0.
+        dataset_mean: the training images' mean of each channel, for the fill "dataset_mean". Default: None.
+        normalization: (mean, std) of normalized images, as in `pixel_perturbation`. Default: None, not normalized.
+        **settings: settings of every torchmetrics metric, such as `sync_on_compute`.
 
     Attributes:
         label: the formula of the change, for an axis.
 
     Raises:
-        TypeError: if the fill is of no known kind.
-        ValueError: if there are no fractions, they do not rise or lie outside 0..1, or there is no such order, fill, change or
-            output.
+        TypeError: if the fill has a wrong type.
+        ValueError: if there are no fractions, they do not increase or lie outside 0..1, or an order, fill, change or output does
+            not exist.
 
     Examples:
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 1, bias=False))
@@ -212,7 +212,7 @@ class PixelPerturbation(Metric):
         target: Target = None,
         additional_forward_args: Any = None,
     ) -> None:
-        """Takes what `pixel_perturbation` does, and raises it."""
+        """Adds a batch. It has the arguments and errors of `pixel_perturbation`."""
         settings = self._settings()
         changes = pixel_perturbation(model, images, maps, target, additional_forward_args=additional_forward_args, **settings)
         self.sums += changes.sum(0).to(self.sums)
@@ -222,11 +222,11 @@ class PixelPerturbation(Metric):
         return {name: getattr(self, name) for name in SETTINGS}
 
     def compute(self) -> Float[Tensor, "*f"]:
-        """The mean change for every fraction, [F]; of a single fraction a scalar, as in torchmetrics."""
+        """The mean change for every fraction, [F]; a scalar if there is a single fraction, as in torchmetrics."""
         return self.sums / self.count
 
     def area(self) -> Float[Tensor, ""]:
-        """The area under the curve, by trapezoids, over the range of the fractions: the mean change within it."""
+        """The area under the curve, by trapezoids, divided by the range of the fractions: the mean change in this range."""
         curve = self.compute()
         if curve.ndim == 0:
             return curve
@@ -235,12 +235,18 @@ class PixelPerturbation(Metric):
     def plot(
         self, val: Union[Float[Tensor, "*f"], Sequence[Float[Tensor, "*f"]], None] = None, ax: Axes | None = None
     ) -> tuple[Figure | None, Any]:
-        """Draws a curve, into the axes or a new figure: by default what `compute` returns now, with its area.
+        """Draws a curve.
 
         Args:
-            val: what `compute` or `forward` returned, or a list of it. A list gives a curve for each step, or a line over steps if
-                there is one fraction.
-            ax: axes to draw into.
+            val: a result of `compute` or `forward`, or a list of results. A list gives a curve for each step, or a line over steps
+                if there is one fraction. Default: None, the current result of `compute`, with its area.
+            ax: axes to draw into. Default: None, a new figure.
+
+        Returns:
+            The figure, or None if `ax` is given, and the axes.
+
+        Raises:
+            ValueError: if `val` is an empty list.
         """
         if val is not None and not isinstance(val, Tensor):
             return self._plot_steps(val, ax)
@@ -299,5 +305,5 @@ def _check_divisor(before: Tensor, change_between: Callable[[Tensor, Tensor], Te
     if zero and change_between is _CHANGES["relative"]:
         raise ValueError(
             f"the output is 0 for {len(zero)} of {len(before)} images, first for image {zero[0]} of the batch, "
-            "so that no change can be relative to it; take change='drop', or output='probability'"
+            "so a change cannot be relative to it; use change='drop', or output='probability'"
         )

@@ -27,11 +27,11 @@ class SampleMeanMetric(Metric):
     """Means over samples.
 
     Args:
-        *choices: the settings that the numbers of a sample depend on.
-        **settings: torchmetrics' own, such as `sync_on_compute`.
+        *choices: the settings on which the numbers of a sample depend.
+        **settings: settings of every torchmetrics metric, such as `sync_on_compute`.
 
     Attributes:
-        names: of the numbers, in the order in which `_add` takes them.
+        names: names of the numbers, in the order of the arguments of `_add`.
     """
 
     is_differentiable = False
@@ -50,7 +50,7 @@ class SampleMeanMetric(Metric):
         """Adds the numbers of a batch's samples.
 
         Raises:
-            ValueError: if there are none.
+            ValueError: if the batch is empty.
         """
         if not len(numbers[0]):
             raise ValueError("the batch is empty, so it has no mean; leave empty batches out")
@@ -58,11 +58,11 @@ class SampleMeanMetric(Metric):
         self.count += len(numbers[0])
 
     def compute(self) -> dict[str, Tensor]:
-        """The means by name."""
+        """The means, by name."""
         return dict(zip(self.names, self.sums / self.count, strict=True))
 
     def plot(
         self, val: Union[dict[str, Tensor], Sequence[dict[str, Tensor]], None] = None, ax: Axes | None = None
     ) -> tuple[Figure | None, Any]:
-        """Draws what `compute` or `forward` returned, a list of it as lines over steps; by default what `compute` returns now."""
+        """Draws a result of `compute` or `forward`, or a list of results as lines over steps. Default: the current result."""
         return self._plot(val, ax)

@@ -1,4 +1,4 @@
-"""Which pixels are removed, and what fills them: for pixel perturbation and for remove-and-retrain."""
+"""Chooses pixels to remove and fills them, for pixel perturbation and for remove-and-retrain."""
 
 from fg_lightning.removal.fills import Fill, FillFunction, find_fill
 from fg_lightning.removal.noisy_linear_fill import noisy_linear

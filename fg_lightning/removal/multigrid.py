@@ -1,14 +1,14 @@
 """Multigrid for noisy linear imputation: every removed pixel becomes the weighted mean of its neighbours.
 
-Memory that is fresh to the process costs more than the arithmetic on it. So what happens often happens in place, on views that are
-made beforehand.
+New memory costs more time than the arithmetic on it. So frequent operations work in place, on views that are made once.
 
 The neighbours' weights are those of the kernel [1, 2, 1] in every dimension without its centre: in the plane 1/6 beside a pixel and
-1/12 across its corner. Neighbours outside the image do not count, and the weights of the others grow accordingly. Times the sum of
-the neighbours' weights that is a symmetric system over the removed pixels, A x = b, where b is what the other pixels contribute.
+1/12 across its corner. Neighbours outside the image do not count, and the weights of the others increase accordingly. If each
+equation is multiplied by the sum of its neighbours' weights, this is a symmetric system over the removed pixels, A x = b. The other
+pixels contribute b.
 
-Two pixels in every dimension are one of the next coarser grid, which is removed there if all of them are (Briggs, Henson &
-McCormick, A Multigrid Tutorial, 2000).
+Two pixels in every dimension form one pixel of the next coarser grid. It is removed there if they all are removed (Briggs, Henson
+& McCormick, A Multigrid Tutorial, 2000).
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class Field:
     """Values on a grid, with a border of zeros around them.
 
     Args:
-        like: a tensor of the precision and on the device to work in.
+        like: a tensor with the precision and the device to work with.
         shape: (N, C, *S).
-        scratch: what `binomial` overwrites. Fields that do not need it at once share it.
+        scratch: memory that `binomial` overwrites. Fields that do not need it at the same time share it.
 
     Attributes:
-        framed: [N, C, *S + 2].
-        values: [N, C, *S], without the border; to write here is to set the field.
+        framed: [N, C, *S + 2], with the border.
+        values: [N, C, *S], a view without the border. Writing to it sets the field.
     """
 
     def __init__(self, like: Tensor, shape: tuple[int, ...], scratch: Scratch) -> None:
@@ -59,7 +59,7 @@ class Field:
         self._sum = source
 
     def binomial(self) -> Float[Tensor, "n c *s"]:
-        """Sums with weights [1, 2, 1] in every dimension, which is [1, 1] twice over; in scratch memory."""
+        """Sums with weights [1, 2, 1] in every dimension, computed as [1, 1] twice. The result is in scratch memory."""
         for left, right, target in self._steps:
             add(left, right, out=target)
         return self._sum
@@ -70,17 +70,17 @@ def framed_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 class Interpolation:
-    """Linear interpolation from a coarse grid, whose pixels are two wide in every dimension, to a fine one; and its transpose.
+    """Linear interpolation from a coarse grid to a fine one with twice as many pixels in every dimension, and its transpose.
 
-    In every dimension a fine pixel is the coarse one that it lies in, plus 1/3 of the nearer one beside it: 4/3 of their mean
-    with weights 3/4 and 1/4.
+    In every dimension, a fine pixel is its coarse pixel plus 1/3 of the nearer neighbour of that: 4/3 of their mean with weights
+    3/4 and 1/4.
 
     Args:
-        coarse: where `to_fine` reads, [N, C, *S + 2]: values with a border of zeros.
-        sums: where `to_coarse` writes, [N, C, *S].
+        coarse: input of `to_fine`, [N, C, *S + 2]: values with a border of zeros.
+        sums: output of `to_coarse`, [N, C, *S].
 
     Attributes:
-        fine: where `to_fine` writes and `to_coarse` reads, [N, C, *2S].
+        fine: output of `to_fine` and input of `to_coarse`, [N, C, *2S].
     """
 
     def __init__(self, coarse: Tensor, sums: Tensor) -> None:
@@ -118,18 +118,18 @@ def _without_border(framed: Tensor, dims: range) -> Tensor:
 
 
 COARSEST = 64
-"""A grid of so many pixels or fewer is solved exactly."""
+"""A grid of at most so many pixels is solved exactly."""
 
 
 class Grid:
     """The system on one grid, the coarser grids below it, and the buffers to solve it in.
 
     Args:
-        like: a tensor of the precision and on the device to work in.
+        like: a tensor with the precision and the device to work with.
         shape: (N, C, *S) of the images.
 
     Attributes:
-        shape: (N, C, *S'), the sides made even; what lies outside the image is neither removed nor left.
+        shape: (N, C, *S'), with even sides. Pixels outside the image are neither removed nor kept.
         right: right-hand sides that the next finer grid writes, [N, C, *S'].
         whole: whether no pixel is removed, so that there is nothing to solve.
     """
@@ -146,13 +146,13 @@ class Grid:
         degree = (weights.binomial() - 2**axes * self._inside).clamp_min(1)
         self._diagonal = degree + 2**axes
         wide = max(1, sum(side > 1 for side in shape[2:]))
-        # 4/3 would damp best what the next grid cannot show, but leave a checkerboard as it is where one side alone is wide.
+        # 4/3 would best damp the errors that the next grid cannot represent. It does not damp a checkerboard if one side is wide.
         self._damping = 1.3 * (1 - 0.5**wide) / degree
         # Relaxation: x + damping (b - A x) = kept x + damping (b + binomial sum of x).
         self._kept = 1 - self._damping * self._diagonal
         self._shares = torch.full_like(self._inside, 0.75**axes)
         for dim in range(2, len(shape)):
-            for end in (0, -1):  # beside the border there is one coarse pixel to take from
+            for end in (0, -1):  # a pixel at the border has only one coarse pixel
                 self._shares.select(dim, end).mul_(4 / 3)
         self._removed, self._relaxation, self._share = (like.new_zeros(shape[0], 1, *self.shape[2:]) for _ in range(3))
         self._coarser: Grid | None = None
@@ -161,7 +161,7 @@ class Grid:
             self._coarser = Grid(like, (*shape[:2], *halves))
             framed = crop(self._coarser.field.framed, tuple(half + 2 for half in halves))
             self._transfer = Interpolation(framed, crop(self._coarser.right, halves))
-            # In d dimensions second differences at twice the spacing are 2^(d-2) times what they are at one.
+            # In d dimensions, second differences at twice the spacing are 2^(d-2) times those at the spacing.
             self._scale = 2.0 ** (2 - wide)
 
     def new_field(self, like: Tensor) -> Field:
@@ -187,11 +187,11 @@ class Grid:
             self._coarser.remove(pad_to_even((self._counts == 0).to(left)))
 
     def residual(self, field: Field) -> Float[Tensor, "n c *s"]:
-        """b - A x of a field that holds x and the pixels that are left; -A x of one that holds x alone. In scratch memory."""
+        """b - A x of a field that holds x and the kept pixels; -A x of a field that holds only x. In scratch memory."""
         return field.binomial().addcmul_(self._diagonal, field.values, value=-1).mul_(self._removed)
 
     def v_cycle(self, right: Float[Tensor, "n c *s"]) -> Float[Tensor, "n c *s"]:
-        """A symmetric approximation of A's inverse, applied to right-hand sides; in `field`."""
+        """A symmetric approximation of A's inverse, applied to right-hand sides. The result is in `field`."""
         values, coarser = self.field.values, self._coarser
         if coarser is None:
             solved = self._inverse @ right.flatten(2).mT
@@ -206,7 +206,7 @@ class Grid:
         return torch.addcmul(weighted, self._kept, values, out=values)
 
     def first_solution(self, images: Float[Tensor, "n c *s"]) -> Float[Tensor, "n c *s"]:
-        """Full multigrid: a first solution from the coarser grids, written into images that hold 0 where pixels are removed."""
+        """Full multigrid: writes a first solution from the coarser grids into images that are 0 in removed pixels."""
         coarser = self._coarser
         if coarser is None:
             self.field.values.copy_(images)
@@ -220,12 +220,12 @@ class Grid:
         return images.addcmul_(self._share, self._transfer.to_fine())
 
     def dot(self, a: Tensor, b: Tensor) -> Float[Tensor, "n c *ones"]:
-        """Of every channel; overwrites scratch memory that no sum is in."""
+        """The scalar product of every channel. It overwrites scratch memory that holds no sum."""
         product = torch.mul(a, b, out=self._scratch.view(0, self.shape))
         return product.sum(tuple(range(2, a.ndim)), keepdim=True)
 
     def largest(self, a: Tensor) -> Float[Tensor, "n c *ones"]:
-        """The largest magnitude in every channel; overwrites scratch memory that no sum is in."""
+        """The largest magnitude in every channel. It overwrites scratch memory that holds no sum."""
         magnitude = torch.abs(a, out=self._scratch.view(0, self.shape))
         return magnitude.amax(tuple(range(2, a.ndim)), keepdim=True)
 
@@ -240,7 +240,7 @@ class Grid:
 
 
 def pad_to_even(values: Tensor) -> Tensor:
-    """Zeros behind the last pixel where a side is odd."""
+    """Adds zeros behind the last pixel of every odd side."""
     if all(side % 2 == 0 for side in values.shape[2:]):
         return values
     return F.pad(values, [width for side in reversed(values.shape[2:]) for width in (0, side % 2)])

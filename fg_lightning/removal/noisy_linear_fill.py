@@ -1,9 +1,9 @@
 """Noisy linear imputation (Rong et al., A Consistent and Efficient Evaluation Strategy for Attribution Methods, ICML 2022).
 
-A removed pixel becomes the weighted mean of its eight neighbours, some of which are removed themselves, and a little noise. So it
-neither stands out from its neighbours nor follows from them. The weights (1/6 beside, 1/12 across the corner), the borders
-(neighbours outside the image do not count, the others' weights grow) and the noise are those of the authors' code. Their sparse
-solver is replaced by conjugate gradients, preconditioned by a multigrid V-cycle.
+A removed pixel becomes the weighted mean of its eight neighbours, which may be removed themselves, plus a little noise. So it does
+not stand out from its neighbours, and they do not determine it. The weights (1/6 beside, 1/12 across the corner), the borders
+(neighbours outside the image do not count, and the others' weights increase) and the noise are those of the authors' code. This
+module replaces their sparse solver by conjugate gradients, preconditioned by a multigrid V-cycle.
 """
 
 from __future__ import annotations
@@ -17,35 +17,36 @@ from fg_lightning.removal.pixel_ranking import check_images_and_mask
 from fg_lightning.sample_seeds import seeds_of
 
 NOISE = 0.01
-"""Standard deviation of the noise in the images' own units: the authors' choice, for images in units of about 1."""
+"""Standard deviation of the noise in the images' own units. The authors chose it, for images of about unit scale."""
 
 TOLERANCE = 5e-4
-"""The largest last correction, relative to the range of the image. The next one would be half of it or less."""
+"""The iteration ends after a correction of at most this size, relative to the range of the image. A next one would be at most half
+as large."""
 
 MAX_ITERATIONS = 50
-"""Of conjugate gradients. Five or six are needed if half of a photograph is removed."""
+"""Largest number of iterations of conjugate gradients. Five or six are enough if half of a photograph is removed."""
 
 NUMBERS_AT_ONCE = 400_000
-"""How many numbers are solved for together on a CPU: few enough for its caches, enough to make small grids worth their calls."""
+"""Numbers that are solved for at once on a CPU: few enough for its caches, and enough for efficient calls on small grids."""
 
 
 def noisy_linear(
     images: Float[Tensor, "n c *s"], mask: Bool[Tensor, "n 1 *s"], *, noise: float = NOISE, seed: int = 0
 ) -> Float[Tensor, "n c *s"]:
-    """Replaces removed pixels by the weighted mean of their neighbours, and noise.
+    """Replaces removed pixels by the weighted mean of their neighbours, plus noise.
 
-    An image that is removed altogether becomes its channel means. The noise is drawn from the seed and what the image holds: it is
-    the same each time, on every device, in every batch and for every fraction.
+    If all pixels of an image are removed, they become its channel means. The noise depends only on the seed and the values of the
+    image: it is the same each time, on every device, in every batch and for every fraction.
 
     Args:
-        images: [N, C, *S] with one, two or three spatial dimensions. In one and three the neighbours' weights are those of
-            [1, 2, 1] in every dimension, as in the plane.
-        mask: True where a pixel is removed.
-        noise: its standard deviation, in the images' own units.
-        seed: of the noise.
+        images: [N, C, *S], floating-point, with one, two or three spatial dimensions. In one and three, the neighbours' weights are
+            those of [1, 2, 1] in every dimension, as in the plane.
+        mask: bool [N, 1, *S], True where a pixel is removed.
+        noise: standard deviation of the noise, in the images' own units. Default: 0.01.
+        seed: seed of the noise. Default: 0.
 
     Returns:
-        [N, C, *S]; without the noise within 1e-3 of the exact solution, relative to the range of each image.
+        [N, C, *S]. Without the noise, it is within 1e-3 of the exact solution, relative to the range of each image.
 
     Raises:
         TypeError: if the images are not floating-point or the mask is not boolean.
@@ -72,7 +73,7 @@ def solve_removed(images: Float[Tensor, "n c *s"], removed: Bool[Tensor, "n 1 *s
 
     Args:
         images: [N, C, *S], float32 or float64.
-        removed: True where a pixel is removed; something must be left of every image.
+        removed: bool [N, 1, *S], True where a pixel is removed. At least one pixel of every image must be kept.
 
     Returns:
         [N, C, *S], within 1e-3 of the exact solution, relative to the range of each image.
@@ -89,7 +90,7 @@ def solve_removed(images: Float[Tensor, "n c *s"], removed: Bool[Tensor, "n 1 *s
 
 
 def _conjugate_gradients(grid: Grid, images: Tensor, removed: Tensor) -> Tensor:
-    """Every channel of every image is a system of its own and stops on its own."""
+    """Solves a system for every channel of every image. Each stops when it is solved."""
     size = tuple(images.shape[2:])
     holes = removed.to(images.dtype)
     grid.remove(pad_to_even(holes))
@@ -115,7 +116,7 @@ def _conjugate_gradients(grid: Grid, images: Tensor, removed: Tensor) -> Tensor:
 
 
 def _accuracy(values: Tensor) -> Tensor:
-    """The largest last correction of each image, [N, 1, 1 ...]; never below its precision."""
+    """The size of a correction after which the iteration ends, for each image, [N, 1, 1 ...]; not below its precision."""
     everywhere = tuple(range(1, values.ndim))
     high, low = values.amax(everywhere, keepdim=True), values.amin(everywhere, keepdim=True)
     return TOLERANCE * (high - low) + 8 * torch.finfo(values.dtype).eps * torch.maximum(high, -low)

@@ -1,4 +1,4 @@
-"""Which pixels are removed: the order that a saliency map puts them in."""
+"""Ranks the pixels of a saliency map, and chooses those to remove."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def ranks(maps: Float[Tensor, "n 1 *s"], seed: Seed = 0) -> Int[Tensor, "n *s"]:
     Pixels of equal saliency are ranked at random, but the same each time and in every batch.
 
     Args:
-        maps: saliency maps [N, 1, *S].
-        seed: for the ties. An int: every image draws its own from it and from what its map holds, so that equal maps have equal
-            ranks. A sequence: one int for each image, such as its index in the data set.
+        maps: saliency maps [N, 1, *S], floating-point.
+        seed: breaks the ties. An int is combined with the values of each map, so equal maps have equal ranks. A sequence has one
+            int for each image, such as its index in the data set. Default: 0.
 
     Returns:
-        [N, *S], a permutation of 0 .. number of pixels - 1 for every image.
+        [N, *S], int64, a permutation of 0 .. number of pixels - 1 for every image.
 
     Raises:
         TypeError: if the maps are no floating-point tensor.
@@ -51,15 +51,15 @@ def ranks(maps: Float[Tensor, "n 1 *s"], seed: Seed = 0) -> Int[Tensor, "n *s"]:
 
 
 def removal_mask(ranks: Ranks, fraction: float, order: Order = "morf") -> Ranks:
-    """The pixels of ranked images that are removed: exactly round(fraction * number of pixels) of each.
+    """The mask of the pixels to remove: exactly round(fraction * number of pixels) of each image.
 
     Args:
         ranks: [N, *S] from `ranks`, as a tensor or an array of any integer type.
         fraction: the share of pixels to remove, 0 to 1.
-        order: "morf" or "lerf".
+        order: "morf" (most relevant first) or "lerf" (least relevant first). Default: "morf".
 
     Returns:
-        Booleans [N, *S], of the kind that the ranks are.
+        Bool [N, *S], True where a pixel is removed; an array if the ranks are one.
 
     Raises:
         ValueError: if the fraction lies outside 0..1 or there is no such order.
@@ -69,12 +69,22 @@ def removal_mask(ranks: Ranks, fraction: float, order: Order = "morf") -> Ranks:
     pixels = math.prod(ranks.shape[1:])
     count = round(fraction * pixels)
     if isinstance(ranks, Tensor) and ranks.dtype in (torch.uint16, torch.uint32, torch.uint64):
-        ranks = ranks.long()  # torch compares none of these
+        ranks = ranks.long()  # torch cannot compare these types
     return ranks < count if order == "morf" else ranks >= pixels - count
 
 
 def top_pixels(maps: Float[Tensor, "n 1 *s"], fraction: float, order: Order = "morf", seed: Seed = 0) -> Bool[Tensor, "n 1 *s"]:
-    """The pixels that are removed: the `removal_mask` of the maps' `ranks`. It takes their arguments and raises their errors."""
+    """The mask of the pixels to remove: the `removal_mask` of the maps' `ranks`, with their errors.
+
+    Args:
+        maps: saliency maps [N, 1, *S], floating-point.
+        fraction: the share of pixels to remove, 0 to 1.
+        order: "morf" (most relevant first) or "lerf" (least relevant first). Default: "morf".
+        seed: breaks ties between pixels of equal saliency, as in `ranks`. Default: 0.
+
+    Returns:
+        Bool [N, 1, *S], True where a pixel is removed.
+    """
     return removal_mask(ranks(maps, seed), fraction, order).unsqueeze(1)
 
 
@@ -88,7 +98,8 @@ def check_images(images: Tensor) -> None:
 
 
 def check_images_and_mask(images: Tensor, mask: Tensor) -> None:
-    """
+    """Checks images [N, C, *S] and a mask [N, 1, *S].
+
     Raises:
         TypeError: if the images are not floating-point or the mask is not boolean.
         ValueError: if the mask does not fit the images.
@@ -100,14 +111,14 @@ def check_images_and_mask(images: Tensor, mask: Tensor) -> None:
     expected = (len(images), 1, *images.shape[2:])
     if mask.shape != expected:
         raise ValueError(
-            f"mask has shape {tuple(mask.shape)}, but images of shape {tuple(images.shape)} take one of shape {expected}"
+            f"mask has shape {tuple(mask.shape)}, but images of shape {tuple(images.shape)} need a mask of shape {expected}"
         )
 
 
 def check_fraction(fraction: float) -> None:
     """Raises ValueError if the fraction lies outside 0..1."""
     if not 0 <= fraction <= 1:
-        raise ValueError(f"fraction must lie between 0 and 1, but is {fraction}; a percentage is divided by 100")
+        raise ValueError(f"fraction must lie between 0 and 1, but is {fraction}; divide a percentage by 100")
 
 
 def check_order(order: str) -> None:
@@ -117,10 +128,11 @@ def check_order(order: str) -> None:
 
 
 def check_maps(maps: Tensor, images: Tensor | None = None) -> None:
-    """
+    """Checks saliency maps.
+
     Args:
-        maps: what should be saliency maps, [N, 1, *S].
-        images: [N, C, *S] that they should belong to, if any.
+        maps: saliency maps, [N, 1, *S].
+        images: [N, C, *S], the images of the maps. Default: None, they are not checked.
 
     Raises:
         TypeError: if the maps are no floating-point tensor.
@@ -131,18 +143,18 @@ def check_maps(maps: Tensor, images: Tensor | None = None) -> None:
         raise TypeError(f"maps must be a floating-point tensor [N, 1, *S], not {got}")
     if maps.ndim < 3 or maps.shape[1] != 1:
         raise ValueError(
-            f"maps must be [N, 1, *S], but have shape {tuple(maps.shape)}; a map without channels takes one with maps[:, None], "
-            "one with several is summed over them, maps.sum(1, keepdim=True)"
+            f"maps must be [N, 1, *S], but have shape {tuple(maps.shape)}; add a channel with maps[:, None], "
+            "or sum several channels with maps.sum(1, keepdim=True)"
         )
     if images is not None and (len(maps) != len(images) or maps.shape[2:] != images.shape[2:]):
         raise ValueError(
             f"maps of shape {tuple(maps.shape)} do not fit images of shape {tuple(images.shape)}: "
-            f"expected {(len(images), 1, *images.shape[2:])}; torch.nn.functional.interpolate brings maps to the images' size"
+            f"expected {(len(images), 1, *images.shape[2:])}; resize the maps with torch.nn.functional.interpolate"
         )
     unknown = maps.isnan().flatten(1).sum(1)
     if bool(unknown.any()):
         where = unknown.nonzero().flatten().tolist()
         raise ValueError(
-            f"{int(unknown.sum())} of {maps.numel()} saliency values are NaN, in the maps at {list_briefly(where)} of the batch; "
-            "pixels cannot be ranked by them: was the model's output or gradient finite?"
+            f"{int(unknown.sum())} of {maps.numel()} saliency values are NaN, in the maps at {list_briefly(where)} of the batch, "
+            "so pixels cannot be ranked; check that the model's output and gradients are finite"
         )

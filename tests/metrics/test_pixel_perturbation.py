@@ -298,7 +298,7 @@ def test_fills_of_normalized_images_are_those_of_the_images_before(fill: object)
 
 
 def test_black_of_normalized_images_is_refused_without_their_normalization() -> None:
-    with pytest.raises(ValueError, match=r"values below 0[.] Say how they were normalized"):
+    with pytest.raises(ValueError, match=r"values below 0[.] Give their normalization"):
         pixel_perturbation(network(), *images_and_maps(), 1, fractions=[0.5], fill="black")
 
 

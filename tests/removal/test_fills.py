@@ -65,7 +65,7 @@ def test_black_is_zero_of_images_that_are_not_normalized() -> None:
     images, mask = images_and_mask()
     assert torch.equal(find_fill("black")(images.abs(), mask), replaced_one_by_one(images.abs(), mask, [[0.0, 0.0]] * 3))
     assert find_fill("black")(images[:0], mask[:0]).shape == (0, 2, 4, 5)
-    with pytest.raises(ValueError, match=r"not normalized, .* values below 0. Say .* normalization=\(\["):
+    with pytest.raises(ValueError, match=r"not normalized, .* values below 0. Give their .* normalization=\(\["):
         find_fill("black")(images, mask)
 
 
@@ -100,7 +100,7 @@ def test_a_normalization_by_which_pixels_are_darker_than_black_is_refused() -> N
     black = find_fill("black", normalization=(0.5, 0.5))
     assert black(2 * images - 1, mask).min() == -1
     black(2 * images - 1.05, mask)  # bicubic resizing overshoots as far
-    with pytest.raises(ValueError, match=r"some pixels were -0.\d+: images were normalized by other numbers. Give theirs"):
+    with pytest.raises(ValueError, match=r"some pixels were -0.\d+: the images were normalized with other numbers. Give these"):
         black((images - 0.5) / 0.25, mask)
 
 
@@ -187,8 +187,8 @@ def test_a_fill_of_another_number_of_channels_is_refused_with_both_numbers() -> 
             r"torch.uint8: .* images.float\(\) / 255",
         ),
         (torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2), TypeError, "mask must be a boolean tensor, .* torch.float32"),
-        (torch.zeros(1, 3, 2, 2), torch.ones(1, 3, 2, 2).bool(), ValueError, r"one of shape \(1, 1, 2, 2\)"),
-        (torch.zeros(2, 3, 2, 2), torch.ones(1, 1, 2, 2).bool(), ValueError, r"one of shape \(2, 1, 2, 2\)"),
+        (torch.zeros(1, 3, 2, 2), torch.ones(1, 3, 2, 2).bool(), ValueError, r"a mask of shape \(1, 1, 2, 2\)"),
+        (torch.zeros(2, 3, 2, 2), torch.ones(1, 1, 2, 2).bool(), ValueError, r"a mask of shape \(2, 1, 2, 2\)"),
     ],
 )
 @pytest.mark.ill_typed

@@ -350,7 +350,7 @@ def test_torchvisions_presets_are_taken_apart():
 
 
 def test_wrong_arguments_are_refused(store, tmp_path):
-    with pytest.raises(ValueError, match="a percentage is divided by 100"):
+    with pytest.raises(ValueError, match="divide a percentage by 100"):
         ROARDataModule(Data(), store, 30)
     with pytest.raises(ValueError, match="order must be"):
         ROARDataModule(Data(), store, 0.3, order="most")
