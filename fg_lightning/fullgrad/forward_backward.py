@@ -279,8 +279,8 @@ def _call_model(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
         if is_about_half and not torch.is_autocast_enabled(inputs[0].device.type):
             raise ValueError(
                 "the forward converts to half precision itself, but weights in half precision are explained in float32; "
-                "explain a copy of the model without that conversion or, if the forward enters autocast itself, pass autocast=True to "
-                f"FullGrad or full_gradients ({error})"
+                "explain a copy of the model without that conversion or, if the forward enters autocast itself, pass autocast=True "
+                f"to FullGrad or full_gradients ({error})"
             ) from error
         raise
 
