@@ -113,7 +113,7 @@ def _load_pretrained(kind: Any, folder: Path) -> nn.Module:
     missing = sorted(facts["missing_keys"])
     if missing:
         raise CannotRun(
-            f"it lacks {len(missing)} of the network's weights ({list_briefly(missing, 3)}); it belongs to another network"
+            f"it lacks {len(missing)} of the network's weights ({list_briefly(missing, 3)}); it may belong to another network"
         )
     assert isinstance(network, nn.Module)
     return network

@@ -194,6 +194,8 @@ def record_checkpoints(
                     kept = {"done": done, "last": checkpoint.order[0], "target": options.get("target"), "added_to": added_to}
                     torch.save({**kept, "recorder": recorder.state_dict()}, file)
     if not recorder.history.snapshots:
+        if not recorded.skipped:
+            raise CannotRun(f"{output} cannot be written ({one_line(str(notes.last_error))}); give another --output")
         raise CannotRun(f"no checkpoint could be explained. The first: {next(iter(recorded.skipped.values()))}")
     return recorded
 

@@ -175,7 +175,7 @@ def find_weights(content: Mapping[str, Any], names: Iterable[str], prefix: str |
         raise CannotRun(
             f"it lacks {len(missing)} of the network's {len(wanted)} weights ({list_briefly(missing, 3)}), and has "
             f"{list_briefly([key for key in weights if key.removeprefix(prefix) not in wanted], 3) or 'no others'}; "
-            "it belongs to another network"
+            "it may belong to another network"
         )
     return {name: weights[prefix + name] for name in wanted}
 
