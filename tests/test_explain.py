@@ -224,7 +224,7 @@ def test_dataset_mean_is_that_of_torchvisions_weights(photos: Path, monkeypatch:
     curves.update("edges", network.model.eval(), image, image.mean(1, keepdim=True), torch.tensor([3]))
     expected = pixel_perturbation(made, image, image.mean(1, keepdim=True), 3, fractions=[0.5, 1.0], fill=0.0)
     assert curves.changes("edges")[0] == pytest.approx(expected[0].numpy(), rel=1e-4)  # float32
-    with pytest.raises(CannotRun, match="mean of the training images, which is not known here: give its numbers"):
+    with pytest.raises(CannotRun, match="mean of the training images, which is unknown here; give its numbers"):
         measure_perturbation(from_torchvision("squeezenet1_1", "none"), [0.5], "lerf", "dataset_mean")
 
 
@@ -432,7 +432,7 @@ def test_a_method_that_fails_later_has_no_map_from_then_on(photos: Path, monkeyp
 
 def test_what_a_method_warns_of_is_noted_once(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(str(photos), "--model", "networks_of_a_user.perceptron", "--methods", "guided_backprop", "--batch_size", "1")
-    assert capsys.readouterr().out.count("note: guided_backprop met no ReLU") == 1
+    assert capsys.readouterr().out.count("note: guided_backprop found no ReLU") == 1
 
 
 # --- which network ---------------------------------------------------------------------------------------------------------------
@@ -584,7 +584,7 @@ IMPOSSIBLE = {
     ),
     "a data set that is not known": (
         ["photos", *NET, "--perturb", "lerf", "--fill", "dataset_mean"],
-        "mean of the training images, which is not known here: give its numbers instead",
+        "mean of the training images, which is unknown here; give its numbers instead",
     ),
 }
 

@@ -25,7 +25,7 @@ from tests.helpers.model_state import assert_unchanged, state_of
 from tests.helpers.undisturbed_networks import NETWORKS
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:guided_backprop met no ReLU"),
+    pytest.mark.filterwarnings("ignore:guided_backprop found no ReLU"),
     pytest.mark.filterwarnings("ignore:FullGrad"),  # what is not drawn, or not complete, is not the point here
 ]
 

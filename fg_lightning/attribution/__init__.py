@@ -1,4 +1,4 @@
-"""Attribution methods to compare with FullGrad: Captum's, and controls that know nothing of the model."""
+"""Attribution methods to compare with FullGrad: Captum's methods, and controls that do not use the model."""
 
 from fg_lightning.attribution.method import Factory, Method, Scores, channel_sum, method_from
 from fg_lightning.attribution.registry import CONTROLS, METHODS, find_method

@@ -1,4 +1,4 @@
-"""Controls: maps that know nothing of the model, and blurred maps. A method should beat them."""
+"""Controls: maps that do not depend on the model, and blurred maps. A method should beat them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from fg_lightning.fullgrad.target import Target
 from fg_lightning.sample_seeds import seeds_of
 
 CONVOLUTION = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-"""By the number of spatial dimensions."""
+"""Number of spatial dimensions -> convolution."""
 
 
 def random(scores: Scores, images: Float[Tensor, "n c *s"], *, seed: int = 0) -> Float[Tensor, "n 1 *s"]:
     """Independent uniform numbers in [0, 1).
 
     Args:
-        seed: the map of an image depends on it and on what the image holds, not on the batch.
+        seed: the map of an image depends only on it and on the values of the image, not on the batch. Default: 0.
     """
     generators = [torch.Generator().manual_seed(own) for own in seeds_of(images, seed)]
     return torch.stack([torch.rand(1, *images.shape[2:], generator=own) for own in generators]).to(images)
@@ -48,12 +48,15 @@ def edges(scores: Scores, images: Float[Tensor, "n c *s"]) -> Float[Tensor, "n 1
 class Blurred(Attribution):
     """The maps of another method under a Gaussian blur.
 
-    A control for ROAR: on CIFAR-10, SVHN and CUB-200 its scores rose with the blurriness of the masks (Song et al. 2023, arXiv
-    2304.13836).
+    It is a control for ROAR: on CIFAR-10, SVHN and CUB-200, ROAR's scores rose with the blurriness of the masks (Song et al. 2023,
+    arXiv 2304.13836).
 
     Args:
-        attribution: whose `attribute(images, target)` gives maps [N, 1, *S].
-        sigma: the Gaussian's standard deviation in pixels; None for a 28th of the longest side, 8 for 224.
+        attribution: an attribution whose `attribute(images, target)` returns maps [N, 1, *S].
+        sigma: the Gaussian's standard deviation in pixels. Default: None, the longest side divided by 28, such as 8 for 224.
+
+    Raises:
+        ValueError: if sigma is not more than 0.
     """
 
     def __init__(self, attribution: Attribution, sigma: float | None = None) -> None:
@@ -67,8 +70,8 @@ class Blurred(Attribution):
     def attribute(  # type: ignore[override]
         self, inputs: OneOrTuple, target: Target = None, additional_forward_args: Any = None
     ) -> OneOrTuple:
-        """The maps of the other method, blurred. It takes and raises what the other method does."""
-        # An attribution of the user's own may not know the last argument.
+        """The maps of the other method, blurred. It has the arguments and errors of the other method."""
+        # The user's own attribution may not have the last argument.
         arguments = {} if additional_forward_args is None else {"additional_forward_args": additional_forward_args}
         maps = self.attribution.attribute(inputs, target=target, **arguments)
         plain = maps[0] if isinstance(maps, tuple) else maps
@@ -77,7 +80,7 @@ class Blurred(Attribution):
 
 
 def blur_method(factory: Factory) -> Factory:
-    """The factory of the blurred version of a method. It takes `sigma` and the method's own settings."""
+    """The factory of the blurred version of a method. Its settings are `sigma` and those of the method."""
 
     def build(model: nn.Module, *, sigma: float | None = None, **settings: Any) -> Blurred:
         return Blurred(factory(model, **settings), sigma)
@@ -86,11 +89,16 @@ def blur_method(factory: Factory) -> Factory:
 
 
 def blur(maps: Float[Tensor, "n 1 *s"], sigma: float) -> Float[Tensor, "n 1 *s"]:
-    """A Gaussian blur along every axis in turn, mirrored at the borders, cut off at three sigma or where the axis ends."""
+    """Blurs maps with a Gaussian along every axis in turn. It is mirrored at the borders and cut off at three sigma.
+
+    Args:
+        maps: [N, 1, *S].
+        sigma: standard deviation in pixels. On a short axis, the Gaussian is cut off at the length of the axis.
+    """
     for axis in range(2, maps.ndim):
         length = maps.shape[axis]
         radius = min(ceil(3 * sigma), length - 1)
-        # One axis at a time, as images one pixel high: torchvision blurs images only.
+        # One axis at a time, as images of one pixel width: torchvision can blur only images.
         lines = maps.movedim(axis, -1)
         with torch.autocast(maps.device.type, enabled=False):
             smooth = gaussian_blur(lines.reshape(-1, 1, 1, length), [2 * radius + 1, 1], [sigma, sigma])

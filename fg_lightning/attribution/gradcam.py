@@ -1,4 +1,4 @@
-"""Grad-CAM, at the last layer that still has a plane."""
+"""Grad-CAM, by default at the last layer whose output is a plane."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def gradcam(scores: Scores, images: Float[Tensor, "n c *s"], *, layer: str | Non
     """max(0, sum over channels of activation times mean gradient) at a layer, upsampled linearly, Selvaraju et al. 2017.
 
     Args:
-        layer: its qualified name, such as "layer4"; None for the last one whose output is a plane of more than one place.
+        layer: qualified name of the layer, such as "layer4". Default: None, the last layer whose output is a plane of more than one
+            place.
 
     Raises:
         ValueError: if there is no such layer, its output is not [N, C, *S'], or the explained output does not depend on it.
@@ -37,12 +38,12 @@ def gradcam(scores: Scores, images: Float[Tensor, "n c *s"], *, layer: str | Non
     except RuntimeError as error:
         if "appears to not have been used" not in str(error):
             raise
-        raise ValueError(f"the explained output does not depend on layer {layer!r}; name another, layer=...") from error
+        raise ValueError(f"the explained output does not depend on layer {layer!r}; name another one with layer=...") from error
     return LayerAttribution.interpolate(planes, images.shape[2:], INTERPOLATION[images.ndim - 2])
 
 
 def _output_shapes(scores: Scores, images: Tensor) -> dict[str, tuple[int, ...]]:
-    """The shape of every module's output, if that is one tensor, in the order in which they end: a block after its last layer."""
+    """The shape of every module's output that is one tensor, in the order in which modules finish: a block after its layers."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     def note(module: nn.Module, args: Any, output: Any, name: str) -> None:
@@ -51,7 +52,7 @@ def _output_shapes(scores: Scores, images: Tensor) -> dict[str, tuple[int, ...]]
             shapes[name] = tuple(output.shape)
 
     modules = scores.model.named_modules()
-    named = [(name, module) for name, module in modules if name and not isinstance(module, torch.jit.ScriptModule)]  # takes no hook
+    named = [(name, module) for name, module in modules if name and not isinstance(module, torch.jit.ScriptModule)]  # has no hooks
     handles = [module.register_forward_hook(partial(note, name=name)) for name, module in named]
     try:
         with torch.no_grad():
@@ -63,16 +64,16 @@ def _output_shapes(scores: Scores, images: Tensor) -> dict[str, tuple[int, ...]]
 
 
 def _is_planar(shape: tuple[int, ...], images: Tensor) -> bool:
-    """Whether a shape is [N, C, *S'], which no axis of is finer than the images', as channels in last place would be."""
+    """Whether a shape is [N, C, *S'] with no axis longer than that of the images. Channels in last place can be longer."""
     same_kind = len(shape) == images.ndim and shape[0] == len(images)
     return same_kind and all(own <= given for own, given in zip(shape[2:], images.shape[2:], strict=True))
 
 
 def _last_planar(shapes: dict[str, tuple[int, ...]], scores: Scores, images: Tensor) -> str:
-    """The last layer whose output is a plane of more than one place, except adaptive pooling, which may make many of one.
+    """The last layer whose output is a plane of more than one place. Adaptive pooling is left out: it may repeat a single place.
 
     Raises:
-        ValueError: if there is none, or if what follows works on tokens or with its channels last.
+        ValueError: if there is none, or if later layers work on tokens or have their channels last.
     """
     found = behind = None
     for name, shape in shapes.items():
@@ -85,18 +86,18 @@ def _last_planar(shapes: dict[str, tuple[int, ...]], scores: Scores, images: Ten
     if found is None:
         raise ValueError(
             "gradcam found no layer whose output is a plane [N, C, *S] of more than one place, such as a convolution; "
-            "name one, layer=..., or leave gradcam out"
+            "name one with layer=..., or leave gradcam out"
         )
     if behind is not None:
         raise ValueError(
-            f"gradcam cannot choose a layer: the last planes [N, C, *S] are the output of {found!r}, but what follows works on "
-            f"{list(shapes[behind])} (in {behind!r}). Name the layer, as in layer={found!r}, or leave gradcam out"
+            f"gradcam cannot choose a layer: the last planes [N, C, *S] are the output of {found!r}, but the output of the later "
+            f"{behind!r} is {list(shapes[behind])}. Name the layer, as in layer={found!r}, or leave gradcam out"
         )
     return found
 
 
 def _unfit(layer: str, shapes: dict[str, tuple[int, ...]], images: Tensor, modules: dict[str, nn.Module]) -> str:
-    """Why a layer cannot be used."""
+    """The message about a layer that cannot be used."""
     planar = [name for name, shape in shapes.items() if _is_planar(shape, images)]
     fitting = f"layers that fit are {', '.join(planar[-8:]) or 'none'}"
     if layer not in modules:

@@ -1,6 +1,6 @@
-"""Methods made of input gradients: Captum's, and averages over noisy copies of an image (SmoothGrad, VarGrad).
+"""Methods that use input gradients: Captum's methods, and averages over noisy copies of an image (SmoothGrad, VarGrad).
 
-Maps are the sums of magnitudes over channels.
+A map is the sum of the magnitudes over channels.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ def integrated_gradients(
     num_steps: int = 50,
     internal_batch_size: int = 16,
 ) -> Float[Tensor, "n 1 *s"]:
-    """|x - x0| times the mean gradient on the way from the baseline x0 to the image, Sundararajan et al. 2017.
+    """|(x - x0) * mean gradient| on the line from the baseline x0 to the image x, Sundararajan et al. 2017.
 
     Args:
-        baseline: x0, in the images' units: a number, or a tensor that broadcasts to the images.
-        num_steps: how many gradients the integral takes, by the Gauss-Legendre rule.
-        internal_batch_size: the most images that go through the model at once; at least the batch itself.
+        baseline: x0, in the images' units: a number, or a tensor that broadcasts to the images. Default: 0.
+        num_steps: number of gradients in the integral, by the Gauss-Legendre rule. Default: 50.
+        internal_batch_size: largest number of images that go through the model at once, but at least the batch itself. Default: 16.
     """
     size = max(internal_batch_size, len(images))
     attribution = CaptumsIntegratedGradients(scores)
@@ -49,7 +49,7 @@ def integrated_gradients(
 
 
 Statistic = Callable[[Tensor, Tensor], Tensor]
-"""(mean, variance) of the gradient over noisy copies -> what is drawn; [N, C, *S] each."""
+"""(mean, variance) of the gradient over noisy copies -> attributions; all are [N, C, *S]."""
 
 
 def over_noisy_copies(statistic: Statistic) -> Draw:
@@ -57,10 +57,10 @@ def over_noisy_copies(statistic: Statistic) -> Draw:
 
     The method's settings are
 
-        num_samples: how many copies of each image.
-        noise: standard deviation of the Gaussian noise, as a share of each image's range, max - min.
-        seed: the noise of an image depends on it and on what the image holds, not on the batch.
-        internal_batch_size: the most images that go through the model at once; at least the batch itself.
+        num_samples: number of noisy copies of each image. Default: 25.
+        noise: standard deviation of the Gaussian noise, as a share of each image's range, max - min. Default: 0.15.
+        seed: the noise of an image depends only on it and on the values of the image, not on the batch. Default: 0.
+        internal_batch_size: largest number of images that go through the model at once, but at least the batch itself. Default: 16.
     """
 
     def draw(
@@ -101,7 +101,8 @@ def _moments(
 ) -> tuple[Tensor, Tensor]:
     """Mean and variance of the gradient over noisy copies, [N, C, *S] each.
 
-    Captum's NoiseTunnel draws from the global generator, so its maps depend on the batch. It also takes one noise for all images.
+    Captum's NoiseTunnel is not used: it draws from the global generator, so its maps depend on the batch. It also has one standard
+    deviation for all images.
     """
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, not {num_samples}")
@@ -115,11 +116,11 @@ def _moments(
     at_once = max(1, internal_batch_size // len(images))
     for done in range(0, num_samples, at_once):
         copies = min(at_once, num_samples - done)
-        # One draw a copy, so that the noise does not depend on how many go through at once.
+        # Each copy has its own draw, so that the noise does not depend on how many copies go through at once.
         rows = [[torch.randn(images.shape[1:], generator=own) for own in generators] for _ in range(copies)]
         noisy = torch.cat([images.detach() + scale * torch.stack(row).to(images) for row in rows]).requires_grad_()
         gradients = saliency.attribute(noisy, abs=False).unflatten(0, (copies, len(images)))
-        # Chan et al. 1983: differences to the mean are squared, so that they do not cancel.
+        # Chan et al. 1983: sums of squared differences to the mean, which avoid cancellation.
         share = copies / (done + copies)
         shift = gradients.mean(0) - mean
         squares += (gradients - gradients.mean(0)).square().sum(0) + shift.square() * done * share

@@ -16,17 +16,17 @@ from fg_lightning.fullgrad.operation import operation_name, works_in_place
 
 
 def guided_backprop(scores: Scores, images: Float[Tensor, "n c *s"]) -> Float[Tensor, "n 1 *s"]:
-    """|grad f| with what is negative of it set to zero behind every ReLU, Springenberg et al. 2015.
+    """|grad f|, with negative gradients set to zero at every ReLU, Springenberg et al. 2015.
 
-    Captum guides ReLU modules only. Here every ReLU counts: a module, a function, a method, in place or not. A model without any
-    is warned of, because its map is that of gradient.
+    Captum handles only ReLU modules. Here every ReLU counts: a module, a function or a method, in place or not. If the model has no
+    ReLU, it warns, because the map is then the same as that of gradient.
     """
     guided = _GuidedScores(scores)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Setting backward hooks on ReLU activations")
         attributions = GuidedBackprop(guided).attribute(images)
     if not guided.met:
-        warnings.warn("guided_backprop met no ReLU in the model, so that its map is that of gradient", stacklevel=4)
+        warnings.warn("guided_backprop found no ReLU in the model, so its map is the same as that of gradient", stacklevel=4)
     return channel_sum(attributions)
 
 
@@ -34,7 +34,7 @@ class _GuidedScores(nn.Module):
     """The scores, computed so that every ReLU goes through one module. Captum hooks that module.
 
     Attributes:
-        met: how many ReLUs went through it.
+        met: number of calls of a ReLU that used the module.
     """
 
     def __init__(self, scores: Scores) -> None:
@@ -49,12 +49,12 @@ class _GuidedScores(nn.Module):
 
     def _rectify(self, x: Tensor) -> Tensor:
         self.met += 1
-        # Captum's hook gets the whole gradient of its tensor. For a view, that is the share of this ReLU.
+        # Captum's hook gets the whole gradient of its tensor. The view has only the gradient of this ReLU.
         return self.relu(x.view_as(x))
 
 
 class _ReLURouting(TorchFunctionMode):
-    """Hands every ReLU of what depends on the images to a function from its operand to its result."""
+    """Computes every ReLU that depends on the images with a function from its operand to its result."""
 
     def __init__(self, rectify: Callable[[Tensor], Tensor]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A saliency method as one of Captum's attributions, and the scores that it explains: one number for each image."""
+"""A saliency method as an attribution of Captum, and the scores that it explains: one number for each image."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from fg_lightning.fullgrad.torch_internals import SET_GRAD_ENABLED, unwrap_model
 class Scores:
     """The explained output of each image, [N], or of k copies of the batch one after the other, [k N].
 
-    Captum can differentiate them. The predicted class is predicted from the images themselves, even if the first images that come
-    are noisy or faded copies.
+    Captum can differentiate them. The predicted class is always that of the original images, even if the first images passed are
+    noisy or faded copies.
 
     Args:
-        model: the network, undisturbed: in evaluation mode, on constants, so that only the images have gradients.
-        images: [N, C, *S].
+        model: the network as `preserve_model` prepares it: in evaluation mode, and only the images have gradients.
+        images: the original images, [N, C, *S].
         target: as in `fg_lightning.FullGrad`; None for the predicted class.
-        arguments: what the forward takes after the images. Copies of an image take the rows of that image.
+        arguments: arguments of the forward after the images. Copies of an image use the rows of that image. Default: none.
     """
 
     def __init__(self, model: nn.Module, images: Tensor, target: Target, arguments: tuple[Any, ...] = ()) -> None:
@@ -44,9 +44,10 @@ class Scores:
         self._is_settled = target is not None
 
     def __call__(self, images: Float[Tensor, "m c *s"]) -> Float[Tensor, " m"]:
-        """
+        """The scores of images.
+
         Raises:
-            TypeError: if the target is of no known kind.
+            TypeError: if the target has a wrong type.
             ValueError: if the target does not fit, or the output is not finite or does not depend on the images.
         """
         if not self._is_settled and images is not self._images:
@@ -55,15 +56,15 @@ class Scores:
         selection = Selection(_repeat_target(self._target, len(images) // len(self._images)), len(images))
         scores = selection(self._forward(images))
         if images.requires_grad and torch.is_grad_enabled() and not scores.requires_grad:
-            with _WithGradients():  # a backbone frozen by torch.no_grad() counts like any other, as in FullGrad
+            with _WithGradients():  # a backbone under torch.no_grad() counts, too, as in FullGrad
                 scores = selection(self._forward(images))
         if images.requires_grad and torch.is_grad_enabled() and not scores.requires_grad:
             raise ValueError(
                 "the model's output does not depend on the images, so there is nothing to explain; "
-                "does its forward detach them, use torch.inference_mode(), or return a class index?"
+                "check whether its forward detaches them, uses torch.inference_mode(), or returns a class index"
             )
         if images is self._images and not self._is_settled:
-            self._target, self._is_settled = selection.target, True  # None if there is no choice
+            self._target, self._is_settled = selection.target, True  # None if there are no classes to choose from
         return scores
 
     def _forward(self, images: Tensor) -> Any:
@@ -101,22 +102,22 @@ Draw = Callable[..., Float[Tensor, "n 1 *s"]]
 Factory = Callable[..., Attribution]
 """(model, settings by name) -> an attribution.
 
-Its `attribute(images, target, additional_forward_args)` gives maps [N, 1, *S], at least 0.
+Its `attribute(images, target, additional_forward_args)` returns maps [N, 1, *S], at least 0.
 """
 
 OneOrTuple = Union[Tensor, tuple[Tensor, ...]]
 
 
 class Method(Attribution):
-    """A way to draw saliency maps, for one model.
+    """A saliency method for one model.
 
-    The model runs in evaluation mode, in its parameters' own precision (half precision in float32). It comes back as it was: flags,
-    gradients, hooks, buffers and random state. So do the images.
+    The model runs in evaluation mode, in the precision of its parameters (half precision in float32). Afterwards its modes,
+    gradients, hooks and buffers, the random state and the images are as before.
 
     Args:
         model: any network of differentiable operations.
-        draw: (scores, images) -> maps [N, 1, *S]. `scores` is a function from images to the explained outputs, [N]. It takes the
-            images that are given, k copies of them one after the other, or any changed version of either.
+        draw: (scores, images) -> maps [N, 1, *S]. `scores` is a function from images to the explained outputs, [N]. It accepts the
+            given images, k copies of them one after the other, or any changed version of either.
 
     Raises:
         TypeError: if the model is no module.
@@ -137,16 +138,16 @@ class Method(Attribution):
 
         Args:
             inputs: images [N, C, *S] with one, two or three spatial dimensions, floating-point, as the model takes them; or a tuple
-                of that one tensor, as some of Captum's tools pass it.
+                of this one tensor, as some of Captum's tools pass it.
             target: the class to explain: one for all samples, one for each ([N] as list or tensor), a tuple of indices for a dense
-                output; None for the class predicted from the images themselves; or a function from the model's output to [N].
-            additional_forward_args: what the model's forward takes after the images, one value or a tuple.
+                output, or a function from the model's output to [N]. Default: None, the class predicted from the images.
+            additional_forward_args: arguments of the model's forward after the images, one value or a tuple. Default: None.
 
         Returns:
-            Maps [N, 1, *S], at least 0. A tuple of them for a tuple.
+            Maps [N, 1, *S], at least 0. If `inputs` is a tuple, a tuple of the maps.
 
         Raises:
-            TypeError: if the images are not floating-point or the target is of no known kind.
+            TypeError: if the images are not floating-point, there are several inputs, or the target has a wrong type.
             ValueError: if shapes or targets do not fit, or the output is not finite or does not depend on the images.
         """
         images = inputs[0] if isinstance(inputs, tuple) and len(inputs) == 1 else inputs
@@ -164,6 +165,12 @@ class Method(Attribution):
 
 def method_from(draw: Draw) -> Factory:
     """A factory for `METHODS` from a function (scores, images, settings by name) -> maps [N, 1, *S].
+
+    Args:
+        draw: the function; see `Method`. Its keyword arguments are the settings of the method.
+
+    Returns:
+        (model, settings by name) -> `Method`. It raises TypeError for an unknown setting.
 
     Examples:
         >>> import torch
@@ -187,7 +194,7 @@ def method_from(draw: Draw) -> Factory:
 
 
 def copy_name(source: Callable[..., Any], build: Factory, prefix: str = "") -> Factory:
-    """Gives a factory the name and module of its source. Stores and experiments recognize it by them."""
+    """Gives a factory the name and module of its source. Stores and experiments recognize it by these."""
     if hasattr(source, "__qualname__"):
         build.__module__ = source.__module__
         build.__name__ = prefix + source.__name__
@@ -196,9 +203,9 @@ def copy_name(source: Callable[..., Any], build: Factory, prefix: str = "") -> F
 
 
 def channel_sum(attributions: Float[Tensor, "n c *s"]) -> Float[Tensor, "n 1 *s"]:
-    """The sum of the magnitudes of a pixel's channels.
+    """The sum of the magnitudes over the channels of each pixel, [N, 1, *S].
 
-    The authors of SmoothGrad and FullGrad draw gradients so (Simonyan et al. 2014 take the largest). It is the same for every
-    method: methods should differ in what they say, not in how it is drawn.
+    The authors of SmoothGrad and FullGrad use it (Simonyan et al. 2014 use the largest magnitude). All methods here use it, so that
+    they do not differ in the way in which channels are combined.
     """
     return attributions.abs().sum(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""The methods that get compared, by name."""
+"""The methods to compare, by name."""
 
 from __future__ import annotations
 
@@ -30,16 +30,19 @@ METHODS: dict[str, Factory] = {
 }
 """name -> factory: (model, settings by name) -> an attribution with `attribute(images, target, additional_forward_args)`.
 
-It gives maps [N, 1, *S], at least 0 (except for psi="signed"). The user's own method is one more entry, from `method_from`:
+It returns maps [N, 1, *S], at least 0 (except for psi="signed"). The user can add a method with a factory from `method_from`:
 `METHODS["mine"] = factory`.
 """
 
 CONTROLS = ("random", "edges", "blurred_random")
-"""The methods that know nothing of the model. The others should beat them."""
+"""The methods that do not depend on the model. The other methods should beat them."""
 
 
 def find_method(method: Union[str, Factory]) -> Factory:
-    """The factory of a method, by its name. A factory is returned as it is.
+    """The factory of a method.
+
+    Args:
+        method: a name in `METHODS`, or a factory, which is returned unchanged.
 
     Raises:
         ValueError: if there is no method of that name.

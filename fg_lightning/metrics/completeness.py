@@ -23,7 +23,7 @@ def completeness_error(
     Args:
         model: the network.
         images: [N, C, *S], as the model takes them.
-        target: the class to explain. Default: None, the predicted class.
+        target: as in `full_gradients`. Default: None, the predicted class.
         **options: further arguments of `full_gradients`.
 
     Returns:

@@ -38,7 +38,7 @@ def test_gradcam_says_which_argument_to_give() -> None:
         maps_of("gradcam", model, x, layer="7")
     with pytest.raises(ValueError, match=r"found no layer whose output is a plane .* layer=\.\.\., or leave gradcam out"):
         maps_of("gradcam", nn.Sequential(nn.Flatten(), nn.Linear(160, 5)), x)
-    with pytest.raises(ValueError, match=r"last planes .* 'unused', but what follows works on \[3, 20, 4\] \(in 'mix'\)"):
+    with pytest.raises(ValueError, match=r"last planes .* 'unused', but the output of the later 'mix' is \[3, 20, 4\]"):
         maps_of("gradcam", Tokens(), x)
     assert maps_of("gradcam", Tokens(), x, layer="patches").shape == (3, 1, 10, 8)
     with pytest.raises(ValueError, match="does not depend on layer 'unused'"):

@@ -63,7 +63,7 @@ def test_guided_backprop_leaves_the_gradient_of_a_skip_connection_alone() -> Non
 
 def test_guided_backprop_warns_where_there_is_nothing_to_guide() -> None:
     _, x = net()
-    with pytest.warns(UserWarning, match="met no ReLU"):
+    with pytest.warns(UserWarning, match="found no ReLU"):
         drawn = maps_of("guided_backprop", Functional(F.silu), x, TARGETS)
     assert_close(drawn, maps_of("gradient", Functional(F.silu), x, TARGETS))
 

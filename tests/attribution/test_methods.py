@@ -24,7 +24,7 @@ from tests.helpers.attribution_cases import FAST, NETS, TARGETS, assert_close, m
 
 @pytest.mark.parametrize("net_name", NETS)
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.filterwarnings("ignore:guided_backprop met no ReLU")
+@pytest.mark.filterwarnings("ignore:guided_backprop found no ReLU")
 def test_maps_are_planes_of_at_least_zero_that_do_not_depend_on_the_batch(name: str, net_name: str) -> None:
     model, x = net(net_name)
     together = maps_of(name, model, x, TARGETS)

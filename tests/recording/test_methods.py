@@ -21,7 +21,7 @@ from tests.helpers.attribution_cases import FAST
 from tests.helpers.model_state import assert_unchanged, state_of
 from tests.helpers.undisturbed_networks import NETWORKS
 
-pytestmark = pytest.mark.filterwarnings("ignore:FullGrad", "ignore:.*guided_backprop met no ReLU")
+pytestmark = pytest.mark.filterwarnings("ignore:FullGrad", "ignore:.*guided_backprop found no ReLU")
 
 LABELS = torch.tensor([2, 0, 1, 2])
 
@@ -252,7 +252,7 @@ def test_a_method_that_fails_says_so_once_and_the_others_go_on(tmp_path):
     words = [str(warning.message) for warning in caught]
     assert len(words) == 2
     assert "gradcam: ValueError: gradcam found no layer" in words[0]
-    assert words[1].startswith("FullGradRecorder: guided_backprop met no ReLU")
+    assert words[1].startswith("FullGradRecorder: guided_backprop found no ReLU")
     assert {"gradient/concentration", "fullgrad/concentration"} <= set(recorder.numbers)
     assert "gradcam/concentration" not in recorder.numbers
     history = History.read(tmp_path / "run")
