@@ -1,4 +1,4 @@
-"""The depth map: what the input and the biases of each layer add to the output, over time."""
+"""The depth map: how much the input and the biases of each layer add to the output, over time."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from fg_lightning.visualization.film_strips import spread_indices
 from fg_lightning.visualization.saliency_overlay import SIGNED_COLORMAP
 
 MAX_ROWS, FEW_ROWS = 40, 6
-"""More layers than the first are grouped by their modules. If that leaves fewer rows than the second, neighbours are grouped."""
+"""More layers than MAX_ROWS are grouped by their modules. If that leaves fewer rows than FEW_ROWS, neighbours are grouped."""
 
 MAX_NUMBERS = 13
-"""In so many columns there is room for a number in every cell."""
+"""Cells have numbers if there are at most so many columns."""
 
 MAX_COLUMN_NAMES = 16
 
 LEAST_SHARE, LEAST_LEVEL = 0.0005, 0.1
-"""Cells get no number if they are below the first, or below the second as a share of the strongest colour's."""
+"""A cell has no number if its share is below LEAST_SHARE, or below LEAST_LEVEL times the share of the strongest colour."""
 
 MAX_LETTERS = 38
-"""Letters of a row's name. Longer ones lose their middle."""
+"""Largest number of characters in a row's name. Longer names are shortened in the middle."""
 
 Shares = npt.NDArray[np.floating[Any]]
 
@@ -35,18 +35,18 @@ Shares = npt.NDArray[np.floating[Any]]
 def depth_map(shares: Shares, layers: Sequence[str], snapshots: Sequence[str], *, title: str = "") -> Figure:
     """Draws the share of the output that each layer's biases add: a row for each layer, a column for each snapshot.
 
-    The input has bars above, on a scale of their own. More than 40 layers are added up by the modules that they belong to, so that
+    Bars above show the input, on their own scale. More than 40 layers are added up by the modules that they belong to, so that
     every row has a name.
 
     Args:
-        shares: [layers, snapshots]. Over the layers they add up to 1, except for the completeness error. They may be negative.
-            NaN stays white.
-        layers: their names, in forward order. The input comes first, if it is there, as "input".
+        shares: [layers, snapshots], shares of the output. They may be negative. Over the layers they add up to 1, except for the
+            completeness error. NaN is hatched.
+        layers: the names of the layers, in forward order. If the input is there, it comes first, as "input".
         snapshots: the names of the columns.
-        title: at the top.
+        title: title at the top. Default: "", none.
 
     Raises:
-        ValueError: if there is nothing to show, or not a name for every row and column.
+        ValueError: if there is nothing to show, or not one name for every row and column.
     """
     if not shares.size or shares.shape != (len(layers), len(snapshots)):
         raise ValueError(
@@ -70,10 +70,11 @@ def depth_map(shares: Shares, layers: Sequence[str], snapshots: Sequence[str], *
 
 
 def group_layers(layers: Sequence[str], max_rows: int = MAX_ROWS) -> dict[str, list[int]]:
-    """The rows of a depth map: their names, and the layers that each adds up, by index.
+    """The rows of a depth map: name of a row -> indices of the layers that it adds up.
 
-    Few layers are a row each. Many are grouped by the longest beginnings of their names, cut at a dot, that leave `max_rows` or
-    fewer. If all of them lie in a few modules, such as the entries of one list, neighbours in a module make a row.
+    If there are few layers, each has its own row. Many layers are grouped by the longest beginnings of their names, cut at a dot,
+    that give at most `max_rows` rows. If all layers are in a few modules, such as the entries of one list, neighbours in a module
+    form a row.
     """
     depth = max((name.count(".") + 1 for name in layers), default=1)
     groups = _by_beginning(layers, depth)
@@ -94,7 +95,7 @@ def _by_beginning(layers: Sequence[str], depth: int) -> dict[str, list[int]]:
 
 
 def _join_neighbours(groups: dict[str, list[int]], max_rows: int) -> dict[str, list[int]]:
-    """Joins as few neighbours of one module as leave `max_rows` rows, or one row for each module if those are more."""
+    """Joins neighbours of one module: as few as possible for `max_rows` rows. There is at least one row for each module."""
     for num_joined in range(2, len(groups) + 1):
         runs: list[list[str]] = []
         for name in groups:
@@ -113,7 +114,7 @@ def _name_run(names: Sequence[str]) -> str:
 
 
 def _add(shares: Shares) -> Shares:
-    """The sum over layers of [layers, snapshots]; NaN if all of them are."""
+    """The sum over layers of [layers, snapshots]. NaN does not count; if all are NaN, the sum is NaN."""
     total: Shares = np.where(np.isnan(shares).all(0), np.nan, np.nansum(shares, 0))
     return total
 
@@ -128,7 +129,7 @@ def _heading(title: str, groups: dict[str, list[int]], shares: Shares) -> str:
 
 
 def _draw_input(axes: Any, shares: Shares) -> None:
-    """Bars, whose scale is their own: the input may dwarf every layer."""
+    """Draws bars with their own scale, because the input may be much larger than every layer."""
     values, colours = np.nan_to_num(shares), matplotlib.colormaps[SIGNED_COLORMAP]
     axes.bar(range(len(values)), values, 0.8, color=[colours(0.85 if value > 0 else 0.15) for value in values])
     axes.axhline(0, color="black", linewidth=0.6)
@@ -151,7 +152,7 @@ def _draw_biases(figure: Figure, axes: Any, shares: Shares, names: Sequence[str]
         axes.set_axis_off()
         return
     magnitudes = np.abs(shares[np.isfinite(shares)])
-    limit = max(float(np.percentile(magnitudes, 95)) if magnitudes.size else 0.0, 1e-3)  # a single cell takes not all contrast
+    limit = max(float(np.percentile(magnitudes, 95)) if magnitudes.size else 0.0, 1e-3)  # else one cell could take all contrast
     picture = axes.imshow(shares, cmap=SIGNED_COLORMAP, norm=TwoSlopeNorm(0, -limit, limit), aspect="auto", interpolation="nearest")
     axes.patch.set(hatch="///", facecolor="white", edgecolor="lightgrey")  # seen where shares are NaN
     axes.set_yticks(range(len(names)), names, fontsize=7.5)

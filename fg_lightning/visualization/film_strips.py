@@ -1,4 +1,4 @@
-"""How maps change over time: the film strip (a row for each image, a column for each snapshot) and its animation."""
+"""Pictures of maps over time: the film strip (a row for each image, a column for each snapshot) and its animation."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from fg_lightning.visualization.outlines import draw_outlines
 from fg_lightning.visualization.saliency_overlay import RGB, Normalization, any_negative, enlarge, overlay_rgb, shrink, to_rgb
 
 LARGEST_SIDE, SMALLER_SIDE = 192, 112
-"""Larger frames are reduced to this, and of many columns to the second."""
+"""Largest side of a frame in pixels. With many columns, it falls to the second number."""
 
 MAX_WIDTH = 1500
-"""Pixels of all frames of a row, which should fit on a screen."""
+"""Width of a row of frames in pixels, so that it fits on a screen."""
 
 MAX_SNAPSHOTS = 12
-"""Columns that can be told apart where the strip is shown: in a panel, on a page, on a screen."""
+"""Largest number of columns that are still easy to see in a panel, on a page or on a screen."""
 
 
 def film_strip(
@@ -41,20 +41,21 @@ def film_strip(
 
     Args:
         images: [N, C, H, W], in the model's units.
-        snapshots: the title and the maps [N, 1, H, W] of each, in order.
-        row_names: text beside each row, such as the label.
-        captions: for each snapshot the text below each of its N frames, such as the prediction.
-        marked: for each snapshot which of its N frames are marked, such as those of wrong predictions.
-        masks: where the network should look; they are outlined. Default: None.
-        title: at the top; its first line is bold.
-        normalization: of the images, undone if it fits.
-        max_columns: if there are more snapshots, so many are shown, evenly spaced, with the first and the last. Default: 12.
+        snapshots: the title and the maps [N, 1, H, W] of each snapshot, in order.
+        row_names: text beside each row, such as the label. Default: none.
+        captions: for each snapshot, the text below each of its N frames, such as the prediction. Default: none.
+        marked: for each snapshot, which of its N frames are marked, such as those of wrong predictions. Default: none.
+        masks: where the network should look, bool [N, 1, H, W]; they are outlined. Default: None.
+        title: title at the top; its first line is bold. Default: "", none.
+        normalization: normalization of the images, which is undone if it fits. Default: None, unknown.
+        max_columns: largest number of snapshots. If there are more, evenly spaced ones are shown, with the first and the last.
+            Default: 12.
 
     Returns:
-        A picture: the image itself, then an overlay for each snapshot.
+        A picture with a row for each image: the image itself, then an overlay for each snapshot.
 
     Raises:
-        ValueError: if there is nothing to show, or a snapshot has not one map for every image.
+        ValueError: if there is nothing to show, or a snapshot does not have one map for every image.
     """
     check_snapshots("a film strip", images, snapshots)
     chosen = spread_indices(len(snapshots), max_columns)
@@ -78,7 +79,7 @@ def film_strip(
 
 
 def check_snapshots(what: str, images: Tensor, snapshots: Sequence[tuple[str, Tensor]]) -> None:
-    """Raises ValueError if there is nothing to show, or a snapshot has not one map for every image."""
+    """Raises ValueError if there is nothing to show, or a snapshot does not have one map for every image."""
     if not snapshots or not len(images):
         raise ValueError(f"{what} needs at least one image and one snapshot")
     if any(len(maps) != len(images) for _, maps in snapshots):
@@ -86,20 +87,20 @@ def check_snapshots(what: str, images: Tensor, snapshots: Sequence[tuple[str, Te
 
 
 def spread_indices(num_items: int, at_most: int) -> list[int]:
-    """The indices of at most so many of `num_items` things, evenly spaced, with the first and the last."""
+    """At most `at_most` of the indices 0 .. `num_items` - 1, evenly spaced, with the first and the last."""
     if num_items <= at_most:
         return list(range(num_items))
     return np.linspace(0, num_items - 1, at_most).round().astype(int).tolist()
 
 
 LARGEST_FRAME = 160
-"""Larger overlays are reduced: a GIF of many frames is large."""
+"""Largest side of an overlay in pixels. Larger overlays are reduced, because a GIF of many frames is large."""
 
 SECONDS, LAST = 8.0, 2.0
-"""How long all frames take together, and how much longer the last one stays."""
+"""Seconds for all frames, and additional seconds for the last frame."""
 
 FASTEST, SLOWEST = 0.08, 0.8
-"""Seconds of a frame."""
+"""Least and largest seconds for a frame."""
 
 FORMATS = {".gif": "GIF", ".png": "PNG"}
 
@@ -119,19 +120,20 @@ def animation(
 
     Args:
         images: [N, C, H, W], in the model's units.
-        snapshots: the title and the maps [N, 1, H, W] of each, in order.
-        captions: for each snapshot the text below each of its N overlays, such as the prediction.
-        marked: for each snapshot which of its N overlays are marked, such as those of wrong predictions.
-        masks: where the network should look; they are outlined. Default: None.
-        title: of all frames, below the title of the snapshot.
-        normalization: of the images, undone if it fits.
-        max_frames: if there are more snapshots, so many are shown, evenly spaced, with the first and the last.
+        snapshots: the title and the maps [N, 1, H, W] of each snapshot, in order.
+        captions: for each snapshot, the text below each of its N overlays, such as the prediction. Default: none.
+        marked: for each snapshot, which of its N overlays are marked, such as those of wrong predictions. Default: none.
+        masks: where the network should look, bool [N, 1, H, W]; they are outlined. Default: None.
+        title: title of all frames, below the title of the snapshot. Default: "", none.
+        normalization: normalization of the images, which is undone if it fits. Default: None, unknown.
+        max_frames: largest number of frames. If there are more snapshots, evenly spaced ones are shown, with the first and the
+            last. Default: 60.
 
     Returns:
-        Pictures of one size; see `save_animation`.
+        Pictures of the same size; see `save_animation`.
 
     Raises:
-        ValueError: if there is nothing to show, or a snapshot has not one map for every image.
+        ValueError: if there is nothing to show, or a snapshot does not have one map for every image.
     """
     check_snapshots("an animation", images, snapshots)
     pictures = [to_rgb(image, normalization) for image in images]
@@ -157,13 +159,14 @@ def animation(
 
 
 def save_animation(frames: Sequence[Image.Image], path: Path) -> None:
-    """Writes frames that repeat for ever. The last one stays longer.
+    """Writes an animation that repeats for ever. The last frame stays 2 seconds longer.
 
     Args:
-        frames: of one size.
-        path: .gif (256 colours a frame, shown by everything), or .png (APNG: all colours, larger).
+        frames: pictures of the same size.
+        path: .gif (256 colours in a frame, every viewer shows it) or .png (APNG: all colours, larger).
 
     Raises:
+        OSError: if the file cannot be written.
         ValueError: if there are no frames, or the path has another ending.
     """
     if not frames:

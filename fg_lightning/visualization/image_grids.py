@@ -1,4 +1,4 @@
-"""Frames in rows and columns with words around them: the contact sheet of a snapshot, and the comparison of several methods."""
+"""Frames in rows and columns with text around them: the contact sheet of a snapshot, and the comparison of several methods."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ GAP = 6
 """Pixels between two frames."""
 
 BORDER = 2
-"""Pixels of the line around a frame that is marked."""
+"""Width in pixels of the line around a marked frame."""
 
 MARK = (170, 45, 0)
-"""Colour of a mark: a dark orange that the colour-blind tell from black, white and green, and that is dark in grey print."""
+"""Colour of a mark: a dark orange that colour-blind people distinguish from black, white and green. It is dark in grey print."""
 
 MAX_NAME_WIDTH, MAX_NAME_LINES = 120, 3
-"""Pixels and lines of a row's name."""
+"""Largest width in pixels, and largest number of lines, of a row's name."""
 
 FONT_SIZE = 13
-"""Pixels. A strip of 12 snapshots is shown at about two thirds of its size."""
+"""In pixels. Screens show a strip of 12 snapshots at about two thirds of its size."""
 
 LINE = 17
-"""Pixels for a line of words."""
+"""Height of a line of text in pixels."""
 
 SPACING = 2
 """Pixels between two lines."""
@@ -52,16 +52,16 @@ def draw_grid(
     title: str = "",
     is_signed: bool = False,
 ) -> Image.Image:
-    """Draws frames on one canvas, with the colour bar of their maps at the right. Words that are too long lose their middle.
+    """Draws frames on one canvas, with the colour bar of their maps at the right. Text that is too long is cut in the middle.
 
     Args:
-        rows: frames of one size, [H, W, 3]; a row may be shorter than the first.
-        column_names: above the columns.
-        row_names: beside the rows.
-        captions: below each frame, as rows of one for each frame.
-        marked: whether a frame gets a line around it and its caption is white on the same colour, in rows as captions.
-        title: at the top, wrapped. Its first line is bold.
-        is_signed: whether the maps have negative values.
+        rows: rows of frames of one size, [H, W, 3] in 0..255. A row may be shorter than the first.
+        column_names: text above the columns. Default: none.
+        row_names: text beside the rows. Default: none.
+        captions: text below each frame, in rows like the frames. Default: none.
+        marked: whether a frame has a line around it and a white caption on the same colour, in rows like the frames. Default: none.
+        title: title at the top, wrapped. Its first line is bold. Default: "", none.
+        is_signed: whether the maps have negative values. Default: False.
     """
     height, width = rows[0][0].shape[:2]
     captions = [[_fit_caption(caption, width) for caption in row] for row in captions]
@@ -117,7 +117,7 @@ def add_border(picture: RGB, *, is_marked: bool = False) -> RGB:
 
 
 def _write(canvas: Image.Image, place: tuple[int, int], words: str, colour: str = "black", *, is_bold: bool = False) -> None:
-    """What `multiline_text` draws, left-aligned; most lines were drawn before, for another image or an earlier snapshot."""
+    """Draws left-aligned text like `multiline_text`, faster: it keeps lines that other images or snapshots have, too."""
     for i, line in enumerate(words.split("\n") if words else ()):
         ink, left, top = _ink(line, is_bold=is_bold)
         canvas.paste(colour, (place[0] + left, place[1] + i * _line_height() + top), ink)
@@ -125,7 +125,7 @@ def _write(canvas: Image.Image, place: tuple[int, int], words: str, colour: str 
 
 @lru_cache(1000)
 def _ink(line: str, *, is_bold: bool) -> tuple[Image.Image, int, int]:
-    """How opaque a line of text is, and where that lies relative to the line's place."""
+    """The opacity of a line of text, and its left and top edge relative to the position of the line."""
     font = _font(is_bold=is_bold)
     left, top, right, bottom = (round(side) for side in font.getbbox(line))
     ink = Image.new("L", (right - left, bottom - top))
@@ -135,7 +135,7 @@ def _ink(line: str, *, is_bold: bool) -> tuple[Image.Image, int, int]:
 
 @cache
 def _line_height() -> int:
-    """From one line to the next, as `multiline_text` has it."""
+    """The distance between lines in pixels, as in `multiline_text`."""
     return round(_font().getbbox("A")[3]) + SPACING
 
 
@@ -151,13 +151,13 @@ def _width(words: str) -> int:
 
 @cache
 def _shorten(words: str, width: int) -> str:
-    """Cuts each line to so many pixels. An ellipsis stands for what is cut out of its middle: both ends tell names apart."""
+    """Cuts each line to `width` pixels. An ellipsis replaces its middle, because both ends distinguish names."""
     return "\n".join(_shorten_line(line, width) for line in words.split("\n"))
 
 
 @cache
 def _fit_caption(caption: str, width: int) -> str:
-    """Breaks lines that are too long before their last dot, which stands before a probability, and cuts what is still too long."""
+    """Breaks lines that are too long before their last " · ", which comes before a probability. Longer lines are cut."""
     lines = [line if _width(line) <= width else "\n".join(line.rsplit(" · ", 1)) for line in caption.split("\n")]
     return _shorten("\n".join(lines), width)
 
@@ -191,11 +191,12 @@ def contact_sheet(
     """Draws overlays with their captions in a grid, as one picture.
 
     Args:
-        overlays: of one size, [H, W, 3].
-        captions: one for each, of any number of lines.
-        marked: whether an overlay gets a line around it and its caption is white on the same colour, such as a wrong prediction.
-        title: above all of them. Its first line is bold.
-        is_signed: whether the maps have negative values.
+        overlays: overlays of one size, [H, W, 3] in 0..255.
+        captions: a caption for each overlay, of any number of lines.
+        marked: whether an overlay has a line around it and a white caption on the same colour, such as for a wrong prediction.
+            Default: none.
+        title: title at the top. Its first line is bold. Default: "", none.
+        is_signed: whether the maps have negative values. Default: False.
 
     Raises:
         ValueError: if there is nothing to show, or not one caption for every overlay.
@@ -214,7 +215,7 @@ def _rows(items: Sequence[T], columns: int) -> list[Sequence[T]]:
 MAX_COLUMNS = 6
 
 MAX_NOTE = 4
-"""Lines of a note below a method's name."""
+"""Largest number of lines of a note below a method's name."""
 
 
 def comparison(
@@ -225,15 +226,15 @@ def comparison(
     notes: Mapping[str, str] | None = None,
     normalization: Normalization | None = None,
 ) -> Image.Image:
-    """Draws an image and the map of each method over it, scaled by its own range.
+    """Draws an image and an overlay of each method's map, side by side. Each map is scaled by its own range.
 
     Args:
-        image: in the model's units.
-        maps: by the names of the methods, in the order to draw them. A method that has no map has the reason in its place, which is
-            written into a grey frame.
-        caption: below the image itself, such as what was predicted.
-        notes: lines below the names of methods, wrapped.
-        normalization: of the image, undone if it fits.
+        image: [C, H, W], in the model's units.
+        maps: name of each method -> its map, [1, H, W], in the order to draw. For a method without a map, pass the reason as text;
+            it is written into a grey frame.
+        caption: text below the image itself, such as the prediction. Default: "image".
+        notes: name of a method -> text below its name, wrapped. Default: None, no notes.
+        normalization: normalization of the image, which is undone if it fits. Default: None, unknown.
 
     Raises:
         ValueError: if there is no map.
@@ -256,7 +257,7 @@ def comparison(
 
 
 def _notice(shape: tuple[int, ...], words: str) -> RGB:
-    """A grey frame with words in it, as many as there is room for."""
+    """A grey frame with text in it, as much as fits."""
     height, width = shape[:2]
     lines = _wrap(words, width - 12)
     room = (height - 12) // _line_height()
@@ -268,7 +269,7 @@ def _notice(shape: tuple[int, ...], words: str) -> RGB:
 
 
 def _wrap(words: str, width: int) -> list[str]:
-    """Words in lines of so many pixels."""
+    """Text in lines of at most `width` pixels, except single longer words."""
     lines: list[str] = []
     for paragraph in words.splitlines():
         lines.append("")

@@ -13,18 +13,22 @@ from torch import Tensor
 from fg_lightning.visualization.saliency_overlay import RGB, planar
 
 OUTLINE, CASING = (0, 220, 255), (0, 0, 0)
-"""The line is light and of a hue that the colour maps do not have; around it lies a dark one, so that it is seen on any image."""
+"""Colours of the line and of the dark line around it. They are visible on every image, and the colour maps do not have this hue."""
 
 SIDE_PER_PIXEL = 150
-"""The lines of a picture of so many pixels a side are one pixel thick, those of larger pictures in proportion."""
+"""In a picture with this side in pixels, lines are one pixel wide. In larger pictures they are wider in proportion."""
 
 
 def draw_outlines(pictures: Sequence[RGB], masks: Bool[Tensor, "n 1 *s"] | None) -> list[RGB]:
-    """Draws a line around the true pixels of each mask, inside of it, and a dark one outside.
+    """Draws a light line along the inner edge of each mask, and a dark line outside of it.
 
     Args:
-        pictures: [H, W, 3], of any size: masks are scaled to it.
-        masks: one for each picture; of a volume the middle slice. None: the pictures are returned as they are.
+        pictures: [H, W, 3] in 0..255, of any size. The masks are scaled to it.
+        masks: bool [N, 1, *S], one for each picture; of a volume, the middle slice is drawn. None: the pictures are returned
+            unchanged.
+
+    Returns:
+        Pictures of the same sizes. The given pictures are not changed.
     """
     if masks is None:
         return list(pictures)
@@ -44,7 +48,7 @@ def _outline(picture: RGB, mask: Bool[Tensor, "1 h w"]) -> RGB:
 
 
 def _dilate(mask: npt.NDArray[np.bool_], num_pixels: int) -> npt.NDArray[np.bool_]:
-    """The mask and all pixels that lie at most so many rows and columns from it."""
+    """The mask and all pixels that are at most `num_pixels` rows and columns away from it."""
     for axis in (0, 1):
         for _ in range(num_pixels):
             grown = mask.copy()

@@ -1,4 +1,4 @@
-"""Plots: curves over the fraction of removed pixels, and files of a figure."""
+"""Plots curves over the fraction of removed pixels, and writes figures to files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from fg_lightning.atomic_files import replace_file
 
 MARKERS = "osD^v<>PX*"
-"""Lines differ in these and in colour."""
+"""The markers of the lines. Lines differ in marker and colour."""
 
 LINE_COLOURS: tuple[tuple[float, ...], ...] = tuple(
     matplotlib.colormaps["tab20"](i) for i in (0, 2, 4, 6, 8, 10, 12, 16, 18, 1, 3, 5, 7, 9, 11, 13, 17, 19)
@@ -35,19 +35,20 @@ def curves(
     """Draws how a quantity changes as pixels are removed.
 
     Args:
-        fractions: [F], the shares of pixels removed.
-        values: for each method [F], or [R, F] for R repetitions (images, seeds). Their mean is drawn, in a band of twice its
-            standard error to either side.
-        ylabel: what the quantity is, with its unit.
-        controls: the methods that the others should beat, in grey and dashed.
-        missing: what stands in the legend without a line, such as "gradcam: does not apply".
-        log_scale: whether the axis of the quantity is logarithmic.
+        fractions: [F], the shares of pixels removed, 0 to 1.
+        values: name of each method -> [F], or [R, F] for R repetitions (images, seeds). The mean of repetitions is drawn, with a
+            band of twice its standard error on either side.
+        ylabel: name of the quantity, with its unit.
+        title: title at the top. Default: "", none.
+        controls: the methods that the others should beat. They are grey and dashed. Default: none.
+        missing: entries of the legend without a line, such as "gradcam: does not apply". Default: none.
+        log_scale: whether the axis of the quantity is logarithmic. Default: False.
 
     Raises:
         ValueError: if there is nothing to draw, or values do not fit the fractions.
     """
     if not values:
-        raise ValueError("there are no curves to draw: values is empty")
+        raise ValueError("there are no curves to draw, because values is empty; give the values of at least one method")
     figure = Figure(figsize=(8, 4.8), dpi=110, layout="constrained")
     axes = figure.add_subplot()
     colours = cycle(LINE_COLOURS)
@@ -73,17 +74,17 @@ def curves(
 
 
 def save_figure(figure: Figure, path: Path) -> list[Path]:
-    """Writes a figure as PNG, PDF and SVG: the same numbers give the same files. Letters in the PDF are TrueType, as journals ask.
+    """Writes a figure as PNG, PDF and SVG. The same numbers give the same files. The PDF has TrueType fonts, as journals require.
 
     Args:
         figure: the figure.
-        path: of the files, without an ending.
+        path: path of the files, without an ending.
 
     Returns:
         The paths of the files.
 
     Raises:
-        OSError: if one cannot be written.
+        OSError: if a file cannot be written.
     """
     undated = {"png": None, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
     paths = []

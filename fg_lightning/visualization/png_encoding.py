@@ -1,4 +1,4 @@
-"""Pictures as PNG files, quickly: a snapshot's sheet is encoded while training waits."""
+"""Encodes pictures as PNG files. It is fast, because training waits while the pictures of a snapshot are encoded."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 DEPTH, TRUECOLOUR = 8, 2
 REPEATING = 0.6
-"""A picture repeats itself if at most so many of its rows differ from the one above: it was enlarged, or is a sheet of words."""
+"""A picture counts as repetitive if at most this share of its rows differs from the row above. Enlarged pictures and text do."""
 
 UP = 2
-"""The filter by which a row holds its differences from the row above."""
+"""The PNG filter that replaces a row by its differences from the row above."""
 
 
 def encode_png(picture: RGB) -> bytes:
     """A picture [H, W, 3] as the content of a PNG file (ISO/IEC 15948), without loss.
 
-    Each row is filtered by its differences from the one above and then compressed lightly. Pillow tries five filters for each row
-    and compresses harder, which takes four to eight times as long for a sheet of overlays and saves a sixth of the bytes. In a
-    photograph hardly anything repeats, so that only runs are looked for, in two thirds of the time.
+    Each row is replaced by its differences from the row above, and then compressed lightly. Pillow tries five filters for each row
+    and compresses more strongly. For a sheet of overlays, that takes four to eight times as long and saves a sixth of the bytes. A
+    photograph has few repetitions, so only runs of equal bytes are compressed, in two thirds of the time.
+
+    Args:
+        picture: [H, W, 3] in 0..255.
     """
     height, width, channels = picture.shape
     pixels = picture.reshape(height, width * channels)

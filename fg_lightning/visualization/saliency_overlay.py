@@ -1,4 +1,4 @@
-"""Saliency over the image it belongs to."""
+"""Overlays: saliency maps in colour over their images."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from PIL import Image
 from torch import Tensor
 
 COLORMAP = "inferno"
-"""Perceptually uniform, and lighter throughout: it reads the same to the colour-blind and in print."""
+"""Perceptually uniform, with increasing lightness, so that it also works for colour-blind people and in grey print."""
 
 SIGNED_COLORMAP = "RdBu_r"
-"""For maps with negative values: red speaks for the output, blue against it, white is zero. The colour-blind see the difference."""
+"""For maps with negative values: red is for the output, blue is against it, white is zero. Colour-blind people can see it, too."""
 
 SMALLEST_SIDE = 112
-"""Smaller images are enlarged by a whole factor, because viewers blur them or show them as stamps."""
+"""In pixels. Images with a smaller side are enlarged by a whole factor, because viewers blur them or show them very small."""
 
 STRENGTH = 0.7
-"""Opacity of the colours where saliency is highest."""
+"""Opacity of the colours where saliency is highest, 0 to 1."""
 
 BAND = 32
-"""Pixels of height of a signal, which has none."""
+"""Height in pixels of the band that shows a signal."""
 
 RGB = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Normalization:
-    """What a transform subtracted from each channel and then divided it by. Pictures undo it.
+    """The normalization of images, (image - mean) / std. Pictures undo it.
 
     Args:
-        mean: for each channel, or one for all.
-        std: for each channel, or one for all.
+        mean: mean of each channel, or one for all channels.
+        std: standard deviation of each channel, or one for all channels.
 
     Raises:
-        ValueError: if there is not one std for each mean, one of them is zero, or a number is not finite.
+        ValueError: if there is not one std for each mean, a std is zero, or a number is not finite.
     """
 
     mean: Sequence[float]
@@ -56,7 +56,10 @@ class Normalization:
             raise ValueError(f"the std of a normalization must not be zero, but is {tuple(self.std)}")
 
     def undo(self, image: Float[Tensor, "c *s"]) -> Float[Tensor, "c *s"] | None:
-        """The image before, in 0..1; None if these numbers cannot be its own: more channels, or pixels far outside 0..1."""
+        """The image before the normalization, in 0..1.
+
+        It is None if the normalization does not fit: the number of channels differs, or pixels would be far outside 0..1.
+        """
         if len(self.mean) not in (1, len(image)):
             return None
         per_channel = (-1,) + (1,) * (image.ndim - 1)
@@ -67,16 +70,21 @@ class Normalization:
         return pixels.clamp(0, 1) if pixels.min() >= -0.1 and pixels.max() <= 1.1 else None
 
     def fits(self, images: Float[Tensor, "n c *s"]) -> bool:
-        """Whether it can have made the images: each was in 0..1 or 0..255 before, and something was subtracted from them."""
+        """Whether images can be results of the normalization: without it they are in 0..1 or 0..255, and a mean was subtracted."""
         images = images.detach().float().cpu()
         is_subtracted = not any(mean > 0 for mean in self.mean) or bool((images < 0).any())
         return is_subtracted and all(self.undo(image) is not None for image in images)
 
 
 def to_rgb(image: Float[Tensor, "c h w"], normalization: Normalization | None = None) -> RGB:
-    """An image [C, H, W] in the model's units as [H, W, 3] in 0..255; the mean channel, in grey, if C is not 3.
+    """Converts an image for display. If C is not 3, the mean channel is shown in grey.
 
-    A normalization is undone if it fits. Otherwise the image is scaled by its own minimum and maximum.
+    Args:
+        image: [C, H, W], in the model's units.
+        normalization: is undone if it fits. Otherwise the image is scaled by its minimum and maximum. Default: None, unknown.
+
+    Returns:
+        uint8 [H, W, 3], in 0..255.
     """
     values = image.detach().float().cpu()
     pixels = None if normalization is None else normalization.undo(values)
@@ -101,14 +109,15 @@ def overlay(
 
     Args:
         image: [C, H, W], in the model's units.
-        saliency: [1, H, W] or [H, W], see `heat_levels`.
-        strength: opacity of the colours where saliency is highest; it falls to half of that where it is lowest.
-        normalization: of the image, see `to_rgb`.
-        is_signed: whether to use the colours of maps with negative values, for a map beside one that has some. None: if this map
-            has some.
+        saliency: [1, H, W] or [H, W]. The colours go from its minimum to its 99.5th percentile. If it has negative values, they are
+            symmetric around 0.
+        strength: opacity of the colours where saliency is highest, 0 to 1. It is half of that where saliency is lowest. Default:
+            0.7.
+        normalization: normalization of the image, see `to_rgb`. Default: None, unknown.
+        is_signed: whether to use the colours for maps with negative values. Default: None, if this map has negative values.
 
     Returns:
-        [H', W', 3] in 0..255, H' and W' whole multiples of H and W.
+        uint8 [H', W', 3] in 0..255. H' and W' are whole multiples of H and W.
     """
     return overlay_rgb(to_rgb(image, normalization), saliency, strength=strength, is_signed=is_signed)
 
@@ -127,7 +136,7 @@ def overlays_rgb(pictures: Sequence[RGB], maps: Float[Tensor, "n 1 h w"], *, is_
 
 
 def _blend(picture: RGB, level: npt.NDArray[np.float32], strength: float, is_signed: bool) -> RGB:
-    """The colours of levels over a picture in grey. In place, since fresh memory costs more than the arithmetic."""
+    """The colours of levels over a picture in grey. It works in place, because new memory costs more than the arithmetic."""
     colours = colour_table(SIGNED_COLORMAP if is_signed else COLORMAP).take((level * 255).astype(np.uint8), axis=0)
     weight = np.abs(2 * level - 1) if is_signed else level
     opacity = (strength * (0.5 + 0.5 * weight))[..., None]
@@ -140,10 +149,10 @@ def _blend(picture: RGB, level: npt.NDArray[np.float32], strength: float, is_sig
 
 
 def heat_levels(values: npt.NDArray[np.float32], *, is_signed: bool | None = None) -> tuple[npt.NDArray[np.float32], bool]:
-    """Maps [..., H, W] as levels in 0..1 of a colour map, and whether that is the signed one, which has zero in its middle.
+    """Maps [..., H, W] as levels in 0..1 of a colour map, and whether that is the signed colour map, with zero in its middle.
 
-    Each is scaled by its minimum and its 99.5th percentile, so that a single pixel does not take all the contrast. A signed map is
-    scaled by the percentile of its magnitude.
+    Each map is scaled by its minimum and its 99.5th percentile, so that a single pixel does not take all the contrast. A signed map
+    is scaled by the percentile of its magnitude.
     """
     if float(values.min()) < 0 if is_signed is None else is_signed:
         return scale_to_unit(np.abs(values), low=0) * np.sign(values) * np.float32(0.5) + np.float32(0.5), True
@@ -151,7 +160,7 @@ def heat_levels(values: npt.NDArray[np.float32], *, is_signed: bool | None = Non
 
 
 def any_negative(maps: Iterable[Tensor]) -> bool:
-    """Whether any of the maps that are shown together has negative values. Then all take the signed colours."""
+    """Whether any of the maps that are shown together has negative values. Then all have the signed colours."""
     return any(bool((saliency < 0).any()) for saliency in maps)
 
 
@@ -187,13 +196,13 @@ def add_colour_bar(picture: RGB, *, is_signed: bool = False) -> RGB:
 
 
 def enlarge(picture: RGB, side: int = SMALLEST_SIDE) -> RGB:
-    """Repeats every pixel by the same whole factor, until the shorter side has so many pixels or more."""
+    """Repeats every pixel by the smallest whole factor for which the shorter side has at least `side` pixels."""
     factor = max(1, -(-side // min(picture.shape[:2])))
     return picture if factor == 1 else picture.repeat(factor, axis=1).repeat(factor, axis=0)
 
 
 def shrink(picture: RGB, side: int) -> RGB:
-    """A smaller picture whose longer side has `side` pixels. A picture that is small enough is returned as it is."""
+    """A smaller picture whose longer side has `side` pixels. A picture that is small enough is returned unchanged."""
     height, width = picture.shape[:2]
     scale = side / max(height, width)
     if scale >= 1:
