@@ -1,7 +1,7 @@
 """Watch a Vision Transformer of Hugging Face while it learns digits: python examples/watch_a_vision_transformer.py
 
-Needs: pip install transformers 'fg-lightning[demo]'. The film strip is in fullgrad/version_0/. Attention,
-layer norm and GELU are part of the decomposition like any other operation.
+Needs: pip install transformers 'fg-lightning[demo]'. The film strip is in fullgrad/version_0/. Attention, layer norm and GELU are
+part of the decomposition like any other operation.
 """
 
 import torch

@@ -204,8 +204,8 @@ class ROARDataModule(ChangedImages):
     """Remove-and-retrain's data (Hooker et al., A Benchmark for Interpretability Methods in Deep Neural Networks, NeurIPS 2019).
 
     Train, validation and test images lose exactly round(fraction * number of pixels) pixels each, in the order of the store's
-    ranks, before the data set's transform (augmentation, normalisation). Batches, samplers, workers and
-    collation of the user's loaders stay.
+    ranks, before the data set's transform (augmentation, normalisation). Batches, samplers, workers and collation of the user's
+    loaders stay.
 
     Args:
         base: datamodule over map-style data sets.

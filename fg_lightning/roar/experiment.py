@@ -62,7 +62,6 @@ class ROARExperiment:
     Raises:
         TypeError: if a setting or the engine is of the wrong type.
         ValueError: if a setting is invalid.
-        CannotRun: in `run`, see there.
     """
 
     def __init__(
