@@ -85,10 +85,10 @@ class Log:
         self.logger.log_metrics(dict(numbers), step=step)
 
     def conclude(self, pictures: Mapping[str, Image.Image | Path], step: int) -> None:
-        """Logs pictures and animations of the whole run, by key. This class has no pictures to log and does not do anything."""
+        """Logs pictures and animations of the whole run, by key. It has no effect if `takes_pictures` is False."""
 
     def alert(self, title: str, text: str) -> None:
-        """Sends the user a message. A class whose `sends_alerts` is False does not do anything."""
+        """Sends the user a message. It has no effect if `sends_alerts` is False."""
 
 
 class WandbLog(Log):

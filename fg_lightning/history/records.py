@@ -18,10 +18,10 @@ FORMAT = 1
 
 TERM_NUMBERS = {
     "completeness_error": "mean over the probe of |f - sum of all terms| / |f|",
-    "completeness_error_max": "the largest of them",
-    "input_share": "what share of the output the input explains",
-    "bias_share": "the explicit biases",
-    "implicit_share": "and the implicit biases",
+    "completeness_error_max": "maximum over the probe of |f - sum of all terms| / |f|",
+    "input_share": "share of the output that the input explains",
+    "bias_share": "share of the output that the explicit biases explain",
+    "implicit_share": "share of the output that the implicit biases explain",
 }
 """The numbers of the decomposition. Their log keys are `fullgrad/<name>`, whichever methods are chosen."""
 
@@ -33,13 +33,13 @@ MASK_NUMBERS = {
 
 MAP_NUMBERS = {
     "drift": "mean cosine distance of the maps to those of the snapshot before",
-    "drift_from_untrained": "and to those of the untrained network",
+    "drift_from_untrained": "mean cosine distance of the maps to those of the untrained network",
     "concentration": "mean Gini index of the maps that are not zero everywhere: 0 if all pixels count alike, near 1 if few count",
     "border_share": "mean share of a map in the outer tenth at every side",
-    "top_left_share": "in the top left corner, of a fifth of the height and the width",
-    "top_right_share": "in the top right corner",
-    "bottom_left_share": "in the bottom left corner",
-    "bottom_right_share": "in the bottom right corner",
+    "top_left_share": "mean share of a map in the top left corner, a fifth of the height and of the width",
+    "top_right_share": "mean share of a map in the top right corner",
+    "bottom_left_share": "mean share of a map in the bottom left corner",
+    "bottom_right_share": "mean share of a map in the bottom right corner",
     **MASK_NUMBERS,
 }
 """The numbers of the maps of any method. Their log keys are `<method>/<name>`.

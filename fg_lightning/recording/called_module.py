@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fg_lightning.recording.probe import Probe
 
 Forward = Callable[[Any, Any], Any]
-"""(module, batch) -> the module's output: how to call a module whose forward takes more than the images."""
+"""(module, batch) -> the module's output. It calls a module whose forward takes more than the images."""
 
 HOW_TO_CALL = "pass a function that calls it: forward=lambda module, batch: module.network(batch[0], batch[1])"
 

@@ -343,7 +343,7 @@ RULES = (
         "lost operations",
         0.5,
         measure_lost_operations,
-        "The maps show the smaller part of the network. A function layout=... of FullGrad says where these operations lie",
+        "The maps show the smaller part of the network. Pass FullGrad a function, layout=..., for the places of these operations",
         is_of_maps=False,
     ),
     Rule(
