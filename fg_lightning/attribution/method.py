@@ -120,7 +120,7 @@ class Method(Attribution):
             given images, k copies of them one after the other, or any changed version of either.
 
     Raises:
-        TypeError: if the model is no module.
+        TypeError: if the model is not a `torch.nn.Module`.
     """
 
     def __init__(self, model: nn.Module, draw: Draw) -> None:

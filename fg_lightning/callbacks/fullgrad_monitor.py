@@ -59,7 +59,7 @@ class FullGradMonitor(Callback):
 
     The explained number of an image is its label's score; with several labels, the score of the first; with a single logit, the
     logit; with a label map, the mean score of its largest class (except class 0) over its region; otherwise the output or its mean.
-    If a label is no class of the output, the class that the network predicts in the first snapshot replaces it. See `task`, and
+    If a label is not a class of the output, the class that the network predicts in the first snapshot replaces it. See `task`, and
     docs/reference/monitor.md. Every method explains the same numbers of the same images.
 
     Args:

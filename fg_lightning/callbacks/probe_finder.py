@@ -103,6 +103,7 @@ class ProbeFinder:
         self._num_samples = num_samples
         self._settings = settings
         self._messages = messages
+        self._chosen = ""  # how the images of the checkpoint were chosen
 
     @property
     def awaits_epoch(self) -> bool:
@@ -111,7 +112,8 @@ class ProbeFinder:
 
     def check_checkpoint(self, state: dict[str, Any]) -> dict[str, Any]:
         """The state of a checkpoint to continue with; empty if the user asks for the hardest images, but it explained others."""
-        if not state or not self.choice.is_hardest or str(state.get("chosen", "")).startswith(HARDEST):
+        self._chosen = str(state.get("chosen", ""))
+        if not state or not self.choice.is_hardest or self._chosen.startswith(HARDEST):
             return state
         problem = 'since the checkpoint was written, the probe became "hardest"'
         self._messages.warn(ProbeChanged(problem), "a new history begins")
@@ -143,7 +145,9 @@ class ProbeFinder:
             return None
         if self.choice.is_hardest and not indices:
             return self._find_hardest(loader, trainer, module) if is_trained else None
-        return self._load(loader, trainer, module, indices if self.choice.is_hardest else self.choice.indices)
+        if self.choice.is_hardest:
+            return replace(self._load(loader, trainer, module, indices), chosen=self._chosen)
+        return self._load(loader, trainer, module, self.choice.indices)
 
     def from_stream(self, batch: Any) -> Probe:
         """The images of the first batch of a stream.

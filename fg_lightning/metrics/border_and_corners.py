@@ -16,9 +16,9 @@ BORDER = 10
 CORNER = 5
 """A corner has a fifth of the image's height and width.
 
-Measured on digits of 28 and 56 pixels with and without a corner patch of a tenth of the side (4 seeds each, FullGrad and
-SmoothFullGrad): with a tenth, the corner misses most peaks of the maps, which lie beside the patch; from a fifth on it holds 87 to
-100 % of those that a third holds; with a quarter, the first peaks of healthy networks lie in it.
+This was measured on digits of 28 and 56 pixels with and without a corner patch of a tenth of the side (4 seeds each, FullGrad and
+SmoothFullGrad). A corner of a tenth misses most peaks of the maps, because they lie beside the patch. A corner of a fifth or more
+holds 87 to 100 % of the peaks in a corner of a third. In a corner of a quarter, the first peaks of healthy networks appear.
 """
 
 CORNERS = ("top_left", "top_right", "bottom_left", "bottom_right")

@@ -1,4 +1,4 @@
-"""Concentration: how few pixels a saliency map lies on."""
+"""Concentration: measures whether a saliency map is spread over few or many pixels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def gini_index(maps: Float[Tensor, "n 1 *s"]) -> Float[Tensor, " n"]:
         [N].
 
     Raises:
-        TypeError: if the maps are no floating-point tensor.
+        TypeError: if the maps are not a floating-point tensor.
         ValueError: if they are not [N, 1, *S], or hold NaN, infinite or negative values.
 
     Examples:
@@ -85,7 +85,7 @@ def pixel_shares(maps: Float[Tensor, "n 1 *s"]) -> Float[Tensor, "n p"]:
     """The share of every pixel in the sum of its map, [N, P]. In a map of zeros all shares are equal.
 
     Raises:
-        TypeError: if the maps are no floating-point tensor.
+        TypeError: if the maps are not a floating-point tensor.
         ValueError: if they are not [N, 1, *S], or hold NaN, infinite or negative values.
     """
     check_maps(maps)

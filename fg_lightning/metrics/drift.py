@@ -27,7 +27,7 @@ def rank_correlation(maps: Float[Tensor, "n 1 *s"], others: Float[Tensor, "n 1 *
         [N], -1 to 1.
 
     Raises:
-        TypeError: if either is no floating-point tensor.
+        TypeError: if either is not a floating-point tensor.
         ValueError: if they are not [N, 1, *S] of the same shape, or hold NaN.
 
     Examples:

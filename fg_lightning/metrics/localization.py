@@ -1,4 +1,4 @@
-"""Localization: whether saliency maps lie on a mask of what should matter, such as the object."""
+"""Localization: measures whether saliency maps lie on a mask, such as that of the object."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ class ParameterRandomization(SampleMeanMetric):
         self._add(*[rank_correlation(expected, of_random) for of_random in maps])
 
     def _randomize(self, model: nn.Module) -> Iterator[nn.Module]:
-        """The network with more and more layers randomized, or each layer alone."""
+        """Yields the network with one more random layer each time, or with a single random layer."""
         changed = copy.deepcopy(model)
         for number, name in enumerate(self.names):
             changed = copy.deepcopy(model) if self._mode == "independent" else changed

@@ -84,7 +84,7 @@ def pixel_perturbation(
         [N, F].
 
     Raises:
-        TypeError: if images or maps are not floating-point, the target or the fill has a wrong type, or the model is no module.
+        TypeError: if images or maps are not floating-point, the target or the fill has a wrong type, or the model is not a module.
         ValueError: if fractions lie outside 0..1, shapes or targets do not fit, maps hold NaN, or the batch is empty; if an order,
             change, output or fill does not exist; or if the output is not finite, or is 0 and the change is relative to it.
 

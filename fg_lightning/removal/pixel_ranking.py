@@ -35,7 +35,7 @@ def ranks(maps: Float[Tensor, "n 1 *s"], seed: Seed = 0) -> Int[Tensor, "n *s"]:
         [N, *S], int64, a permutation of 0 .. number of pixels - 1 for every image.
 
     Raises:
-        TypeError: if the maps are no floating-point tensor.
+        TypeError: if the maps are not a floating-point tensor.
         ValueError: if they are not [N, 1, *S] or hold NaN, or there are not as many seeds as maps.
     """
     check_maps(maps)
@@ -89,7 +89,7 @@ def top_pixels(maps: Float[Tensor, "n 1 *s"], fraction: float, order: Order = "m
 
 
 def check_images(images: Tensor) -> None:
-    """Raises TypeError if the images are no floating-point tensor."""
+    """Raises TypeError if the images are not a floating-point tensor."""
     if not isinstance(images, Tensor) or not images.is_floating_point():
         got = images.dtype if isinstance(images, Tensor) else type(images).__name__
         raise TypeError(
@@ -135,7 +135,7 @@ def check_maps(maps: Tensor, images: Tensor | None = None) -> None:
         images: [N, C, *S], the images of the maps. Default: None, they are not checked.
 
     Raises:
-        TypeError: if the maps are no floating-point tensor.
+        TypeError: if the maps are not a floating-point tensor.
         ValueError: if they are not [N, 1, *S], do not fit the images, or hold NaN.
     """
     if not isinstance(maps, Tensor) or not maps.is_floating_point():
