@@ -149,7 +149,9 @@ class ResumedRun:
         if self.unreadable:
             return None, self.unreadable
         before = Settings().identity() | self.settings  # an earlier version had fewer settings
-        changed = [f"{name} was {before[name]} and is {now}" for name, now in settings.items() if before[name] != now]
+        changed = [
+            f"{name} was {before[name] or 'none'} and is {now or 'none'}" for name, now in settings.items() if before[name] != now
+        ]
         if changed:
             return None, ", ".join(changed)
         if fresh is None:

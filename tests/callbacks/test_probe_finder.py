@@ -138,6 +138,10 @@ def test_the_hardest_stay_when_a_run_resumes(tmp_path):
     assert torch.equal(first.probe.images, second.probe.images)
     assert second.probe.chosen == first.probe.chosen
     assert [snapshot.epoch for snapshot in History.read(second.history.folder).snapshots] == [1, 2, 3]
+    anew = FullGradMonitor(probe="hardest", num_samples=4, reading="locally_affine")
+    with pytest.warns(UserWarning, match="reading was exact and is locally_affine"):
+        run(anew, 3, tmp_path / "saved/epoch=0.ckpt")
+    assert (anew.probe.indices, anew.probe.chosen) == (first.probe.indices, first.probe.chosen)
     ordinary = FullGradMonitor(num_samples=4)
     with pytest.warns(UserWarning, match="images of the checkpoint are still explained"):
         run(ordinary, 3, tmp_path / "saved/epoch=0.ckpt")
