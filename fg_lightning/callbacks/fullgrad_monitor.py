@@ -71,7 +71,7 @@ class FullGradMonitor(Callback):
         reading: "exact", or "locally_affine" to hold norms, attention weights and gates constant, as for transformers. Default:
             "exact".
         every_n_epochs: number of epochs between snapshots. Default: 1, unless `every_n_steps` is given.
-        every_n_steps: number of optimizer steps between snapshots, instead of epochs. Several optimizers: number of batches.
+        every_n_steps: number of optimizer steps between snapshots; with several optimizers, of batches. Default: None, by epochs.
         num_samples: number of images of the validation data, or of the training data if there is no other. Default: 8.
         probe: "balanced": equally many images of each class if the labels are known without reading a sample, otherwise evenly
             spread. "hardest": those of at most 512 images that the network gets most wrong after its first epoch; the first
@@ -80,7 +80,7 @@ class FullGradMonitor(Callback):
             result of a method `fullgrad_probe` of the datamodule or module, or "balanced".
         masks: a function of the probe's batch that returns where the network should look: masks or boxes in pixels, as in
             probe=(images, labels, masks). Default: those in a field of the batch called mask, boxes or the like, if there is one.
-        target: what to explain instead: a class, one for each image, or a function from the module's output to [N].
+        target: what to explain instead: a class, one for each image, or a function from the module's output to [N]. Default: None.
         forward: a function of the module and the batch of the images that calls a module with more inputs than images. Default:
             the module is called on the images alone.
         psi: FullGrad's post-processing: "absolute", "positive", "signed" or a function; see `fg_lightning.FullGrad`. Default:

@@ -71,6 +71,9 @@ class History:
     def read(cls, folder: str | Path) -> History:
         """Reads the history in a folder.
 
+        Args:
+            folder: the folder of a run, with `probe.json` and `history.csv`.
+
         Raises:
             FileNotFoundError: if the folder holds no history.
             ValueError: if the history is damaged, or a later version of the package wrote it.
@@ -195,11 +198,11 @@ class History:
             raise ValueError(f"the maps of {method} in snapshot {index} are missing: {error}") from error
 
     def images(self, index: int) -> list[ImageRow]:
-        """The rows of `images.csv` of a snapshot."""
+        """The rows of `images.csv` of a snapshot. A negative index counts from the end. Empty if the rows are lost."""
         return self.images_by_snapshot().get(range(len(self.snapshots))[index], [])
 
     def layers(self, index: int) -> list[LayerTerms]:
-        """The rows of `layers.csv` of a snapshot."""
+        """The rows of `layers.csv` of a snapshot. A negative index counts from the end. Empty if the rows are lost."""
         return self.layers_by_snapshot().get(range(len(self.snapshots))[index], [])
 
     def images_by_snapshot(self) -> dict[int, list[ImageRow]]:

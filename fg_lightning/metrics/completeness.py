@@ -63,6 +63,7 @@ class CompletenessError(SampleMeanMetric):
         self.add_state("largest", torch.zeros(()), dist_reduce_fx="max")
 
     def update(self, model: nn.Module, images: Float[Tensor, "n c *s"], target: Target = None, **options: Any) -> None:
+        """Adds a batch. It has the arguments and errors of `full_gradients`."""
         errors = completeness_error(model, images, target, **options)
         self._add(errors)
         self.largest = torch.maximum(self.largest, errors.max().to(self.largest))

@@ -38,10 +38,15 @@ def gini_index(maps: Float[Tensor, "n 1 *s"]) -> Float[Tensor, " n"]:
 def entropy(maps: Float[Tensor, "n 1 *s"]) -> Float[Tensor, " n"]:
     """The entropy of every map's pixel shares, relative to the largest possible: 1 if it is flat, 0 if it is one pixel.
 
-    It has the argument and the errors of `gini_index`.
+    Args:
+        maps: [N, 1, *S], floating-point, at least 0. A map of zeros counts as a flat one.
 
     Returns:
         [N], 0 to 1.
+
+    Raises:
+        TypeError: if the maps are not a floating-point tensor.
+        ValueError: if they are not [N, 1, *S], or hold NaN, infinite or negative values.
 
     Examples:
         >>> entropy(torch.tensor([[[1.0, 1.0, 1.0, 1.0]], [[0.0, 0.0, 1.0, 1.0]]]))
@@ -56,6 +61,9 @@ class Concentration(SampleMeanMetric):
 
     `update(maps)` has their argument. `compute()` returns a dict with "gini_index" and "entropy".
 
+    Args:
+        **settings: settings of every torchmetrics metric, such as `sync_on_compute`.
+
     Examples:
         >>> metric = Concentration()
         >>> metric.update(torch.tensor([[[0.0, 0.0, 1.0, 1.0]]]))
@@ -68,6 +76,7 @@ class Concentration(SampleMeanMetric):
     plot_upper_bound = 1.0
 
     def update(self, maps: Float[Tensor, "n 1 *s"]) -> None:
+        """Adds a batch. It has the argument and errors of `gini_index`."""
         self._add(gini_index(maps), entropy(maps))
 
 

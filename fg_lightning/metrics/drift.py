@@ -42,10 +42,16 @@ def rank_correlation(maps: Float[Tensor, "n 1 *s"], others: Float[Tensor, "n 1 *
 def cosine_drift(maps: Float[Tensor, "n 1 *s"], others: Float[Tensor, "n 1 *s"]) -> Float[Tensor, " n"]:
     """1 - cosine similarity of two maps of each image: 0 if one is a positive multiple of the other, at most 1 without negatives.
 
-    It has the arguments and errors of `rank_correlation`. It also raises a ValueError if a value is infinite.
+    Args:
+        maps: [N, 1, *S], floating-point.
+        others: maps of the same images, [N, 1, *S], floating-point.
 
     Returns:
         [N], 0 to 2; 0 to 1 for maps without negative values.
+
+    Raises:
+        TypeError: if either is not a floating-point tensor.
+        ValueError: if they are not [N, 1, *S] of the same shape, or hold NaN or infinite values.
 
     Examples:
         >>> maps = torch.tensor([[[3.0, 4.0]]])
@@ -63,6 +69,9 @@ class Drift(SampleMeanMetric):
 
     `update(maps, others)` has their arguments. `compute()` returns a dict with "rank_correlation" and "cosine_drift".
 
+    Args:
+        **settings: settings of every torchmetrics metric, such as `sync_on_compute`.
+
     Examples:
         >>> metric = Drift()
         >>> metric.update(torch.tensor([[[0.0, 3.0, 4.0]]]), torch.tensor([[[0.0, 4.0, 3.0]]]))
@@ -73,6 +82,7 @@ class Drift(SampleMeanMetric):
     names = ("rank_correlation", "cosine_drift")
 
     def update(self, maps: Float[Tensor, "n 1 *s"], others: Float[Tensor, "n 1 *s"]) -> None:
+        """Adds a batch. It has the arguments and errors of `cosine_drift`."""
         self._add(rank_correlation(maps, others), cosine_drift(maps, others))
 
 

@@ -90,6 +90,7 @@ class PointingGame(SampleMeanMetric):
         self.tolerance = tolerance
 
     def update(self, maps: Float[Tensor, "n 1 *s"], mask: Bool[Tensor, "n 1 *s"]) -> None:
+        """Adds a batch. It has the arguments and errors of `pointing_game`."""
         self._add(pointing_game(maps, mask, tolerance=self.tolerance))
 
 
@@ -108,6 +109,7 @@ class RelevanceMass(SampleMeanMetric):
     plot_upper_bound = 1.0
 
     def update(self, maps: Float[Tensor, "n 1 *s"], mask: Bool[Tensor, "n 1 *s"]) -> None:
+        """Adds a batch. It has the arguments and errors of `relevance_mass`."""
         self._add(relevance_mass(maps, mask))
 
 
