@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torchvision.models import get_model
 
-from fg_lightning import FullGrad, FullGradMonitor, SaliencyStore, SmoothFullGrad, full_gradients
+from fg_lightning import METHODS, FullGrad, FullGradMonitor, SaliencyStore, SmoothFullGrad, full_gradients
 from fg_lightning.demo import DigitClassifier, DigitsDataModule
 from fg_lightning.fullgrad import forward_backward, saliency
 from fg_lightning.fullgrad.readings import Reading
@@ -106,13 +106,18 @@ class Devices(TorchDispatchMode):
         return function(*args, **kwargs or {})
 
 
+class WithoutAutocast(nullcontext[None]):
+    def __init__(self, *_: Any, **__: Any) -> None:
+        super().__init__()
+
+
 @pytest.fixture
 def allow_meta(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves out whatever needs values, or a device that computes."""
     monkeypatch.setattr(forward_backward, "check_images", lambda model, images: None)
     monkeypatch.setattr(saliency, "warn_if_incomplete", lambda model, terms, is_rounded: None)
     monkeypatch.setattr(Selection, "_check", lambda self, selected: selected)
-    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())
+    monkeypatch.setattr(torch, "autocast", WithoutAutocast)
 
 
 PUBLIC = ["resnet18", "mobilenet_v2", "efficientnet_b0", "convnext_tiny", "vit_b_32", "swin_v2_t"]
@@ -148,6 +153,30 @@ def test_maps_and_terms_on_a_gpu_are_those_of_the_cpu(activation: type[nn.Module
     for name in terms.bias_terms:
         torch.testing.assert_close(on_gpu.bias_terms[name].cpu(), terms.bias_terms[name], rtol=1e-3, atol=1e-4)
     assert float(on_gpu.completeness_error.max()) < 1e-3
+
+
+class Split(nn.Module):
+    """A network whose first layers are on one device, the others on another."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__()
+        whole = network(nn.SiLU)
+        self.first, self.second, self.device = whole[:4].to(first), whole[4:].to(second), second
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).to(self.device))
+
+
+@on_a_gpu
+@pytest.mark.parametrize("devices", [("cuda", "cpu"), ("cpu", "cuda")])
+@pytest.mark.parametrize("name", ["fullgrad", "smooth_fullgrad", "gradcam"])
+def test_a_network_on_two_devices_has_the_maps_of_one(name: str, devices: tuple[str, str]) -> None:
+    split, batch = Split(*devices).eval(), images().to(devices[0])
+    maps = METHODS[name](split).attribute(batch, 1)
+    expected = METHODS[name](network(nn.SiLU)).attribute(images(), 1)
+    assert maps.device == batch.device
+    torch.testing.assert_close(maps.cpu(), expected, rtol=1e-4, atol=1e-4 * float(expected.max()))  # kernels sum in another order
+    assert float(full_gradients(split, batch, 1).completeness_error.max()) < 1e-3
 
 
 @on_a_gpu

@@ -160,6 +160,7 @@ class Method(Attribution):
             thread = get_ident()
             with without_checkpoints(lambda: get_ident() == thread):  # a reentrant one refuses a gradient at the images
                 maps = self.draw(Scores(model, leaf, target, as_tuple(additional_forward_args)), leaf).detach()
+        maps = maps.to(images.device)  # the last layer may be on another device
         return (maps,) if isinstance(inputs, tuple) else maps
 
 

@@ -232,19 +232,23 @@ class TermSums:
         self._gradients, self._input_terms = tuple(gradients), tuple((grad * own).flatten(1).sum(1) for own, grad in pairs)
 
     def collect(self, run: Run) -> FullGradients:
-        """The terms of the run in forward order, by module. A bias whose output is not used counts as 0."""
+        """The terms of the run in forward order, by module. A bias whose output is not used counts as 0.
+
+        The sums are brought to the device of the output, since a model may be on several.
+        """
+        device = run.output.device
         by_kind: dict[str, dict[str, Tensor]] = {"explicit": {}, "implicit": {}}
         num_axes = [gradient.ndim - 2 for gradient in self._gradients]
         are_drawn = [(t, any(t.lies_on(i, axes) for i, axes in enumerate(num_axes))) for t in run.terms]
         for term in run.terms:
-            value = self._sums.get(id(term), torch.zeros_like(run.output))
+            value = self._sums.get(id(term), torch.zeros_like(run.output)).to(device)
             sums = by_kind[term.kind]
             sums[term.module] = sums[term.module] + value if term.module in sums else value
         return FullGradients(
             output=run.output,
             target=run.target,
             input_gradient=one_or_several(self._gradients),
-            input_term=one_or_several(self._input_terms),
+            input_term=one_or_several([of_input.to(device) for of_input in self._input_terms]),
             bias_terms=by_kind["explicit"],
             implicit_terms=by_kind["implicit"],
             missing_ops=_unique(run.missing_ops),

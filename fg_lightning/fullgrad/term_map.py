@@ -193,8 +193,9 @@ class TermMap:
         self._num_images = len(images)
         self._size = tuple(images.shape[2:])
         self._planes: dict[torch.Size, Tensor] = {}
-        self._waiting: defaultdict[torch.Size, list[Factors]] = defaultdict(list)  # by *S
+        self._waiting: defaultdict[tuple[torch.Size, torch.device], list[Factors]] = defaultdict(list)  # by *S
         self._num_waiting = 0
+        self._device = images.device
         self._works_in_blocks = works_in_blocks(images.device)
         self._limit = _block() if self._works_in_blocks else WAITING
         self._num_placed = 0
@@ -288,7 +289,7 @@ class TermMap:
         else:
             factors = values, None
         if num_values := factors[0].numel():
-            self._waiting[factors[0].shape[2:]].append(factors)
+            self._waiting[factors[0].shape[2:], factors[0].device].append(factors)
             self._num_waiting += num_values
             if self._num_waiting > self._limit:
                 self._draw_waiting()
@@ -303,6 +304,7 @@ class TermMap:
 
     def _add_plane(self, plane: Tensor) -> None:
         drawn = self._planes.get(plane.shape)
+        plane = plane.to(self._device)  # layers may be on other devices than the images
         self._planes[plane.shape] = plane if drawn is None else drawn + plane
 
 
