@@ -70,7 +70,7 @@ def option_names(kind: type) -> list[str]:
 
 def _options(args: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Every option and its value: after `=`, or the next word."""
-    for word, following in zip(args, [*args[1:], ""], strict=True):
+    for word, following in zip(args, [*args[1:], ""], strict=False):
         if word.startswith("-"):
             option, is_one_word, value = word.partition("=")
             yield option, value if is_one_word else following

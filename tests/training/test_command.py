@@ -54,6 +54,8 @@ def test_an_untrained_network_is_not_measured():
     for command in ("validate", "test", "predict"):
         with pytest.raises(SystemExit, match=f"^fg-lightning: {command} needs a trained network; give its checkpoint"):
             main([command, "--model.name", "squeezenet1_1", *FAKE, *QUIET])
+        with pytest.raises(SystemExit, match=f"^fg-lightning: {command} needs a trained network"):
+            main([command])
 
 
 def test_a_checkpoint_s_options_are_said_to_count(tmp_path, caplog):
