@@ -44,6 +44,7 @@ def integrated_gradients(
         internal_batch_size: largest number of images that go through the model at once, but at least the batch itself. Default: 16.
     """
     size = max(internal_batch_size, len(images))
+    baseline = baseline.to(images).expand_as(images) if isinstance(baseline, Tensor) else baseline
     attribution = CaptumsIntegratedGradients(scores)
     return channel_sum(attribution.attribute(images, baselines=baseline, n_steps=num_steps, internal_batch_size=size))
 

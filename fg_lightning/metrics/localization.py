@@ -37,7 +37,7 @@ def pointing_game(maps: Float[Tensor, "n 1 *s"], mask: Bool[Tensor, "n 1 *s"], *
         tensor([1.])
     """
     check_maps(maps)
-    _check_mask(mask, maps)
+    mask = _check_mask(mask, maps)
     if tolerance < 0:
         raise ValueError(f"tolerance must be a number of pixels, at least 0, but is {tolerance}")
     near = _dilate(mask, tolerance).flatten(1)
@@ -66,7 +66,7 @@ def relevance_mass(maps: Float[Tensor, "n 1 *s"], mask: Bool[Tensor, "n 1 *s"]) 
         tensor([0.3750])
     """
     shares = pixel_shares(maps)
-    _check_mask(mask, maps)
+    mask = _check_mask(mask, maps)
     return (shares * mask.flatten(1)).sum(1)
 
 
@@ -113,7 +113,8 @@ class RelevanceMass(SampleMeanMetric):
         self._add(relevance_mass(maps, mask))
 
 
-def _check_mask(mask: Tensor, maps: Tensor) -> None:
+def _check_mask(mask: Tensor, maps: Tensor) -> Tensor:
+    """The mask on the device of the maps."""
     if not isinstance(mask, Tensor) or mask.dtype is not torch.bool:
         got = f"a tensor of {mask.dtype}" if isinstance(mask, Tensor) else type(mask).__name__
         raise TypeError(f"mask must be a boolean tensor, True where the object is, not {got}; compare it first, e.g. mask > 0")
@@ -125,6 +126,7 @@ def _check_mask(mask: Tensor, maps: Tensor) -> None:
             f"{len(empty)} of {len(mask)} masks are empty, first that of image {empty[0]} of the batch: "
             "no map can agree with them, so leave such images out"
         )
+    return mask.to(maps.device)
 
 
 def _dilate(mask: Tensor, radius: int) -> Tensor:

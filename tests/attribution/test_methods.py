@@ -137,6 +137,13 @@ def test_a_reentrant_checkpoint_is_run_as_if_it_were_none(name: str) -> None:
     assert torch.equal(maps_of(name, Checkpointed(model), x, target=1), maps_of(name, model, x, target=1))
 
 
+@pytest.mark.parametrize("shape", [(), (2, 1, 1), (1, 2, 10, 8), (3, 2, 10, 8)])
+def test_a_baseline_broadcasts_to_the_images(shape: tuple[int, ...]) -> None:
+    model, x = nn.Sequential(nn.Flatten(), nn.Linear(160, 2)), torch.rand(3, 2, 10, 8)
+    given = METHODS["integrated_gradients"](model, baseline=torch.full(shape, 0.5)).attribute(x, 1)
+    assert_close(given, METHODS["integrated_gradients"](model, baseline=0.5).attribute(x, 1))
+
+
 class Frozen(nn.Module):
     """A head on a backbone that is run under no_grad, as a frozen feature extractor is."""
 
