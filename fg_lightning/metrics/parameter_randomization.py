@@ -135,8 +135,8 @@ def _layer_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def _randomize_layer(layer: nn.Module, seed: int) -> None:
-    devices = {parameter.device for parameter in layer.parameters(recurse=False) if parameter.device.type == "cuda"}
-    with torch.random.fork_rng(devices=list(devices)), torch.no_grad():
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # `manual_seed` seeds all of them
+    with torch.random.fork_rng(devices=gpus), torch.no_grad():
         torch.manual_seed(seed)
         reset = getattr(layer, "reset_parameters", None)
         if callable(reset):
