@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from fg_lightning.history.lost_snapshots import OtherRun, find_lost_snapshots
@@ -94,7 +95,7 @@ class ResumedRun:
     def from_state(cls, state: dict[str, Any]) -> ResumedRun:
         """Reads the result of `pack_state`, of this version or another one."""
         try:
-            return cls._from_state(state)
+            return cls._from_state(apply_to_collection(state, Tensor, lambda tensor: tensor.cpu()))  # it may be on a GPU
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             reason = f"its state of the monitor became unreadable ({type(error).__name__}: {error})"
             return cls((), None, frozenset(), None, None, "", {}, unreadable=reason)

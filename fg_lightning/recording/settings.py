@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Union
 
+from torch import Tensor
+
 from fg_lightning.fullgrad.postprocess import Psi, find_psi
 from fg_lightning.fullgrad.readings import Reading, find_reading
 from fg_lightning.recording.called_module import Forward
@@ -42,6 +44,8 @@ class Settings:
         find_psi(self.psi)
         find_reading(self.reading)
         check_target(self.target)
+        if isinstance(self.target, Tensor):  # its text must not name a device
+            object.__setattr__(self, "target", self.target.detach().cpu())
         check_task(self.task, self.target)
         names, normalization = self.class_names, self.normalization
         if self.forward is not None and not callable(self.forward):

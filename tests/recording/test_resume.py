@@ -9,12 +9,15 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from fg_lightning import FullGradMonitor
+from fg_lightning import FullGradMonitor, FullGradRecorder
 from fg_lightning.history import History
 from fg_lightning.history import run_history as history_module
 from fg_lightning.recording import resume as resume_module
+from fg_lightning.recording.resume import ResumedRun
 from fg_lightning.report import write_report
 from tests import ROOT
 from tests.helpers.small_trainings import Classifier, images_and_labels, loader, trainer
@@ -384,6 +387,23 @@ def test_in_a_new_process(tmp_path):
     subprocess.run([*command, "1"], check=True, capture_output=True)
     resumed = subprocess.run([*command, "2", str(tmp_path / "saved/epoch=0.ckpt")], check=True, capture_output=True, text=True)
     assert resumed.stdout.splitlines()[-1] == "[0, 1, 2]"
+
+
+class Elsewhere(Tensor):
+    """Stands for a tensor on a GPU, which a checkpoint that is read with `map_location` holds."""
+
+    def cpu(self):
+        return self.as_subclass(Tensor)
+
+
+def test_a_checkpoint_may_be_read_to_any_device(tmp_path):
+    images, labels = images_and_labels(4, seed=3)
+    with FullGradRecorder(tmp_path / "run", (images, labels, torch.ones(4, *images.shape[2:])), task="classes") as recorder:
+        recorder.snapshot(Classifier(), step=0, epoch=0)
+    state = apply_to_collection(recorder.state_dict(), Tensor, lambda tensor: tensor.as_subclass(Elsewhere))
+    resumed = ResumedRun.from_state(state)
+    kinds = [type(tensor) for tensor in (resumed.probe.images, resumed.probe.labels, resumed.probe.masks, resumed.shown_labels)]
+    assert kinds == [Tensor] * 4
 
 
 def test_the_images_of_a_checkpoint_keep_their_labels(tmp_path):
