@@ -92,6 +92,7 @@ class SampleLosses:
         return losses.float().nan_to_num(nan=-torch.inf, posinf=torch.inf).cpu()
 
     def _decide(self, module: nn.Module, probe: Probe, device: torch.device) -> None:
+        probe = probe.to("cpu")  # as a recorder does: masks are there
         explainer = self._build_explainer(probe)
         explainer.explain(module, device)
         which = [i for i, candidate in enumerate(probe.candidates) if candidate is explainer.labels]
@@ -115,6 +116,7 @@ def sample_losses(task: Task, output: Any, labels: Tensor) -> Float[Tensor, " n"
         NoProbe: if the labels do not have the shape of the output.
     """
     scores = main_output(output)
+    labels = labels.to(scores.device)
     if isinstance(task, Regions):
         return _region_losses(task, scores, labels)
     if isinstance(task, Classes):

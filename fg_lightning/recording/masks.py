@@ -169,7 +169,7 @@ def _are_corners(tensors: Sequence[Tensor], size: tuple[int, ...]) -> bool:
     """Whether tensors [..., 4] can be boxes (x0, y0, x1, y1) in pixels and cannot be (x, y, width, height)."""
     if not all(1 <= tensor.ndim <= 3 and tensor.shape[-1] == 4 and not tensor.is_complex() for tensor in tensors):
         return False
-    boxes, (height, width) = torch.cat([tensor.reshape(-1, 4).double() for tensor in tensors]), size
+    boxes, (height, width) = torch.cat([tensor.detach().cpu().reshape(-1, 4).double() for tensor in tensors]), size
     a, b, c, d = boxes.unbind(1)
     are_corners = (boxes >= 0).all(1) & (a < c) & (b < d) & (c <= width) & (d <= height)
     are_sizes = (a + c <= width) & (b + d <= height)

@@ -61,7 +61,8 @@ class Entry(Task):
 
     def score(self, output: Any, labels: Tensor | None) -> Tensor:
         assert labels is not None
-        return main_output(output).gather(1, labels.long()[:, None]).squeeze(1)
+        scores = main_output(output)
+        return scores.gather(1, labels.to(scores.device).long()[:, None]).squeeze(1)
 
     def misfit(self, output: Any, labels: Tensor | None) -> str | None:
         return Classes().misfit(output, labels)
@@ -107,6 +108,7 @@ class Classes(Task):
         predicted = scores.argmax(1)
         if labels is None:
             return predicted
+        labels = labels.to(scores.device)  # the last layer may be elsewhere than the first
         if labels.shape == scores.shape:
             return torch.where(labels.amax(1) > 0, labels.float().argmax(1), predicted)
         return torch.where(fits_classes(labels, scores), labels.long(), predicted)
@@ -170,6 +172,7 @@ class Regions(Task):
         scores = main_output(output).detach()
         if labels is None:
             return _predicted_map(scores)
+        labels = labels.to(scores.device)
         if labels.ndim == 1:
             return labels.reshape(-1, *(1,) * (scores.ndim - 2)).expand(len(scores), *scores.shape[2:])
         if labels.ndim == scores.ndim:
