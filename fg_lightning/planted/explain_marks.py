@@ -18,6 +18,7 @@ from fg_lightning.metrics import pointing_game, relevance_mass
 from fg_lightning.planted.datamodule import PlantedShortcut
 from fg_lightning.roar.cell_training import QUIET, silence_lightning
 from fg_lightning.roar.changed_images import HOOKS
+from fg_lightning.roar.explained_class import compute_maps
 from fg_lightning.roar.image_pixels import images_and_labels
 from fg_lightning.visualization.film_strips import spread_indices
 
@@ -72,12 +73,11 @@ class MarkPredictor(LightningModule):
         if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < 2:
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise CannotRun(f"the network must give logits [N, classes] of two classes or more, but it gives {got}")
-        classes = logits.argmax(1).cpu()
+        classes = logits.argmax(1)
         empty = torch.empty(0)
         if self._attribution is None:
-            return Explained(classes, empty, empty, images[:0].cpu(), empty)
-        with torch.enable_grad():
-            maps = self._attribution.attribute(images, classes).float().cpu()
+            return Explained(classes.cpu(), empty, empty, images[:0].cpu(), empty)
+        maps = compute_maps(self._attribution, images, classes).float().cpu()
         mask = self._data.masks(len(maps), self._margin)
         if mask.shape != maps.shape:
             raise UnfitData(
@@ -86,7 +86,7 @@ class MarkPredictor(LightningModule):
             )
         shown = min(self._num_shown, len(maps))
         return Explained(
-            classes, pointing_game(maps, mask), relevance_mass(maps, mask), images[:shown].detach().cpu(), maps[:shown]
+            classes.cpu(), pointing_game(maps, mask), relevance_mass(maps, mask), images[:shown].detach().cpu(), maps[:shown]
         )
 
 

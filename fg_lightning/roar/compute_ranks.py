@@ -17,11 +17,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from fg_lightning.attribution import Factory
 from fg_lightning.errors import CannotRun, StoreError
+from fg_lightning.recording.explainer import device_of
 from fg_lightning.removal import ranks
 from fg_lightning.roar.cell_training import QUIET, silence_lightning
 from fg_lightning.roar.dataset_views import SplitView
 from fg_lightning.roar.experiment_folder import explain_disk_faults
-from fg_lightning.roar.explained_class import choose_classes
+from fg_lightning.roar.explained_class import choose_classes, compute_maps
 from fg_lightning.roar.image_pixels import Picture, apply_transform, channel_sums, images_and_labels, spatial_shape
 from fg_lightning.roar.saliency_store_files import Manifest, StoreWriter
 
@@ -102,8 +103,7 @@ class RankPredictor(LightningModule):
         images, labels = images_and_labels(batch.samples, batch.place)
         indices = range(batch.start, batch.start + len(images))
         classes = choose_classes(self._target, labels, self.model, images, batch.split, indices, self._seed)
-        with torch.enable_grad():
-            maps = self._attribution.attribute(images, classes)
+        maps = compute_maps(self._attribution, images, classes)
         seeds = [self._seed + i for i in indices]
         places: npt.NDArray[Any] = ranks(maps.cpu(), seeds).numpy()
         return places
@@ -203,7 +203,7 @@ def compute_ranks(
         factory: factory of the method.
         trainer: the Trainer whose `predict` is used. None: a Trainer with one device.
     """
-    module = RankPredictor(model, factory, writer.manifest)
+    module, device = RankPredictor(model, factory, writer.manifest), device_of(model)
     trainer = trainer or make_predictor({"enable_progress_bar": sys.stdout.isatty()})
     callback = RankWriter(writer)
     trainer.callbacks.append(callback)  # type: ignore[attr-defined]
@@ -212,6 +212,7 @@ def compute_ranks(
             trainer.predict(module, datamodule=UnfinishedBatchesDataModule(writer, views, data, model), return_predictions=False)
     finally:
         trainer.callbacks.remove(callback)  # type: ignore[attr-defined]
+        model.to(device)  # Lightning leaves it on the CPU
 
 
 def _first(batches: list[ImageBatch]) -> ImageBatch:

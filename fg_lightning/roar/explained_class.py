@@ -8,6 +8,7 @@ from zlib import crc32
 
 import numpy as np
 import torch
+from captum.attr import Attribution
 from torch import Tensor, nn
 
 from fg_lightning.errors import CannotRun
@@ -66,12 +67,19 @@ def choose_classes(
             "target random draws a class for each image, but the network's output is not one number for each class: it has "
             f"shape {list(scores.shape)} for {len(images)} images, expected [{len(images)}, K]; use target predicted"
         )
-    return torch.tensor([draw_class(scores.shape[1], split, index, seed) for index in indices])
+    return torch.tensor([draw_class(scores.shape[1], split, index, seed) for index in indices], device=images.device)
 
 
 def draw_class(num_classes: int, split: str, index: int, seed: int) -> int:
     """A class for one image, each as likely as any other. It depends on the arguments alone."""
     return int(np.random.default_rng([seed, crc32(split.encode()), index]).integers(num_classes))
+
+
+def compute_maps(attribution: Attribution, images: Tensor, classes: Tensor | int | None) -> Tensor:
+    """A method's maps of images, in Lightning's inference mode, too: autograd cannot use its tensors, so they are copied."""
+    with torch.inference_mode(False), torch.enable_grad():
+        maps: Tensor = attribution.attribute(images.clone(), classes.clone() if isinstance(classes, Tensor) else classes)
+    return maps.detach()
 
 
 def compute_output(model: nn.Module, images: Tensor) -> Any:

@@ -22,7 +22,7 @@ from fg_lightning.roar.cell_training import determinism, fit, test
 from fg_lightning.roar.config import NETWORK_SEED, ROARConfig
 from fg_lightning.roar.engines import Engine, describe_error
 from fg_lightning.roar.experiment_folder import check_network, explain_disk_faults
-from fg_lightning.roar.explained_class import choose_classes, compute_output
+from fg_lightning.roar.explained_class import choose_classes, compute_maps, compute_output
 from fg_lightning.roar.image_pixels import images_and_labels
 
 NUM_TRIED = 2
@@ -118,8 +118,7 @@ class ExplanationTrial(Callback):
         classes = classes[:NUM_TRIED] if isinstance(classes, Tensor) else classes
         for name in self.methods:
             try:
-                with torch.enable_grad():
-                    check_maps(self.config.factories[name](pl_module).attribute(images, classes), images)
+                check_maps(compute_maps(self.config.factories[name](pl_module), images, classes), images)
             except Exception as error:  # noqa: PERF203 (each has its own)
                 raise CannotRun(
                     f"the method {name} failed on {len(images)} images, before anything was trained: {describe_error(error)}. "

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from captum.attr import Saliency
 from torch import nn
 
 from fg_lightning.attribution import METHODS, method_from
 from fg_lightning.removal import ranks
-from fg_lightning.roar import CannotRun, SaliencyStore
-from fg_lightning.roar.explained_class import draw_class
+from fg_lightning.roar import CannotRun, SaliencyStore, explained_class
+from fg_lightning.roar.explained_class import choose_classes, draw_class
 from tests.helpers.tiny_squares import Data, Net
 from tests.roar.test_experiment import experiment
 
@@ -22,6 +23,10 @@ def images_of(split):
     data = Data()
     data.setup("fit")
     return torch.stack([image for image, _ in getattr(data, split)])
+
+
+def signed_gradient(scores, images):
+    return torch.autograd.grad(scores(images).sum(), images)[0].sum(1, keepdim=True)
 
 
 @pytest.mark.parametrize("target", ["predicted", "label", "random", 0, 1])
@@ -39,6 +44,27 @@ def test_maps_are_of_the_class(net, tmp_path, target, method):
     maps = torch.cat([METHODS[method](net).attribute(part, own) for part, own in parts])
     assert np.array_equal(store.ranks("test"), ranks(maps, [3 + index for index in range(20)]).numpy())
     assert store.manifest.target == target
+
+
+class SignedGradient(Saliency):
+    """A method of Captum's own, which knows nothing of inference mode."""
+
+    def attribute(self, images, target):
+        return super().attribute(images, target, abs=False).sum(1, keepdim=True)
+
+
+@pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require gradients")
+@pytest.mark.parametrize("target", ["label", "random", 1])
+def test_a_class_of_captum_is_a_factory(net, tmp_path, target):
+    theirs = SaliencyStore.make(tmp_path / "theirs", net, Data(), SignedGradient, target=target)
+    ours = SaliencyStore.make(tmp_path / "ours", net, Data(), method_from(signed_gradient), target=target)
+    assert np.array_equal(theirs.ranks("test"), ours.ranks("test"))
+
+
+def test_drawn_classes_are_where_the_images_are(monkeypatch):
+    monkeypatch.setattr(explained_class, "compute_output", lambda model, images: images.flatten(1))
+    images = torch.zeros(3, 1, 8, 8, device="meta")
+    assert choose_classes("random", None, nn.Identity(), images, "test", range(3), 0).is_meta
 
 
 def test_drawn_classes_are_uniform_and_differ_between_splits_images_and_seeds():
@@ -95,9 +121,6 @@ def test_a_network_of_one_logit_is_explained(tmp_path):
 
 def test_a_method_of_ones_own_may_have_a_sign(net, tmp_path):
     """As in docs/explanation/remove_and_retrain.md."""
-
-    def signed_gradient(scores, images):
-        return torch.autograd.grad(scores(images).sum(), images)[0].sum(1, keepdim=True)
 
     store = SaliencyStore.make(tmp_path / "s", net, Data(), method_from(signed_gradient), target=1)
     images = images_of("test").requires_grad_()
