@@ -18,12 +18,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torchvision.models import get_model
 
-from fg_lightning import METHODS, FullGrad, FullGradMonitor, SaliencyStore, SmoothFullGrad, full_gradients
+from fg_lightning import METHODS, FullGrad, FullGradMonitor, FullGradRecorder, SaliencyStore, SmoothFullGrad, full_gradients
 from fg_lightning.demo import DigitClassifier, DigitsDataModule
 from fg_lightning.fullgrad import forward_backward, saliency
 from fg_lightning.fullgrad.readings import Reading
 from fg_lightning.fullgrad.target import Selection
 from fg_lightning.history import History
+from fg_lightning.metrics import pointing_game
+from fg_lightning.recording.hardest_samples import SampleLosses
+from fg_lightning.recording.settings import Settings
+from fg_lightning.roar.explained_class import choose_classes
+from fg_lightning.roar.image_pixels import fill_with_values
 
 
 def on_a_gpu(test: Callable[..., None]) -> Callable[..., None]:
@@ -210,5 +215,28 @@ def test_a_store_made_on_a_gpu_orders_pixels_as_the_cpu_does(tmp_path: Path) -> 
     data, model = DigitsDataModule(), DigitClassifier(width=4)
     on_cpu = SaliencyStore.make(tmp_path / "cpu", model, data, "fullgrad")
     on_gpu = SaliencyStore.make(tmp_path / "gpu", model.cuda(), data, "fullgrad")
+    assert model.device.type == "cuda"  # Lightning leaves it on the CPU
     first, second = (np.asarray(store.read("test", range(50)), dtype=float).reshape(50, -1) for store in (on_cpu, on_gpu))
     assert min(np.corrcoef(a, b)[0, 1] for a, b in zip(first, second, strict=True)) > 0.99  # near ties change places
+
+
+@on_a_gpu
+def test_what_is_on_the_cpu_meets_what_is_on_a_gpu(tmp_path: Path) -> None:
+    mask, maps = images(4, 1, 16, 16) > 0, images(4, 1, 16, 16).abs()
+    assert torch.equal(pointing_game(maps.cuda(), mask).cpu(), pointing_game(maps, mask))
+    assert torch.equal(fill_with_values(images()[0].cuda(), mask[0, 0].numpy(), np.zeros(3)).cpu(), images()[0] * ~mask[0])
+    baseline = torch.full((3, 1, 1), 0.5)
+    assert METHODS["integrated_gradients"](network().cuda(), baseline=baseline).attribute(images().cuda()).is_cuda
+    classes = choose_classes("random", None, network().cuda(), images().cuda(), "test", range(4), 0)
+    assert isinstance(classes, Tensor)
+    assert classes.is_cuda
+    batch = (images().cuda(), torch.arange(4).cuda())
+    SampleLosses.from_settings(Settings()).measure(network().cuda(), batch)
+    kept: dict[str, Any] = {}
+    for place in ("cpu", "cuda"):
+        options: dict[str, Any] = {"target": torch.arange(4).to(place), "methods": ["smoothgrad"], "strict": True}
+        recorder = FullGradRecorder(tmp_path / "run", (images().to(place), torch.arange(4), mask.to(place)), **options)
+        recorder.load_state_dict({name: v.cuda() if isinstance(v, Tensor) else v for name, v in kept.items()})
+        recorder.snapshot(network().cuda(), step=len(recorder.history.snapshots), epoch=0)
+        kept = recorder.state_dict()
+    assert len(recorder.history.snapshots) == 2

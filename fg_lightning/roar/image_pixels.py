@@ -78,7 +78,7 @@ def planes(image: Picture) -> Shaped[Tensor, "c *s"]:
 def channel_sums(image: Picture) -> npt.NDArray[np.float64]:
     """The sum of every channel over the image's pixels, [C]."""
     if isinstance(image, Tensor):
-        return image.flatten(1).double().sum(1).numpy()
+        return image.cpu().flatten(1).double().sum(1).numpy()
     values = np.asarray(image)
     return values.reshape(-1, 1 if values.ndim == 2 else values.shape[2]).sum(0, dtype=np.float64)
 
@@ -97,8 +97,8 @@ def fill_with_values(image: Picture, mask: Mask, values: npt.NDArray[np.float64]
     if isinstance(image, Tensor):
         _check_values(values, len(image))
         own = values if image.is_floating_point() else _nearest(values, torch.iinfo(image.dtype))
-        fill = torch.as_tensor(own).to(image.dtype).reshape(-1, *(1,) * (image.ndim - 1))
-        return torch.where(torch.from_numpy(mask), fill, image)
+        fill = torch.as_tensor(own).to(image).reshape(-1, *(1,) * (image.ndim - 1))
+        return torch.where(torch.from_numpy(mask).to(image.device), fill, image)
     if isinstance(image, Image.Image) and image.mode in PACKED:
         channels = len(image.mode)
         _check_values(values, channels)
@@ -125,7 +125,8 @@ def fill_with_function(image: Picture, mask: Mask, fill: FillFunction) -> Pictur
     Raises:
         UnfitData: if the image holds integers other than bytes, since their largest value is unknown.
     """
-    before, where = planes(image), torch.from_numpy(mask)
+    before = planes(image)
+    where = torch.from_numpy(mask).to(before.device)
     if before.is_floating_point():
         after = fill(before[None], where[None, None])[0]
     elif before.dtype is torch.uint8:
