@@ -220,7 +220,7 @@ class ImageClassifier(LightningModule):
         self.network.eval()
         try:
             with torch.no_grad():
-                self.network(torch.zeros(1, *shape, device=self.device, dtype=next(self.network.parameters()).dtype))
+                self.network(next(self.network.parameters()).new_zeros(1, *shape))  # not yet on `self.device`
         except (RuntimeError, ValueError, AssertionError, IndexError) as error:
             raise CannotRun(
                 f"{self.hparams['name']} cannot process images of shape {list(shape)} ({error}). Resize them to the size that it "

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -73,6 +73,20 @@ def test_predictions_are_probabilities(tmp_path):
 def test_images_that_the_network_cannot_take_are_refused_with_the_way_out(tmp_path):
     with pytest.raises(CannotRun, match=r"densenet121 cannot process images of shape \[1, 28, 28\].*--data.size 224"):
         short_trainer(tmp_path).fit(ImageClassifier("densenet121", small_images=False), Grey())
+
+
+class OnItsWay(Callback):
+    """In `setup`, Lightning gives a model the device to which it moves it later."""
+
+    def setup(self, trainer, pl_module, stage):
+        pl_module._device = torch.device("meta")
+
+
+def test_it_fits_itself_to_the_data_before_it_is_moved(tmp_path):
+    model, devices = ImageClassifier("squeezenet1_1"), []
+    model.network.register_forward_pre_hook(lambda network, images: devices.append(images[0].device.type))
+    short_trainer(tmp_path, callbacks=[OnItsWay()]).validate(model, Grey(), verbose=False)
+    assert set(devices) == {"cpu"}
 
 
 @pytest.fixture
