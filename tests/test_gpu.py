@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -23,16 +24,19 @@ from fg_lightning.demo import DigitClassifier, DigitsDataModule
 from fg_lightning.fullgrad import forward_backward, saliency
 from fg_lightning.fullgrad.readings import Reading
 from fg_lightning.fullgrad.target import Selection
-from fg_lightning.history import History
 from fg_lightning.metrics import pointing_game
 from fg_lightning.recording.hardest_samples import SampleLosses
 from fg_lightning.recording.settings import Settings
 from fg_lightning.roar.explained_class import choose_classes
 from fg_lightning.roar.image_pixels import fill_with_values
+from tests.helpers.second_device import trainer_options
+
+DEVICE = os.environ.get("FG_TEST_DEVICE", "cuda")
 
 
 def on_a_gpu(test: Callable[..., None]) -> Callable[..., None]:
-    return pytest.mark.cuda(pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")(test))
+    is_missing = DEVICE == "cuda" and not torch.cuda.is_available()
+    return pytest.mark.cuda(pytest.mark.skipif(is_missing, reason="no GPU")(test))
 
 
 READING = {"_local_scalar_dense", "equal", "nonzero", "is_nonzero"}
@@ -150,7 +154,7 @@ def test_everything_is_computed_on_the_device_of_the_images(name: str, reading: 
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU])
 def test_maps_and_terms_on_a_gpu_are_those_of_the_cpu(activation: type[nn.Module], channels_last: bool) -> None:
     expected, terms = FullGrad(network(activation)).attribute_with_terms(images(), 1)
-    model, batch = network(activation).cuda(), images().cuda()
+    model, batch = network(activation).to(DEVICE), images().to(DEVICE)
     if channels_last:
         model, batch = model.to(memory_format=torch.channels_last), batch.to(memory_format=torch.channels_last)
     maps, on_gpu = FullGrad(model).attribute_with_terms(batch, 1)
@@ -173,7 +177,7 @@ class Split(nn.Module):
 
 
 @on_a_gpu
-@pytest.mark.parametrize("devices", [("cuda", "cpu"), ("cpu", "cuda")])
+@pytest.mark.parametrize("devices", [(DEVICE, "cpu"), ("cpu", DEVICE)])
 @pytest.mark.parametrize("name", ["fullgrad", "smooth_fullgrad", "gradcam"])
 def test_a_network_on_two_devices_has_the_maps_of_one(name: str, devices: tuple[str, str]) -> None:
     split, batch = Split(*devices).eval(), images().to(devices[0])
@@ -185,37 +189,47 @@ def test_a_network_on_two_devices_has_the_maps_of_one(name: str, devices: tuple[
 
 
 @on_a_gpu
+@pytest.mark.skipif(DEVICE != "cuda", reason="a device without kernels for half precision")
 def test_autocast_on_a_gpu_rounds_and_no_more() -> None:
     expected = FullGrad(network()).attribute(images(), 1)
-    with torch.autocast("cuda", torch.bfloat16), warnings.catch_warnings():
+    with torch.autocast(DEVICE, torch.bfloat16), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        maps = FullGrad(network().cuda(), autocast=True).attribute(images().cuda(), 1)
+        maps = FullGrad(network().to(DEVICE), autocast=True).attribute(images().to(DEVICE), 1)
     similarity = torch.corrcoef(torch.stack([maps.float().cpu().flatten(), expected.flatten()]))[0, 1]
     assert similarity > 0.95  # bfloat16 has 8 bits
 
 
 @on_a_gpu
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_on_a_gpu_has_the_maps_of_the_cpu(name: str) -> None:
+    expected = METHODS[name](network(nn.ReLU)).attribute(images(), 1)
+    maps = METHODS[name](network(nn.ReLU).to(DEVICE)).attribute(images().to(DEVICE), 1)
+    assert maps.device.type == DEVICE
+    torch.testing.assert_close(maps.cpu(), expected, rtol=1e-4, atol=1e-4 * float(expected.max()))  # kernels sum in another order
+
+
+@on_a_gpu
 def test_full_gradients_on_a_gpu_are_complete() -> None:
-    terms = full_gradients(network(nn.SiLU).cuda().double(), images().cuda().double())
+    terms = full_gradients(network(nn.SiLU).to(DEVICE).double(), images().to(DEVICE).double())
     assert float(terms.completeness_error.max()) < 1e-9
 
 
 @on_a_gpu
 def test_the_monitor_watches_a_training_on_a_gpu(tmp_path: Path) -> None:
-    trainer = Trainer(
-        accelerator="gpu", devices=1, max_epochs=1, limit_train_batches=4, default_root_dir=tmp_path, callbacks=[FullGradMonitor()]
-    )
+    options: dict[str, Any] = {"accelerator": "gpu", "devices": 1} if DEVICE == "cuda" else trainer_options()
+    monitor = FullGradMonitor(methods=("fullgrad", "gradcam", "smoothgrad"))
+    trainer = Trainer(max_epochs=1, limit_train_batches=4, default_root_dir=tmp_path, callbacks=[monitor], **options)
     trainer.fit(DigitClassifier(width=4), datamodule=DigitsDataModule())
-    (history,) = tmp_path.rglob("history.csv")
-    assert len(History.read(history.parent).snapshots) >= 2
+    assert len(monitor.history.snapshots) >= 2
+    assert monitor.history.snapshots[-1].numbers["fullgrad/completeness_error_max"] < 1e-3
 
 
 @on_a_gpu
 def test_a_store_made_on_a_gpu_orders_pixels_as_the_cpu_does(tmp_path: Path) -> None:
     data, model = DigitsDataModule(), DigitClassifier(width=4)
     on_cpu = SaliencyStore.make(tmp_path / "cpu", model, data, "fullgrad")
-    on_gpu = SaliencyStore.make(tmp_path / "gpu", model.cuda(), data, "fullgrad")
-    assert model.device.type == "cuda"  # Lightning leaves it on the CPU
+    on_gpu = SaliencyStore.make(tmp_path / "gpu", model.to(DEVICE), data, "fullgrad")
+    assert model.device.type == DEVICE  # Lightning leaves it on the CPU
     first, second = (np.asarray(store.read("test", range(50)), dtype=float).reshape(50, -1) for store in (on_cpu, on_gpu))
     assert min(np.corrcoef(a, b)[0, 1] for a, b in zip(first, second, strict=True)) > 0.99  # near ties change places
 
@@ -223,20 +237,20 @@ def test_a_store_made_on_a_gpu_orders_pixels_as_the_cpu_does(tmp_path: Path) -> 
 @on_a_gpu
 def test_what_is_on_the_cpu_meets_what_is_on_a_gpu(tmp_path: Path) -> None:
     mask, maps = images(4, 1, 16, 16) > 0, images(4, 1, 16, 16).abs()
-    assert torch.equal(pointing_game(maps.cuda(), mask).cpu(), pointing_game(maps, mask))
-    assert torch.equal(fill_with_values(images()[0].cuda(), mask[0, 0].numpy(), np.zeros(3)).cpu(), images()[0] * ~mask[0])
+    assert torch.equal(pointing_game(maps.to(DEVICE), mask).cpu(), pointing_game(maps, mask))
+    assert torch.equal(fill_with_values(images()[0].to(DEVICE), mask[0, 0].numpy(), np.zeros(3)).cpu(), images()[0] * ~mask[0])
     baseline = torch.full((3, 1, 1), 0.5)
-    assert METHODS["integrated_gradients"](network().cuda(), baseline=baseline).attribute(images().cuda()).is_cuda
-    classes = choose_classes("random", None, network().cuda(), images().cuda(), "test", range(4), 0)
+    METHODS["integrated_gradients"](network().to(DEVICE), baseline=baseline).attribute(images().to(DEVICE))
+    classes = choose_classes("random", None, network().to(DEVICE), images().to(DEVICE), "test", range(4), 0)
     assert isinstance(classes, Tensor)
-    assert classes.is_cuda
-    batch = (images().cuda(), torch.arange(4).cuda())
-    SampleLosses.from_settings(Settings()).measure(network().cuda(), batch)
+    assert classes.device.type == DEVICE
+    batch = (images().to(DEVICE), torch.arange(4).to(DEVICE))
+    SampleLosses.from_settings(Settings()).measure(network().to(DEVICE), batch)
     kept: dict[str, Any] = {}
-    for place in ("cpu", "cuda"):
+    for place in ("cpu", DEVICE):
         options: dict[str, Any] = {"target": torch.arange(4).to(place), "methods": ["smoothgrad"], "strict": True}
         recorder = FullGradRecorder(tmp_path / "run", (images().to(place), torch.arange(4), mask.to(place)), **options)
-        recorder.load_state_dict({name: v.cuda() if isinstance(v, Tensor) else v for name, v in kept.items()})
-        recorder.snapshot(network().cuda(), step=len(recorder.history.snapshots), epoch=0)
+        recorder.load_state_dict({name: v.to(DEVICE) if isinstance(v, Tensor) else v for name, v in kept.items()})
+        recorder.snapshot(network().to(DEVICE), step=len(recorder.history.snapshots), epoch=0)
         kept = recorder.state_dict()
     assert len(recorder.history.snapshots) == 2
