@@ -124,13 +124,14 @@ def _summary_table(results: ROARResults) -> Table:
         caption=f"{_say_coverage(results)}\n{_say_leak(results)}",
         caption_justify="left",
     )
-    for column in ("method", "fill", "area", "± 95 %", "p (Holm)", "total variation", "masks alone"):
-        is_name = column in ("method", "fill")
-        table.add_column(column, justify="left" if is_name else "right", overflow="fold", no_wrap=is_name)
+    for name in ("method", "fill"):
+        table.add_column(name, overflow="fold")
+    for number in ("area", "± 95 %", "p (Holm)", "total\nvariation", "masks\nalone"):
+        table.add_column(number, justify="right", no_wrap=True)  # half a number would be another one
     for s in results.scores():
         numbers = (
-            (s.area, "+.4f"),
-            (s.interval, ".4f"),
+            (s.area, "+.3f"),
+            (s.interval, ".3f"),
             (s.p_holm, ".3g"),
             (s.total_variation, ".3f"),
             (s.masks_accuracy_largest, ".3f"),
