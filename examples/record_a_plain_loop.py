@@ -27,6 +27,6 @@ if __name__ == "__main__":
                 cross_entropy(network(batch), classes).backward()
                 optimizer.step()
                 step += 1
-            snapshot = recorder.snapshot(network, step=step, epoch=epoch)
-            print(snapshot.title, {key: round(value, 4) for key, value in snapshot.numbers.items()})
+            recorder.snapshot(network, step=step, epoch=epoch, is_last=epoch == 2)
+            print(f"epoch {epoch}", {key: round(value, 4) for key, value in recorder.numbers.items()})
     print(f"see {recorder.history.strip_path}")

@@ -51,7 +51,7 @@ if __name__ == "__main__":
                 optimizer.zero_grad()
                 step += 1
         if recorder is not None:
-            recorder.snapshot(network, step=step, epoch=epoch)
+            recorder.snapshot(network, step=step, epoch=epoch, is_last=epoch == 2)
     if recorder is not None:
         print(f"see {recorder.conclude()}")
         fabric.logger.finalize("success")  # CSVLogger writes the numbers

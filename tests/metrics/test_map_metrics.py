@@ -83,6 +83,12 @@ def test_rank_correlation_takes_any_number_of_equal_pixels() -> None:
     assert float(rank_correlation(maps, torch.ones_like(maps))) == 0
 
 
+def test_two_maps_of_zeros_are_the_same() -> None:
+    zero, other = torch.zeros(2, 1, 3, 3), torch.rand(2, 1, 3, 3)
+    assert cosine_drift(zero, zero).tolist() == [0, 0]
+    assert cosine_drift(zero, other).tolist() == [1, 1]
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_cosine_drift_is_one_less_the_cosine(size: tuple[int, ...]) -> None:
     maps, others = random_maps(*size), random_maps(*size, seed=1)

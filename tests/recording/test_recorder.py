@@ -224,6 +224,19 @@ def test_findings_of_an_earlier_snapshot_are_told_as_such(recwarn, caplog):
     assert "no findings in the last snapshot that could be taken; later ones failed" in caplog.text
 
 
+def test_the_network_given_at_the_end_is_compared_with_others(caplog):
+    caplog.set_level("INFO", "fg_lightning")
+    model, recorder = network(), record(None)
+    recorder.snapshot(model, step=0, epoch=0)
+    recorder.conclude()
+    assert "not checked: " in caplog.text
+    assert "the untrained network, random weights, the next class (only the last snapshot" in caplog.text
+    caplog.clear()
+    recorder.conclude(model)
+    assert "random weights" in caplog.text.split("not checked")[0]
+    assert "only the last snapshot" not in caplog.text
+
+
 def test_masks_that_do_not_fit_are_not_replaced_by_others(recwarn):
     batch = {"image": PROBE[0], "label": PROBE[1], "mask": PROBE[0] > 0.5}
     for masks, is_kept in ((None, True), (lambda batch: torch.ones(2, 8, 8), False)):
@@ -245,6 +258,7 @@ def test_strict_raises():
     [
         ({"probe": torch.rand(4, 8)}, NoProbe, "probe must be images"),
         ({"psi": "largest"}, ValueError, "largest"),
+        ({"loggers": [object()]}, TypeError, "a logger must be one of Lightning's or Fabric's.*of the type object"),
         ({"task": "classification"}, ValueError, "there is no task 'classification'"),
         pytest.param({"normalization": (0.5,)}, ValueError, "normalization must be", marks=pytest.mark.ill_typed),
     ],

@@ -273,7 +273,7 @@ def test_the_manuals_address_is_the_packages(monkeypatch):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("", "The monitor's checks found nothing"),
+        ("", "No check found anything"),
         ("3,corner,fullgrad,0.6,,Words.,Look.,\n3,x", "The last line of findings.csv is incomplete"),
         ("3,corner,fullgrad,much,,Words.,Look.,\n", "1 of 1 rows of findings.csv are damaged"),
         ("3,corner,,,,<b>Words & words,Look.,\n", "<b>Words & words"),
