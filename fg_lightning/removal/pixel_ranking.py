@@ -144,7 +144,7 @@ def check_maps(maps: Tensor, images: Tensor | None = None) -> None:
     if maps.ndim < 3 or maps.shape[1] != 1:
         raise ValueError(
             f"maps must be [N, 1, *S], but have shape {tuple(maps.shape)}; add a channel with maps[:, None], "
-            "or sum several channels with maps.sum(1, keepdim=True)"
+            "or combine several channels with maps.abs().sum(1, keepdim=True)"
         )
     if images is not None and (len(maps) != len(images) or maps.shape[2:] != images.shape[2:]):
         raise ValueError(

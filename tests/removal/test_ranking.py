@@ -139,7 +139,7 @@ BAD = {
     "integers": (lambda: ranks(torch.ones(1, 1, 2, 2).int()), TypeError, "floating-point tensor .*, not a tensor of torch.int32"),
     "an array": (lambda: ranks(np.ones((1, 1, 2, 2))), TypeError, "not ndarray"),
     "no channel": (lambda: ranks(torch.rand(3, 2, 2)), ValueError, r"have shape \(3, 2, 2\)"),
-    "three channels": (lambda: ranks(torch.rand(1, 3, 2, 2)), ValueError, r"maps.sum\(1, keepdim=True\)"),
+    "three channels": (lambda: ranks(torch.rand(1, 3, 2, 2)), ValueError, r"maps.abs\(\).sum\(1, keepdim=True\)"),
     "seeds": (
         lambda: ranks(torch.rand(2, 1, 2, 2), [1, 2, 3]),
         ValueError,
