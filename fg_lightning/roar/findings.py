@@ -97,9 +97,9 @@ def describe_masks(results: ROARResults) -> list[str]:
         return [f"No method's masks give the class away: alone they reach at most {most:.2f}, and random's {highest:.2f}."]
     reached = _join(f"{method} {accuracy:.2f}" for method, accuracy in leaks.items())
     return [
-        f"These masks give the class away. At its best fraction, a network that sees the masks and no image reaches {reached}; "
-        f"with random's masks {highest:.2f}. If the fill shows which pixels are gone, the curves of these methods can stay this "
-        "high, whatever the pixels held."
+        f"These masks give the class away. Networks trained on the masks alone, without an image, reach these accuracies: "
+        f"{reached}; random {highest:.2f}. Each is the highest of all fractions. If the fill shows which pixels are gone, the "
+        "curves of these methods can stay this high, whatever the pixels held."
     ]
 
 

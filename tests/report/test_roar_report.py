@@ -135,7 +135,7 @@ def test_the_page_says_what_the_numbers_say(tmp_path, networks):
     assert len(findings) == 4
     for finding in findings:
         assert finding in page.words
-    assert "fullgrad 0.60; with random's masks 0.10" in page.words
+    assert "reach these accuracies: fullgrad 0.60; random 0.10." in page.words
     assert "The label is explained" in page.words
     assert f"{networks} explained network{'s' * (networks > 1)}, 3 seeds" in page.words
 

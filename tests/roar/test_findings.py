@@ -108,7 +108,7 @@ def test_masks_that_give_the_class_away_are_named_with_what_they_reach():
     found = results({method: [0.1] for method in masks}, masks=masks)
     assert find_leaks(found) == pytest.approx({"fullgrad": 0.79, "edges": 0.64})  # 0.19 is less than random's 0.1 and chance
     (told,) = describe_masks(found)
-    assert "fullgrad 0.79 and edges 0.64; with random's masks 0.10" in told
+    assert "reach these accuracies: fullgrad 0.79 and edges 0.64; random 0.10." in told
     assert "gradient" not in told
 
 
