@@ -2,8 +2,9 @@
 
     psi(t) = sum over channels of upsample(rescale(|t|))          (Srinivas & Fleuret 2019, section 4)
 
-All channels of a sample are rescaled together, as in the authors' code; the paper's equation rescales each channel separately. Here
-the sum over channels comes before upsampling. Since upsampling is linear, it comes last, once for all terms of one size.
+All channels of a sample are rescaled together, as in the authors' code; the paper's equation is said to rescale each
+channel. Here the sum over channels comes before upsampling. Since upsampling is linear, it comes last, once for all terms of one
+size.
 """
 
 from __future__ import annotations
