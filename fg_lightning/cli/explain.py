@@ -53,7 +53,7 @@ def explain(
         std: For your own model: the standard deviation by which each channel is then divided. Default: ImageNet's.
         transform: Import path of a function from a PIL image to a tensor [C, H, W]. It replaces size, mean and std.
         perturb: Also measure how the output changes as pixels are replaced in the order of each map. lerf: the least relevant
-            first, a small change is good. morf: the most relevant first, a large change is good. Default: no.
+            first, a small change is good. morf: the most relevant first, a large fall is good. Default: no.
         fractions: Shares of the pixels that are replaced, each 0 to 1.
         fill: The new value of replaced pixels: black; image_mean; noisy_linear; dataset_mean, with weights of torchvision; a
             number, or one for each channel, of the picture in 0..1, such as [0.48,0.46,0.41]; or the import path of a function
