@@ -23,6 +23,7 @@ def watch(run_dir: Path, port: Union[int, None] = None, host: str = "127.0.0.1")
     Raises:
         CannotRun: if the folder cannot hold a run, the port cannot be opened, or the server is not installed.
     """
+    print("starting ...", flush=True)  # the imports take seconds
     try:
         from fg_lightning.report.live_server import serve
     except ModuleNotFoundError as error:

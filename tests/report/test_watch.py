@@ -254,9 +254,9 @@ def test_the_next_free_port_is_used_and_named(tmp_path, monkeypatch):
 def test_it_ends_with_control_c(tmp_path):
     command = [sys.executable, "-m", "fg_lightning", "watch", str(tmp_path), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        lines = [process.stdout.readline() for _ in range(4)]
-        assert lines[0].startswith("watching")
-        address = lines[1].split()[1]
+        lines = [process.stdout.readline() for _ in range(5)]
+        assert lines[1].startswith("watching")
+        address = lines[2].split()[1]
         assert get(f"{address}runs")[:2] == (200, b"[]")
         process.send_signal(signal.SIGINT)
         rest, errors = process.communicate(timeout=60)
