@@ -33,7 +33,8 @@ class FullGradients:
         input_gradient: gradient of the output at the input, [N, C, *S]. A tuple for several image inputs.
         input_term: inner product of input-gradient and input, [N]. A tuple for several image inputs.
         bias_terms: terms of explicit biases (of weights and constants), [N] each, by qualified module name in forward order.
-        implicit_terms: terms of implicit biases (of non-linearities), [N] each, by qualified module name in forward order.
+        implicit_terms: terms of implicit biases (of non-linearities), [N] each, by qualified module name in forward order. A module
+            can be a key of both, such as a layer norm. The key of terms of the model itself is "".
         missing_ops: operations that could not be linearized. Their biases are missing from the sum.
         fallback_ops: operations without a rule, whose bias the general fallback computed.
         drawn: operations with a bias term on the image plane.
@@ -67,7 +68,10 @@ class FullGradients:
 
     @property
     def completeness_error(self) -> Float[Tensor, " n"]:
-        """|residual| / |output|, [N]: zero up to rounding if no term is missing."""
+        """|residual| / |output|, [N]: zero up to rounding if no term is missing.
+
+        It cannot show a custom backward that is not the derivative. Check such a function with `torch.autograd.gradcheck`.
+        """
         return self.residual.abs() / self.output.abs().clamp_min(torch.finfo(self.output.dtype).tiny)
 
     def __repr__(self) -> str:
