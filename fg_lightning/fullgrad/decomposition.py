@@ -329,8 +329,8 @@ def _reason(terms: FullGradients) -> str:
         )
     if terms.fallback_ops:
         return (
-            f"the backward pass of {', '.join(terms.fallback_ops[:3])} may not be its derivative, or may draw random numbers. "
-            "Check completeness_error of `full_gradients`."
+            f"the backward pass of {', '.join(terms.fallback_ops[:3])} may not be linear in the gradient, or may draw random "
+            "numbers. Check completeness_error of `full_gradients`."
         )
     return "the cause is unknown. Repeat in float64, with model.double(): if the error stays, please report a bug of this package."
 

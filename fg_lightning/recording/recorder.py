@@ -232,7 +232,8 @@ class FullGradRecorder:
                     with self._messages.errors_as_warnings():
                         log.conclude(pictures, history.snapshots[-1].step)
             lost = f"; {history.num_unwritten} more could not be written" if history.num_unwritten else ""
-            self._messages.inform(f"{len(history.snapshots)} snapshots, see {history.strip_path}{lost}")
+            count = f"{len(history.snapshots)} snapshot{'s' * (len(history.snapshots) > 1)}"
+            self._messages.inform(f"{count}, see {history.strip_path}{lost}")
             return history.strip_path
         return None
 

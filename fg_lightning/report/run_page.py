@@ -94,7 +94,7 @@ def _facts(run: Run, methods: Sequence[Any]) -> list[str]:
     facts = [
         str(run.about.get("module", "")),
         _count(len(run.pictures), "image"),
-        f"{_count(len(run.snapshots), 'snapshot')}, the last at {last.title} (step {last.step})",
+        f"{_count(len(run.snapshots), 'snapshot')}, the last at {last.title}" + f" (step {last.step})" * (last.num_steps is None),
         "" if error is None else f"completeness error {error:.1e}",
         f"ψ {run.about['psi']}" if "psi" in run.about else "",
         f"methods {', '.join(method.method for method in methods)}" if len(methods) > 1 else "",
