@@ -31,6 +31,8 @@ def main() -> None:
     parser.add_argument("--write", type=Path, metavar="PAGE", help="page whose table is replaced, such as docs/field.md")
     parser.add_argument("--folder", type=Path, default=Path("field_runs"), help="folder of the trainings. Default: field_runs")
     options = parser.parse_args()
+    if options.write is not None and not options.write.is_file():
+        parser.error(f"there is no page {options.write}; --write replaces the table of a page such as docs/field.md")
     chosen = {project: _chosen(project, names, options.only) for project, names in trainings().items()}
     if not any(chosen.values()):
         parser.error(f"there is no project or training {', '.join(options.only)}; projects are {', '.join(trainings())}")
