@@ -49,14 +49,18 @@ def _clean_console(browser):
     browser.get_log("browser")
 
 
+def read_address(process):
+    """The address of the page that `watch` prints, after the lines before it."""
+    return next(line.split()[1] for line in process.stdout if line.startswith("page "))
+
+
 @pytest.fixture
 def watched(tmp_path):
     """A folder that is watched, and the address of its page."""
     command = [sys.executable, "-m", "fg_lightning", "watch", str(tmp_path), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
-            process.stdout.readline()
-            yield tmp_path, process.stdout.readline().split()[1]
+            yield tmp_path, read_address(process)
         finally:
             process.terminate()
 
@@ -127,8 +131,7 @@ def test_a_page_whose_server_is_gone_says_so(browser, tmp_path):
     run(tmp_path / "fullgrad")
     command = [sys.executable, "-m", "fg_lightning", "watch", str(tmp_path), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        process.stdout.readline()
-        browser.get(process.stdout.readline().split()[1])
+        browser.get(read_address(process))
         until(browser, "document.getElementById('live').textContent.startsWith('Training has ended')")
         process.terminate()
         process.wait(timeout=30)
