@@ -182,11 +182,11 @@ def run_forward_backward(
         reading: the function that is decomposed, see readings.py. Default: "exact".
         autocast: whether autocast stays active, around the call or in the forward. Default: False, all runs in the precision of the
             parameters.
-        check_samples: whether a model that makes constants of values, through which samples can mix, runs once more, on two halves
-            of the batch. Default: True.
+        check_samples: whether to check that constants which the model makes of values do not mix samples. A model that makes some
+            then runs once more, on two halves of the batch. Default: True.
 
     Raises:
-        SamplesMixed: if the samples of a batch of several cannot be told apart, or the output for a half of it is another.
+        SamplesMixed: if the samples of a batch of several cannot be told apart, or if their outputs differ on half of the batch.
         TypeError: if the target is of an unknown kind.
         ValueError: if the target does not fit, or the explained output is not finite or does not depend on the images.
     """
@@ -231,13 +231,13 @@ def _run_model(model: nn.Module, inputs: tuple[Any, ...], select: Callable[[Any]
 
 
 TOLERANCE = 0.01
-"""A sample's output may change by this share of the batch's largest one if fewer samples run with it. Kernels round differently."""
+"""Share of the batch's largest output by which a sample's may differ on half of the batch, since kernels then round differently."""
 
 
 def _depends_on_others(model: nn.Module, batch: Batch, selection: Selection, images: Sequence[Tensor], output: Tensor) -> bool:
     """Whether the explained output of a sample changes if only half of the batch runs.
 
-    False if the model or the target function cannot run on half of the batch, or the model draws random numbers.
+    False if that cannot be told: the model or the target function fails on half of the batch, or the model draws random numbers.
     """
 
     def run(rows: Batch) -> Tensor:

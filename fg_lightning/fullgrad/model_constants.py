@@ -295,13 +295,8 @@ def _targets(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
 
 
 def _state_of_array(array: npt.NDArray[Any]) -> Callable[[], Any]:
-    if not array.flags.writeable or array.nbytes > _MAX_BYTES:
-        return _nothing
-    return partial(np.copyto, array, array.copy())
-
-
-def _nothing() -> None:
-    pass
+    is_kept = array.flags.writeable and array.nbytes <= _MAX_BYTES
+    return partial(np.copyto, array, array.copy()) if is_kept else lambda: None
 
 
 def _state_of_generator(generator: torch.Generator) -> Callable[[], Any]:
