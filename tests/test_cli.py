@@ -1,10 +1,13 @@
 """Where the command line finds modules, and how it reads words."""
 
 import errno
+import inspect
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -126,3 +129,35 @@ def test_help_of_a_command_that_takes_classes_lists_none_of_torch(capsys):
     assert "class path of your LightningModule" in " ".join(printed.split())
     assert "torch.nn" not in printed
     assert len(printed.splitlines()) < 150
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_describes_the_command_completely(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    docstring = inspect.getdoc(cli.find_function(command)) or ""
+    described = docstring.partition("\n\nArgs:")[0].split("\n\n")
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([command, "--help"])
+    printed = capsys.readouterr().out
+    usage, *paragraphs = printed.partition("\n\n" + ("positional" if "\n\npositional" in printed else "options"))[0].split("\n\n")
+    assert usage.startswith(f"usage: fg-lightning {command} [options]")
+    assert [" ".join(part.split()) for part in paragraphs][: len(described)] == [" ".join(part.split()) for part in described]
+    assert max(map(len, paragraphs[0].splitlines())) <= 80
+
+
+@pytest.mark.parametrize("command", ["roar", "planted", "fit"])
+def test_help_lists_no_internal_class(command, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([command, "--help"])
+    listed = re.findall(r"knownsubclasses:([^()]*)", "".join(capsys.readouterr().out.split()))
+    ours = [path for paths in listed for path in paths.split(",") if path.startswith("fg_lightning.")]
+    assert bool(listed) == ("fg_lightning.training.ImageClassifier" in ours) == (command == "fit")
+    assert all(find_spec(path.rpartition(".")[0]).submodule_search_locations for path in ours)  # public: found in a package
+
+
+def test_a_missing_word_is_named_as_in_the_help(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["report"])
+    printed = capsys.readouterr().err
+    assert printed.startswith("usage: fg-lightning report [options] run_dirs ...\n")
+    assert "required: run_dirs\n" in printed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 import warnings
+from inspect import getdoc
 
 from fg_lightning.checkpoints import one_line
 from fg_lightning.errors import CannotRun
@@ -43,7 +44,7 @@ def predict(*args: str) -> None:
 
 COMMANDS = (fit, validate, test, predict)
 
-DESCRIPTIONS = {command.__name__: " ".join((command.__doc__ or "").split()) for command in COMMANDS}
+DESCRIPTIONS = {command.__name__: getdoc(command) or "" for command in COMMANDS}
 """The description of each command in its help, by name."""
 
 

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from fg_lightning.callbacks import FullGradMonitor
 from fg_lightning.checkpoints import one_line
+from fg_lightning.cli.command_help import TrainingHelp
 from fg_lightning.cli.fit_options import PresetOrFile, changed_by_checkpoint, check_checkpoint, model_of
 from fg_lightning.errors import CannotRun
 from fg_lightning.training import ImageClassifier
@@ -34,12 +35,13 @@ BEST = {
 
 PREDICTIONS = {"class_path": "fg_lightning.training.predictions_table.PredictionsTable"}
 
-MORE = (
-    "Options of the network: {0} --model.help ImageClassifier. Options of the data: {0} --data.help TorchvisionDataModule, or "
-    "ImageFolderDataModule. Default data: 5,000 MNIST digits. Your own classes: --model my_package.Net --data my_package.Data, "
-    "with their arguments as --model.NAME and --data.NAME. To monitor the training: --config fullgrad_monitor, or "
-    "--trainer.callbacks+ fg_lightning.FullGradMonitor."
-)
+MORE = """Options of the network: {0} --model.help ImageClassifier
+
+Options of the data: {0} --data.help TorchvisionDataModule, or ImageFolderDataModule. Default: 5,000 MNIST digits.
+
+Your own classes: --model my_package.Net --data my_package.Data, with their arguments as --model.NAME and --data.NAME.
+
+To monitor the training: --config fullgrad_monitor, or --trainer.callbacks+ fg_lightning.FullGradMonitor."""
 
 
 class TrainingCLI(LightningCLI):
@@ -135,7 +137,10 @@ def run_trainer(args: list[str] | None, descriptions: Mapping[str, str]) -> None
         descriptions: the description of each command, by name.
     """
     commands = {
-        name: {"description": f"{text} {MORE.format(f'fg-lightning {name}')}", "usage": f"fg-lightning {name} [options]"}
+        name: {
+            "description": f"{text}\n\n{MORE.format(f'fg-lightning {name}')}",
+            "usage": f"fg-lightning {name} [options]",
+        }
         for name, text in descriptions.items()
     }
     TrainingCLI(
@@ -147,7 +152,7 @@ def run_trainer(args: list[str] | None, descriptions: Mapping[str, str]) -> None
         seed_everything_default=0,
         trainer_defaults={"max_epochs": 10},
         save_config_kwargs={"overwrite": True},
-        parser_kwargs={"prog": "fg-lightning", **commands},
+        parser_kwargs={"prog": "fg-lightning", "formatter_class": TrainingHelp, **commands},
         args=args,
     )
 

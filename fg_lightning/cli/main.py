@@ -19,6 +19,7 @@ from types import FunctionType
 
 from jsonargparse import auto_cli
 
+from fg_lightning.cli.command_help import CommandParser
 from fg_lightning.cli.presets import find_presets
 from fg_lightning.errors import CannotRun
 
@@ -101,10 +102,16 @@ def _run(given: Sequence[str]) -> None:
         function = find_function(command)
         if not {"-h", "--help"}.isdisjoint(given):
             function = _without_classes(function)
-        auto_cli({command: function}, args=find_presets(given), prog="fg-lightning")
+        auto_cli(function, args=find_presets(given[1:]), prog=f"fg-lightning {command}", parser_class=CommandParser)
     else:
         of = find_function if command.startswith("--config") else _summary  # a configuration may have options of any command
-        auto_cli({name: of(name) for name in COMMANDS}, args=list(given), prog="fg-lightning", version=version("fg-lightning"))
+        auto_cli(
+            {name: of(name) for name in COMMANDS},
+            args=list(given),
+            prog="fg-lightning",
+            usage="fg-lightning COMMAND [options]",
+            version=version("fg-lightning"),
+        )
 
 
 SHORT = {"-o": "--output", "--seeds": "--num_seeds", "--no_controls": "--controls=false"}
@@ -165,13 +172,10 @@ def find_function(command: str) -> Callable[..., None]:
 
 
 def _without_classes(function: Callable[..., None]) -> Callable[..., None]:
-    """A command's function for its help, without the types of modules: `auto_cli` would list every class of torch for them."""
-    annotations = {
-        name: "Union[str, None]" if "nn.Module" in str(annotation) else annotation
-        for name, annotation in function.__annotations__.items()
-    }
-    if annotations == function.__annotations__:
+    """A command's function for its help, with text instead of modules of torch, whose import takes seconds."""
+    if not any("nn.Module" in annotation for annotation in function.__annotations__.values()):
         return function  # not a copy: of the function itself, `auto_cli` also finds the options that it passes on
+    annotations = {name: "str | None" if "Module]" in text else text for name, text in function.__annotations__.items()}
     copied = FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__)
     copied.__doc__, copied.__module__ = function.__doc__, __name__  # not the module that imports torch for its types
     copied.__annotations__ = annotations
