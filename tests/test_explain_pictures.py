@@ -105,9 +105,10 @@ def test_times_are_in_words() -> None:
 
 def test_a_missing_method_is_named_in_the_legend_without_a_line() -> None:
     figure = curves([0.1, 0.2], {"mine": [1.0, 2.0]}, ylabel="change", missing=["gradcam: does not apply"])
-    (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["mine", "gradcam: does not apply"]
-    assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [2, 0]
+    names, (line,) = figure.axes[1].get_yticklabels(), figure.axes[1].lines
+    assert [name.get_text() for name in names] == ["gradcam: does not apply", "mine"]
+    assert line.get_xydata()[0] == pytest.approx([1.5, 1])
+    assert len(figure.axes[0].lines) == 1
 
 
 def test_curves_draw_the_mean_of_repetitions_and_its_error() -> None:
@@ -116,10 +117,31 @@ def test_curves_draw_the_mean_of_repetitions_and_its_error() -> None:
     mine, random = figure.axes[0].lines
     assert mine.get_ydata().tolist() == [2.0, 3.0, 5.0]
     assert random.get_color() == "grey"
-    band = figure.axes[0].collections[0].get_paths()[0].vertices
+    (bars,) = figure.axes[0].collections  # the control has one repetition, and no bars
     # the standard error of two numbers is half their distance
-    assert band[:, 1].min() == pytest.approx(2 - 2 * 1)
-    assert band[:, 1].max() == pytest.approx(5 + 2 * 2)
+    assert [bar[:, 1].tolist() for bar in bars.get_segments()] == [
+        [2 - 2 * 1, 2 + 2 * 1],
+        [3 - 2 * 1, 3 + 2 * 1],
+        [5 - 2 * 2, 5 + 2 * 2],
+    ]
+    assert all(abs(bar[0, 0] - fraction) < 0.02 for bar, fraction in zip(bars.get_segments(), [0.1, 0.2, 0.3], strict=True))
+
+
+def test_the_legend_of_curves_is_ordered_by_their_means_and_shows_the_error() -> None:
+    values = {"low": np.array([[1.0, 2.0, 6.0], [1.0, 4.0, 8.0]]), "unknown": np.full((1, 3), np.nan), "high": np.full((1, 3), 9.0)}
+    legend = curves([0.1, 0.2, 0.4], values, ylabel="change").axes[1]
+    assert [name.get_text() for name in legend.get_yticklabels()] == ["unknown", "low", "high"]
+    (bar,) = legend.collections
+    low, high = (1.5 * 0.1 + 4 * 0.2) / 0.3, (2.5 * 0.1 + 6 * 0.2) / 0.3  # the area under each curve over the range
+    middle = (low + high) / 2
+    assert bar.get_segments()[0][:, 0] == pytest.approx([middle - (high - low), middle + (high - low)])
+
+
+def test_many_curves_have_bars_only_in_the_legend() -> None:
+    values = {str(k): np.random.default_rng(k).random((3, 4)) for k in range(7)}
+    axes, legend = curves([0.1, 0.2, 0.3, 0.4], values, ylabel="change").axes
+    assert (len(axes.collections), len(legend.collections)) == (0, 7)
+    assert len({line.get_color() for line in axes.lines}) == 7
 
 
 def test_curves_that_do_not_fit_are_refused() -> None:

@@ -25,7 +25,7 @@ from fg_lightning.metrics import PixelPerturbation, pixel_perturbation
 from fg_lightning.removal import Fill, Order
 from fg_lightning.removal.fills import MeanAndStd, Numbers
 from fg_lightning.roar.results import holm
-from fg_lightning.visualization.plots import curves, save_figure
+from fg_lightning.visualization.plots import curves, mean_over_fractions, save_figure
 
 DIRECTION = {"lerf": "lower is better", "morf": "higher is better"}
 
@@ -173,11 +173,11 @@ class PerturbationCurves:
         return written
 
     def describe_mean(self, num_images: int) -> str:
-        """A sentence on the means and the bands of the curves."""
+        """A sentence on the means and the bars of the curves."""
         if num_images == 1:
             return "One image: no mean, and no standard error."
-        rough = f" Fewer than {FEW} images: means and bands are rough." if num_images < FEW else ""
-        return f"Mean of {num_images} images; band: twice the standard error to either side.{rough}"
+        rough = f" Fewer than {FEW} images: means and bars are rough." if num_images < FEW else ""
+        return f"Mean of {num_images} images; bar: twice the standard error to either side.{rough}"
 
     def _write_scores(self, path: Path, methods: Sequence[str], missing: Mapping[str, str], notes: Mapping[str, str]) -> None:
         columns = [field.name for field in fields(PerturbationScore)]
@@ -191,9 +191,10 @@ class PerturbationCurves:
     def _draw(self, values: Mapping[str, npt.NDArray[np.float64]], missing: Mapping[str, str], notes: Sequence[str]) -> Figure:
         label = f"change of the output, {self._label}\n{DIRECTION[self.order]}"
         absent = [f"{method}: {why.partition(':')[0]}" for method, why in missing.items()]
-        figure = curves(self.fractions, values, ylabel=label, controls=CONTROLS, missing=absent)
-        if 0 < MANY_TIMES * self.fractions[0] <= self.fractions[-1]:
-            figure.axes[0].set_xscale("log")
+        has_log_fractions = 0 < MANY_TIMES * self.fractions[0] <= self.fractions[-1]
+        figure = curves(
+            self.fractions, values, ylabel=label, controls=CONTROLS, missing=absent, has_log_fractions=has_log_fractions
+        )
         num_images = len(next(iter(values.values())))
         controls = " Grey: does not use the network." if values.keys() & set(CONTROLS) else ""
         first = f"{self.describe_mean(num_images)} Order {self.order}, fill {self.fill_name}.{controls}"
@@ -204,11 +205,7 @@ class PerturbationCurves:
 
     def _areas(self, method: str) -> npt.NDArray[np.float64]:
         """The area under the curve of every image over the range of the fractions, [N]."""
-        changes = self.changes(method)
-        if len(self.fractions) == 1:
-            return changes[:, 0]
-        widths = np.diff(self.fractions)
-        return ((changes[:, 1:] + changes[:, :-1]) / 2 * widths).sum(1) / widths.sum()
+        return mean_over_fractions(self.fractions, self.changes(method))
 
     def _score(self, method: str, areas: dict[str, npt.NDArray[np.float64]]) -> PerturbationScore:
         own = areas[method]

@@ -15,13 +15,12 @@ import plotly.graph_objects as go  # type: ignore[import-untyped]
 
 from fg_lightning.attribution import CONTROLS
 from fg_lightning.roar.results import X_LABELS, ROARResults, mean_and_interval, mean_of_known
+from fg_lightning.visualization.plots import BRIGHT_COLOURS as COLOURS
 
 Numbers = Sequence[float | None]
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#a6761d")
-"""Colours after Okabe and Ito, which colour-blind readers can distinguish on light and dark backgrounds."""
-
-SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "triangle-down", "star")
+SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "triangle-down", "star", "pentagon", "hourglass", "bowtie")
+"""Their number has no divisor in common with the number of colours, so that few lines share both."""
 
 DASHES = ("solid", "dash", "dot", "dashdot")
 """Dashes of the first eight lines, of the next eight, and so on."""
