@@ -200,6 +200,16 @@ def test_the_units_of_a_transform_are_read_from_its_only_normalize_or_said(photo
             run(*options, "--transform", "networks_of_a_user.hidden", "--fill", fill)
 
 
+def test_a_method_that_the_module_of_the_model_registers_is_known(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fg_lightning.attribution.registry.METHODS", dict(METHODS))
+    with Path("registers.py").open("w") as file:
+        file.write("from fg_lightning.attribution.registry import METHODS\n")
+        file.write("from networks_of_a_user import colours\nMETHODS['mine'] = METHODS['gradient']")
+    run(str(photos), "--model", "registers.colours", "--methods", "mine,gradient")
+    with np.load("fg_explain/maps.npz") as maps:
+        assert np.array_equal(maps["mine"], maps["gradient"])
+
+
 def test_an_import_path_is_no_number_and_no_name() -> None:
     words = ["a.b", "a:b", "my_package.module:name", "black", "0.5", "1e.5", "-1.0", "a.", ".b", "a,b.c"]
     assert [word for word in words if is_import_path(word)] == words[:3]
@@ -518,6 +528,10 @@ IMPOSSIBLE = {
         "resnet18 has the weights IMAGENET1K_V1, DEFAULT, or none",
     ),
     "no such module": (["photos", "--model", "nowhere.net"], "'nowhere.net' cannot be imported"),
+    "no such module, and a method of its own": (
+        ["photos", "--model", "./nowhere.py:net", "--methods", "mine"],
+        "'./nowhere.py:net' cannot be imported",
+    ),
     "no network": (["photos", "--model", "networks_of_a_user.numbers"], "could not be built without arguments"),
     "a failing function": (["photos", "--model", "networks_of_a_user.failing"], r"OSError: weights\.pt is missing"),
     "a number": (["photos", "--model", "networks_of_a_user.seven"], "could not be built without arguments"),

@@ -70,12 +70,14 @@ def explain(
     # Imported here: the command's help must not wait for torch.
     from dataclasses import replace
 
-    from fg_lightning.explain.load_network import find_network, read_class_names
+    from fg_lightning.explain.load_network import find_network, import_object, read_class_names
     from fg_lightning.explain.perturbation_curves import measure_perturbation
     from fg_lightning.explain.pictures import find_pictures
     from fg_lightning.explain.session import Session, find_methods
 
     files = find_pictures(images)
+    if "." in model or ":" in model:
+        import_object(model)  # the user's module may add to METHODS
     chosen = find_methods(methods)
     network = find_network(model, weights, checkpoint, size, mean, std, transform)
     if class_names is not None:
