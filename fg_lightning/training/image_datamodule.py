@@ -196,11 +196,14 @@ def split_indices(count: int, shares: Sequence[float], seed: int) -> list[list[i
     Raises:
         CannotRun: if no others are left.
     """
+    if count == 0:
+        raise CannotRun("there are 0 training images; add at least one, and one for each part that is held out of them")
     sizes = [max(round(share * count), 1) for share in shares]
     if sum(sizes) >= count:
+        held = " and ".join(f"{size} (a share of {share:g})" for size, share in zip(sizes, shares, strict=True))
         raise CannotRun(
-            f"of {count} training images, {' and '.join(map(str, sizes))} would be held out for validation and test, and none "
-            "would be left for training; hold out less (--data.val_share 0.1), or add images"
+            f"of {count} training images, {held} would be held out for validation and test, at least one for each, and none would "
+            "be left for training; hold out a smaller share (--data.val_share), or add images"
         )
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
     lots = []

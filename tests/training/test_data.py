@@ -61,10 +61,17 @@ def test_lots_are_drawn_as_asked():
     assert split_indices(10, [0.2], seed=1) != split_indices(10, [0.2], seed=0)
 
 
-@pytest.mark.parametrize(("count", "shares"), [(20, [0.5, 0.5]), (20, [0.7, 0.7]), (2, [0.1, 0.1]), (1, [0.1]), (0, [])])
+@pytest.mark.parametrize(("count", "shares"), [(20, [0.5, 0.5]), (20, [0.7, 0.7]), (2, [0.1, 0.1]), (1, [0.1])])
 def test_lots_that_leave_none_to_train_on_are_refused(count, shares):
-    with pytest.raises(CannotRun, match=f"of {count} training images, .*none would be left for training; hold out less"):
+    held = rf"\d+ \(a share of {shares[0]}\)"
+    with pytest.raises(CannotRun, match=f"^of {count} training images, {held}.*none would be left for training"):
         split_indices(count, shares, seed=0)
+
+
+@pytest.mark.parametrize("shares", [[], [0.1, 0.1]])
+def test_no_training_images_are_refused(shares):
+    with pytest.raises(CannotRun, match="there are 0 training images; add at least one"):
+        split_indices(0, shares, seed=0)
 
 
 def test_a_batch_is_normalized_images_and_classes():
