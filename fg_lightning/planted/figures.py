@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
+from torch import Tensor
 
 from fg_lightning.attribution import CONTROLS
 from fg_lightning.planted.experiment_files import Maps
 from fg_lightning.planted.results import METRICS, NETWORK_NAMES, NETWORKS, Network, PlantedResults, Score, Values
-from fg_lightning.visualization.image_grids import draw_grid
+from fg_lightning.visualization.image_grids import draw_grid, label_flat
 from fg_lightning.visualization.saliency_overlay import RGB, enlarge, overlay_rgb, to_rgb
 
 OUTLINE = (0, 220, 255)
@@ -91,12 +92,16 @@ def map_grid(folder: Path, methods: Sequence[str], area: tuple[int, int, int, in
             rows.append([_outline(enlarge(picture), picture, area) for picture in pictures])
             names.append("image")
         pairs = zip(pictures, maps, strict=True)
-        rows.append([_outline(overlay_rgb(picture, torch.from_numpy(saliency)), picture, area) for picture, saliency in pairs])
+        rows.append([_outline(_overlay(picture, torch.from_numpy(saliency)), picture, area) for picture, saliency in pairs])
         names.append(method)
     if not rows:
         return None
     columns = [NETWORK_NAMES[network].replace(" with ", "\nwith ") for network in NETWORKS for _ in range(len(rows[0]) // 2)]
     return draw_grid(rows, row_names=names, column_names=columns)
+
+
+def _overlay(picture: RGB, saliency: Tensor) -> RGB:
+    return label_flat(overlay_rgb(picture, saliency), saliency)
 
 
 def _outline(frame: RGB, picture: RGB, area: tuple[int, int, int, int]) -> RGB:

@@ -24,7 +24,7 @@ from fg_lightning.visualization.depth_map import depth_map
 from fg_lightning.visualization.film_strips import MAX_SNAPSHOTS, animation, film_strip, save_animation, spread_indices
 from fg_lightning.visualization.image_grids import pil_to_rgb
 from fg_lightning.visualization.png_encoding import encode_png
-from fg_lightning.visualization.saliency_overlay import RGB, Normalization, any_negative, overlays_rgb, planar
+from fg_lightning.visualization.saliency_overlay import RGB, Normalization, any_negative, describe_flat, overlays_rgb, planar
 
 MOST_FRAMES = 60
 """Largest number of snapshots in an animation."""
@@ -85,7 +85,10 @@ class Renderer:
             title=snapshot.title,
             subject=self._subject(method),
             overlays=overlays_rgb(self.pictures_of_images, maps, is_signed=is_signed),
-            captions=[self.classes.caption(*of_image) for of_image in zip(*columns, correct, strict=True)],
+            captions=[
+                "\n".join(filter(None, [self.classes.caption(*of_image), (flat := describe_flat(saliency)) and f"map: {flat}"]))
+                for saliency, *of_image in zip(maps, *columns, correct, strict=True)
+            ],
             marked=[is_correct is False for is_correct in correct],
             masks=self.masks,
             table_key=f"{method}/table",

@@ -11,10 +11,11 @@ import numpy.typing as npt
 import plotly.graph_objects as go  # type: ignore[import-untyped]
 
 from fg_lightning.report.compared_runs import ComparedRuns
-from fg_lightning.report.figures import COLOURS, Figure, Line, Page, line_figure, plot_layout, to_json
+from fg_lightning.report.figures import Figure, Line, Page, line_figure, plot_layout, to_json
 from fg_lightning.report.manual import manual_link
 from fg_lightning.report.number_curves import FULLGRAD, NUMBERS_PAGE, draw, has_values, known_numbers, round_numbers
 from fg_lightning.report.run_content import Track
+from fg_lightning.visualization.plots import BRIGHT_COLOURS
 
 MOST_DIFFERENCES = 50
 """Largest number of rows in the table of differences."""
@@ -39,7 +40,7 @@ def comparison_page(runs: ComparedRuns, title: str | None = None, track: Track =
         "title": _title(runs.names) if title is None else title,
         "facts": _facts(runs),
         "notes": runs.notes,
-        "runs": [{"name": name, "colour": COLOURS[i % len(COLOURS)]} for i, name in enumerate(runs.names)],
+        "runs": [{"name": name, "colour": BRIGHT_COLOURS[i % len(BRIGHT_COLOURS)]} for i, name in enumerate(runs.names)],
         "folders": [str(content.run.folder) for content in runs.contents],
         "pictures": first.pictures(),
         "num_snapshots": len(runs.moments),
@@ -94,6 +95,7 @@ def _data(runs: ComparedRuns, distances: dict[str, npt.NDArray[np.float64]]) -> 
             ]
             for run, content in enumerate(runs.contents)
         ],
+        "flat": [[c.flat_maps(c.indices[places[run]]) for places in runs.moments] for run, c in enumerate(runs.contents)],
         "distances": {method: _largest(of_method) for method, of_method in distances.items()},
         "differences": {method: _rank(of_method) for method, of_method in distances.items()},
     }

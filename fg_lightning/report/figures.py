@@ -15,7 +15,7 @@ import plotly.graph_objects as go  # type: ignore[import-untyped]
 
 from fg_lightning.attribution import CONTROLS
 from fg_lightning.roar.results import X_LABELS, ROARResults, mean_and_interval, mean_of_known
-from fg_lightning.visualization.plots import BRIGHT_COLOURS as COLOURS
+from fg_lightning.visualization.plots import BRIGHT_COLOURS
 
 Numbers = Sequence[float | None]
 
@@ -115,9 +115,9 @@ def line_figure(
             name=html.escape(line.name),
             mode="lines+markers" if len(line.moments) <= 40 else "lines",
             line={
-                "color": COLOURS[line.style % len(COLOURS)],
+                "color": BRIGHT_COLOURS[line.style % len(BRIGHT_COLOURS)],
                 "width": 2,
-                "dash": DASHES[line.style // len(COLOURS) % len(DASHES)],
+                "dash": DASHES[line.style // len(BRIGHT_COLOURS) % len(DASHES)],
             },
             marker={"symbol": SYMBOLS[line.style % len(SYMBOLS)], "size": 6},
             hovertemplate=f"{xlabel} %{{x}}: %{{y:.3g}}",
@@ -216,7 +216,7 @@ def accuracy_figures(results: ROARResults) -> list[Figure]:
 
     Controls are grey, blurred versions dotted. A method has the same colour in all figures.
     """
-    colours, greys, symbols = cycle(COLOURS), cycle(["#777777", "#aaaaaa", "#999999"]), cycle(SYMBOLS)
+    colours, greys, symbols = cycle(BRIGHT_COLOURS), cycle(["#777777", "#aaaaaa", "#999999"]), cycle(SYMBOLS)
     styles = {method: (next(greys if method in CONTROLS else colours), next(symbols)) for method in results.methods}
     fills = results.fills or [""]
     titles = [f"Test accuracy, fill {fill}" if len(fills) > 1 else "Test accuracy" for fill in fills]

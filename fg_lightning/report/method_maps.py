@@ -17,7 +17,7 @@ from fg_lightning.history.records import HISTORY, MAPS
 from fg_lightning.report.image_encoding import Planes
 from fg_lightning.report.number_curves import FULLGRAD
 from fg_lightning.visualization.film_strips import spread_indices
-from fg_lightning.visualization.saliency_overlay import planar
+from fg_lightning.visualization.saliency_overlay import describe_flat, planar
 
 PLACES = ("snapshot", "epoch", "step", "num_steps")
 
@@ -50,6 +50,13 @@ class MethodMaps:
             return None
         maps = planar(torch.from_numpy(np.array(self.maps[index])).float())[:, 0].numpy()
         return None if np.isnan(maps).all() else np.nan_to_num(maps)
+
+    def flat_maps(self, index: int) -> dict[int, str]:
+        """Descriptions of the maps of a snapshot that are zero or constant, by image. They would look like a fault."""
+        if self.maps is None or index >= len(self.maps):
+            return {}
+        maps = torch.from_numpy(np.array(self.maps[index]))
+        return {image: words for image, saliency in enumerate(maps) if (words := describe_flat(saliency))}
 
     @cached_property
     def is_signed(self) -> bool:

@@ -170,8 +170,13 @@ class RunContent:
             "epoch": snapshot.epoch,
             "step": snapshot.step,
             "at": self.axis.place(snapshot),
+            "flat": self.flat_maps(index),
             "numbers": dict(zip(numbers, round_numbers(list(numbers.values()), 4), strict=True)),
         }
+
+    def flat_maps(self, index: int) -> dict[str, dict[int, str]]:
+        """For every method, descriptions of the maps of a snapshot that are zero or constant, by image."""
+        return {m.method: flat for m in self.methods if (flat := m.flat_maps(index))}
 
     def image(self, index: int, image: int) -> dict[str, Any] | None:
         """The label, the prediction and the terms of an image at a snapshot. None if they are unknown."""

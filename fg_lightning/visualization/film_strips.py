@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from fg_lightning.atomic_files import replace_file
-from fg_lightning.visualization.image_grids import GAP, contact_sheet, draw_grid
+from fg_lightning.visualization.image_grids import GAP, contact_sheet, draw_grid, label_flat
 from fg_lightning.visualization.outlines import draw_outlines
 from fg_lightning.visualization.saliency_overlay import RGB, Normalization, any_negative, enlarge, overlay_rgb, shrink, to_rgb
 
@@ -52,7 +52,8 @@ def film_strip(
             Default: 12.
 
     Returns:
-        A picture with a row for each image: the image itself, then an overlay for each snapshot.
+        A picture with a row for each image: the image itself, then an overlay for each snapshot. Words in an overlay mark a map
+        that is zero or constant.
 
     Raises:
         ValueError: if there is nothing to show, or a snapshot does not have one map for every image.
@@ -65,7 +66,8 @@ def film_strip(
     def row(i: int, picture: RGB) -> list[RGB]:
         overlays = (overlay_rgb(picture, snapshots[k][1][i], is_signed=is_signed) for k in chosen)
         frames = [shrink(frame, side) for frame in (enlarge(picture), *overlays)]
-        return draw_outlines(frames, None if masks is None else masks[i : i + 1].expand(len(frames), -1, -1, -1))
+        outlined = draw_outlines(frames, None if masks is None else masks[i : i + 1].expand(len(frames), -1, -1, -1))
+        return [outlined[0], *(label_flat(frame, snapshots[k][1][i]) for k, frame in zip(chosen, outlined[1:], strict=True))]
 
     return draw_grid(
         [row(i, to_rgb(image, normalization)) for i, image in enumerate(images)],
@@ -147,7 +149,7 @@ def animation(
         ]
         frames.append(
             contact_sheet(
-                draw_outlines(overlays, masks),
+                [label_flat(*pair) for pair in zip(draw_outlines(overlays, masks), maps, strict=True)],
                 captions[k] if captions else [""] * len(images),
                 marked=marked[k] if marked else (),
                 title="\n".join(filter(None, [name, title])),

@@ -13,7 +13,16 @@ from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from fg_lightning.visualization.saliency_overlay import RGB, Normalization, any_negative, colour_bar, enlarge, overlay_rgb, to_rgb
+from fg_lightning.visualization.saliency_overlay import (
+    RGB,
+    Normalization,
+    any_negative,
+    colour_bar,
+    describe_flat,
+    enlarge,
+    overlay_rgb,
+    to_rgb,
+)
 
 T = TypeVar("T")
 
@@ -100,6 +109,18 @@ def draw_grid(
     _write(canvas, (right + 14, top), highest)
     _write(canvas, (right + 14, top + height - LINE), lowest)
     return canvas
+
+
+def label_flat(frame: RGB, saliency: Tensor) -> RGB:
+    """The frame with a description of its map at the top if the map is the same everywhere: it would look like a fault."""
+    words = describe_flat(saliency)
+    if not words or len(frame) < LINE:
+        return frame
+    canvas = Image.fromarray(frame)
+    words = _shorten(words, canvas.width - 8)
+    ImageDraw.Draw(canvas).rectangle((0, 0, _width(words) + 7, LINE), "black")
+    _write(canvas, (4, 0), words, "white")
+    return pil_to_rgb(canvas)
 
 
 def pil_to_rgb(picture: Image.Image) -> RGB:
@@ -249,7 +270,7 @@ def comparison(
         if isinstance(saliency, str):
             frames.append(_notice(frames[0].shape, saliency))
         else:
-            frames.append(overlay_rgb(picture, saliency, is_signed=is_signed))
+            frames.append(label_flat(overlay_rgb(picture, saliency, is_signed=is_signed), saliency))
     width = frames[0].shape[1]
     captions = [caption, *("\n".join([name, *_wrap((notes or {}).get(name, ""), width)[:MAX_NOTE]]) for name in maps)]
     columns = math.ceil(len(frames) / math.ceil(len(frames) / MAX_COLUMNS))

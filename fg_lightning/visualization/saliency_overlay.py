@@ -164,6 +164,14 @@ def any_negative(maps: Iterable[Tensor]) -> bool:
     return any(bool((saliency < 0).any()) for saliency in maps)
 
 
+def describe_flat(saliency: Tensor) -> str:
+    """Describes a map that has the same value everywhere, and therefore one colour: "all zero" or "constant". Else empty."""
+    lowest, highest = float(saliency.min()), float(saliency.max())
+    if lowest != highest:
+        return ""
+    return "constant" if highest else "all zero"
+
+
 def scale_to_unit(values: npt.NDArray[np.float32], low: float | None = None) -> npt.NDArray[np.float32]:
     """Maps [..., H, W], each scaled to 0..1 by its minimum, or `low`, and its 99.5th percentile."""
     plane = (-2, -1)

@@ -64,6 +64,14 @@ def titles(monkeypatch):
     return calls
 
 
+def test_a_caption_names_a_map_that_is_zero(tmp_path):
+    network = Fixed()
+    with torch.no_grad():
+        network.head.weight.zero_()
+    (pictures, _), _ = record(tmp_path / "run", network, (IMAGES, LABELS), task="classes")
+    assert [caption.split("\n")[-1] for caption in pictures.captions] == ["map: all zero"] * 3
+
+
 def test_wrong_predictions_are_marked_in_captions_pictures_and_the_table(tmp_path):
     (pictures, _), recorder = record(tmp_path / "run", Fixed(), (IMAGES, LABELS), task="classes", class_names=["cat", "dog"])
     assert pictures.marked == [True, False, False]

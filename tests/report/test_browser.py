@@ -254,6 +254,27 @@ def test_the_maps_and_curves_of_a_further_method_can_be_chosen(browser, tmp_path
     assert "gradcam concentration" in browser.find_element("css selector", "#numbers-table thead").get_attribute("textContent")
 
 
+def test_maps_that_are_zero_are_named_where_they_are_shown_and_counted(browser, tmp_path):
+    folders = [tmp_path / name for name in ("a", "b")]
+    for seed, folder in enumerate(folders):
+        run(folder, seed=seed)
+    entries = np.load(folders[1] / "maps.npy")
+    entries[3, :2] = 0
+    np.save(folders[1] / "maps.npy", entries)
+    named = "return [...document.querySelectorAll('{} .flat')].map((words) => words.closest('{}').{})"
+    opened(browser, write_report(folders[1]), SNAPSHOT)
+    assert browser.execute_script(named.format(".grid", ".tile", "dataset.image")) == ["0", "1"]
+    assert browser.execute_script(named.format(".film", "button", "dataset.snapshot")) == ["3", "3"]
+    assert browser.find_element("id", "zero").text.startswith("2 of 5 maps of this snapshot are zero everywhere.")
+    assert "the map is all zero" in browser.find_element("css selector", ".grid .tile").get_attribute("aria-label")
+    slide(browser, "snapshot", 2)
+    at_snapshot(browser, 2)
+    assert browser.execute_script(named.format(".grid", ".tile", "dataset.image")) == []
+    assert not browser.find_element("id", "zero").is_displayed()
+    opened(browser, write_comparison(folders, tmp_path / "page.html"), SNAPSHOT)
+    assert browser.execute_script(named.format(".compared", ".tile", "dataset.run")) == ["1", "1"]
+
+
 def test_findings_come_first_and_wrong_predictions_are_marked(browser, tmp_path):
     run(tmp_path)
     (tmp_path / "findings.csv").write_text(FINDINGS)

@@ -58,6 +58,15 @@ def test_every_map_of_every_snapshot_is_there_without_loss(written):
         assert np.abs(tiles.astype(int) - expected).max() <= 1  # float16 on disk
 
 
+def test_maps_of_one_colour_are_named_for_their_method(tmp_path):
+    run(tmp_path)
+    entries = np.load(tmp_path / "maps.npy")
+    entries[2, 1], entries[2, 3], entries[1] = 0, 0.5, np.nan
+    np.save(tmp_path / "maps.npy", entries)
+    flat = [snapshot["flat"] for snapshot in Page(write_report(tmp_path)).data()["snapshots"]]
+    assert flat == [{}, {}, {"fullgrad": {"1": "all zero", "3": "constant"}}, {}]
+
+
 def test_the_images_are_there_as_they_were_and_are_named(written):
     folder, _, page = written
     images = [attributes for tag, attributes in page.elements if tag == "img"]

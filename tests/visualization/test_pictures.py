@@ -17,6 +17,7 @@ from fg_lightning.visualization.image_grids import (
     _width,
     comparison,
     draw_grid,
+    label_flat,
     pil_to_rgb,
 )
 from fg_lightning.visualization.saliency_overlay import enlarge, overlay, to_rgb
@@ -147,6 +148,23 @@ def test_maps_beside_signed_ones_take_their_colours():
     assert len(locate_frame(of_one, expected[1])) == 1
     alone = pil_to_rgb(film_strip(images[1:], [("now", positive[None])]))
     assert len(locate_frame(alone, overlay(images[1], positive))) == 1
+
+
+@pytest.mark.parametrize(("value", "words"), [(0.0, "all zero"), (0.3, "constant")])
+def test_a_map_of_one_colour_is_named_in_its_frame(value, words):
+    images, flat, varied = torch.rand(2, 1, 28, 28), torch.full((1, 28, 28), value), torch.rand(1, 28, 28)
+    plain, unchanged = overlay(images[0], flat), overlay(images[1], varied)
+    labelled = label_flat(plain, flat)
+    expected = Image.fromarray(plain)
+    draw, font = ImageDraw.Draw(expected), ImageFont.truetype(findfont("DejaVu Sans"), 13)
+    draw.rectangle((0, 0, round(font.getlength(words)) + 7, 17), "black")
+    draw.text((4, 0), words, "white", font)
+    assert (labelled == np.asarray(expected)).all()
+    assert label_flat(unchanged, varied) is unchanged
+    snapshots = [("now", torch.stack([flat, varied]))]
+    drawn = [film_strip(images, snapshots), animation(images, snapshots)[0]]
+    assert [len(locate_frame(pil_to_rgb(picture), frame)) for picture in drawn for frame in (labelled, unchanged)] == [1] * 4
+    assert len(locate_frame(pil_to_rgb(comparison(images[0], {"a": flat, "b": varied})), labelled)) == 1
 
 
 def test_large_frames_are_reduced():

@@ -26,8 +26,12 @@ function spriteOf(run, snapshot) {
 
 const methodInfo = (run) => compared.methods[run].find(({ name }) => name === method);
 
-function paintMap(canvas, sprite, run, image) {
+// Why a map has one colour: it is all zero, or constant. Empty for other maps.
+const flat = (run, snapshot, image) => compared.flat[run][snapshot][method]?.[image] ?? "";
+
+function paintMap(canvas, sprite, run, image, snapshot) {
   canvas.hidden = sprite === null;
+  label(canvas, flat(run, snapshot, image));
   if (sprite !== null) paint(canvas, sprite, image, { ...compared, palette: methodInfo(run).palette });
 }
 
@@ -38,6 +42,7 @@ function describe(run, snapshot, image) {
   const answer = answerOf(run, snapshot, image);
   const words = [`image ${image}`, compared.runs[run], `at ${compared.snapshots[snapshot].title}`];
   if (answer?.prediction) words.push(`predicted ${answer.prediction}${answer.right === null ? "" : answer.right ? ", right" : ", wrong"}`);
+  if (flat(run, snapshot, image)) words.push(`the map is ${flat(run, snapshot, image)}`);
   return words.join(", ");
 }
 
@@ -59,7 +64,7 @@ draw = async (snapshot) => {
   markCurves((name) => (name.startsWith("images-") ? snapshot : compared.snapshots[snapshot].at));
   const decoded = await Promise.all(compared.runs.map((_, run) => spriteOf(run, snapshot)));
   if (snapshot !== current || of !== method) return;
-  cards.forEach((card, image) => card.querySelectorAll("canvas").forEach((canvas, run) => paintMap(canvas, decoded[run], run, image)));
+  cards.forEach((card, image) => card.querySelectorAll("canvas").forEach((canvas, run) => paintMap(canvas, decoded[run], run, image, snapshot)));
   document.documentElement.dataset.method = of;
   document.documentElement.dataset.snapshot = snapshot;
 };
@@ -92,7 +97,7 @@ function open(image) {
       button.addEventListener("click", () => show(snapshot));
       row.append(make("td", {}, button));
       const wanted = opened;
-      spriteOf(run, snapshot).then((sprite) => of === [opened, method].join() && paintMap(canvas, sprite, run, wanted));
+      spriteOf(run, snapshot).then((sprite) => of === [opened, method].join() && paintMap(canvas, sprite, run, wanted, snapshot));
     }
     return row;
   }));

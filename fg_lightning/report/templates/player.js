@@ -53,6 +53,14 @@ function spreadIndices(count, most) {
   return [...Array(most).keys()].map((i) => Math.round((i * (count - 1)) / (most - 1)));
 }
 
+// Words on a map that has one colour, and would look like a fault.
+function label(canvas, words) {
+  const shown = canvas.parentElement.querySelector(".flat");
+  if (!words) shown?.remove();
+  else if (shown) shown.textContent = words;
+  else canvas.after(make("span", { class: "flat" }, words));
+}
+
 // The colours of the maps, from low to high.
 function drawScale({ palette, is_signed }) {
   const context = element("scale").getContext("2d"), scale = context.createImageData(256, 1);

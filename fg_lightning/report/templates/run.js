@@ -30,8 +30,12 @@ function spriteOf(snapshot) {
   return sprites.get(id);
 }
 
-function paintMap(canvas, sprite, image) {
+// Why a map has one colour: it is all zero, or constant. Empty for other maps.
+const flat = (snapshot, image) => run.snapshots[snapshot].flat[method]?.[image] ?? "";
+
+function paintMap(canvas, sprite, image, snapshot) {
   canvas.hidden = sprite === null;
+  label(canvas, flat(snapshot, image));
   if (sprite !== null) paint(canvas, sprite, image, { ...run, palette: methodInfo().palette });
 }
 
@@ -40,6 +44,7 @@ function describe(image, snapshot) {
   const words = [`image ${image}`];
   if (answer?.label) words.push(`label ${answer.label}`);
   if (answer?.prediction) words.push(`predicted ${answer.prediction}${answer.right === null ? "" : answer.right ? ", right" : ", wrong"}`);
+  if (flat(snapshot, image)) words.push(`the map is ${flat(snapshot, image)}`);
   return words.join(", ");
 }
 
@@ -68,7 +73,10 @@ draw = async (snapshot) => {
   const sprite = await spriteOf(wanted);
   if (wanted !== current || of !== method) return;
   element("lost").hidden = sprite !== null;
-  tiles.forEach((tile, image) => paintMap(tile.querySelector("canvas"), sprite, image));
+  tiles.forEach((tile, image) => paintMap(tile.querySelector("canvas"), sprite, image, wanted));
+  const numZero = Object.values(run.snapshots[wanted].flat[of] ?? {}).filter((words) => words === "all zero").length;
+  element("zero").hidden = numZero === 0;
+  element("zero").textContent = `${numZero} of ${tiles.length} maps of this snapshot are zero everywhere. Its numbers leave them out, except the drift.`;
   document.documentElement.dataset.method = of;
   document.documentElement.dataset.snapshot = wanted;
   for (const near of [wanted + 1, wanted - 1]) if (near >= 0 && near <= last()) spriteOf(near);
@@ -104,7 +112,7 @@ function drawFilm() {
   for (const snapshot of shown) {
     spriteOf(snapshot).then((sprite) => {
       if (of !== method) return;
-      for (const [at, canvas, image] of cells) if (at === snapshot) paintMap(canvas, sprite, image);
+      for (const [at, canvas, image] of cells) if (at === snapshot) paintMap(canvas, sprite, image, at);
     });
   }
 }
@@ -144,7 +152,7 @@ function open(image) {
     button.addEventListener("click", () => show(snapshot));
     strip.append(button);
     const of = opened;
-    spriteOf(snapshot).then((sprite) => of === opened && paintMap(canvas, sprite, of));
+    spriteOf(snapshot).then((sprite) => of === opened && paintMap(canvas, sprite, of, snapshot));
   }
   element("detail-picture").replaceChildren(frame(opened).picture);
   if (!element("detail").open) element("detail").showModal();
@@ -171,7 +179,7 @@ function detail() {
   bars(image, snapshot);
   spriteOf(snapshot).then((sprite) => {
     const canvas = element("detail-picture").querySelector("canvas");
-    if (opened === image && current === snapshot && canvas) paintMap(canvas, sprite, image);
+    if (opened === image && current === snapshot && canvas) paintMap(canvas, sprite, image, snapshot);
   });
 }
 
