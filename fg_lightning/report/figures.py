@@ -214,6 +214,8 @@ def _shorten(name: str, max_length: int = 26) -> str:
 def accuracy_figures(results: ROARResults) -> list[Figure]:
     """A figure for every fill: each method's mean accuracy with its 95 % band. Dashed: networks that see only its masks.
 
+    A dotted line with a label is chance, see `ROARResults.chance`.
+
     Controls are grey, blurred versions dotted. A method has the same colour in all figures.
     """
     colours, greys, symbols = cycle(BRIGHT_COLOURS), cycle(["#777777", "#aaaaaa", "#999999"]), cycle(SYMBOLS)
@@ -277,6 +279,14 @@ def _accuracy_figure(
                 hovertemplate="%{y:.3f}",
             )
             ranges.append(describe_range(f"{method}, masks alone", list(masks[measured])))
+    if not np.isnan(results.chance):
+        figure.add_hline(
+            y=results.chance,
+            line={"dash": "dot", "width": 1.5, "color": "#888888"},
+            annotation={"text": f"chance (random's masks alone): {results.chance:.2f}", "font": {"size": 11}},
+            annotation_position="top left",
+        )
+        ranges.append(f"chance {results.chance:.2f}")
     figure.update_layout(showlegend=True, legend_y=-0.16, hovermode="closest")
     figure.update_yaxes(title="test accuracy", range=span)
     return Figure(name, title, "; ".join(ranges), to_json(figure), 460, is_wide=len(results.fills) < 2)

@@ -102,8 +102,9 @@ def _read_cells(folder: Path, notes: list[str]) -> list[CellResult]:
 
 
 def is_experiment(folder: Path) -> bool:
-    """Whether a folder holds an experiment, or only its table."""
-    return (folder / EXPERIMENT_FILE).is_file() or (folder / "cells").is_dir() or _is_table(folder / TABLE)
+    """Whether a folder holds an experiment (roar, planted), or only its table."""
+    is_described = {"data", "model", "max_epochs"} <= read_json(folder / EXPERIMENT_FILE, "", []).keys()
+    return is_described or any((folder / "cells").glob("*.json")) or _is_table(folder / TABLE)
 
 
 def _is_table(path: Path) -> bool:
@@ -211,6 +212,7 @@ def experiment_page(folder: Path, track: Callable[[str, Sequence[Any]], Iterable
         "methods": [row for fill in results.fills or [""] for row in _methods(results, fill)],
         "has_fills": len(results.fills) > 1,
         "has_masks": results.has_controls,
+        "chance": results.chance,
         "repetitions": "explained networks" if results.interval_over == "networks" else "seeds",
         "fractions": results.fractions,
         "cells": results.results,

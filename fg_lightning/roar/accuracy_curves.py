@@ -25,6 +25,7 @@ def accuracy_curves(results: ROARResults) -> Figure:
 
     There is a panel for each fill. Each method has a colour and a marker, the same in all panels; controls are grey, blurred
     versions dotted. The dashed line of the same colour is the accuracy of networks that see only the method's masks.
+    A grey dotted line is chance, see `ROARResults.chance`.
 
     Args:
         results: results of the experiment.
@@ -49,7 +50,8 @@ def accuracy_curves(results: ROARResults) -> Figure:
     if 0 < num_controls < len(lines):
         lines.insert(len(lines) - num_controls, gap)
     if results.has_controls:
-        lines += [gap, *(Line2D([], [], **style, label=words) for words, style in KEY.items())]
+        key = KEY if np.isnan(results.chance) else KEY | {CHANCE: CHANCE_STYLE}
+        lines += [gap, *(Line2D([], [], **style, label=words) for words, style in key.items())]
     figure.legend(handles=lines, loc="outside right upper", frameon=False, fontsize=8, handlelength=3)
     return figure
 
@@ -61,6 +63,11 @@ KEY: dict[str, Style] = {
     "masks alone": {"color": "dimgrey", "linewidth": 1, "linestyle": "--"},
 }
 """The meaning of solid and dashed lines."""
+
+CHANCE = "chance: random's masks alone"
+"""The meaning of the horizontal dotted line."""
+
+CHANCE_STYLE: Style = {"color": "dimgrey", "linewidth": 1, "linestyle": ":"}
 
 
 def line_styles(results: ROARResults) -> dict[str, Style]:
@@ -89,6 +96,8 @@ def _draw_fill(axes: Axes, results: ROARResults, fill: str, styles: dict[str, St
             masks = mean_of_known(results.masks_accuracies(method), 0)
             dashed = {**style, "linestyle": "--", "linewidth": 0.9, "markersize": 3, "markerfacecolor": "white"}
             axes.plot(results.fractions, masks, label=f"{method}, masks alone", **dashed)
+    if not np.isnan(results.chance):
+        axes.axhline(results.chance, label=CHANCE, zorder=1, **CHANCE_STYLE)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)

@@ -144,6 +144,11 @@ class ROARResults:
             [[self._known(Cell(method, f, 0, network, control=MASKS)) for f in self.fractions] for network in self.networks]
         )
 
+    @property
+    def chance(self) -> float:
+        """Accuracy by chance: the mean of networks that see only random's masks, which know no image. NaN if there are none."""
+        return float(mean_of_known(self.masks_accuracies("random").reshape(-1), 0))
+
     def scores(self, fill: str | None = None) -> list[Score]:
         """The scores of every method except random, the best of each fill first.
 

@@ -105,6 +105,14 @@ def test_masks_alone_are_dashed_and_hidden_with_their_method(written):
     assert curves["random"]["line"]["color"] != curves["fullgrad"]["line"]["color"]
 
 
+def test_chance_is_a_dotted_line_with_a_label(written):
+    layout = written[2].data("figures")["accuracy-0"]["layout"]
+    (line,), (label,) = layout["shapes"], layout["annotations"]
+    assert (line["y0"], line["y1"], line["line"]["dash"]) == (pytest.approx(0.1), pytest.approx(0.1), "dot")
+    assert label["text"] == "chance (random's masks alone): 0.10"
+    assert "Dotted line: chance" in written[2].words
+
+
 def test_several_fills_are_figures_side_by_side_in_the_same_colours_and_range(tmp_path):
     experiment(tmp_path, fills=("black", "dataset_mean"))
     page = Page(write_report(tmp_path))
@@ -145,6 +153,8 @@ def test_without_controls_the_page_says_so(tmp_path):
     page = Page(write_report(tmp_path))
     assert "How much the masks alone give away was not measured" in page.words
     assert not any("masks alone" in name for name in curves_of(page))
+    assert "shapes" not in page.data("figures")["accuracy-0"]["layout"]
+    assert "chance" not in page.words
     assert len(rows_of(page, 9)[0]) == 9
 
 

@@ -59,6 +59,17 @@ def test_masks_alone_are_dashed_in_the_colour_of_their_method():
         assert lines[method].get_linestyle() != "--"
 
 
+def test_chance_is_a_dotted_line_that_the_legend_names():
+    figure = accuracy_curves(results(unit=100))
+    for axes in figure.axes:
+        line = lines_of(axes)["chance: random's masks alone"]
+        assert (line.get_linestyle(), line.get_ydata()) == (":", pytest.approx([10, 10]))
+    assert "chance: random's masks alone" in [text.get_text() for text in figure.legends[0].get_texts()]
+    without = accuracy_curves(results(controls=False))
+    assert not any("chance" in text.get_text() for text in without.legends[0].get_texts())
+    assert not any("chance" in name for name in lines_of(without.axes[0]))
+
+
 def test_controls_are_grey_and_blurred_versions_dotted():
     lines = lines_of(accuracy_curves(results()).axes[0])
     assert [lines[name].get_color() for name in ("random", "blurred_random")] == ["black", "darkgrey"]

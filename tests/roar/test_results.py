@@ -173,6 +173,7 @@ def test_what_the_masks_alone_give_away_is_a_column(tmp_path):
     assert found.has_controls
     assert found.masks_accuracies("fullgrad")[:, 1:] == pytest.approx(np.array(LEAKS["fullgrad"]))
     assert np.isnan(found.masks_accuracies("fullgrad")[:, 0]).all()
+    assert found.chance == pytest.approx(np.mean(LEAKS["random"]))
     found.write_summary(tmp_path / "s.csv")
     rows = list(csv.DictReader((tmp_path / "s.csv").read_text().splitlines()))
     assert [(row["method"], row["fill"]) for row in rows] == [
