@@ -6,8 +6,13 @@ import os
 from pathlib import Path
 
 from fg_lightning.errors import CannotRun, list_briefly
-from fg_lightning.history.records import HISTORY
+from fg_lightning.history.records import COLUMNS, HISTORY
+from fg_lightning.history.run_reader import read_json
 from fg_lightning.report.roar_page import is_experiment
+from fg_lightning.roar.experiment_folder import EXPERIMENT_FILE
+
+REPORT = "report.html"
+"""The report of a run or an experiment, in its folder."""
 
 MAX_DEPTH = 6
 """Number of levels of subfolders that are searched."""
@@ -25,10 +30,12 @@ def locate_run(folder: Path) -> Path:
         raise CannotRun(f"{folder} {what}; give the folder of a run that FullGradMonitor recorded, or of an experiment")
     candidates = find_runs(folder, with_experiments=True)
     if not candidates:
+        files = {HISTORY: "a run", EXPERIMENT_FILE: "an experiment"}
+        foreign = [f"its {name} is not that of {what}" for name, what in files.items() if (folder / name).is_file()]
         raise CannotRun(
-            f"{folder} holds neither a monitored run (a folder fullgrad/ with {HISTORY}) nor an experiment (experiment.json, "
-            "cells/), and no folder below it does; give the folder that FullGradMonitor, fg-lightning roar or fg-lightning planted "
-            "wrote to"
+            f"{folder} holds neither a monitored run (a folder fullgrad/ with {HISTORY}) nor an experiment ({EXPERIMENT_FILE}, "
+            f"cells/), and no folder below it does{''.join(f'; {note}' for note in foreign)}; give the folder that "
+            "FullGradMonitor, fg-lightning roar or fg-lightning planted wrote to"
         )
     if len(candidates) > 1 and candidates[0] != folder:
         newest_first = sorted(candidates, key=lambda path: -path.stat().st_mtime)
@@ -58,5 +65,14 @@ def find_runs(top: Path, *, with_experiments: bool = False) -> list[Path]:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a monitor recorded in this folder."""
-    return (folder / HISTORY).is_file() or (folder / "probe.json").is_file()
+    """Whether a monitor recorded in this folder: its table has the columns of a run, or its `probe.json` describes a run."""
+    return _has_columns(folder / HISTORY) or "fingerprint" in read_json(folder / "probe.json", "", [])
+
+
+def _has_columns(path: Path) -> bool:
+    heading = ",".join(COLUMNS[HISTORY][:5])  # the fifth is a number that tables of other methods do not have
+    try:
+        with path.open("rb") as file:
+            return file.read(len(heading)) == heading.encode()
+    except OSError:
+        return False

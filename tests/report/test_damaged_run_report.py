@@ -9,6 +9,7 @@ from PIL import Image
 
 from fg_lightning import FullGradMonitor
 from fg_lightning.errors import CannotRun
+from fg_lightning.history.records import METHOD_COLUMNS
 from fg_lightning.report import write_report
 from tests.helpers.small_trainings import Classifier, loader, trainer
 from tests.helpers.written_runs import Page, run
@@ -187,3 +188,23 @@ def test_where_there_is_nothing_to_report_the_reason_is_said(tmp_path):
     run(tmp_path / "run")
     with pytest.raises(CannotRun, match=r"cannot be written: .*--output"):
         write_report(tmp_path / "run", tmp_path / "file" / "report.html")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "noted"),
+    [
+        ("history.csv", "epoch,loss\n0,0.5\n", "; its history.csv is not that of a run;"),
+        ("history.csv", ",".join(METHOD_COLUMNS) + "\n", "; its history.csv is not that of a run;"),  # in <method>/ of a run
+        ("history.csv", "\0", "; its history.csv is not that of a run;"),
+        ("experiment.json", '{"model": "resnet"}', "; its experiment.json is not that of an experiment;"),
+        ("probe.json", "[1, 2]", "does; give the folder"),
+        ("cells/1.png", "", "does; give the folder"),
+    ],
+)
+def test_files_of_other_programs_are_no_run(tmp_path, name, content, noted):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(CannotRun, match=f"holds neither a monitored run .*{re.escape(noted)}"):
+        write_report(tmp_path)
+    run(tmp_path / "fullgrad")
+    assert write_report(tmp_path) == tmp_path / "fullgrad" / "report.html"
