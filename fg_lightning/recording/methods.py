@@ -135,14 +135,22 @@ def draw_maps(method: Method, scored: ScoredModule, images: OneOrSeveral, **of_f
     return join_side_by_side([_as_maps(*pair) for pair in zip(maps, several, strict=True)]).cpu()
 
 
-def describe_zero_maps(key: str, method: Method, maps: Float[Tensor, "n 1 *s"]) -> str:
-    """A message if half or more of a method's maps are zero everywhere; otherwise empty."""
+def describe_zero_maps(key: str, method: Method, maps: Float[Tensor, "n 1 *s"], moment: str) -> str:
+    """A message if half or more of a method's maps are zero everywhere; otherwise empty.
+
+    Args:
+        key: key of the method.
+        method: the method.
+        maps: its maps in one snapshot.
+        moment: title of the snapshot, such as "epoch 2".
+    """
     count = int((~maps.flatten(1).any(1)).sum())
     if 2 * count < len(maps):
         return ""
     is_cam = _key(method) == "gradcam"
     reason = " no channel of the layer supports the class, and Grad-CAM drops what is against it;" if is_cam else ""
-    return f"{key}: {count} of {len(maps)} maps are zero everywhere:{reason} its numbers leave these maps out"
+    told = f"{key} ({moment}): {count} of {len(maps)} maps are zero everywhere:{reason} its numbers leave these maps out"
+    return f"{told}. If it happens again, there is no message"
 
 
 @contextmanager

@@ -168,6 +168,9 @@ class FullGradRecorder:
             self._renderer = self._renderer or self._begin(model, explanation)
             self._suggest_reading()
             snapshot = Snapshot(epoch, step, self.numbers, num_steps)
+            for key, maps in explanation.method_maps.items():
+                note = describe_zero_maps(key, self._settings.further_methods[key], maps, snapshot.title)
+                self._messages.inform_once(note, f"zero maps of {key}")
             FullGradRecorder.has_taken_snapshots = True
             self._keep(snapshot, explanation, self._renderer, is_last=is_last)
             if self.history.snapshots[-1:] == [snapshot]:  # it could be kept
@@ -315,7 +318,6 @@ class FullGradRecorder:
         for key, method in self._settings.further_methods.items():
             with self._messages.errors_of(key):
                 maps[key] = explainer.draw_maps(method, model, device_of(model))
-                self._messages.inform_once(describe_zero_maps(key, method, maps[key]), f"zero maps of {key}")
         return maps
 
     def _measure(self, explanation: Explanation) -> dict[str, float]:

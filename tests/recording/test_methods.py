@@ -272,10 +272,11 @@ def test_a_method_whose_maps_are_mostly_zero_says_so_once_with_the_reason():
     recorder = FullGradRecorder(
         None, (images(), LABELS), methods=["fullgrad", "gradcam", "gradient"], task="classes", messages=messages
     )
+    recorder.measure(model)
     for step in range(2):
-        recorder.snapshot(model, step=step, epoch=step)
+        recorder.snapshot(model, step=10 * step, epoch=step + 1)
     (note,) = [note for note in notes if "zero everywhere" in note]
-    assert "gradcam: 4 of 4 maps are zero everywhere: no channel" in note
+    assert "gradcam (epoch 1): 4 of 4 maps are zero everywhere: no channel" in note
     assert "gradcam/concentration" not in recorder.numbers
     assert "gradient/concentration" in recorder.numbers
 
@@ -283,9 +284,10 @@ def test_a_method_whose_maps_are_mostly_zero_says_so_once_with_the_reason():
 def test_few_maps_that_are_zero_are_not_told():
     maps = torch.rand(5, 1, 4, 4)
     maps[:2] = 0
-    assert describe_zero_maps("gradcam", "gradcam", maps) == ""
+    assert describe_zero_maps("gradcam", "gradcam", maps, "untrained") == ""
     maps[:3] = 0
-    assert describe_zero_maps("gradient", "gradient", maps).startswith("gradient: 3 of 5 maps are zero everywhere")
+    told = describe_zero_maps("gradient", "gradient", maps, "untrained")
+    assert told.startswith("gradient (untrained): 3 of 5 maps are zero everywhere: its")
 
 
 def test_a_run_continues_the_maps_of_its_methods(tmp_path):
