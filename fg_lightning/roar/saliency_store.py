@@ -40,7 +40,7 @@ class SaliencyStore:
     """Ranks of pixels in memory-mapped files. A mask of any fraction, in either order, is one comparison with the ranks.
 
     The store is a folder. It holds a file for each split with a rank for each pixel (0 is removed first; two bytes up to 65,536
-    pixels, else four), a checksum of eight bytes for each image, and `manifest.json`, which describes the data, network and method.
+    pixels, else four), a checksum of four bytes for each image, and `manifest.json`, which describes the data, network and method.
     Every process maps the files and nothing is pickled, so a store can be sent to loader workers, and its memory does not grow with
     the data set.
 
@@ -62,7 +62,7 @@ class SaliencyStore:
         self.path = Path(path).resolve()
         self.manifest = read_manifest(self.path)
         self._mapped: dict[str, Ranks] = {}
-        self._checksums: dict[str, npt.NDArray[np.uint64]] = {}
+        self._checksums: dict[str, npt.NDArray[np.uint32]] = {}
         if not self.manifest.finished:
             raise StoreError(
                 f"the saliency store {self.path} is unfinished: {self._progress()}. Call SaliencyStore.make with the same "
@@ -211,13 +211,13 @@ class SaliencyStore:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_mapped": {}, "_checksums": {}}
 
-    def _checksums_of(self, split: str) -> npt.NDArray[np.uint64]:
+    def _checksums_of(self, split: str) -> npt.NDArray[np.uint32]:
         if split not in self._checksums:
             path = checksums_path(self.path, split)
             raw = path.read_bytes() if path.is_file() else b""
             if digest(raw) != self.manifest.splits[split].checksum:
                 raise StoreError(f"{path} is missing or damaged. {MAKE_AGAIN}")
-            self._checksums[split] = np.asarray(np.memmap(path, "<u8", "r"))
+            self._checksums[split] = np.asarray(np.memmap(path, "<u4", "r"))
         return self._checksums[split]
 
     def _check_file(self, split: str) -> None:

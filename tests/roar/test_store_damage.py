@@ -60,7 +60,7 @@ def test_a_manifest_that_was_changed_is_refused(store, tmp_path, change):
         SaliencyStore(folder)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "3", '"text"', "null", '{"format": 3}', "\xff"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", '"text"', "null", '{"format": 4}', "\xff"])
 def test_a_manifest_that_is_none_is_one_sentence(store, tmp_path, content):
     folder = copy_of(store, tmp_path)
     (folder / "manifest.json").write_bytes(content.encode("latin-1"))
