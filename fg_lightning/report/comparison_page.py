@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import html
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +15,11 @@ import plotly.graph_objects as go  # type: ignore[import-untyped]
 
 from fg_lightning.report.compared_runs import ComparedRuns
 from fg_lightning.report.figures import Figure, Line, Page, line_figure, plot_layout, to_json
+from fg_lightning.report.finding_rows import read_findings
 from fg_lightning.report.manual import manual_link
 from fg_lightning.report.number_curves import FULLGRAD, NUMBERS_PAGE, draw, has_values, known_numbers, round_numbers
 from fg_lightning.report.run_content import Track
+from fg_lightning.report.run_folders import REPORT
 from fg_lightning.visualization.plots import BRIGHT_COLOURS
 
 MOST_DIFFERENCES = 50
@@ -26,22 +31,29 @@ DISTANCE = (
 )
 
 
-def comparison_page(runs: ComparedRuns, title: str | None = None, track: Track = lambda what, items: items) -> Page:
+def comparison_page(
+    runs: ComparedRuns, title: str | None = None, track: Track = lambda what, items: items, folder: Path = Path()
+) -> Page:
     """The page that compares several runs.
 
     Args:
         runs: the runs.
         title: title of the page. Default: the names of the runs.
         track: see `write_report`.
+        folder: folder of the page. Links to the pages of the runs start there. Default: the current folder.
     """
+    notes = runs.notes
+    described = [
+        {"name": name, "colour": BRIGHT_COLOURS[i % len(BRIGHT_COLOURS)], **_describe_run(content.run.folder, name, notes, folder)}
+        for i, (name, content) in enumerate(zip(runs.names, runs.contents, strict=True))
+    ]
     distances = {method: runs.distances(method, track) for method in runs.methods}
     first = runs.contents[0]
     values = {
         "title": _title(runs.names) if title is None else title,
         "facts": _facts(runs),
-        "notes": runs.notes,
-        "runs": [{"name": name, "colour": BRIGHT_COLOURS[i % len(BRIGHT_COLOURS)]} for i, name in enumerate(runs.names)],
-        "folders": [str(content.run.folder) for content in runs.contents],
+        "notes": notes,
+        "runs": described,
         "pictures": first.pictures(),
         "num_snapshots": len(runs.moments),
         "methods": runs.methods,
@@ -53,8 +65,18 @@ def comparison_page(runs: ComparedRuns, title: str | None = None, track: Track =
     return Page("comparison.html.j2", [*_distance_figures(runs, distances), *_curves(runs)], values)
 
 
+def _describe_run(run_folder: Path, name: str, notes: list[str], folder: Path) -> dict[str, Any]:
+    """A run's folder, its findings (None until training ends), and a link to its page from `folder`. Damage goes to `notes`."""
+    damage: list[str] = []
+    findings = read_findings(run_folder, damage)
+    notes += [f"{name}: {note}" for note in damage]
+    page = run_folder / REPORT
+    link = quote(Path(os.path.relpath(page, folder)).as_posix()) if page.is_file() else ""
+    return {"folder": str(run_folder), "findings": findings, "page": link}
+
+
 def _title(names: Sequence[str]) -> str:
-    return " and ".join(names) if len(names) < 4 else f"{len(names)} runs"
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) < 4 else f"{len(names)} runs"
 
 
 def _facts(runs: ComparedRuns) -> list[str]:

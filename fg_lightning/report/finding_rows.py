@@ -42,15 +42,21 @@ class FindingRow:
         if not row["message"].strip():
             raise ValueError("a finding needs a message")
         link = manual_link(page) if page else ""
-        return cls(row["finding"], row["method"], words, row["message"], row["advice"], page, link)
+        advice = row["advice"].strip()
+        return cls(row["finding"], row["method"], words, row["message"], advice and f"{advice.rstrip('.')}.", page, link)
 
 
 def read_findings(folder: Path, notes: list[str]) -> list[FindingRow] | None:
-    """The findings of a run. None if their file does not exist yet: it is written when training ends.
+    """The findings of a run. None if they are unknown: their file is written when training ends, or all its rows are damaged.
 
     Args:
         folder: folder of the run.
         notes: a sentence on everything that is damaged is appended here.
     """
     path = folder / FINDINGS
-    return GrowingTable(path, ()).read(FindingRow.from_row, notes) if path.is_file() else None
+    if not path.is_file():
+        return None
+    damage: list[str] = []
+    findings = GrowingTable(path, ()).read(FindingRow.from_row, damage)
+    notes += damage
+    return None if damage and not findings else findings

@@ -24,7 +24,7 @@ from fg_lightning.report.image_encoding import to_base64
 from fg_lightning.report.planted_page import is_planted, planted_page
 from fg_lightning.report.roar_page import experiment_page
 from fg_lightning.report.run_content import Track
-from fg_lightning.report.run_folders import is_run, locate_run
+from fg_lightning.report.run_folders import REPORT, is_run, locate_run
 from fg_lightning.report.run_page import run_page
 
 
@@ -51,7 +51,7 @@ def write_report(
     """
     folder = locate_run(Path(folder))
     page = _make_page(folder, track, title)
-    return _write(render(page), folder / "report.html" if output is None else Path(output))
+    return _write(render(page), folder / REPORT if output is None else Path(output))
 
 
 def write_comparison(
@@ -79,7 +79,8 @@ def write_comparison(
         CannotRun: if the runs explain different images or use different settings, or the file cannot be written.
     """
     runs = read_compared_runs(folders, track)
-    path = _write(render(comparison_page(runs, title, track)), Path(output))
+    path = Path(output).resolve()
+    _write(render(comparison_page(runs, title, track, path.parent)), path)
     for warning in runs.warnings:
         warnings.warn(warning, stacklevel=2)
     return path

@@ -202,6 +202,31 @@ def test_a_run_has_the_title_that_the_user_gives(tmp_path):
         assert "My own & <title>" in Page(write_report(tmp_path / folder, title="My own & <title>")).words
 
 
+def test_the_findings_of_each_run_stand_beside_a_link_to_its_page(tmp_path):
+    names = ["with one", "without", "unfinished", "damaged"]
+    folders = [tmp_path / name / "fullgrad" for name in names]
+    for seed, folder in enumerate(folders):
+        run(folder, seed=seed)
+        if names[seed] != "unfinished":
+            (folder / "findings.csv").write_text("snapshot,finding,method,value,threshold,message,advice,page\n")
+    with (folders[0] / "findings.csv").open("a") as file:
+        file.write("3,corner,fullgrad,0.62,0.2,Relevance gathers in a corner,Look <there>,findings.html#corner\n")
+    with (folders[3] / "findings.csv").open("a") as file:
+        file.write("3,corner\n")
+    write_report(folders[0])
+    page = Page(write_comparison(folders, tmp_path / "pages" / "page.html"))
+    assert next(attributes["href"] for tag, attributes in page.elements if tag == "a") == "../with%20one/fullgrad/report.html"
+    cards = page.words.split("Side by side")[0].split(f"{tmp_path}/")
+    assert "Relevance gathers in a corner corner (fullgrad): 0.62, threshold 0.2Look <there>." in cards[1]
+    # A run without a page has its folder twice: alone, and in the command that writes its page.
+    expected = {"without": "No findings.", "unfinished": "Not known.", "damaged": "Not known."}
+    for card, (name, words) in zip(cards[3::2], expected.items(), strict=True):
+        assert card.startswith(f"{name}/fullgrad")
+        assert words in card
+    assert cards[2].endswith("fg-lightning report ")
+    assert "damaged: 1 of 1 rows of findings.csv are damaged and left out." in page.words
+
+
 def test_three_dimensional_maps_are_compared_whole(tmp_path):
     folders = [tmp_path / "a", tmp_path / "b"]
     volumes = []
