@@ -248,9 +248,10 @@ def measure_jump(observations: Observations, method: str = "") -> Measured:
         return "there is no snapshot before"
     if (observations.explanation.maps < 0).any():
         return "the maps are signed"
-    before = "those of the untrained network" if observations.snapshot == 1 and observations.untrained else "the last ones"
-    words = f"The maps jumped: their mean cosine distance to {before} is {observations.drift:.2f}"
-    return Measurement(observations.drift, words)
+    before = "the last ones is {:.2f}"
+    if observations.snapshot == 1 and observations.untrained:  # counts, too: a training that diverges at once has no other jump
+        before = "those of the untrained network is {:.2f}; a healthy training can reach this, too, in its first snapshot"
+    return Measurement(observations.drift, f"The maps jumped: their mean cosine distance to {before.format(observations.drift)}")
 
 
 def measure_similarity_to_untrained(observations: Observations, method: str) -> Measured:
