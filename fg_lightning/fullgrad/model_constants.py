@@ -9,9 +9,8 @@ from __future__ import annotations
 import argparse
 import operator
 import random
-import weakref
-from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import is_dataclass
 from functools import cache, partial
 from types import SimpleNamespace
@@ -24,11 +23,12 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
+from fg_lightning.fullgrad.containers import BASE_CLASSES, CONTAINERS, base_class, copy_items, items_of, refill
 from fg_lightning.fullgrad.hidden_writes import EXPOSING
+from fg_lightning.fullgrad.model_contents import ATOMS, ModelContents, memory_of
 from fg_lightning.fullgrad.operation import operation_name, tensors_in, works_in_place
+from fg_lightning.fullgrad.torch_faults import FAULTY, avoid_faults
 from fg_lightning.fullgrad.torch_internals import (
-    FAULTY,
-    avoid_faults,
     child_table,
     modules_by_name,
     share_as_parameter,
@@ -48,7 +48,11 @@ def lift(tensor: Tensor) -> Tensor:
 
 
 class ModelConstants(TorchFunctionMode):
-    """Replaces tensors by constants. As a function mode, it meets each operation before the operation can write to them."""
+    """Replaces tensors by constants. As a function mode, it meets each operation before the operation can write to them.
+
+    Attributes:
+        has_drawn_numbers: whether the model has drawn random numbers of Python or NumPy. Known after the run.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,6 +64,7 @@ class ModelConstants(TorchFunctionMode):
         self._sharing: defaultdict[int | None, list[Tensor]] = defaultdict(list)
         self._saved: list[tuple[Tensor, Tensor]] = []
         self._packages: set[str] = set()
+        self.has_drawn_numbers = False
 
     def replace(self, module: nn.Module) -> None:
         """Puts constants into a module and into the objects that it holds."""
@@ -87,7 +92,7 @@ class ModelConstants(TorchFunctionMode):
     def put_back(self) -> None:
         """Puts all contents, values and states back."""
         for container, items in self._contents:
-            _refill(container, items)
+            refill(container, items)
         for container in self._empty:
             if container:
                 container.clear()
@@ -95,6 +100,15 @@ class ModelConstants(TorchFunctionMode):
             tensor.data.copy_(values)  # without a new version, because a backward pass may have saved the tensor
         for put_back in self._states:
             put_back()
+
+    def contents(self) -> ModelContents | None:
+        """What the model held, to find out later whether it has changed. None if it holds or draws what changes unseen.
+
+        That is: arrays, random generators, and random numbers of Python or NumPy.
+        """
+        tensors = [item for item in self._seen.values() if isinstance(item, Tensor)]
+        hides_changes = self._states or self.has_drawn_numbers
+        return None if hides_changes else ModelContents(self._contents, self._empty, tensors)
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self.run(function, args, kwargs or {})
@@ -112,17 +126,17 @@ class ModelConstants(TorchFunctionMode):
     def _save(self, overwritten: list[Tensor]) -> None:
         """Saves the values of the model's tensors whose memory an operation is about to overwrite."""
         for tensor in overwritten:
-            for original in self._sharing.pop(_memory(tensor), ()):
+            for original in self._sharing.pop(memory_of(tensor), ()):
                 self._saved.append((original, original.detach().clone()))
 
     def _keep(self, container: Any) -> None:
         self._seen[id(container)] = container
-        self._contents.append((container, container.copy() if type(container) in _CONTAINERS else _copy_items(container)))
+        self._contents.append((container, container.copy() if type(container) in CONTAINERS else copy_items(container)))
 
     def _replace_in(self, *containers: Any) -> None:
         """Replaces the items of containers. Most items of modules are numbers or empty tables of hooks, which are skipped fast."""
-        atoms, kinds, seen = _ATOMS, _CONTAINERS, self._seen
-        self._empty += [item for own in containers for item in _items_of(own) if type(item) in kinds and not item]
+        atoms, kinds, seen = ATOMS, CONTAINERS, self._seen
+        self._empty += [item for own in containers for item in items_of(own) if type(item) in kinds and not item]
         others = [
             (own, key, item)
             for own in containers
@@ -131,7 +145,7 @@ class ModelConstants(TorchFunctionMode):
         ]
         for own, key, item in others:
             if (replaced := self._replacement(item)) is not item:
-                _base_class(own).__setitem__(own, key, replaced)
+                base_class(own).__setitem__(own, key, replaced)
 
     def _replacement(self, value: Any) -> Any:
         """The constant of a tensor, or a new tuple of constants. Other objects stay the same; tensors inside them are replaced."""
@@ -142,14 +156,14 @@ class ModelConstants(TorchFunctionMode):
             return value
         if isinstance(value, nn.Module):
             self.replace(value)
-        elif isinstance(value, _BASE_CLASSES):
+        elif isinstance(value, BASE_CLASSES):
             self._keep(value)
             if value and not isinstance(value, set) and len(value) <= _MAX_ITEMS:
                 self._replace_in(value)
-            if kind not in _CONTAINERS and isinstance(attributes := getattr(value, "__dict__", None), dict):
+            if kind not in CONTAINERS and isinstance(attributes := getattr(value, "__dict__", None), dict):
                 self._keep(attributes)
                 self._replace_in(attributes)
-        elif kind is tuple and _ATOMS.issuperset(map(type, value)):
+        elif kind is tuple and ATOMS.issuperset(map(type, value)):
             return value
         elif kind is tuple or (isinstance(value, tuple) and hasattr(value, "_fields")):
             items = [self._replacement(item) for item in value]
@@ -194,7 +208,7 @@ class ModelConstants(TorchFunctionMode):
         if (known := self._constants.get(id(tensor))) is not None:
             return known
         constant = _detach_constant(tensor)
-        if (memory := _memory(constant)) is not None and memory == _memory(tensor):
+        if (memory := memory_of(constant)) is not None and memory == memory_of(tensor):
             self._sharing[memory].append(tensor)
         return self._enter(tensor, constant)
 
@@ -224,51 +238,6 @@ def _detach_constant(tensor: Tensor) -> Tensor:
     if values.dtype in HALF or values.is_inference():
         values = lift(values)
     return share_as_parameter(values) if kind is nn.Parameter else values
-
-
-def _items_of(container: Any) -> Iterable[Any]:
-    return container.values() if isinstance(container, dict) else container
-
-
-def _base_class(container: Any) -> Any:
-    """Python's own class of a container, whose methods no class of the user overrides."""
-    return next(base for base in _BASE_CLASSES if isinstance(container, base))
-
-
-def _copy_items(container: Any) -> Any:
-    """The items of a container of the user's class, in a container of Python's own class."""
-    base = _base_class(container)
-    return base(base.items(container) if isinstance(container, dict) else base.__iter__(container))
-
-
-def _refill(container: Any, items: Any) -> None:
-    """Puts items back into a container, in their order. The container stays the same object."""
-    if type(container) not in _CONTAINERS:
-        base = _base_class(container)
-        base.clear(container)
-        if isinstance(container, dict):
-            for key, item in items.items():
-                base.__setitem__(container, key, item)
-        else:
-            (base.update if base is set else base.extend)(container, items)
-    elif isinstance(container, dict):
-        container.update(items)
-        for added in [key for key in container if key not in items] if len(container) != len(items) else ():
-            del container[added]
-        if not all(map(operator.is_, container, items)):
-            container.clear()
-            container.update(items)
-    elif len(container) != len(items) or not all(map(operator.is_, container, items)):
-        container.clear()
-        (container.update if isinstance(container, set) else container.extend)(items)
-
-
-def _memory(tensor: Tensor) -> int | None:
-    """The address of a tensor's memory; None if it has no memory of its own, like sparse and fake tensors."""
-    try:
-        return tensor.untyped_storage().data_ptr() or None
-    except (RuntimeError, NotImplementedError):
-        return None
 
 
 @cache
@@ -316,12 +285,7 @@ _STATES: dict[type, Callable[[Any], Callable[[], Any]]] = {
 }
 """Class of an array or a random generator -> a function that returns what puts its present state back."""
 
-_ATOMS = {bool, int, float, complex, str, bytes, type(None), weakref.ProxyType, weakref.CallableProxyType}
-"""Classes of objects that hold no tensors. Proxies are among them, because a proxy without an object raises on any access."""
-
 _TENSORS = {Tensor, nn.Parameter}
-_CONTAINERS = {dict, OrderedDict, defaultdict, list, set, deque}
-_BASE_CLASSES = (OrderedDict, dict, list, set, deque)
 _NAMESPACES = (SimpleNamespace, argparse.Namespace)
 _FRAMEWORKS = set("torch torchvision torchmetrics lightning pytorch_lightning lightning_fabric fg_lightning builtins".split())
 _SMALL = 1 << 12

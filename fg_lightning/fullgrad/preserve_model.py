@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from threading import RLock, get_ident
 from typing import Any
@@ -46,7 +46,7 @@ def preserve_model(model: nn.Module, device: torch.device, *, autocast: bool = F
         enter(torch.inference_mode(False))
         enter(torch.enable_grad())
         modules = list(modules_by_name(model).values())
-        enter(_random_state({device, *(tensor.device for tensor in tensors_of(modules))}))
+        has_drawn = enter(random_state({device, *(tensor.device for tensor in tensors_of(modules))}))
         constants = enter(_constants_for(model))
         enter(_evaluation(modules))
         enter(without_parametrization_cache())
@@ -55,6 +55,7 @@ def preserve_model(model: nn.Module, device: torch.device, *, autocast: bool = F
             enter(torch.autocast(device.type, enabled=False))
             enter(without_autocast_inside())
         yield constants
+        constants.has_drawn_numbers = has_drawn()
 
 
 _ONE_THREAD = RLock()
@@ -77,13 +78,23 @@ def copy_argument(argument: Tensor) -> Tensor:
 
 
 @contextmanager
-def _random_state(devices: Iterable[torch.device]) -> Iterator[None]:
-    """Puts back the global random states of Python, NumPy and torch, on the CPU and on these devices."""
-    of_python, of_numpy = random.getstate(), np.random.get_state()
+def random_state(devices: Iterable[torch.device]) -> Iterator[Callable[[], bool]]:
+    """Puts back the global random states of Python, NumPy and torch, on the CPU and on these devices.
+
+    Yields:
+        A function that tells whether random numbers of Python or NumPy were drawn.
+    """
+    of_python: Any = random.getstate()
+    of_numpy: Any = np.random.get_state()
     indices = sorted({device.index for device in devices if device.type == "cuda" and device.index is not None})
+
+    def has_drawn() -> bool:
+        now: Any = np.random.get_state()
+        return random.getstate() != of_python or now[2] != of_numpy[2] or not np.array_equal(now[1], of_numpy[1])
+
     try:
         with torch.random.fork_rng(devices=indices):
-            yield
+            yield has_drawn
     finally:
         random.setstate(of_python)
         np.random.set_state(of_numpy)

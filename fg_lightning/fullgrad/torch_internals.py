@@ -1,15 +1,4 @@
-"""Every private name of torch that the package reads or patches, each with its reason. They were tested with torch 2.14.1.
-
-Some backward passes of torch are wrong for gradients in certain memory layouts. `avoid_faults` works around them:
-
-- Batch norm and instance norm on a CPU read operand and gradient in the same memory order. If their orders differ, and a dimension
-  of size 1 hides it (one image, or tokens as [N, C, L, 1]), the result is wrong by as much as its own size. This holds for training
-  and evaluation, float32 and float64. A contiguous gradient does not help if the operand is not contiguous.
-- `slice_scatter` and `select_scatter` write to their gradient, which fails if its entries overlap in memory. `gelu` raises an error
-  for such a gradient.
-
-All of them are right for a gradient with the memory layout of the operation's output.
-"""
+"""Every private name of torch that the package reads or patches, each with its reason. They were tested with torch 2.14.1."""
 
 from __future__ import annotations
 
@@ -26,15 +15,18 @@ from unittest.mock import patch
 import torch
 import torch._functorch.apis as functorch_apis
 import torch._functorch.eager_transforms as eager_transforms
+import torch.nn.modules.module as torch_modules
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import FunctionMeta
+from torch.multiprocessing.reductions import StorageWeakRef as StorageWeakRef
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode, _get_current_function_mode, _pop_mode_temporarily
+from torch.utils import _python_dispatch as dispatch
 from torch.utils import checkpoint as checkpoints
 from torch.utils.checkpoint import CheckpointFunction
 
-from fg_lightning.fullgrad.operation import map_tensors, operation_name, tensors_in
+from fg_lightning.fullgrad.operation import map_tensors, tensors_in
 
 # --- function modes
 
@@ -55,6 +47,22 @@ def is_current_mode(mode: TorchFunctionMode) -> bool:
 def count_function_modes() -> int:
     """Number of function modes that are active, such as that of torch.set_default_device."""
     return torch._C._len_torch_function_stack()
+
+
+def is_watched() -> bool:
+    """Whether a mode or a global hook of modules, such as a profiler's, meets the calls of this thread."""
+    hooks = (torch_modules._global_forward_pre_hooks, torch_modules._global_forward_hooks, torch_modules._global_backward_hooks)
+    return bool(torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack() or any(hooks))
+
+
+def without_autocast() -> AbstractContextManager[None]:
+    """A context without autocast on any device. `torch.autocast` turns it off for one kind of device and takes longer."""
+    return torch._C._DisableAutocast()
+
+
+def unrecorded() -> AbstractContextManager[None]:
+    """A context whose operations no dispatch mode meets, such as that of `RunRecorder`."""
+    return dispatch._disable_current_modes()
 
 
 # --- tensors
@@ -103,6 +111,11 @@ def saves_operand(function: Callable[..., Any]) -> bool:
     except (TypeError, RuntimeError):  # it needs more arguments
         return False
     return isinstance(saved, Tensor) and torch.equal(saved, operand)
+
+
+def is_transformed(tensor: Tensor) -> bool:
+    """Whether a tensor stands for another one inside vmap or torch.func.grad, where it can have no hooks."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def saved_operand(output: Tensor) -> Tensor:
@@ -154,6 +167,16 @@ def tensors_of(modules: Iterable[nn.Module]) -> list[Tensor]:
     return [t for table in tables for t in table.values() if t is not None]
 
 
+def has_hooks(model: nn.Module) -> bool:
+    """Whether a forward or backward pass runs hooks, other than those of torch that compute a weight (`weight_norm`)."""
+    return any(
+        not type(hook).__module__.startswith("torch.nn.utils")
+        for module in modules_by_name(model).values()
+        for hooks in (module._forward_pre_hooks, module._forward_hooks, module._backward_hooks, module._backward_pre_hooks)
+        for hook in hooks.values()
+    )
+
+
 def unwrap_model(model: nn.Module) -> nn.Module:
     """The network inside a wrapper that runs it on several devices, compiles it, or converts its inputs, as Fabric's does."""
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
@@ -203,29 +226,30 @@ def writes_by_schema(function: Callable[..., Any]) -> bool:
     return is_mutable or getattr(function, "__name__", "").startswith("_foreach")
 
 
-# --- faults
-
-FAULTY = frozenset(
-    "batch_norm instance_norm native_batch_norm batch_norm_impl_index native_batch_norm_legit native_batch_norm_legit_no_training "
-    "slice_scatter select_scatter gelu".split()
-)
-"""Names of operations whose backward pass is wrong for some gradients."""
+# --- operations below autograd
 
 
-def avoid_faults(function: Callable[..., Any], result: Any) -> None:
-    """Brings the gradients of an operation that was run into a memory layout that its backward pass handles."""
-    if operation_name(function) not in FAULTY:
-        return
-    for output in tensors_in(result):
-        if output.requires_grad and not torch._C._functorch.is_functorch_wrapped_tensor(output):
-            add_gradient_hook(output, partial(_lay_out, output.shape, output.stride()))
+DispatchMode = dispatch.TorchDispatchMode
+"""A mode that meets the operations below autograd and autocast."""
 
 
-def _lay_out(shape: torch.Size, strides: tuple[int, ...], gradient: Tensor | None) -> Tensor | None:
-    """A gradient with these strides: itself if it has them. None stays None, as for an output without a derivative."""
-    if gradient is None or gradient.stride() == strides:
-        return gradient
-    return torch.empty_strided(shape, strides, dtype=gradient.dtype, device=gradient.device).copy_(gradient)
+def is_operation(function: Any) -> bool:
+    """Whether a dispatch mode meets a plain operation, and not a function of operations."""
+    return isinstance(function, torch._ops.OpOverload)
+
+
+def written_operands(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The tensors that an operation writes to."""
+    written = []
+    for number, argument in enumerate(operation._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            written.append(args[number] if number < len(args) else kwargs.get(argument.name))
+    return tensors_in(written)
+
+
+def identify_memory(tensor: Tensor) -> int:
+    """A number of a tensor's memory. It is not used again while a `StorageWeakRef` refers to the memory."""
+    return tensor.untyped_storage()._cdata
 
 
 # --- what torch hides from a function mode: functions in Python, checkpoints, vmap, custom functions

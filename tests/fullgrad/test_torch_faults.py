@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fg_lightning import FullGrad, full_gradients
 from fg_lightning.attribution import METHODS
-from fg_lightning.fullgrad import torch_internals
+from fg_lightning.fullgrad import torch_faults
 from fg_lightning.fullgrad.operation import tensors_in
 from fg_lightning.fullgrad.preserve_model import preserve_model
 from tests.helpers.operations import CASES
@@ -244,14 +244,14 @@ def test_a_gradient_that_overlaps_itself_is_taken_by_a_gelu() -> None:
 
 def test_gradients_that_lie_right_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[bool] = []
-    lay_out = torch_internals._lay_out
+    lay_out = torch_faults._lay_out
 
     def watched(shape: torch.Size, strides: tuple[int, ...], gradient: Tensor) -> Tensor:
         laid = lay_out(shape, strides, gradient)
         kept.append(laid is gradient)
         return laid
 
-    monkeypatch.setattr(torch_internals, "_lay_out", watched)
+    monkeypatch.setattr(torch_faults, "_lay_out", watched)
     layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.GELU(), nn.Flatten(), nn.Linear(16, 2)
     network = nn.Sequential(*layers).eval()
     full_gradients(network, torch.rand(1, 3, 6, 6), 0)
