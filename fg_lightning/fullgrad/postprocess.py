@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from fg_lightning.fullgrad.torch_internals import unrecorded
+
 EPSILON = 1e-6
 """Added to the range of a term before the division, as in the authors' code. Terms with a range near it count less."""
 
@@ -60,25 +62,43 @@ Factors = tuple[Float[Tensor, "n _ *s"], Union[Float[Tensor, " _"], None]]
 """A term as a tensor and a factor for each of its channels. None: the factors are 1."""
 
 
-def rescale_together(psi: Rescaling, terms: Sequence[Factors]) -> Float[Tensor, "n *s"]:
-    """The sum of psi of several terms with planes of one size, in about as many calls as for one term."""
-    scaled = [term for term in terms if term[1] is not None]
-    terms = scaled + [term for term in terms if term[1] is None]
-    values = torch.cat([values for values, _ in terms], 1).flatten(2)
-    if scaled:
-        factors = torch.cat([factors for _, factors in scaled if factors is not None])
-        values[:, : len(factors)].mul_(factors[:, None])
-    magnitude = psi.magnitude(values, out=values)
-    low, high = magnitude.amin(2), magnitude.amax(2)  # of each channel
-    if len(terms) > 1:
-        of_term, channels = _number_channels(tuple(values.shape[1] for values, _ in terms), magnitude.device)
+def rescale_together(psi: Rescaling, groups: Sequence[Sequence[Factors]]) -> list[Float[Tensor, "n *s"]]:
+    """The sum of psi of the terms of each group, in about as many calls as for one term.
+
+    The terms of a group have planes of one size. The extremes of all groups are compared together.
+    """
+    magnitudes = [_magnitudes(psi, terms) for terms in groups]
+    lows, highs = ([extreme(magnitude, 2) for magnitude in magnitudes] for extreme in (torch.amin, torch.amax))  # of each channel
+    low, high = (extremes[0] if len(extremes) == 1 else torch.cat(extremes, 1) for extremes in (lows, highs))
+    counts = tuple(values.shape[1] for terms in groups for values, _ in _scaled_first(terms))
+    if len(counts) > 1:
+        of_term, channels = _number_channels(counts, low.device)
         low, high = low[:, channels], high[:, channels]  # [N, terms, channels]
         offset, span = (of_each[:, of_term] for of_each in psi.scale(low.amin(2), high.amax(2)))
     else:
         offset, span = psi.scale(low.amin(1, keepdim=True), high.amax(1, keepdim=True))
-    # The offset is subtracted before the sum: otherwise rounding would hide a nearly constant term.
-    rescaled = magnitude.sub_(offset[..., None]).div_(span[..., None] + EPSILON)
-    return rescaled.sum(1).unflatten(1, terms[0][0].shape[2:])
+    span = span + EPSILON
+    start, planes = 0, []
+    for terms, magnitude in zip(groups, magnitudes, strict=True):
+        of_group = slice(start, start := start + magnitude.shape[1])
+        # The offset is subtracted before the sum: otherwise rounding would hide a nearly constant term.
+        rescaled = magnitude.sub_(offset[:, of_group, None]).div_(span[:, of_group, None])
+        planes.append(rescaled.sum(1).unflatten(1, terms[0][0].shape[2:]))
+    return planes
+
+
+def _scaled_first(terms: Sequence[Factors]) -> list[Factors]:
+    return sorted(terms, key=lambda term: term[1] is None)
+
+
+def _magnitudes(psi: Rescaling, terms: Sequence[Factors]) -> Float[Tensor, "n c p"]:
+    """The magnitudes of several terms side by side, those with factors first."""
+    ordered = _scaled_first(terms)
+    values = torch.cat([values for values, _ in ordered], 1).flatten(2)
+    if factors := [factors for _, factors in ordered if factors is not None]:
+        together = torch.cat(factors)
+        values[:, : len(together)].mul_(together[:, None])
+    return psi.magnitude(values, out=values)
 
 
 @lru_cache(maxsize=1024)
@@ -87,10 +107,11 @@ def _number_channels(counts: tuple[int, ...], device: torch.device) -> tuple[Ten
 
     The rows of the second have equal lengths: the last channel of a term is repeated.
     """
-    numbers = torch.arange(sum(counts)).split(counts)
-    longest = max(counts)
-    rows = torch.stack([torch.cat([row, row[-1:].expand(longest - len(row))]) for row in numbers])
-    return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(device), rows.to(device)
+    with unrecorded():
+        numbers = torch.arange(sum(counts)).split(counts)
+        longest = max(counts)
+        rows = torch.stack([torch.cat([row, row[-1:].expand(longest - len(row))]) for row in numbers])
+        return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(device), rows.to(device)
 
 
 def _from_minimum(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:

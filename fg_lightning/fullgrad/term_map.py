@@ -185,9 +185,15 @@ class TermMap:
         images: images of the run, [N, C, *S].
         settings: how the terms become a map.
         number: number of this image input among several. Default: 0.
+        reads_values: whether a term may be skipped or computed otherwise because of its values. A run that is recorded must not
+            depend on values. Default: True.
+
+    Attributes:
+        has_large_terms: whether a term was drawn in blocks.
     """
 
-    def __init__(self, images: Tensor, settings: MapSettings, number: int = 0) -> None:
+    def __init__(self, images: Tensor, settings: MapSettings, number: int = 0, *, reads_values: bool = True) -> None:
+        self.has_large_terms = False
         self._settings = settings
         self._number = number
         self._num_images = len(images)
@@ -196,8 +202,8 @@ class TermMap:
         self._waiting: defaultdict[tuple[torch.Size, torch.device], list[Factors]] = defaultdict(list)  # by *S
         self._num_waiting = 0
         self._device = images.device
-        self._works_in_blocks = works_in_blocks(images.device)
-        self._limit = _block() if self._works_in_blocks else WAITING
+        self._works_in_blocks = works_in_blocks(images.device) and reads_values
+        self._limit = _block() if works_in_blocks(images.device) else WAITING
         self._num_placed = 0
         self._lost: list[Term] = []
 
@@ -282,6 +288,7 @@ class TermMap:
         if isinstance(values, TermValues):
             gradient = values.gradient
             if self._works_in_blocks and gradient.numel() > self._limit // 2:
+                self.has_large_terms = True
                 if self._settings.product is not real_product or not values.are_zero():
                     self._add_plane(values.reduce_in_blocks(psi))
                 return
@@ -296,9 +303,13 @@ class TermMap:
 
     def _draw_waiting(self) -> None:
         psi = self._settings.psi
-        for terms in self._waiting.values():
+        by_device: defaultdict[torch.device, list[list[Factors]]] = defaultdict(list)
+        for (_, device), terms in self._waiting.items():
+            by_device[device].append(terms)
+        for groups in by_device.values():
             assert isinstance(psi, Rescaling)  # only then do terms wait
-            self._add_plane(rescale_together(psi, terms))
+            for plane in rescale_together(psi, groups):
+                self._add_plane(plane)
         self._waiting.clear()
         self._num_waiting = 0
 

@@ -68,14 +68,17 @@ def test_a_nearly_constant_term_does_not_drown(monkeypatch: pytest.MonkeyPatch, 
 def test_psi_of_terms_together_is_the_sum_of_psi_of_each(psi: Rescaling, channels: tuple[int, ...]) -> None:
     terms = [(normal(2, c, 4, 3, seed=c), normal(c, seed=7) if c % 2 else None) for c in channels]
     expected = sum(psi(values if factors is None else values * factors[:, None, None]) for values, factors in terms)
-    torch.testing.assert_close(rescale_together(psi, terms), expected, rtol=1e-12, atol=1e-12)  # float64 sums in another order
+    others = [(5 * normal(2, 3, 2, 2, seed=9), None)]  # of another size
+    together, of_others = rescale_together(psi, [terms, others])
+    torch.testing.assert_close(together, expected, rtol=1e-12, atol=1e-12)  # float64 sums in another order
+    torch.testing.assert_close(of_others, psi(others[0][0]), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("psi", ["absolute", "positive"])
 def test_a_nearly_constant_term_does_not_drown_among_others(psi: str) -> None:
     terms = [(1000 + normal(2, 64, 4, 3)).float(), normal(2, 3, 4, 3, seed=1).float()]
     expected = sum(PSI[psi](term.double()) for term in terms)
-    together = rescale_together(PSI[psi], [(term, None) for term in terms])
+    (together,) = rescale_together(PSI[psi], [[(term, None) for term in terms]])
     torch.testing.assert_close(together.double(), expected, rtol=1e-5, atol=1e-5)  # sums of 67 numbers of at most 1
 
 

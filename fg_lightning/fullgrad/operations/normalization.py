@@ -45,7 +45,7 @@ def layer_norm(op: Operation) -> list[Bias]:
 
     def implicit(z: Tensor) -> Tensor:
         normed, _, rstd = torch.native_layer_norm(z, shape, weight, None, eps)
-        return normed.mul_(1 - eps * rstd * rstd)
+        return normed.addcmul_(normed, rstd.square(), value=-eps)
 
     biases = [Bias("implicit", Deferred(implicit, (op.value(op.args[0]),)))]
     return biases if bias is None else [Bias("explicit", bias), *biases]

@@ -87,7 +87,13 @@ def _attention(op: Operation, mask: Tensor | None, causal: bool, dropout: float,
         if mask is not None:  # a query that is masked from all keys has no weights and output 0
             weights = weights.masked_fill(masked == -math.inf, 0)
         weighted = weights * scores
-        return (1 - linear_in_v) * y - degree * (weighted @ values - weighted.sum(-1, keepdim=True) * y)
+
+        def flat(t: Tensor) -> Tensor:
+            return t.expand(*y.shape[:-2], *t.shape[-2:]).reshape(-1, *t.shape[-2:])
+
+        own = weighted.sum(-1, keepdim=True) * y
+        bias = torch.baddbmm(flat(own), flat(weighted), flat(values), beta=degree, alpha=-degree).view_as(y)
+        return bias if linear_in_v else bias + y
 
     operands = (op.value(q), op.value(k), op.value(v), op.result())
     return [Bias("implicit", Deferred(implicit, operands if mask is None else (*operands, mask)))]
