@@ -21,7 +21,7 @@ from torchvision.models import get_model
 
 from fg_lightning import METHODS, FullGrad, FullGradMonitor, FullGradRecorder, SaliencyStore, SmoothFullGrad, full_gradients
 from fg_lightning.demo import DigitClassifier, DigitsDataModule
-from fg_lightning.fullgrad import forward_backward, saliency
+from fg_lightning.fullgrad import forward_backward, repeated_runs, saliency
 from fg_lightning.fullgrad.readings import Reading
 from fg_lightning.fullgrad.target import Selection
 from fg_lightning.metrics import pointing_game
@@ -197,6 +197,32 @@ def test_autocast_on_a_gpu_rounds_and_no_more() -> None:
         maps = FullGrad(network().to(DEVICE), autocast=True).attribute(images().to(DEVICE), 1)
     similarity = torch.corrcoef(torch.stack([maps.float().cpu().flatten(), expected.flatten()]))[0, 1]
     assert similarity > 0.95  # bfloat16 has 8 bits
+
+
+@on_a_gpu
+@pytest.mark.parametrize("graphed", [None, True])
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.SiLU])
+def test_repeated_runs_on_a_gpu_have_the_maps_of_the_cpu(
+    activation: type[nn.Module], graphed: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, captured = [], []
+    run, capture = saliency.run_forward_backward, repeated_runs.capture
+    monkeypatch.setattr(saliency, "run_forward_backward", lambda *args, **kwargs: runs.append(1) or run(*args, **kwargs))
+    monkeypatch.setattr(repeated_runs, "capture", lambda *args: captured.append(capture(*args)) or captured[-1])
+    model, on_gpu = network(activation), network(activation).to(DEVICE)
+    method = FullGrad(on_gpu, graphed=graphed)
+    for number in range(repeated_runs.SECOND + 3):
+        if number == repeated_runs.SECOND + 1:
+            with torch.no_grad():
+                for parameter in (*model.parameters(), *on_gpu.parameters()):
+                    parameter.mul_(1.5)
+        batch, target = images() + number, [number % 10, 1, 2, 3]
+        maps, num_runs = method.attribute(batch.to(DEVICE), target), len(runs)
+        expected = FullGrad(model, graphed=False).attribute(batch, target)
+        torch.testing.assert_close(maps.cpu(), expected, rtol=1e-4, atol=1e-4 * float(expected.max()))  # as above
+        del runs[num_runs:]
+    assert len(runs) == repeated_runs.SECOND + 2  # two of them recorded; the rest was repeated
+    assert len(captured) == (graphed is True and DEVICE == "cuda")
 
 
 @on_a_gpu

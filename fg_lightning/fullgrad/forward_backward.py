@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fg_lightning.fullgrad.bias_hooks import Term, TermVisitor
+from fg_lightning.fullgrad.model_constants import ModelConstants
 from fg_lightning.fullgrad.operation import map_tensors
 from fg_lightning.fullgrad.preserve_model import as_model_input, copy_argument, preserve_model
 from fg_lightning.fullgrad.readings import Reading, find_reading
@@ -124,6 +125,8 @@ class Run:
         terms: the biases of the forward pass, in its order. The visitors do not receive a bias that the output does not depend on.
         missing_ops: operations whose bias could not be computed.
         fallback_ops: operations whose bias the general fallback computed.
+        sizes: the shape of the model's output for one sample; None if the target is a function.
+        constants: what the model held and what stood in for it.
     """
 
     output: Tensor
@@ -131,6 +134,8 @@ class Run:
     terms: list[Term]
     missing_ops: list[str]
     fallback_ops: list[str]
+    sizes: torch.Size | None
+    constants: ModelConstants
 
 
 class SamplesMixed(RuntimeError):
@@ -216,7 +221,8 @@ def run_forward_backward(
     output, *of_inputs = (tensor.detach().as_subclass(Tensor) for tensor in (output, *gradients))
     for visitor in visitors:
         visitor.visit_input([leaf.detach() for leaf in leaves], of_inputs)
-    return Run(output, selection.target, tape.bias_hooks.terms, tape.missing_ops, tape.fallback_ops)
+    biases = tape.bias_hooks.terms, tape.missing_ops, tape.fallback_ops
+    return Run(output, selection.target, *biases, selection.sizes, guard)
 
 
 def _run_model(model: nn.Module, inputs: tuple[Any, ...], select: Callable[[Any], Tensor], tape: Tape) -> tuple[Tensor, str | None]:

@@ -16,9 +16,10 @@ from fg_lightning.fullgrad.bias_hooks import TermVisitor
 from fg_lightning.fullgrad.decomposition import FullGradients, TermSums, decompose, is_check_due, warn_if_incomplete
 from fg_lightning.fullgrad.forward_backward import Batch, OneOrSeveral, Run, run_alone_if_mixed, run_forward_backward
 from fg_lightning.fullgrad.linearization import Kind, real_product
-from fg_lightning.fullgrad.postprocess import Psi, find_psi
+from fg_lightning.fullgrad.postprocess import Psi, Rescaling, find_psi
 from fg_lightning.fullgrad.readings import Reading, find_reading
-from fg_lightning.fullgrad.target import Target
+from fg_lightning.fullgrad.repeated_runs import RepeatedRun, RepeatedRuns
+from fg_lightning.fullgrad.target import Target, check_finite
 from fg_lightning.fullgrad.term_map import MapSettings, TermAverage, TermMap, UserLayout
 
 
@@ -69,6 +70,13 @@ class FullGrad(Attribution):
             any resolution, or None to leave it to the package. A term has the attributes module and operation. Default: None.
         autocast: whether to keep autocast, active around the call or entered by the forward. Default: False: everything runs in the
             precision of the parameters.
+        graphed: whether the operations of a run are recorded, and repeated without the model's Python code for later batches of the
+            same shapes, memory layouts, types and devices. None: they are. True: on a CUDA device the recording also becomes a CUDA
+            graph, which starts all kernels at once and keeps the memory of one map. False: the model's code runs at every call.
+            The weights may change in place. If the model gets other tensors, modules, attributes or hooks, its code runs again. It
+            also runs in calls 1, 2, 4, 8 ..., to check the recording, and at every call if the results may depend on more: on
+            values that Python reads, hooks, closures, NumPy's random numbers, or functions of yours (psi, layout, target). On a
+            CPU, batches with terms of more than a million numbers are not repeated. Default: None.
 
     Raises:
         TypeError: if the model is not a torch.nn.Module.
@@ -91,6 +99,7 @@ class FullGrad(Attribution):
         reading: Reading = "exact",
         layout: UserLayout | None = None,
         autocast: bool = False,
+        graphed: bool | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
@@ -102,6 +111,8 @@ class FullGrad(Attribution):
         self.reading = reading
         self.layout = layout
         self.autocast = autocast
+        self.graphed = graphed
+        self._repeated = RepeatedRuns()
 
     @overload  # type: ignore[override]
     def attribute(self, inputs: Tensor, target: Target = None, additional_forward_args: Any = None) -> Tensor: ...
@@ -169,6 +180,10 @@ class FullGrad(Attribution):
         time: whether the terms add up, with a warning if not, and whether constants that the model makes mix its samples.
         """
         is_due = is_check_due(self.model, (self.reading, self.is_complete)) or sum_terms
+        repeated = None if sum_terms else self._find_repeated(batch)
+        if repeated is not None and not is_due and (results := repeated.repeat(batch)) is not None:
+            check_finite(results[-1])
+            return SaliencyMaps(results[:-1], results[-1], None)
         is_checked = self.is_complete and is_due
         term_maps = [TermMap(images, self._settings(), number) for number, images in enumerate(batch.images)]
         sums = TermSums(len(batch)) if sum_terms or is_checked else None
@@ -176,7 +191,26 @@ class FullGrad(Attribution):
         terms = sums.collect(run) if sums else None
         if terms and is_checked:
             self._warn_if_incomplete(terms)
-        return SaliencyMaps(tuple(term_map.draw() for term_map in term_maps), run.output, terms)
+        maps = tuple(term_map.draw() for term_map in term_maps)
+        if repeated is not None and not any(term_map.has_large_terms for term_map in term_maps):
+            repeated.learn(batch, run, (*maps, run.output), self._draw_unchecked)
+        return SaliencyMaps(maps, run.output, terms)
+
+    def _find_repeated(self, batch: Batch) -> RepeatedRun | None:
+        is_own_function = self.layout is not None or not isinstance(self.psi, Rescaling)  # whose variables may change
+        if self.graphed is False or is_own_function:
+            return None
+        device = batch.images[0].device.type
+        precision = torch.get_autocast_dtype(device) if self.autocast and torch.is_autocast_enabled(device) else None
+        settings = self._settings(), self.reading, precision
+        return self._repeated.find(self.model, batch, settings, captures=self.graphed is True)
+
+    def _draw_unchecked(self, batch: Batch) -> list[Tensor]:
+        """Maps and output of a run that does not read values, so that it can be recorded."""
+        settings = self._settings()
+        term_maps = [TermMap(images, settings, number, reads_values=False) for number, images in enumerate(batch.images)]
+        run = run_forward_backward(self.model, batch, term_maps, reading=self.reading, autocast=self.autocast, check_samples=False)
+        return [*(term_map.draw() for term_map in term_maps), run.output]
 
     def _run(self, batch: Batch, term_maps: Sequence[TermMap], sums: TermSums | None, *, check_samples: bool) -> Run:
         """One forward and one backward pass. Warns if most terms cannot be drawn."""

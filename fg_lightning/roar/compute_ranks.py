@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from captum.attr import Attribution
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -16,7 +17,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from fg_lightning.attribution import Factory
+from fg_lightning.attribution.controls import Blurred
 from fg_lightning.errors import CannotRun, StoreError
+from fg_lightning.fullgrad import FullGrad
 from fg_lightning.recording.explainer import device_of
 from fg_lightning.removal import ranks
 from fg_lightning.roar.cell_training import QUIET, silence_lightning
@@ -96,6 +99,7 @@ class RankPredictor(LightningModule):
         super().__init__()
         self.model = model
         self._attribution = factory(model, **manifest.settings)
+        _capture_runs(self._attribution)
         self._target = manifest.target
         self._seed = manifest.seed
 
@@ -107,6 +111,13 @@ class RankPredictor(LightningModule):
         seeds = [self._seed + i for i in indices]
         places: npt.NDArray[Any] = ranks(maps.cpu(), seeds).numpy()
         return places
+
+
+def _capture_runs(attribution: Attribution) -> None:
+    """Lets FullGrad start all kernels at once, unless the settings say otherwise: a store has many batches of one shape."""
+    drawn = attribution.attribution if isinstance(attribution, Blurred) else attribution
+    if isinstance(drawn, FullGrad) and drawn.graphed is None:
+        drawn.graphed = True
 
 
 class RankWriter(BasePredictionWriter):

@@ -1,0 +1,193 @@
+"""Decides when the recorded operations of a run are repeated, and when the model's own code runs.
+
+The model's code runs in calls 1, 2, 4, 8 ... for batches of one kind, and whenever the model holds other objects than before. The
+runs of calls 2 and 4 are recorded and must agree. Every later run of the model's code must give the maps of the recording.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fg_lightning.fullgrad.cuda_graph import capture
+from fg_lightning.fullgrad.decomposition import warn_once
+from fg_lightning.fullgrad.forward_backward import Batch, Run
+from fg_lightning.fullgrad.function_facts import PLAIN
+from fg_lightning.fullgrad.model_contents import ModelContents
+from fg_lightning.fullgrad.run_recorder import CannotRecord, Recording, RunRecorder
+from fg_lightning.fullgrad.target import check_indices, requested_indices
+from fg_lightning.fullgrad.torch_internals import has_hooks, is_watched
+
+MAX_KINDS = 8
+"""Largest number of kinds of batches that are remembered. The oldest is forgotten first."""
+
+FIRST, SECOND = 2, 4
+"""Calls that are recorded. Recording takes as long as a few maps, so the first call is not."""
+
+Draw = Callable[[Batch], Sequence[Tensor]]
+"""Runs the model's own code without reading values. Returns the results that a repetition computes."""
+
+
+class RepeatedRuns:
+    """The recorded runs of a model, for several kinds of batches."""
+
+    def __init__(self) -> None:
+        self._runs: dict[Hashable, RepeatedRun] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RepeatedRuns, ()  # recordings belong to a process and a model: a copy has none
+
+    def find(self, model: nn.Module, batch: Batch, settings: Hashable, *, captures: bool) -> RepeatedRun | None:
+        """The recorded run for batches of this kind. None if a repetition could differ from a run of the model's code.
+
+        Args:
+            model: the model.
+            batch: the batch to explain.
+            settings: whatever else decides which operations run.
+            captures: whether to capture recordings as CUDA graphs on such a device.
+        """
+        inputs = (*batch.images, *batch.arguments)
+        is_function = callable(batch.target) and not isinstance(batch.target, Tensor)  # its variables may change
+        if is_watched() or is_function or not all(type(own) in PLAIN for own in inputs):
+            return None
+        shapes = tuple((own.shape, _dense(own).stride(), own.dtype, own.device) for own in inputs)
+        kind = model, settings, captures, shapes, len(batch.images), batch.target is None, torch.get_default_dtype()
+        if kind not in self._runs and len(self._runs) == MAX_KINDS:
+            del self._runs[next(iter(self._runs))]
+        run = self._runs.get(kind)
+        if run is None or run.is_outdated():
+            run = self._runs[kind] = RepeatedRun(model, captures=captures)
+        run.num_calls += 1
+        return run
+
+
+class RepeatedRun:
+    """The recorded run for one kind of batch.
+
+    Args:
+        model: the model.
+        captures: whether to capture the recording as a CUDA graph on such a device.
+
+    Attributes:
+        num_calls: number of calls so far.
+    """
+
+    def __init__(self, model: nn.Module, *, captures: bool) -> None:
+        self.num_calls = 0
+        self._model = model
+        self._captures = captures
+        self._is_refused = False
+        self._contents: ModelContents | None = None
+        self._sizes: torch.Size | None = None
+        self._recording: Recording | None = None
+        self._repeat: Callable[[Sequence[Tensor]], tuple[Tensor, ...]] | None = None
+
+    def is_outdated(self) -> bool:
+        """Whether the model holds other objects than when its run was recorded."""
+        return self._contents is not None and not self._contents.are_unchanged()
+
+    def repeat(self, batch: Batch) -> tuple[Tensor, ...] | None:
+        """The results for a batch. None if the model's own code has to run: there is no recording yet, or a check of it is due.
+
+        Raises:
+            TypeError: if the target is of an unknown kind.
+            TargetError: if the target does not fit the model's output.
+        """
+        if self._repeat is None or self.num_calls.bit_count() == 1:
+            return None
+        return self._repeat(self._flatten(batch))
+
+    def learn(self, batch: Batch, run: Run, results: Sequence[Tensor], draw: Draw) -> None:
+        """Records or checks, after a run of the model's own code.
+
+        Args:
+            batch: the batch.
+            run: the run.
+            results: its results.
+            draw: runs the model's code once more.
+        """
+        if self._is_refused:
+            return
+        try:
+            if self.num_calls == FIRST:
+                self._recording = self._record(batch, run, draw)
+            elif self.num_calls == SECOND:
+                self._verify(self._record(batch, run, draw), batch, results)
+            elif self._repeat is not None and not _agree(self._repeat(self._flatten(batch)), results):
+                warn_once(self._model, "repeated", OUTDATED)
+                raise CannotRecord("the model's code has changed")
+        except CannotRecord:
+            self._is_refused = True
+            self._recording = self._repeat = self._contents = None
+
+    def _record(self, batch: Batch, run: Run, draw: Draw) -> Recording:
+        """Raises CannotRecord if a repetition could differ from a run of the model's code."""
+        contents = run.constants.contents()
+        if contents is None or contents.may_change_unseen() or has_hooks(self._model):
+            raise CannotRecord("the results may depend on something that changes unseen")
+        if run.sizes == () and batch.target is not None:
+            raise CannotRecord("a target was given although there is no choice")
+        self._contents, self._sizes = contents, run.sizes
+        inputs = [own.clone() for own in self._flatten(batch)]
+        recorder = RunRecorder(inputs)
+        try:
+            with recorder, warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the run before gave the same
+                results = draw(_restore(inputs, batch))
+        except Exception as error:  # the run before raised none, so the recorder's presence is the cause
+            raise CannotRecord(f"the run failed under the recorder: {error}") from error
+        return recorder.finish(results)
+
+    def _verify(self, recording: Recording, batch: Batch, results: Sequence[Tensor]) -> None:
+        """Raises CannotRecord if two runs differ in more than their inputs, or the recording gives other results."""
+        if self._recording is None or not self._recording.equals(recording):
+            raise CannotRecord("two runs had other operations or constants")
+        inputs = self._flatten(batch)
+        repeat = capture(recording, inputs) if self._captures and inputs[0].is_cuda else recording.repeat
+        if not _agree(repeat(inputs), results):
+            raise CannotRecord("the recorded operations give other results")
+        self._repeat = repeat
+
+    def _flatten(self, batch: Batch) -> list[Tensor]:
+        """The inputs of the recording: images, arguments and the indices of the target, without gaps or overlaps in memory."""
+        inputs = [_dense(own) for own in (*batch.images, *batch.arguments)]
+        if batch.target is None:
+            return inputs
+        indices = requested_indices(batch.target, len(batch))
+        if self._sizes is not None:
+            check_indices(indices, torch.Size((len(batch), *self._sizes)))
+        return [*inputs, (indices.squeeze(1) if indices.shape[1] == 1 else indices).to(inputs[0].device)]
+
+
+OUTDATED = (
+    "FullGrad repeated the recorded operations of this network, but the network's own code now gives other maps. Maps since the "
+    "last check may be wrong; the recording is not used any more. Does the forward depend on something outside the network, such "
+    "as a global variable? FullGrad(model, graphed=False) runs its code at every call."
+)
+
+
+def _restore(inputs: Sequence[Tensor], batch: Batch) -> Batch:
+    """A batch of flattened inputs."""
+    num_images, num_inputs = len(batch.images), len(batch.images) + len(batch.arguments)
+    target = inputs[num_inputs] if len(inputs) > num_inputs else batch.target
+    return Batch(tuple(inputs[:num_images]), target, tuple(inputs[num_images:num_inputs]))
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    """A tensor without gaps or overlaps in memory, as its clone has it."""
+    is_dense = torch.empty_like(tensor, device="meta").stride() == tensor.stride()
+    return tensor if is_dense else tensor.clone()
+
+
+def _agree(results: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    """Whether results are the same but for rounding. Kernels of a GPU may add in another order each time."""
+
+    def are_close(one: Tensor, other: Tensor) -> bool:
+        precision = torch.finfo(other.dtype).eps ** 0.5
+        return torch.allclose(one, other, rtol=precision, atol=precision * float(other.abs().max()), equal_nan=True)
+
+    return all(map(are_close, results, others))
