@@ -26,6 +26,10 @@ DASHES = ("solid", "dash", "dot", "dashdot")
 """Dashes of the first eight lines, of the next eight, and so on."""
 
 
+MOST_TICKS = 10
+"""Epochs or steps up to this number have a tick each."""
+
+
 @dataclass(frozen=True, eq=False)
 class Figure:
     """A figure of a page.
@@ -122,12 +126,15 @@ def line_figure(
             marker={"symbol": SYMBOLS[line.style % len(SYMBOLS)], "size": 6},
             hovertemplate=f"{xlabel} %{{x}}: %{{y:.3g}}",
         )
+    moments = [moment for line in lines for moment in line.moments]
+    if moments and max(moments) - min(moments) <= MOST_TICKS:
+        figure.update_xaxes(dtick=1)  # there is no half of an epoch or step
     if reference is not None:
         figure.add_hline(y=reference, line={"dash": "dot", "width": 1.5, "color": "#888888"})
     figure.update_layout(showlegend=len(lines) > 1)
     if log_scale:
         step = _tick_step([value for line in lines for value in line.values])
-        figure.update_yaxes(type="log", exponentformat="power", dtick=step)
+        figure.update_yaxes(type="log", dtick=step)
     summary = "; ".join(describe_range(line.name, line.values) for line in lines)
     return Figure(name, title, summary, to_json(figure), meaning=meaning, link=link)
 
@@ -171,7 +178,7 @@ def layer_figure(layers: Sequence[str], titles: Sequence[str], shares: npt.NDArr
 
 def plot_layout(xlabel: str) -> dict[str, Any]:
     """A layout without colours: the page sets them."""
-    axis = {"automargin": True, "zeroline": False, "title": {"standoff": 8}}
+    axis = {"automargin": True, "zeroline": False, "title": {"standoff": 8}, "exponentformat": "power"}
     return {
         "template": None,
         "margin": {"l": 48, "r": 8, "t": 8, "b": 40},

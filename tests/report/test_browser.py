@@ -305,13 +305,16 @@ def test_the_film_strip_has_at_most_12_snapshots_and_says_so(browser, tmp_path):
 
 
 def words_on_paper(browser):
-    """The words of every page of the PDF, with where they are, and the size of the paper."""
+    """The words of every page of the PDF, with where they are, and the size of every page."""
     from pdfminer.high_level import extract_pages
     from pdfminer.layout import LTTextContainer
 
-    printed = browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": True, "paperWidth": 8.27, "paperHeight": 11.69})
+    paper = {"printBackground": True, "paperWidth": 8.27, "paperHeight": 11.69, "preferCSSPageSize": True}
+    printed = browser.execute_cdp_cmd("Page.printToPDF", paper)
     pages = list(extract_pages(io.BytesIO(base64.b64decode(printed["data"]))))
-    return [[(box.get_text(), box.bbox) for box in page if isinstance(box, LTTextContainer)] for page in pages], pages[0].bbox
+    return [[(box.get_text(), box.bbox) for box in page if isinstance(box, LTTextContainer)] for page in pages], [
+        page.bbox for page in pages
+    ]
 
 
 @pytest.mark.parametrize("make", ["run", "experiment", "comparison"])
@@ -330,16 +333,33 @@ def test_paper_shows_all_of_it_and_cuts_nothing(browser, tmp_path, make):
         path, drawn = write_comparison([tmp_path / f"seed_{seed}" for seed in range(4)], tmp_path / "page.html"), SNAPSHOT
         expected = ["Side by side", "Where the maps differ most", "Distance of the maps", "seed_3 to the others"]
     opened(browser, path, drawn)
-    pages, (_, _, width, height) = words_on_paper(browser)
+    pages, sizes = words_on_paper(browser)
     words = unicodedata.normalize("NFKC", " ".join(text for page in pages for text, _ in page))  # a font has a letter for ff
     words = re.sub(r"\s+", " ", words)
     assert [phrase for phrase in expected if phrase not in words] == []
     margin = 20  # points; the page's own is 34
     outside = [
-        text for page in pages for text, (left, bottom, right, top) in page
+        text
+        for page, (_, _, width, height) in zip(pages, sizes, strict=True)
+        for text, (left, bottom, right, top) in page
         if left < margin or right > width - margin or bottom < margin or top > height - margin
-    ]  # fmt: skip
+    ]
     assert outside == []
+
+
+def test_paper_repeats_the_heads_of_tables_and_turns_for_wide_ones(browser, tmp_path):
+    pytest.importorskip("pdfminer")
+    experiment(tmp_path, fractions=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7), seeds=9)  # 21 columns, 136 trainings
+    opened(browser, write_report(tmp_path), CHOSEN)
+    pages, sizes = words_on_paper(browser)
+    words = [" ".join(text for text, _ in page) for page in pages]
+    with_trainings = [i for i, text in enumerate(words) if "1.5" in text.split()]  # the seconds of each
+    assert len(with_trainings) > 2
+    assert [i for i in with_trainings if "seconds" not in words[i]] == []
+    (scores,) = [i for i, text in enumerate(words) if "masks at 0.7" in " ".join(text.split())]
+    assert "Methods against random" in words[scores]
+    assert sizes[scores][2] > sizes[scores][3]
+    assert sizes[0][2] < sizes[0][3]
 
 
 def test_compared_runs_move_together(browser, tmp_path):

@@ -111,6 +111,12 @@ def test_what_cannot_lie_on_a_logarithmic_axis_is_left_out():
     assert "q from 0 to 0.5" in figure.summary
 
 
+@pytest.mark.parametrize(("last", "tick"), [(2, 1), (10, 1), (40, None)])
+def test_few_epochs_have_no_tick_between_them(last, tick):
+    figure = line_figure("a", "A", [Line("q", [0, last], [1.0, 2.0], 0)], xlabel="epoch")
+    assert figure.content["layout"]["xaxis"].get("dtick") == tick
+
+
 def test_nothing_is_asked_of_a_network(written):
     folder, _, page = written
     for _, attributes in page.elements:

@@ -89,8 +89,7 @@ function drawFilm() {
   const count = Math.min(numRows, tiles.length);
   const table = element("film"), of = method;
   element("film-note").textContent =
-    (shown.length < run.snapshots.length ? `${shown.length} of ${run.snapshots.length} snapshots, evenly chosen. ` : "") +
-    "Red frame: the prediction is wrong. Click a map for its snapshot.";
+    (shown.length < run.snapshots.length ? `${shown.length} of ${run.snapshots.length} snapshots, evenly chosen. ` : "");
   element("film-more").hidden = count === tiles.length;
   element("film-more").textContent = `Show all ${tiles.length} images`;
   table.tHead.rows[0].replaceChildren(make("td"), ...shown.map((i) => make("th", { scope: "col", "data-snapshot": i }, run.snapshots[i].title)));
@@ -126,8 +125,10 @@ document.documentElement.addEventListener("method", () => {
 
 // --- the table of numbers
 
+const short = (value) => (value !== 0 && Math.abs(value) < 1e-3 ? value.toExponential() : String(value));
+
 function numberRow({ epoch, step, numbers }) {
-  const cell = (value) => make("td", {}, value === undefined || value === null ? "" : String(value));
+  const cell = (value) => make("td", {}, value === undefined || value === null ? "" : short(value));
   return make("tr", {}, cell(epoch), cell(step), ...run.numbers.map(({ key }) => cell(numbers[key])));
 }
 
