@@ -152,14 +152,34 @@ def _wandb_overlays(pictures: Pictures) -> list[Any]:
     ]
 
 
+class _Encodable(Image.Image):
+    """A picture of which W&B asks only the size, and that it be saved: as PNG, in a quarter of the time that Pillow takes.
+
+    Args:
+        pixels: [H, W, 3] in 0..255. They are not copied.
+    """
+
+    def __init__(self, pixels: RGB) -> None:
+        super().__init__()
+        self._pixels = pixels
+
+    @property
+    def size(self) -> tuple[int, int]:
+        height, width, _ = self._pixels.shape
+        return width, height
+
+    def save(self, fp: Any, *_: Any, **__: Any) -> None:
+        Path(fp).write_bytes(encode_png(self._pixels))
+
+
 def _wandb_image(picture: RGB, caption: str | None = None) -> Any:
-    """A picture as PNG, enlarged by a whole factor if it is small. It replaces Pillow's encoder, which takes four times as long."""
+    """A picture as PNG, enlarged by a whole factor if it is small."""
     import wandb
 
-    pixels = enlarge(picture, WANDB_SIDE)
-    image = Image.fromarray(pixels)
-    image.save = lambda path, *_, **__: Path(path).write_bytes(encode_png(pixels))  # type: ignore[assignment,method-assign]
-    return wandb.Image(image, caption=caption, file_type="png")
+    image = _Encodable(enlarge(picture, WANDB_SIDE))
+    logged = wandb.Image(image, caption=caption, file_type="png")
+    logged._image = image  # W&B asks for the size again, and would decode the file
+    return logged
 
 
 def _wandb_media(picture: Image.Image | Path) -> Any:

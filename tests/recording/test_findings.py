@@ -323,6 +323,16 @@ def test_findings_csv_holds_what_the_last_snapshot_finds(tmp_path: Path) -> None
     assert (tmp_path / "findings.csv").read_text() == ",".join(COLUMNS) + "\n"
 
 
+def test_findings_csv_is_replaced_only_if_it_changes(tmp_path: Path) -> None:
+    log, path = make_log([]), tmp_path / "findings.csv"
+    log.update(observed(0, 1), tmp_path)
+    first = path.stat()
+    log.update(observed(0, 2), tmp_path)
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (first.st_ino, first.st_mtime_ns)
+    log.update(observed(8, 3), tmp_path, is_last=True)
+    assert len(path.read_text().splitlines()) == 2
+
+
 def test_a_resumed_run_does_not_tell_again(tmp_path: Path) -> None:
     make_log([]).update(observed(8), tmp_path, is_last=True)
     notes, alert_log = list[str](), AlertLog()
