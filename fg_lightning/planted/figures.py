@@ -92,16 +92,18 @@ def map_grid(folder: Path, methods: Sequence[str], area: tuple[int, int, int, in
             rows.append([_outline(enlarge(picture), picture, area) for picture in pictures])
             names.append("image")
         pairs = zip(pictures, maps, strict=True)
-        rows.append([_outline(_overlay(picture, torch.from_numpy(saliency)), picture, area) for picture, saliency in pairs])
+        rows.append([_overlay(picture, torch.from_numpy(saliency), area) for picture, saliency in pairs])
         names.append(method)
     if not rows:
         return None
-    columns = [NETWORK_NAMES[network].replace(" with ", "\nwith ") for network in NETWORKS for _ in range(len(rows[0]) // 2)]
+    columns = [
+        NETWORK_NAMES[network].replace("trained with ", "trained with\n") for network in NETWORKS for _ in range(len(rows[0]) // 2)
+    ]
     return draw_grid(rows, row_names=names, column_names=columns)
 
 
-def _overlay(picture: RGB, saliency: Tensor) -> RGB:
-    return label_flat(overlay_rgb(picture, saliency), saliency)
+def _overlay(picture: RGB, saliency: Tensor, area: tuple[int, int, int, int]) -> RGB:
+    return label_flat(_outline(overlay_rgb(picture, saliency), picture, area), saliency)
 
 
 def _outline(frame: RGB, picture: RGB, area: tuple[int, int, int, int]) -> RGB:

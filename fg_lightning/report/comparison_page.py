@@ -14,7 +14,7 @@ import numpy.typing as npt
 import plotly.graph_objects as go  # type: ignore[import-untyped]
 
 from fg_lightning.report.compared_runs import ComparedRuns
-from fg_lightning.report.figures import Figure, Line, Page, line_figure, plot_layout, to_json
+from fg_lightning.report.figures import Figure, Line, Page, colour_bar, line_figure, plot_layout, to_json
 from fg_lightning.report.finding_rows import read_findings
 from fg_lightning.report.manual import manual_link
 from fg_lightning.report.number_curves import FULLGRAD, NUMBERS_PAGE, draw, has_values, known_numbers, round_numbers
@@ -192,7 +192,7 @@ def _image_figure(runs: ComparedRuns, distances: npt.NDArray[np.float64], name: 
         hovertemplate="%{text}: %{z:.3g}<extra></extra>",
         colorscale="Viridis",
         zmin=0,
-        colorbar={"thickness": 10, "tickfont": {"size": 11}},
+        colorbar=colour_bar("distance"),
     )
     figure.update_layout(meta={"rows": labels, "columns": titles})
     step = -(-len(labels) // 24)

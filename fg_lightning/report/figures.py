@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -27,7 +28,10 @@ DASHES = ("solid", "dash", "dot", "dashdot")
 
 
 MOST_TICKS = 10
-"""Epochs or steps up to this number have a tick each."""
+"""Epochs or steps up to this number have a tick each. On a logarithmic axis it is the largest number of powers of ten."""
+
+FEW_POWERS = 4
+"""Up to this number of powers of ten there are ticks between them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,8 +137,8 @@ def line_figure(
         figure.add_hline(y=reference, line={"dash": "dot", "width": 1.5, "color": "#888888"})
     figure.update_layout(showlegend=len(lines) > 1)
     if log_scale:
-        step = _tick_step([value for line in lines for value in line.values])
-        figure.update_yaxes(type="log", dtick=step)
+        ticks = log_ticks([value for line in lines for value in line.values])
+        figure.update_yaxes(type="log", tickvals=list(ticks), ticktext=list(ticks.values()))
     summary = "; ".join(describe_range(line.name, line.values) for line in lines)
     return Figure(name, title, summary, to_json(figure), meaning=meaning, link=link)
 
@@ -153,7 +157,7 @@ def layer_figure(layers: Sequence[str], titles: Sequence[str], shares: npt.NDArr
         zmid=0,
         zmin=-limit,
         zmax=limit,
-        colorbar={"thickness": 10, "tickfont": {"size": 11}},
+        colorbar=colour_bar("share of the output"),
     )
     rows = [html.escape(layer) for layer in layers]
     figure.update_layout(meta={"rows": rows, "columns": list(titles)})  # the page makes the text of each cell from it
@@ -173,7 +177,14 @@ def layer_figure(layers: Sequence[str], titles: Sequence[str], shares: npt.NDArr
     summary = f"largest at {titles[-1]}: {', '.join(largest)}" if titles else ""
     title = "Share of the output by layer"
     meaning = "What the input and the biases of each module contribute to the explained output. Below 0 or above 1: terms cancel."
+    if magnitudes.size and magnitudes.max() > limit:
+        meaning += " The darkest colours stand for larger shares, too."
     return Figure("layers", title, summary, to_json(figure), height, is_wide=True, meaning=meaning)
+
+
+def colour_bar(label: str) -> dict[str, Any]:
+    """The colour bar of a heat map."""
+    return {"thickness": 10, "tickfont": {"size": 11}, "title": {"text": label, "side": "right", "font": {"size": 11}}}
 
 
 def plot_layout(xlabel: str) -> dict[str, Any]:
@@ -206,11 +217,24 @@ def describe_range(name: str, values: Numbers) -> str:
     return f"{name} from {known[0]:.3g} to {known[-1]:.3g}, between {min(known):.3g} and {max(known):.3g}"
 
 
-def _tick_step(values: Numbers) -> int | str | None:
-    """The step of the axis in plotly's notation: every power of ten, with 2 and 5 between them if there are few."""
+def log_ticks(values: Numbers) -> dict[float, str]:
+    """Ticks of a logarithmic axis with their text, such as "2e-7": powers of ten, with 2 and 5 between them if there are few."""
     known = [value for value in values if value is not None and value > 0]
-    decades = float(np.log10(max(known) / min(known))) if known else 0.0
-    return "D2" if decades <= 2 else 1 if decades <= 6 else None
+    if not known:
+        return {}
+    lowest, highest = min(known) / 2, max(known) * 2
+    powers = range(math.floor(math.log10(lowest)), math.ceil(math.log10(highest)) + 1)
+    step = -(-len(powers) // MOST_TICKS)
+    digits = (1, 2, 5) if len(powers) <= FEW_POWERS else (1,)
+    ticks = [float(f"{digit}e{power}") for power in powers[::step] for digit in digits]
+    return {tick: _short_number(tick) for tick in ticks if lowest <= tick <= highest}
+
+
+def _short_number(value: float) -> str:
+    if 1e-3 <= value < 1e4:
+        return f"{value:g}"
+    digit, _, power = f"{value:.0e}".partition("e")
+    return f"{digit}e{int(power)}"
 
 
 def _shorten(name: str, max_length: int = 26) -> str:

@@ -23,6 +23,9 @@ COLOURS = {"planted": "#0072b2", "control": "#d55e00"}
 
 SYMBOLS = {"planted": "circle", "control": "square-open"}
 
+OFFSETS = {"planted": -0.13, "control": 0.13}
+"""Distance from the middle of the row, so that equal scores do not hide each other."""
+
 
 def planted_page(folder: Path) -> Page:
     """The page of an experiment with planted shortcuts.
@@ -82,18 +85,22 @@ def _score_figure(results: PlantedResults, metric: str) -> Figure:
     figure = go.Figure(layout=plot_layout(""))
     for network in NETWORKS:
         halves = [getattr(by_method[method], f"{network}_interval") for method in order]
+        intervals = [f" ± {half:.3f}" if np.isfinite(half) else "" for half in halves]
         figure.add_scatter(
             x=[getattr(by_method[method], network) for method in order],
-            y=[html.escape(method) for method in order],
-            error_x={"array": np.nan_to_num(halves).tolist(), "thickness": 1.5, "width": 3},
+            y=[place + OFFSETS[network] for place in range(len(order))],
+            error_x={"array": np.nan_to_num(halves).tolist(), "thickness": 1.5, "width": 3, "visible": any(intervals)},
+            customdata=[[html.escape(method), words] for method, words in zip(order, intervals, strict=True)],
+            cliponaxis=False,
             name=NETWORK_NAMES[network],
             mode="markers",
             marker={"color": COLOURS[network], "symbol": SYMBOLS[network], "size": 9},
-            hovertemplate="%{y}: %{x:.3f} ± %{error_x.array:.3f}",
+            hovertemplate="%{customdata[0]}: %{x:.3f}%{customdata[1]}",
         )
     figure.add_vline(x=results.area, line={"dash": "dot", "color": "#888888"})
     figure.update_layout(hovermode="closest", showlegend=True, legend_y=-0.1)
-    figure.update_yaxes(autorange="reversed", automargin=True)
+    names = [html.escape(method) for method in order]
+    figure.update_yaxes(autorange="reversed", automargin=True, tickvals=list(range(len(order))), ticktext=names)
     figure.update_xaxes(rangemode="tozero")
     best = ", ".join(f"{score.method} {score.planted:.2f} (random marks {score.control:.2f})" for score in scores[:3])
     height = 130 + 24 * len(order)

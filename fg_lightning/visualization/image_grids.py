@@ -272,9 +272,20 @@ def comparison(
         else:
             frames.append(label_flat(overlay_rgb(picture, saliency, is_signed=is_signed), saliency))
     width = frames[0].shape[1]
-    captions = [caption, *("\n".join([name, *_wrap((notes or {}).get(name, ""), width)[:MAX_NOTE]]) for name in maps)]
+    captions = [
+        caption,
+        *("\n".join([_break_name(name, width), *_wrap((notes or {}).get(name, ""), width)[:MAX_NOTE]]) for name in maps),
+    ]
     columns = math.ceil(len(frames) / math.ceil(len(frames) / MAX_COLUMNS))
     return draw_grid(_rows(frames, columns), captions=_rows(captions, columns), is_signed=is_signed)
+
+
+def _break_name(name: str, width: int) -> str:
+    """A name in lines of at most `width` pixels, broken after underscores."""
+    lines = [""]
+    for part in name.replace("_", "_\n").split("\n"):
+        lines[-1:] = [lines[-1] + part] if not lines[-1] or _width(lines[-1] + part) <= width else [lines[-1], part]
+    return "\n".join(lines)
 
 
 def _notice(shape: tuple[int, ...], words: str) -> RGB:

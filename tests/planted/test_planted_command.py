@@ -94,8 +94,12 @@ def test_the_page_shows_accuracies_scores_and_maps(finished):
     names = [trace["name"] for trace in figures["pointing_game"]["data"]]
     assert names == ["trained with the mark", "trained with random marks"]
     cells = json.loads((finished / "cells" / "planted-0-gradient.json").read_text())["values"]["pointing_game"]
-    place = figures["pointing_game"]["data"][0]["y"].index("gradient")
-    assert figures["pointing_game"]["data"][0]["x"][place] == pytest.approx(sum(cells) / len(cells))
+    place = figures["pointing_game"]["layout"]["yaxis"]["ticktext"].index("gradient")
+    planted, control = figures["pointing_game"]["data"]
+    assert planted["x"][place] == pytest.approx(sum(cells) / len(cells))
+    assert planted["y"][place] < place < control["y"][place]  # equal scores do not hide each other
+    assert not planted["error_x"]["visible"]  # one network has no interval
+    assert planted["customdata"][place] == ["gradient", ""]
 
 
 def test_an_unfinished_experiment_shows_what_there_is(finished, tmp_path):
@@ -104,7 +108,7 @@ def test_an_unfinished_experiment_shows_what_there_is(finished, tmp_path):
             (tmp_path / path.relative_to(finished)).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / path.relative_to(finished)).write_bytes(path.read_bytes())
     page = Page(write_report(tmp_path))
-    assert page.data("figures")["pointing_game"]["data"][0]["y"] == ["random"]
+    assert page.data("figures")["pointing_game"]["layout"]["yaxis"]["ticktext"] == ["random"]
     for path in (*(tmp_path / "networks").iterdir(), *(tmp_path / "cells").iterdir()):
         path.unlink()
     with pytest.raises(CannotRun, match="no network has been trained in it yet"):

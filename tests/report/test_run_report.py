@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 from fg_lightning import FullGradMonitor
 from fg_lightning.cli.main import main
 from fg_lightning.report import write_report
-from fg_lightning.report.figures import Line, line_figure
+from fg_lightning.report.figures import Line, layer_figure, line_figure, log_ticks
 from fg_lightning.report.image_encoding import (
     ENCODINGS,
     Encoding,
@@ -109,6 +109,29 @@ def test_what_cannot_lie_on_a_logarithmic_axis_is_left_out():
     figure = line_figure("a", "A", [Line("q", [0, 1, 2], [0.0, 0.5, None], 0)], xlabel="epoch", log_scale=True)
     assert figure.content["data"][0]["y"] == [None, 0.5, None]
     assert "q from 0 to 0.5" in figure.summary
+
+
+@pytest.mark.parametrize(
+    ("values", "ticks"),
+    [
+        ([3e-7, None, 2e-6], ["2e-7", "5e-7", "1e-6", "2e-6"]),
+        ([3.2], ["2", "5"]),
+        ([1e-8, 0.0, 0.5], ["1e-8", "1e-7", "1e-6", "1e-5", "1e-4", "0.001", "0.01", "0.1", "1"]),
+        ([1e-20, 1.0], ["1e-18", "1e-15", "1e-12", "1e-9", "1e-6", "0.001", "1"]),
+        ([0.0, None], []),
+    ],
+)
+def test_ticks_of_a_logarithmic_axis_are_whole_numbers(values, ticks):
+    found = log_ticks(values)
+    assert list(found.values()) == ticks
+    assert [float(words) for words in ticks] == list(found)
+
+
+@pytest.mark.parametrize(("largest", "is_told"), [(0.5, False), (5.0, True)])
+def test_a_share_beyond_the_colours_is_told(largest, is_told):
+    figure = layer_figure(list("abcd"), ["untrained"], np.array([[largest], [0.5], [-0.5], [0.5]]))
+    assert ("The darkest colours stand for larger shares, too." in figure.meaning) == is_told
+    assert figure.content["data"][0]["colorbar"]["title"]["text"] == "share of the output"
 
 
 @pytest.mark.parametrize(("last", "tick"), [(2, 1), (10, 1), (40, None)])

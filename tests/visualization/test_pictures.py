@@ -12,6 +12,7 @@ from fg_lightning.visualization.image_grids import (
     BORDER,
     GAP,
     MARK,
+    _break_name,
     _fit_caption,
     _shorten,
     _width,
@@ -92,6 +93,14 @@ def test_a_mark_is_told_by_its_lightness_alone():
 def test_long_names_lose_their_middle(words, shown):
     assert _shorten(words, 112) == shown
     assert _width(shown) <= 112
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [("gradcam", ["gradcam"]), ("guided_backprop", ["guided_backprop"]), ("integrated_gradients", ["integrated_", "gradients"])],
+)
+def test_a_name_that_is_too_long_breaks_after_an_underscore(name, lines):
+    assert _break_name(name, 112).split("\n") == lines
 
 
 def test_a_caption_that_is_too_long_breaks_before_its_probability():
