@@ -16,7 +16,7 @@ import plotly.graph_objects as go  # type: ignore[import-untyped]
 
 from fg_lightning.attribution import CONTROLS
 from fg_lightning.roar.results import X_LABELS, ROARResults, mean_and_interval, mean_of_known
-from fg_lightning.visualization.plots import BRIGHT_COLOURS
+from fg_lightning.visualization.plots import BRIGHT_COLOURS, shift_beside
 
 Numbers = Sequence[float | None]
 
@@ -243,7 +243,7 @@ def _shorten(name: str, max_length: int = 26) -> str:
 
 
 def accuracy_figures(results: ROARResults) -> list[Figure]:
-    """A figure for every fill: each method's mean accuracy with its 95 % band. Dashed: networks that see only its masks.
+    """A figure for every fill: each method's mean accuracy with 95 % bars. Dashed: networks that see only its masks.
 
     A dotted line with a label is chance, see `ROARResults.chance`.
 
@@ -266,19 +266,21 @@ def _accuracy_figure(
     scores = [score.method for score in results.scores(fill)]
     fractions = np.array(results.fractions)
     ranges = []
-    for method in [*scores, *(method for method in results.methods if method not in scores)]:
+    for place, method in enumerate([*scores, *(method for method in results.methods if method not in scores)]):
         mean, half = mean_and_interval(results.accuracies(method, fill))
         colour, symbol = styles[method]
         label = html.escape(method)
         known = ~np.isnan(mean)
-        along, mean, half = fractions[known], mean[known], np.nan_to_num(half[known])
+        beside = shift_beside(results.fractions, place, len(results.methods))[known]
+        along, mean, half = fractions[known], mean[known], half[known]
+        error = {"array": list(np.clip(half, 0, results.unit - mean)), "arrayminus": list(np.clip(half, 0, mean))}
         figure.add_scatter(
-            x=[*along, *along[::-1]],
-            y=[*np.clip(mean + half, 0, 1), *np.clip(mean - half, 0, 1)[::-1]],
-            fill="toself",
-            fillcolor=_fade(colour),
-            line={"width": 0},
-            mode="lines",
+            x=list(beside),
+            y=list(mean),
+            error_y={**error, "color": colour, "thickness": 1.2, "width": 0},
+            mode="markers",
+            marker={"opacity": 0, "size": 1},
+            visible=bool(np.isfinite(half).any()),
             hoverinfo="skip",
             showlegend=False,
             legendgroup=label,
@@ -291,8 +293,8 @@ def _accuracy_figure(
             mode="lines+markers",
             line={"color": colour, "width": 3 if method == "random" else 2, "dash": "dot" if "blurred" in method else "solid"},
             marker={"symbol": symbol, "size": 7},
-            customdata=list(half),
-            hovertemplate="%{y:.3f} ± %{customdata:.3f}",
+            customdata=[f" ± {value:.3f}" if np.isfinite(value) else "" for value in half],
+            hovertemplate="%{y:.3f}%{customdata}",
         )
         ranges.append(describe_range(method, list(mean)))
         masks = mean_of_known(results.masks_accuracies(method), 0)
@@ -321,8 +323,3 @@ def _accuracy_figure(
     figure.update_layout(showlegend=True, legend_y=-0.16, hovermode="closest")
     figure.update_yaxes(title="test accuracy", range=span)
     return Figure(name, title, "; ".join(ranges), to_json(figure), 460, is_wide=len(results.fills) < 2)
-
-
-def _fade(colour: str) -> str:
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red},{green},{blue},0.15)"

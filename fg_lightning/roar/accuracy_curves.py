@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 from fg_lightning.attribution import CONTROLS
 from fg_lightning.roar.results import DIRECTIONS, X_LABELS, ROARResults, mean_and_interval, mean_of_known
-from fg_lightning.visualization.plots import LINE_COLOURS, MARKERS
+from fg_lightning.visualization.plots import LINE_COLOURS, MARKERS, shift_beside
 
 MAX_COLUMNS = 3
 """Panels side by side."""
@@ -21,7 +21,7 @@ Style = dict[str, Any]
 
 
 def accuracy_curves(results: ROARResults) -> Figure:
-    """A figure of matplotlib: mean test accuracy over the fraction, with its 95 % interval over the repetitions.
+    """A figure of matplotlib: mean test accuracy over the fraction, with bars of its 95 % interval over the repetitions.
 
     There is a panel for each fill. Each method has a colour and a marker, the same in all panels; controls are grey, blurred
     versions dotted. The dashed line of the same colour is the accuracy of networks that see only the method's masks.
@@ -86,12 +86,12 @@ def line_styles(results: ROARResults) -> dict[str, Style]:
 
 
 def _draw_fill(axes: Axes, results: ROARResults, fill: str, styles: dict[str, Style]) -> None:
-    highest = 1 if all(result.accuracy is None or result.accuracy <= 1 for result in results.results) else 100  # per cent
-    for method, style in styles.items():
+    for place, (method, style) in enumerate(styles.items()):
         mean, half = mean_and_interval(results.accuracies(method, fill))
         axes.plot(results.fractions, mean, label=method, **style)
-        low, high = (np.clip(mean + side * np.nan_to_num(half), 0, highest) for side in (-1, 1))
-        axes.fill_between(results.fractions, low, high, color=style["color"], alpha=0.12, linewidth=0)
+        low, high = (np.clip(mean + side * half, 0, results.unit) for side in (-1, 1))
+        beside = shift_beside(results.fractions, place, len(styles))
+        axes.vlines(beside, low, high, style["color"], linewidth=1, zorder=1)
         if results.has_controls:
             masks = mean_of_known(results.masks_accuracies(method), 0)
             dashed = {**style, "linestyle": "--", "linewidth": 0.9, "markersize": 3, "markerfacecolor": "white"}

@@ -110,12 +110,11 @@ def find_leaks(results: ROARResults) -> dict[str, float]:
     """
     if "random" not in results.methods:
         return {}
-    unit = _unit(results)
     random = mean_of_known(results.masks_accuracies("random"), 0)
     leaks = {}
     for method in results.methods:
         reached = mean_of_known(results.masks_accuracies(method), 0)
-        found = np.flatnonzero(reached > random + np.minimum(random, MARGIN * unit))  # NaN compares as False
+        found = np.flatnonzero(reached > random + np.minimum(random, MARGIN * results.unit))  # NaN compares as False
         if len(found):
             leaks[method] = float(reached[found].max())
     return dict(sorted(leaks.items(), key=lambda item: -item[1]))
@@ -146,11 +145,6 @@ def _intact_accuracy(results: ROARResults) -> float | None:
     intact = 1.0 if results.mode == "kar" else 0.0
     known = [r.accuracy for r in results.results if r.cell.fraction == intact and r.accuracy is not None]
     return float(np.mean(known)) if known else None
-
-
-def _unit(results: ROARResults) -> int:
-    """1, or 100 if accuracies are in per cent."""
-    return 1 if all(result.accuracy is None or result.accuracy <= 1 for result in results.results) else 100
 
 
 def _compare_with_controls(better: Sequence[Score]) -> str:

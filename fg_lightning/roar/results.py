@@ -145,6 +145,11 @@ class ROARResults:
         )
 
     @property
+    def unit(self) -> int:
+        """The largest possible accuracy: 1, or 100 if accuracies are in per cent."""
+        return 1 if all(result.accuracy is None or result.accuracy <= 1 for result in self.results) else 100
+
+    @property
     def chance(self) -> float:
         """Accuracy by chance: the mean of networks that see only random's masks, which know no image. NaN if there are none."""
         return float(mean_of_known(self.masks_accuracies("random").reshape(-1), 0))

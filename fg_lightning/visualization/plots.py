@@ -26,6 +26,9 @@ BRIGHT_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e
 LINE_COLOURS = (*BRIGHT_COLOURS, "#00395a", "#7a3500", "#00513b", "#8f2f63", "#8a5f00", "#1f6591", "#4b2d73", "#5a3e0c")
 """Those, then darker ones, for lines on white."""
 
+SPREAD = 0.04
+"""Share of the axis over which the error bars of all curves at one fraction are spread."""
+
 MOST_BARS = 6
 """Largest number of curves with error bars at every fraction. With more, they hide the curves."""
 
@@ -70,7 +73,7 @@ def curves(
         mean, error = _mean_and_error(of_method)
         axes.plot(fractions, mean, label=name, **styles[name])
         if len(of_method) > 1 and len(values) <= MOST_BARS:
-            beside = _shift(fractions, (place + 0.5) / len(values) - 0.5)
+            beside = shift_beside(fractions, place, len(values), has_log_fractions=has_log_fractions)
             axes.vlines(beside, mean - 2 * error, mean + 2 * error, styles[name]["color"], linewidth=1, zorder=1)
     axes.set(xlabel="fraction of pixels removed", ylabel=ylabel, title=title)
     _draw_legend(legend, {name: mean_over_fractions(fractions, r) for name, r in repetitions.items()}, styles, missing)
@@ -117,13 +120,13 @@ def _line_styles(names: Sequence[str], controls: Sequence[str]) -> dict[str, dic
     }
 
 
-def _shift(fractions: Sequence[float], share: float) -> npt.NDArray[np.float64]:
-    """The fractions, each moved by a share of a third of the distance to its nearest neighbour."""
+def shift_beside(fractions: Sequence[float], place: int, count: int, *, has_log_fractions: bool = False) -> npt.NDArray[np.float64]:
+    """Where the error bars of curve `place` of `count` stand: beside the fractions, as far from each of them on the axis."""
     places = np.asarray(fractions, dtype=float)
-    if len(places) == 1:
-        return places * (1 + 0.1 * share)
-    gaps = np.diff(places)
-    return places + share * np.minimum(np.append(gaps, np.inf), np.insert(gaps, 0, np.inf)) / 3
+    places = np.log(places) if has_log_fractions else places
+    spread = min(SPREAD * np.ptp(places), np.diff(places).min() / 2) if len(places) > 1 else SPREAD
+    shifted = places + ((place + 0.5) / count - 0.5) * spread
+    return np.exp(shifted) if has_log_fractions else shifted
 
 
 def _draw_legend(

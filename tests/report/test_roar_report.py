@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -84,14 +85,27 @@ def curves_of(page, name="accuracy-0"):
     return {trace["name"]: trace for trace in page.data("figures")[name]["data"] if "name" in trace}
 
 
-def test_curves_have_bands(written):
+def test_curves_have_bars_beside_each_other(written):
     traces = written[2].data("figures")["accuracy-0"]["data"]
     assert list(curves_of(written[2])) == ["fullgrad", "fullgrad, masks alone", "random", "random, masks alone"]
     assert traces[1]["y"] == pytest.approx([0.9, 0.645, 0.395])
-    assert traces[0]["fill"] == "toself"
     # two seeds, 0.01 apart: Student's t for one degree of freedom, 12.706, times 0.01 / 2
-    assert traces[1]["customdata"][1] == pytest.approx(0.0635, abs=1e-4)
-    assert max(traces[0]["y"][1:2]) == pytest.approx(0.645 + 0.0635, abs=1e-4)
+    assert traces[1]["customdata"][1] == " ± 0.064"
+    assert traces[0]["y"] == traces[1]["y"]
+    bars = traces[0]["error_y"]
+    assert (bars["array"][1], bars["arrayminus"][1]) == pytest.approx((0.0635, 0.0635), abs=1e-4)
+    assert traces[0]["x"][1] < 0.25 < traces[3]["x"][1]
+
+
+def test_bars_end_where_accuracies_end_in_per_cent_too(tmp_path):
+    experiment(tmp_path)
+    for result in read_results(tmp_path)[0]:
+        write_result(tmp_path, replace(result, accuracy=100 * result.accuracy + 9 * (result.accuracy > 0.8)))
+    bars, line, *_ = Page(write_report(tmp_path)).data("figures")["accuracy-0"]["data"]
+    high = [mean + half for mean, half in zip(line["y"], bars["error_y"]["array"], strict=True)]
+    assert line["y"][0] == pytest.approx(99)
+    assert max(high) <= 100
+    assert high[1] > line["y"][1] + 6
 
 
 def test_masks_alone_are_dashed_and_hidden_with_their_method(written):

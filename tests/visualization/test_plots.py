@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from fg_lightning.visualization import curves, save_figure
+from fg_lightning.visualization.plots import shift_beside
 
 
 def draw():
@@ -43,6 +44,16 @@ def test_letters_in_a_pdf_are_truetype(figure, tmp_path):
 def test_curves_have_no_title_unless_it_is_asked_for(figure):
     assert figure.axes[0].get_title() == ""
     assert figure.get_suptitle() == ""
+
+
+def test_bars_stand_as_far_beside_every_fraction():
+    left, right = (shift_beside([0.0, 0.1, 0.5, 0.9], place, 2) for place in (0, 1))
+    assert right - left == pytest.approx([0.04 * 0.9 / 2] * 4)
+    assert (left + right) / 2 == pytest.approx([0.0, 0.1, 0.5, 0.9])
+    left, right = (shift_beside([0.01, 0.1, 1.0], place, 2, has_log_fractions=True) for place in (0, 1))
+    assert right / left == pytest.approx([100 ** (0.04 / 2)] * 3)
+    near, far = (shift_beside([0.1, 0.101, 0.9], place, 1000)[0] for place in (0, 999))
+    assert far - near < 0.001  # bars of neighbours do not mix
 
 
 def test_a_folder_that_is_missing_is_named(figure, tmp_path):
