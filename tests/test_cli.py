@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from fg_lightning.cli import main as cli
+from fg_lightning.cli.option_errors import shorten
 
 SHADOWS = ("torch", "lightning", "rich", "json", "jsonargparse", "numpy", "argparse")
 
@@ -161,3 +162,33 @@ def test_a_missing_word_is_named_as_in_the_help(capsys):
     printed = capsys.readouterr().err
     assert printed.startswith("usage: fg-lightning report [options] run_dirs ...\n")
     assert "required: run_dirs\n" in printed
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["watch", "x", "--port", "abc"], "--port abc: expected a whole number"),
+        (["roar", "--data", "nowhere.Data"], "--data nowhere.Data: No module named 'nowhere'"),
+        (["roar", "--data", "Data"], "--data Data: expected an import path such as my_package.Name"),
+        (["roar", "--model", "os.path"], "--model os.path: it is neither a class nor a function"),
+        (["roar", "--data.foo", "1"], "--data: Option 'foo' is not accepted without a class; give the class"),
+        (["roar", "--fractions", "0.5"], "--fractions 0.5: expected a list such as [a,b]"),
+        (["roar", "--mode", "x"], "--mode x: expected roar or kar or road"),
+        (["roar", "--target", "x"], "--target x: expected predicted or label or random, or a whole number"),
+        (["demo", "--seed", "-1"], "--seed -1: expected a number >=0"),
+        (["completion", "fish"], "shell fish: expected bash or zsh or tcsh"),
+        (["report", "--foo", "x"], "unrecognized arguments: --foo"),
+        (["fit", "--model", "nowhere.Net"], "--model nowhere.Net: No module named 'nowhere'"),
+        (["fit", "--model.lr", "abc"], "--model: --lr abc: expected a number"),
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_value_is_a_sentence(given, told, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(given)
+    assert capsys.readouterr().err.endswith(f"\nerror: {told}\n")
+
+
+def test_an_error_of_another_form_is_shown_as_it_is():
+    assert shorten("argument --title: expected one argument") == "argument --title: expected one argument"
+    assert shorten("Parser key \"a\":\n  Expected a <class 'NoneType'>").startswith("Parser key")

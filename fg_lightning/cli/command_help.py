@@ -8,9 +8,11 @@ import textwrap
 from argparse import Action
 from collections.abc import Callable
 from inspect import getdoc
-from typing import Any
+from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+from fg_lightning.cli.option_errors import shorten
 
 LISTED = re.compile(r", known subclasses: ([^()]*)")
 """The classes that jsonargparse lists for an option: all that happen to be imported."""
@@ -70,3 +72,7 @@ class CommandParser(ArgumentParser):
                 words.append(f"{action.metavar or action.dest}{' ...' * is_list}")
         self.usage = " ".join([self.prog, "[options]", *words])
         return added
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Prints the error as one sentence, and exits with status 2."""
+        super().error(shorten(message, [action.dest for action in self._actions if not action.option_strings]), ex)

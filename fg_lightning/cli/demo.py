@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from fg_lightning.errors import CannotRun
 
@@ -25,7 +25,7 @@ NUM_EXPLAINED = 200
 """Number of test digits whose maps are searched for their highest pixel."""
 
 
-def demo(max_epochs: PositiveInt = 5, output: Path = Path("fg_demo"), seed: int = 0, shortcut: bool = False) -> None:
+def demo(max_epochs: PositiveInt = 5, output: Path = Path("fg_demo"), seed: NonNegativeInt = 0, shortcut: bool = False) -> None:
     """Train a small residual network on 5,000 real MNIST digits and watch what it looks at.
 
     Writes a Weights & Biases run (offline, unless you are logged in or have set WANDB_MODE), a film strip and a report.

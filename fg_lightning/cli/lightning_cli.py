@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Mapping
 from contextlib import redirect_stderr
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning
 from jsonargparse import capture_parser  # type: ignore[attr-defined]
@@ -20,6 +20,7 @@ from fg_lightning.callbacks import FullGradMonitor
 from fg_lightning.checkpoints import one_line
 from fg_lightning.cli.command_help import TrainingHelp
 from fg_lightning.cli.fit_options import PresetOrFile, changed_by_checkpoint, check_checkpoint, model_of
+from fg_lightning.cli.option_errors import shorten
 from fg_lightning.errors import CannotRun
 from fg_lightning.training import ImageClassifier
 from fg_lightning.training.image_datamodule import ImageDataModule
@@ -42,6 +43,13 @@ Options of the data: {0} --data.help TorchvisionDataModule, or ImageFolderDataMo
 Your own classes: --model my_package.Net --data my_package.Data, with their arguments as --model.NAME and --data.NAME.
 
 To monitor the training: --config fullgrad_monitor, or --trainer.callbacks+ fg_lightning.FullGradMonitor."""
+
+
+class TrainingParser(LightningArgumentParser):
+    """Lightning's parser, whose errors are one sentence."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        super().error(shorten(message), ex)
 
 
 class TrainingCLI(LightningCLI):
@@ -150,6 +158,7 @@ def run_trainer(args: list[str] | None, descriptions: Mapping[str, str]) -> None
         subclass_mode_data=True,
         auto_configure_optimizers=False,  # they would be made before the model fits the data
         seed_everything_default=0,
+        parser_class=TrainingParser,
         trainer_defaults={"max_epochs": 10},
         save_config_kwargs={"overwrite": True},
         parser_kwargs={"prog": "fg-lightning", "formatter_class": TrainingHelp, **commands},

@@ -148,19 +148,17 @@ def _fill_flags(args: Sequence[str]) -> list[str]:
 WORD_LISTS = {"cite": "--names=", "report": ""}
 """Commands that take any number of words, and the option that holds the words. Empty for a positional argument."""
 
-FLAGS = ("-h", "--help", "--print_config")
-"""Options without a value."""
-
 
 def _join_words(args: Sequence[str]) -> list[str]:
     """The words of a command in `WORD_LISTS`, without options and their values, as one list: `auto_cli` takes one word for each."""
+    known = ["--config", *(f"--{name}" for name in inspect.signature(find_function(args[0])).parameters)]
     words, options, rest = list[str](), list[str](), iter(args[1:])
     for word in rest:
         if not word.startswith("-"):
             words.append(word)
             continue
         options.append(word)
-        if "=" not in word and word not in FLAGS:
+        if any(option.startswith(word) for option in known):  # argparse allows abbreviations
             options += islice(rest, 1)
     return [args[0], *([WORD_LISTS[args[0]] + json.dumps(words)] if words else []), *options]
 

@@ -28,7 +28,8 @@ def report(run_dirs: list[str], output: Union[Path, None] = None, title: Union[s
     from fg_lightning.report import write_comparison, write_report
 
     told: list[str] = []
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
 
         def track(what, items):  # type: ignore[no-untyped-def]
             return progress.track(items, description=what)

@@ -105,7 +105,7 @@ def watch_checkpoints(
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
 
     network = CheckpointNetwork(model, prefix)
-    with Progress(console=console, transient=True) as bar:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         series = find_checkpoints(folder, counted, epoch_0, lambda paths: bar.track(paths, description="reading", total=len(paths)))
         for note in series.notes:
             show(note)
