@@ -166,7 +166,7 @@ def any_negative(maps: Iterable[Tensor]) -> bool:
 
 def describe_flat(saliency: Tensor) -> str:
     """Describes a map that has the same value everywhere, and therefore one colour: "all zero" or "constant". Else empty."""
-    lowest, highest = float(saliency.min()), float(saliency.max())
+    lowest, highest = float(saliency.detach().min()), float(saliency.detach().max())
     if lowest != highest:
         return ""
     return "constant" if highest else "all zero"

@@ -173,6 +173,7 @@ def test_a_map_of_one_colour_is_named_in_its_frame(value, words):
     snapshots = [("now", torch.stack([flat, varied]))]
     drawn = [film_strip(images, snapshots), animation(images, snapshots)[0]]
     assert [len(locate_frame(pil_to_rgb(picture), frame)) for picture in drawn for frame in (labelled, unchanged)] == [1] * 4
+    assert (label_flat(plain, flat.requires_grad_()) == labelled).all()
     assert len(locate_frame(pil_to_rgb(comparison(images[0], {"a": flat, "b": varied})), labelled)) == 1
 
 
