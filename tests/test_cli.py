@@ -91,15 +91,21 @@ def test_a_fault_of_the_disk_is_a_sentence(monkeypatch, code, is_a_sentence):
         assert "(run/events): " in str(stop.value)
 
 
-def test_ctrl_c_is_a_word(monkeypatch, capsys):
+@pytest.mark.parametrize(("code", "told"), [(None, "fg-lightning: stopped\n"), (1, "fg-lightning: stopped\n"), (130, "")])
+def test_ctrl_c_is_told_once(code, told, monkeypatch, capsys):
     def stopped(given):
-        raise KeyboardInterrupt
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            if code is not None:
+                sys.exit(code)  # 1: Lightning's Trainer; 130: a command that has told it
+            raise
 
     monkeypatch.setattr(cli, "_run", stopped)
     with pytest.raises(SystemExit) as caught:
         cli.main(["demo"])
     assert caught.value.code == 130
-    assert capsys.readouterr().err == "fg-lightning: stopped\n"
+    assert capsys.readouterr().err == told
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,10 @@ def main(args: Sequence[str] | None = None) -> None:
         name = str(error.filename or "")
         where = f" ({name[:SHOWN]}{'...' * (len(name) > SHOWN)})" if name else ""
         sys.exit(f"fg-lightning: {os.strerror(error.errno)}{where}: {ADVICE[error.errno]}")
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        is_by_trainer = isinstance(stop.__context__, KeyboardInterrupt) and getattr(stop, "code", 0) == 1  # it exits silently
+        if isinstance(stop, SystemExit) and not is_by_trainer:
+            raise
         print("fg-lightning: stopped", file=sys.stderr)
         sys.exit(130)
 
