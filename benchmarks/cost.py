@@ -9,6 +9,8 @@ and maximum of the ratios of neighbours. The baseline is the gradient of the exp
     samples    methods of many passes (Captum's and grad-cam's) on one image of 224^2: time and peak memory, likewise
     growth     FullGrad for growing batch, image side and depth
 
+The first two, and on a GPU the third, measure both FullGrad and FullGrad with graphed=True, which repeats a recorded run.
+
 Networks have random weights, statistics and biases: the term of a zero bias would cost nothing. `--only` runs some measurements
 and keeps the others' results in the files.
 Writes docs/cost.csv, docs/cost.md and docs/images/cost.png; `--output` changes their folder. `--device cuda --batch 64`
@@ -27,7 +29,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -93,6 +94,8 @@ METHODS: dict[str, Callable[[nn.Module, Tensor, int], object]] = {
     f"Captum's NoiseTunnel of Saliency, {SAMPLES} samples": smoothgrad,
 }
 MANY_PASSES = list(METHODS)[2:]
+GRAPHED = {"FullGrad": False, "FullGrad, graphed": True}
+TO_REPEAT = 5  # calls before those that are repeated
 
 
 def count_operations(run: Run) -> int:
@@ -138,11 +141,13 @@ class Case:
         self.autocast = options.autocast
 
     def run(self, method: str) -> Run:
+        fullgrad = FullGrad(self.model, autocast=self.autocast, graphed=GRAPHED.get(method, False))
+
         def once() -> None:
             with torch.autocast(self.device, torch.bfloat16) if self.autocast else nullcontext(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                if method == "FullGrad":
-                    FullGrad(self.model, autocast=self.autocast).attribute(self.images, 1)
+                if method in GRAPHED:
+                    fullgrad.attribute(self.images, 1)
                 else:
                     METHODS[method](self.model, self.images, 1)
             if self.device == "cuda":
@@ -212,33 +217,33 @@ def row(
 
 
 def operations(options: argparse.Namespace) -> Iterator[dict[str, object]]:
-    for network in options.networks or COUNTED:
+    for network, method in product(options.networks or COUNTED, GRAPHED):
         case = Case(network, options, 1)
-        method = FullGrad(case.model)
-        for _ in range(2):  # sums of terms are checked in calls 1, 2, 4, ..., and layouts are cached from the first call on
-            method.attribute(case.images, 1)
+        run = case.run(method)
         with patch("fg_lightning.fullgrad.term_map.works_in_blocks", lambda device: False):
-            counted = count_operations(partial(method.attribute, case.images, 1))
+            for _ in range(TO_REPEAT):  # the first calls make checks and recordings
+                run()
+            counted = count_operations(run)
         ratio = counted / count_operations(case.run("input gradient"))
-        yield row("operations", case, "FullGrad", [ratio], operations=counted)
+        yield row("operations", case, method, [ratio], operations=counted)
 
 
 def small(options: argparse.Namespace) -> Iterator[dict[str, object]]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    for network in options.networks or SMALL:
+    for network, method in product(options.networks or SMALL, GRAPHED):
         case = Case(network, options, 1, SMALL.get(network, 32))
-        method = FullGrad(case.model)
-        found = ratios(partial(method.attribute, case.images, 1), case.run("input gradient"), 101, 20, time.process_time)
-        yield row("small", case, "FullGrad", found)
+        found = ratios(case.run(method), case.run("input gradient"), 101, 20, time.process_time)
+        yield row("small", case, method, found)
     torch.set_num_threads(threads)
 
 
 def networks(options: argparse.Namespace) -> Iterator[dict[str, object]]:
-    for network in options.networks or NETWORKS:
+    methods = GRAPHED if options.device == "cuda" else ["FullGrad"]  # on a CPU, a batch this large is not repeated
+    for network, method in product(options.networks or NETWORKS, methods):
         case = Case(network, options, options.batch)
-        found = ratios(case.run("FullGrad"), case.run("input gradient"), options.repetitions)
-        yield row("networks", case, "FullGrad", found, peak_ratio(case, "FullGrad", options, options.memory_runs))
+        found = ratios(case.run(method), case.run("input gradient"), options.repetitions, TO_REPEAT if len(methods) > 1 else 1)
+        yield row("networks", case, method, found, peak_ratio(case, method, options, options.memory_runs))
 
 
 def samples(options: argparse.Namespace) -> Iterator[dict[str, object]]:
@@ -279,17 +284,21 @@ def markdown(rows: list[dict[str, object]], options: argparse.Namespace) -> str:
     lines += ["", "[What a map costs](benchmarks.md) explains the measurements, and which tables are from an earlier version."]
     if of_counts := [r for r in rows if r["measurement"] == "operations"]:
         lines += ["", "Operations of one map, one image of {side}^2, on the path of a GPU:".format_map(of_counts[0]), ""]
-        lines += ["| network | operations | over those of an input gradient |", "|---|---|---|"]
-        lines += [f"| {r['network']} | {r['operations']} | {r['median']} |" for r in of_counts]
+        lines += ["| network | method | operations | over those of an input gradient |", "|---|---|---|---|"]
+        lines += [f"| {r['network']} | {r['method']} | {r['operations']} | {r['median']} |" for r in of_counts]
     if of_small := [r for r in rows if r["measurement"] == "small"]:
-        lines += ["", "FullGrad, one image, processor time on one thread, {repetitions} pairs:".format_map(of_small[0]), ""]
-        lines += ["| network | side | time: minimum | median | maximum |", "|---|---|---|---|---|"]
-        lines += [f"| {r['network']} | {r['side']} | {r['minimum']} | {r['median']} | {r['maximum']} |" for r in of_small]
+        lines += ["", "One image, processor time on one thread, {repetitions} pairs:".format_map(of_small[0]), ""]
+        lines += ["| network | side | method | time: minimum | median | maximum |", "|---|---|---|---|---|---|"]
+        columns = ["network", "side", "method", "minimum", "median", "maximum"]
+        lines += ["| " + " | ".join(str(r[column]) for column in columns) + " |" for r in of_small]
     if of_networks := [r for r in rows if r["measurement"] == "networks"]:
-        lines += ["", "FullGrad, {batch} images of {side}^2, {repetitions} pairs:".format_map(of_networks[0]), ""]
-        lines += ["| network | time: minimum | median | maximum | peak memory |", "|---|---|---|---|---|"]
-        lines += [f"| {r['network']} | {r['minimum']} | {r['median']} | {r['maximum']} | {r['memory']} |" for r in of_networks]
-        lines.append(f"| median of all | | {median(float(str(r['median'])) for r in of_networks):.3f} | | |")
+        lines += ["", "{batch} images of {side}^2, {repetitions} pairs:".format_map(of_networks[0]), ""]
+        lines += ["| network | method | time: minimum | median | maximum | peak memory |", "|---|---|---|---|---|---|"]
+        columns = ["network", "method", "minimum", "median", "maximum", "memory"]
+        lines += ["| " + " | ".join(str(r[column]) for column in columns) + " |" for r in of_networks]
+        for method in dict.fromkeys(str(r["method"]) for r in of_networks):
+            medians = [float(str(r["median"])) for r in of_networks if r["method"] == method]
+            lines.append(f"| median of all | {method} | | {median(medians):.3f} | | |")
     if of_methods := [r for r in rows if r["measurement"] == "samples"]:
         lines += ["", "Methods of many passes, one image of {side}^2, {repetitions} pairs:".format_map(of_methods[0]), ""]
         lines += ["| network | method | time: minimum | median | maximum | peak memory |", "|---|---|---|---|---|---|"]
@@ -308,7 +317,7 @@ def plot(rows: list[dict[str, object]]) -> Figure:
     grown = [grows for grows in GROWTH if any(r["measurement"] == f"growth: {grows}" for r in rows)]
     figure = Figure((11, 6.5 if grown else 3.5), layout="constrained")
     axes = figure.subplot_mosaic([["networks"] * max(1, len(grown)), *([grown] if grown else [])])
-    of_networks = [r for r in rows if r["measurement"] == "networks"]
+    of_networks = [r for r in rows if r["measurement"] == "networks" and r["method"] == "FullGrad"]
     middle = [float(str(r["median"])) for r in of_networks]
     spread = [[m - float(str(r["minimum"])) for m, r in zip(middle, of_networks, strict=True)]]
     spread += [[float(str(r["maximum"])) - m for m, r in zip(middle, of_networks, strict=True)]]

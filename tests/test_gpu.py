@@ -199,30 +199,42 @@ def test_autocast_on_a_gpu_rounds_and_no_more() -> None:
     assert similarity > 0.95  # bfloat16 has 8 bits
 
 
+NUM_CALLS = 7
+
+
 @on_a_gpu
-@pytest.mark.parametrize("graphed", [None, True])
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.SiLU])
-def test_repeated_runs_on_a_gpu_have_the_maps_of_the_cpu(
-    activation: type[nn.Module], graphed: bool | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_repeated_runs_on_a_gpu_have_the_maps_of_the_cpu(activation: type[nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
     runs, captured = [], []
     run, capture = saliency.run_forward_backward, repeated_runs.capture
     monkeypatch.setattr(saliency, "run_forward_backward", lambda *args, **kwargs: runs.append(1) or run(*args, **kwargs))
     monkeypatch.setattr(repeated_runs, "capture", lambda *args: captured.append(capture(*args)) or captured[-1])
     model, on_gpu = network(activation), network(activation).to(DEVICE)
-    method = FullGrad(on_gpu, graphed=graphed)
-    for number in range(repeated_runs.SECOND + 3):
-        if number == repeated_runs.SECOND + 1:
+    method = FullGrad(on_gpu, graphed=True)
+    for number in range(NUM_CALLS):
+        if number == NUM_CALLS - 1:
             with torch.no_grad():
                 for parameter in (*model.parameters(), *on_gpu.parameters()):
                     parameter.mul_(1.5)
         batch, target = images() + number, [number % 10, 1, 2, 3]
         maps, num_runs = method.attribute(batch.to(DEVICE), target), len(runs)
-        expected = FullGrad(model, graphed=False).attribute(batch, target)
+        expected = FullGrad(model).attribute(batch, target)
         torch.testing.assert_close(maps.cpu(), expected, rtol=1e-4, atol=1e-4 * float(expected.max()))  # as above
         del runs[num_runs:]
-    assert len(runs) == repeated_runs.SECOND + 2  # two of them recorded; the rest was repeated
-    assert len(captured) == (graphed is True and DEVICE == "cuda")
+    assert len(runs) == 3 + repeated_runs.SECOND  # calls 1, 2, 4 and two recordings; the rest was repeated
+    assert len(captured) == (DEVICE == "cuda")
+
+
+@on_a_gpu
+@pytest.mark.parametrize("name", [name for name in PUBLIC if not name.startswith("vit")])
+def test_a_recorded_run_reads_nothing_from_the_cpu(name: str) -> None:
+    """A CUDA graph cannot copy from a CPU."""
+    method = FullGrad(get_model(name).to(DEVICE).eval(), graphed=True)
+    for number in range(repeated_runs.FIRST):
+        method.attribute(images(1, 3, 64, 64).to(DEVICE) + number, 1)
+    (run,) = method._repeated._runs.values()
+    assert run._recording is not None
+    assert {tensor.device.type for tensor in run._recording._outside} == {DEVICE}
 
 
 @on_a_gpu

@@ -18,8 +18,10 @@ def capture(recording: Recording, inputs: Sequence[Tensor]) -> Callable[[Sequenc
         inputs: inputs of the shapes that later calls have.
 
     Raises:
-        CannotRecord: if an operation cannot be captured, such as a copy from the CPU.
+        CannotRecord: if an operation cannot be captured, such as a copy from the CPU, or draws random numbers.
     """
+    if recording.is_random:
+        raise CannotRecord("an operation may draw random numbers, whose state could not be put back")
     device = inputs[0].device
     held = [own.clone() for own in inputs]
     try:
@@ -30,7 +32,7 @@ def capture(recording: Recording, inputs: Sequence[Tensor]) -> Callable[[Sequenc
                 recording.repeat(held)  # libraries allocate their workspaces now
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may use the device
                 results = recording.repeat(held)
     except RuntimeError as error:
         raise CannotRecord(f"CUDA cannot capture it: {error}") from error

@@ -127,6 +127,7 @@ class Run:
         fallback_ops: operations whose bias the general fallback computed.
         sizes: the shape of the model's output for one sample; None if the target is a function.
         constants: what the model held and what stood in for it.
+        reads_values: whether the model turned values of tensors into Python's or NumPy's.
     """
 
     output: Tensor
@@ -136,6 +137,7 @@ class Run:
     fallback_ops: list[str]
     sizes: torch.Size | None
     constants: ModelConstants
+    reads_values: bool
 
 
 class SamplesMixed(RuntimeError):
@@ -204,7 +206,7 @@ def run_forward_backward(
         with closing(tape):
             inputs = (*images, *map_tensors(copy_argument, batch.arguments))
             with tape.meet_operations():
-                output, made_constant = _run_model(model, inputs, selection, tape)
+                output, made_constant, reads_values = _run_model(model, inputs, selection, tape)
             if not output.requires_grad or tape.is_free(output):
                 raise ValueError(
                     "the model's output does not depend on the images, so there is nothing to decompose; "
@@ -222,15 +224,20 @@ def run_forward_backward(
     for visitor in visitors:
         visitor.visit_input([leaf.detach() for leaf in leaves], of_inputs)
     biases = tape.bias_hooks.terms, tape.missing_ops, tape.fallback_ops
-    return Run(output, selection.target, *biases, selection.sizes, guard)
+    return Run(output, selection.target, *biases, selection.sizes, guard, reads_values)
 
 
-def _run_model(model: nn.Module, inputs: tuple[Any, ...], select: Callable[[Any], Tensor], tape: Tape) -> tuple[Tensor, str | None]:
-    """The explained output, [N], and the model's `Tape.first_constant`. Errors of the model or the target function get a mark."""
+def _run_model(
+    model: nn.Module, inputs: tuple[Any, ...], select: Callable[[Any], Tensor], tape: Tape
+) -> tuple[Tensor, str | None, bool]:
+    """The explained output, [N], and the model's `Tape.first_constant` and `Tape.reads_values`, without those of the selection.
+
+    Errors of the model or the target function get a mark.
+    """
     try:
         result = _call_model(model, inputs)
-        made_constant = tape.first_constant
-        return select(result), made_constant
+        made_constant, reads_values = tape.first_constant, tape.reads_values
+        return select(result), made_constant, reads_values
     except Exception as error:
         error._fg_in_forward = True  # type: ignore[attr-defined]
         raise

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from fg_lightning.fullgrad.hidden_writes import NOTED
+from fg_lightning.fullgrad.hidden_writes import EXPOSING, NOTED
 from fg_lightning.fullgrad.operation import Operation, operation_name
 from fg_lightning.fullgrad.operations import OPERATIONS
 
@@ -20,6 +20,7 @@ class Facts(NamedTuple):
         name: name of its operation.
         is_question: whether it only reads a property of a tensor.
         is_noted: whether it may expose the memory of a tensor.
+        reads_values: whether it may turn values of tensors into Python's or NumPy's.
         is_direct: whether it makes no calls that a mode has to meet, so that it may bypass all modes. Functions in Python make such
             calls. So do operations without a layout rule: backward passes infer their layout and may run code of the user.
     """
@@ -27,6 +28,7 @@ class Facts(NamedTuple):
     name: str
     is_question: bool
     is_noted: bool
+    reads_values: bool
     is_direct: bool
 
 
@@ -36,7 +38,7 @@ def facts_of(function: Any) -> Facts:
     is_question, rules = name in _QUESTIONS, OPERATIONS.get(name)
     is_native = isinstance(function, (BuiltinFunctionType, MethodDescriptorType, MethodWrapperType, WrapperDescriptorType))
     is_direct = is_native and (is_question or (rules is not None and rules.layout is not None))
-    return Facts(name, is_question, name in NOTED, is_direct)
+    return Facts(name, is_question, name in NOTED, name in _READS or name in EXPOSING, is_direct)
 
 
 PLAIN = frozenset({Tensor, nn.Parameter})
@@ -45,7 +47,7 @@ PLAIN = frozenset({Tensor, nn.Parameter})
 _QUESTIONS = frozenset({"shape", "size", "dim", "ndim", "numel", "device", "dtype", "stride", "is_contiguous", "requires_grad"})
 """Functions that read a property of a tensor and compute nothing."""
 
-_READS = frozenset({"item", "tolist", "bool", "int", "float", "index", "is_nonzero", "equal", "allclose"})
+_READS = frozenset("item tolist bool int float index is_nonzero equal allclose repr str format tensor_split".split())
 """Functions that turn values of tensors into Python's own numbers."""
 
 

@@ -59,6 +59,7 @@ class ModelConstants(TorchFunctionMode):
         self._contents: list[tuple[Any, Any]] = []
         self._empty: list[Any] = []  # containers
         self._states: list[Callable[[], Any]] = []
+        self._others: list[Any] = []  # objects of other packages, which stay as they are
         self._seen: dict[int, Any] = {}  # objects by id(); they are held, so that no id is used again
         self._constants: dict[int, Tensor] = {}
         self._sharing: defaultdict[int | None, list[Tensor]] = defaultdict(list)
@@ -106,9 +107,11 @@ class ModelConstants(TorchFunctionMode):
 
         That is: arrays, random generators, and random numbers of Python or NumPy.
         """
-        tensors = [item for item in self._seen.values() if isinstance(item, Tensor)]
-        hides_changes = self._states or self.has_drawn_numbers
-        return None if hides_changes else ModelContents(self._contents, self._empty, tensors)
+        if self._states or self.has_drawn_numbers:
+            return None
+        attributes = [own for other in self._others if isinstance(own := getattr(other, "__dict__", None), dict)]
+        containers = [*self._contents, *((own, own.copy()) for own in attributes)]
+        return ModelContents(containers, self._empty, list(self._seen.values()))
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self.run(function, args, kwargs or {})
@@ -176,6 +179,8 @@ class ModelConstants(TorchFunctionMode):
             self._seen[id(value)] = value
             self._keep(vars(value))
             self._replace_in(vars(value))
+        else:
+            self._others.append(value)
         return value
 
     def _belongs_to_model(self, value: Any) -> bool:

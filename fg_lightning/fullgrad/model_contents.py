@@ -25,24 +25,27 @@ class ModelContents:
     Args:
         containers: dictionaries and lists, each with a copy.
         empty: containers without items.
-        tensors: all tensors.
+        objects: modules, tensors and other objects of the model.
     """
 
-    def __init__(self, containers: list[tuple[Any, Any]], empty: list[Any], tensors: list[Tensor]) -> None:
+    def __init__(self, containers: list[tuple[Any, Any]], empty: list[Any], objects: Iterable[Any]) -> None:
         self._containers = containers
         self._empty = empty
-        self._tensors = [(tensor, _place(tensor)) for tensor in tensors]
+        self._objects = {id(item) for item in objects}
+        self._classes = [(module, type(module)) for module in objects if isinstance(module, nn.Module)]
+        self._tensors = [(tensor, _place(tensor)) for tensor in objects if isinstance(tensor, Tensor)]
         functions = [item for _, own in containers for item in items_of(own) if type(item) in _FUNCTIONS]
         self._variables = [(cell, _value_of(cell)) for cell in _cells_of(functions)]
 
     def may_change_unseen(self) -> bool:
         """Whether a function of the model has a variable that can change without an assignment, such as a list or an iterator."""
-        return not all(type(value) in _UNCHANGING or isinstance(value, (nn.Module, Tensor)) for _, value in self._variables)
+        return not all(type(value) in _UNCHANGING or id(value) in self._objects for _, value in self._variables)
 
     def are_unchanged(self) -> bool:
         """Whether the model holds the same objects now. The values of its tensors may have changed in place."""
         return (
             not any(self._empty)
+            and all(type(module) is kind for module, kind in self._classes)
             and all(holds(container, items) for container, items in self._containers)
             and all(_value_of(cell) is value for cell, value in self._variables)
             and all(_place(tensor) == place for tensor, place in self._tensors)

@@ -42,7 +42,7 @@ def preserve_model(model: nn.Module, device: torch.device, *, autocast: bool = F
     """
     with ExitStack() as stack:
         enter = stack.enter_context
-        enter(_ONE_THREAD)
+        enter(ONE_THREAD)
         enter(torch.inference_mode(False))
         enter(torch.enable_grad())
         modules = list(modules_by_name(model).values())
@@ -58,7 +58,8 @@ def preserve_model(model: nn.Module, device: torch.device, *, autocast: bool = F
         constants.has_drawn_numbers = has_drawn()
 
 
-_ONE_THREAD = RLock()
+ONE_THREAD = RLock()
+"""Is held while a model runs, since its tensors, random states and patches belong to all threads."""
 
 
 def as_model_input(images: Tensor, model: nn.Module) -> Tensor:

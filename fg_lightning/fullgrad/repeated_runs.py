@@ -1,13 +1,14 @@
 """Decides when the recorded operations of a run are repeated, and when the model's own code runs.
 
 The model's code runs in calls 1, 2, 4, 8 ... for batches of one kind, and whenever the model holds other objects than before. The
-runs of calls 2 and 4 are recorded and must agree. Every later run of the model's code must give the maps of the recording.
+first two runs are recorded and must agree. Every later run of the model's code must give the maps of the recording.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from fg_lightning.fullgrad.decomposition import warn_once
 from fg_lightning.fullgrad.forward_backward import Batch, Run
 from fg_lightning.fullgrad.function_facts import PLAIN
 from fg_lightning.fullgrad.model_contents import ModelContents
+from fg_lightning.fullgrad.preserve_model import ONE_THREAD
 from fg_lightning.fullgrad.run_recorder import CannotRecord, Recording, RunRecorder
 from fg_lightning.fullgrad.target import check_indices, requested_indices
 from fg_lightning.fullgrad.torch_internals import has_hooks, is_watched
@@ -25,8 +27,8 @@ from fg_lightning.fullgrad.torch_internals import has_hooks, is_watched
 MAX_KINDS = 8
 """Largest number of kinds of batches that are remembered. The oldest is forgotten first."""
 
-FIRST, SECOND = 2, 4
-"""Calls that are recorded. Recording takes as long as a few maps, so the first call is not."""
+FIRST, SECOND = 1, 2
+"""Calls that are recorded. Recording takes as long as a few maps."""
 
 Draw = Callable[[Batch], Sequence[Tensor]]
 """Runs the model's own code without reading values. Returns the results that a repetition computes."""
@@ -37,32 +39,40 @@ class RepeatedRuns:
 
     def __init__(self) -> None:
         self._runs: dict[Hashable, RepeatedRun] = {}
+        self._is_off = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RepeatedRuns, ()  # recordings belong to a process and a model: a copy has none
 
-    def find(self, model: nn.Module, batch: Batch, settings: Hashable, *, captures: bool) -> RepeatedRun | None:
+    def turn_off(self) -> None:
+        """Forgets all recordings and makes no more."""
+        self._runs.clear()
+        self._is_off = True
+
+    def find(self, model: nn.Module, batch: Batch, settings: Hashable) -> RepeatedRun | None:
         """The recorded run for batches of this kind. None if a repetition could differ from a run of the model's code.
 
         Args:
             model: the model.
             batch: the batch to explain.
             settings: whatever else decides which operations run.
-            captures: whether to capture recordings as CUDA graphs on such a device.
         """
         inputs = (*batch.images, *batch.arguments)
         is_function = callable(batch.target) and not isinstance(batch.target, Tensor)  # its variables may change
-        if is_watched() or is_function or not all(type(own) in PLAIN for own in inputs):
+        if self._is_off or is_function or not all(map(_is_plain, inputs)):
             return None
         shapes = tuple((own.shape, _dense(own).stride(), own.dtype, own.device) for own in inputs)
-        kind = model, settings, captures, shapes, len(batch.images), batch.target is None, torch.get_default_dtype()
-        if kind not in self._runs and len(self._runs) == MAX_KINDS:
-            del self._runs[next(iter(self._runs))]
-        run = self._runs.get(kind)
-        if run is None or run.is_outdated():
-            run = self._runs[kind] = RepeatedRun(model, captures=captures)
-        run.num_calls += 1
-        return run
+        kind = model, settings, shapes, len(batch.images), batch.target is None, torch.get_default_dtype()
+        with ONE_THREAD:  # a run in another thread has hooks, and its model holds constants
+            if is_watched():
+                return None
+            if kind not in self._runs and len(self._runs) == MAX_KINDS:
+                del self._runs[next(iter(self._runs))]
+            run = self._runs.get(kind)
+            if run is None or run.is_outdated():
+                run = self._runs[kind] = RepeatedRun(model, self.turn_off)
+            run.num_calls += 1
+            return run
 
 
 class RepeatedRun:
@@ -70,16 +80,16 @@ class RepeatedRun:
 
     Args:
         model: the model.
-        captures: whether to capture the recording as a CUDA graph on such a device.
+        turn_off: is called if a recording gave other maps than the model's code.
 
     Attributes:
         num_calls: number of calls so far.
     """
 
-    def __init__(self, model: nn.Module, *, captures: bool) -> None:
+    def __init__(self, model: nn.Module, turn_off: Callable[[], None]) -> None:
         self.num_calls = 0
         self._model = model
-        self._captures = captures
+        self._turn_off = turn_off
         self._is_refused = False
         self._contents: ModelContents | None = None
         self._sizes: torch.Size | None = None
@@ -99,7 +109,8 @@ class RepeatedRun:
         """
         if self._repeat is None or self.num_calls.bit_count() == 1:
             return None
-        return self._repeat(self._flatten(batch))
+        with ONE_THREAD:
+            return self._repeat(self._flatten(batch))
 
     def learn(self, batch: Batch, run: Run, results: Sequence[Tensor], draw: Draw) -> None:
         """Records or checks, after a run of the model's own code.
@@ -112,22 +123,26 @@ class RepeatedRun:
         """
         if self._is_refused:
             return
-        try:
-            if self.num_calls == FIRST:
-                self._recording = self._record(batch, run, draw)
-            elif self.num_calls == SECOND:
-                self._verify(self._record(batch, run, draw), batch, results)
-            elif self._repeat is not None and not _agree(self._repeat(self._flatten(batch)), results):
-                warn_once(self._model, "repeated", OUTDATED)
-                raise CannotRecord("the model's code has changed")
-        except CannotRecord:
-            self._is_refused = True
-            self._recording = self._repeat = self._contents = None
+        with ONE_THREAD:
+            try:
+                self._record_or_check(batch, run, results, draw)
+            except CannotRecord:
+                self._is_refused = True
+                self._recording = self._repeat = self._contents = None
+
+    def _record_or_check(self, batch: Batch, run: Run, results: Sequence[Tensor], draw: Draw) -> None:
+        if self.num_calls == FIRST:
+            self._recording = self._record(batch, run, draw)
+        elif self.num_calls == SECOND:
+            self._verify(self._record(batch, run, draw), batch, results)
+        elif self._repeat is not None and not _agree(self._repeat(self._flatten(batch)), results):
+            self._turn_off()
+            warn_once(self._model, "repeated", OUTDATED)
 
     def _record(self, batch: Batch, run: Run, draw: Draw) -> Recording:
         """Raises CannotRecord if a repetition could differ from a run of the model's code."""
         contents = run.constants.contents()
-        if contents is None or contents.may_change_unseen() or has_hooks(self._model):
+        if contents is None or contents.may_change_unseen() or has_hooks(self._model) or run.reads_values:
             raise CannotRecord("the results may depend on something that changes unseen")
         if run.sizes == () and batch.target is not None:
             raise CannotRecord("a target was given although there is no choice")
@@ -138,16 +153,19 @@ class RepeatedRun:
             with recorder, warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the run before gave the same
                 results = draw(_restore(inputs, batch))
-        except Exception as error:  # the run before raised none, so the recorder's presence is the cause
+            return recorder.finish(results)
+        except Exception as error:  # the run before raised none, so the recorder is the cause
             raise CannotRecord(f"the run failed under the recorder: {error}") from error
-        return recorder.finish(results)
 
     def _verify(self, recording: Recording, batch: Batch, results: Sequence[Tensor]) -> None:
         """Raises CannotRecord if two runs differ in more than their inputs, or the recording gives other results."""
         if self._recording is None or not self._recording.equals(recording):
             raise CannotRecord("two runs had other operations or constants")
         inputs = self._flatten(batch)
-        repeat = capture(recording, inputs) if self._captures and inputs[0].is_cuda else recording.repeat
+        repeat: Callable[[Sequence[Tensor]], tuple[Tensor, ...]] = recording.repeat
+        if inputs[0].is_cuda:
+            with suppress(CannotRecord):
+                repeat = capture(recording, inputs)
         if not _agree(repeat(inputs), results):
             raise CannotRecord("the recorded operations give other results")
         self._repeat = repeat
@@ -165,8 +183,8 @@ class RepeatedRun:
 
 OUTDATED = (
     "FullGrad repeated the recorded operations of this network, but the network's own code now gives other maps. Maps since the "
-    "last check may be wrong; the recording is not used any more. Does the forward depend on something outside the network, such "
-    "as a global variable? FullGrad(model, graphed=False) runs its code at every call."
+    "last check may be wrong; recordings are not used any more. Does the forward depend on something outside the network, such as "
+    "a global variable? Then do not pass graphed=True."
 )
 
 
@@ -177,6 +195,13 @@ def _restore(inputs: Sequence[Tensor], batch: Batch) -> Batch:
     return Batch(tuple(inputs[:num_images]), target, tuple(inputs[num_images:num_inputs]))
 
 
+def _is_plain(argument: Any) -> bool:
+    """Whether an argument is a tensor with values in memory, one for each entry."""
+    if type(argument) not in PLAIN or argument.layout is not torch.strided:
+        return False
+    return not (argument.is_quantized or argument.is_nested or argument.is_mkldnn)
+
+
 def _dense(tensor: Tensor) -> Tensor:
     """A tensor without gaps or overlaps in memory, as its clone has it."""
     is_dense = torch.empty_like(tensor, device="meta").stride() == tensor.stride()
@@ -184,7 +209,7 @@ def _dense(tensor: Tensor) -> Tensor:
 
 
 def _agree(results: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
-    """Whether results are the same but for rounding. Kernels of a GPU may add in another order each time."""
+    """Whether results are the same up to rounding. Kernels of a GPU may add in another order each time."""
 
     def are_close(one: Tensor, other: Tensor) -> bool:
         precision = torch.finfo(other.dtype).eps ** 0.5

@@ -11,10 +11,11 @@ import operator
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.fx.node import map_aggregate
 
 from fg_lightning.fullgrad.function_facts import PLAIN
@@ -25,6 +26,7 @@ from fg_lightning.fullgrad.torch_internals import (
     StorageWeakRef,
     identify_memory,
     is_operation,
+    returns_nothing,
     without_autocast,
     without_function_modes,
     writes_by_schema,
@@ -33,6 +35,9 @@ from fg_lightning.fullgrad.torch_internals import (
 
 AS_STRIDED = torch.ops.aten.as_strided.default
 INDEX = torch.ops.aten.index.Tensor
+
+LITERALS = {bool, int, float, complex, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format}
+"""Types of arguments that are part of an operation, besides tensors and lists."""
 
 READS_VALUES = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 """Torch's marks of operations whose result, as Python or other operations see it, depends on values."""
@@ -117,6 +122,13 @@ class RunRecorder(DispatchMode):
             raise CannotRecord(f"{function} writes to a tensor that the run did not make")
         return None if torch.Tag.inplace_view in tags else self._graph.call_function(function, found_args, found_kwargs)
 
+    def _find_or_keep(self, argument: Any) -> Any:
+        if isinstance(argument, Tensor):
+            return self._find(argument)
+        if type(argument) not in LITERALS:
+            raise CannotRecord(f"an operation has an argument of type {type(argument).__name__}")
+        return argument
+
     def _find(self, tensor: Tensor) -> fx.Node:
         """The node of a tensor. A tensor that the run did not make becomes an argument of the graph."""
         node = self._nodes.get(_place(tensor))
@@ -135,8 +147,8 @@ class RunRecorder(DispatchMode):
         return self._enter(tensor, self._graph.call_function(AS_STRIDED, (memory.base, *view)))
 
     def _enter_results(self, node: fx.Node | None, result: Any) -> None:
-        """Gives the results of a call their nodes. A call that made nothing new, such as `detach`, leaves the graph."""
-        if node is None:
+        """Gives the results of a call their nodes. A call that only returned what is known, such as `detach`, leaves the graph."""
+        if node is None or result is None or result == ():
             return
         is_new = False
         for number, item in enumerate(result) if isinstance(result, (tuple, list)) else [(None, result)]:
@@ -161,8 +173,13 @@ class RunRecorder(DispatchMode):
         if self.refusal:
             raise CannotRecord(self.refusal)
         self._graph.output(tuple(map(self._find, results)))
-        self._graph.eliminate_dead_code()
+        self._graph.eliminate_dead_code(lambda node: node.op != "call_function" or _has_effects(node.target))
         return Recording(self._graph, self._outside, is_random=self._is_random)
+
+
+def _has_effects(target: Any) -> bool:
+    """Whether a call matters even if its results are not used: it writes, or it returns nothing and may raise an error."""
+    return target is not operator.getitem and (writes_by_schema(target) or returns_nothing(target))
 
 
 def _memory(tensor: Tensor) -> int:
@@ -198,8 +215,15 @@ class Recording:
     def __init__(self, graph: fx.Graph, outside: list[Tensor], *, is_random: bool) -> None:
         self._graph = graph
         self._outside = outside
-        self._is_random = is_random
-        self._run: Callable[..., tuple[Tensor, ...]] = fx.GraphModule(nn.Module(), graph).forward
+        self.is_random = is_random
+
+    @cached_property
+    def _run(self) -> Callable[..., tuple[Tensor, ...]]:
+        """The operations as a function. `fx.GraphModule` would keep its source for ever."""
+        code = self._graph.python_code("self")
+        scope = dict(code.globals)
+        exec(code.src, scope)
+        return partial(scope["forward"], None)
 
     def equals(self, other: Recording) -> bool:
         """Whether another run had the same operations, and the same constants. The inputs may have had other values."""
@@ -216,7 +240,7 @@ class Recording:
             torch.no_grad(),
             without_autocast(),
             without_function_modes(),
-            random_state({t.device for t in (*inputs, *self._outside)}) if self._is_random else nullcontext(),
+            random_state({t.device for t in (*inputs, *self._outside)}) if self.is_random else nullcontext(),
         ):
             return self._run(*inputs, *self._outside)
 

@@ -70,13 +70,13 @@ class FullGrad(Attribution):
             any resolution, or None to leave it to the package. A term has the attributes module and operation. Default: None.
         autocast: whether to keep autocast, active around the call or entered by the forward. Default: False: everything runs in the
             precision of the parameters.
-        graphed: whether the operations of a run are recorded, and repeated without the model's Python code for later batches of the
-            same shapes, memory layouts, types and devices. None: they are. True: on a CUDA device the recording also becomes a CUDA
-            graph, which starts all kernels at once and keeps the memory of one map. False: the model's code runs at every call.
-            The weights may change in place. If the model gets other tensors, modules, attributes or hooks, its code runs again. It
-            also runs in calls 1, 2, 4, 8 ..., to check the recording, and at every call if the results may depend on more: on
-            values that Python reads, hooks, closures, NumPy's random numbers, or functions of yours (psi, layout, target). On a
-            CPU, batches with terms of more than a million numbers are not repeated. Default: None.
+        graphed: whether the operations of two runs are recorded, and repeated without the model's Python code for later batches of
+            the same shapes, memory layouts, types and devices; on a CUDA device as a CUDA graph, which starts all kernels at once
+            and keeps the memory of one map. It pays for small batches, and on a GPU; on a CPU, batches with terms of more than
+            262,144 numbers a thread are not repeated. Weights may change in place. If the model gets other tensors, modules or
+            attributes, its code runs again. It also runs in calls 1, 2, 4, 8 ..., to check the recording, and at every call if it
+            has hooks or reads values in Python. Whatever else the code depends on, such as global variables, must not change.
+            Default: False.
 
     Raises:
         TypeError: if the model is not a torch.nn.Module.
@@ -99,7 +99,7 @@ class FullGrad(Attribution):
         reading: Reading = "exact",
         layout: UserLayout | None = None,
         autocast: bool = False,
-        graphed: bool | None = None,
+        graphed: bool = False,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
@@ -198,12 +198,12 @@ class FullGrad(Attribution):
 
     def _find_repeated(self, batch: Batch) -> RepeatedRun | None:
         is_own_function = self.layout is not None or not isinstance(self.psi, Rescaling)  # whose variables may change
-        if self.graphed is False or is_own_function:
+        if not self.graphed or is_own_function:
             return None
         device = batch.images[0].device.type
         precision = torch.get_autocast_dtype(device) if self.autocast and torch.is_autocast_enabled(device) else None
         settings = self._settings(), self.reading, precision
-        return self._repeated.find(self.model, batch, settings, captures=self.graphed is True)
+        return self._repeated.find(self.model, batch, settings)
 
     def _draw_unchecked(self, batch: Batch) -> list[Tensor]:
         """Maps and output of a run that does not read values, so that it can be recorded."""

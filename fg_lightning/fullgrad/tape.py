@@ -62,6 +62,7 @@ class Tape(TorchFunctionMode):
         bias_hooks: hold the biases until their gradients come.
         fallback_ops: operations whose bias the general fallback computed.
         first_constant: the first operation that made a constant of values that depend on the images; None if none did.
+        reads_values: whether the model turned values of tensors into Python's or NumPy's.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Tape(TorchFunctionMode):
         self.bias_hooks = BiasHooks(visitors, self.layouts, self._planes)
         self.fallback_ops: list[str] = []
         self.first_constant: str | None = None
+        self.reads_values = False
         self._hidden_writes = HiddenWrites(self._report_hidden_write)
         self._wants_gradients = True  # unless the forward turns them off
         self._readings = readings or {}
@@ -181,6 +183,7 @@ class Tape(TorchFunctionMode):
         if op.in_place:
             self.bias_hooks.secure(op.args[0])
         result = self._run(op) if op.dependent else self._run_on_constants(op)
+        self.reads_values = self.reads_values or facts.reads_values
         if facts.is_noted:
             self._hidden_writes.note(op)
         if targets:

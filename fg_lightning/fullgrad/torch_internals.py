@@ -247,6 +247,11 @@ def written_operands(operation: Any, args: tuple[Any, ...], kwargs: dict[str, An
     return tensors_in(written)
 
 
+def returns_nothing(operation: Any) -> bool:
+    """Whether an operation has no results, such as a check that may raise an error."""
+    return not operation._schema.returns
+
+
 def identify_memory(tensor: Tensor) -> int:
     """A number of a tensor's memory. It is not used again while a `StorageWeakRef` refers to the memory."""
     return tensor.untyped_storage()._cdata
@@ -293,8 +298,11 @@ def open_functional(is_alone: Callable[[], bool]) -> Iterator[None]:
     names = {"has_torch_function_unary": check, "has_torch_function_variadic": check, "has_torch_function": check_all}
     with ExitStack() as stack:
         for module in (torch.nn.functional, torch.functional):
-            changed = {name: partial(new, vars(module)[name]) for name, new in names.items() if name in vars(module)}
-            stack.enter_context(patch.dict(vars(module), changed))
+            changed: dict[str, Any] = {
+                name: partial(new, vars(module)[name]) for name, new in names.items() if name in vars(module)
+            }
+            # One name after the other: patch.dict would empty the module for a moment, while other threads use it.
+            stack.enter_context(patch.multiple(module, **changed))
         yield
 
 

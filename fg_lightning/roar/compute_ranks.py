@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from captum.attr import Attribution
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -99,7 +98,10 @@ class RankPredictor(LightningModule):
         super().__init__()
         self.model = model
         self._attribution = factory(model, **manifest.settings)
-        _capture_runs(self._attribution)
+        drawn = self._attribution.attribution if isinstance(self._attribution, Blurred) else self._attribution
+        if isinstance(drawn, FullGrad):
+            # A store has many batches of one shape, and its network does not change between them.
+            drawn.graphed = manifest.settings.get("graphed", True)
         self._target = manifest.target
         self._seed = manifest.seed
 
@@ -111,13 +113,6 @@ class RankPredictor(LightningModule):
         seeds = [self._seed + i for i in indices]
         places: npt.NDArray[Any] = ranks(maps.cpu(), seeds).numpy()
         return places
-
-
-def _capture_runs(attribution: Attribution) -> None:
-    """Lets FullGrad start all kernels at once, unless the settings say otherwise: a store has many batches of one shape."""
-    drawn = attribution.attribution if isinstance(attribution, Blurred) else attribution
-    if isinstance(drawn, FullGrad) and drawn.graphed is None:
-        drawn.graphed = True
 
 
 class RankWriter(BasePredictionWriter):

@@ -94,7 +94,7 @@ def test_what_becomes_incomplete_later_is_warned_about() -> None:
     from itertools import count
 
     calls = count()
-    method = FullGrad(Between(lambda u: written(u) if next(calls) > 6 else u), graphed=False)
+    method = FullGrad(Between(lambda u: written(u) if next(calls) > 6 else u))
     for _ in range(7):
         method.attribute(images(), 1)
     with pytest.warns(UserWarning, match="not complete"):

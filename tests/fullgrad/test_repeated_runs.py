@@ -8,6 +8,7 @@ import random
 import warnings
 from collections.abc import Callable, Iterator
 from itertools import count
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,8 @@ from tests.helpers.moving_networks import network
 from tests.helpers.random_networks import randomised
 from tests.test_undisturbed import NETWORKS
 
-CALLS = repeated_runs.SECOND + 3  # the last three are repeated
+CALLS = 7
+OWN = 3 + repeated_runs.SECOND  # runs of the model's own code: calls 1, 2 and 4, and the recordings
 
 
 @pytest.fixture
@@ -66,14 +68,14 @@ def drawn(seed: int, n: int = 3) -> Tensor:
 
 def recorded(model: nn.Module, **settings: Any) -> FullGrad:
     """A method whose next call is repeated."""
-    method = FullGrad(model, **settings)
-    for seed in range(repeated_runs.SECOND):
+    method = FullGrad(model, graphed=True, **settings)
+    for seed in range(4):
         method.attribute(drawn(seed), 1)
     return method
 
 
 def expected(model: nn.Module, images: Tensor, target: Any = 1, **settings: Any) -> Tensor:
-    return FullGrad(model, graphed=False, **settings).attribute(images, target)
+    return FullGrad(model, **settings).attribute(images, target)
 
 
 def test_repetitions_give_the_same_maps_and_no_code_runs(runs: list[int]) -> None:
@@ -81,7 +83,7 @@ def test_repetitions_give_the_same_maps_and_no_code_runs(runs: list[int]) -> Non
     method = recorded(model)
     num_runs = len(runs)
     maps = {seed: method.attribute(drawn(seed), 1) for seed in (10, 11, 12)}
-    assert num_runs == repeated_runs.SECOND + 2  # two more were recorded
+    assert num_runs == OWN
     assert len(runs) == num_runs
     for seed, map_ in maps.items():
         assert torch.equal(map_, expected(model, drawn(seed)))
@@ -94,7 +96,7 @@ def test_repetitions_give_the_same_maps_and_no_code_runs(runs: list[int]) -> Non
 def test_every_kind_of_model_is_left_as_it_was_and_explained_as_before(name: str) -> None:
     torch.manual_seed(0)
     model = NETWORKS[name]()
-    methods = FullGrad(model), FullGrad(model, graphed=False)
+    methods = FullGrad(model, graphed=True), FullGrad(model)
     x = drawn(0)
     before = state_of(model, x)
     for seed in range(CALLS):
@@ -107,14 +109,14 @@ def test_every_kind_of_model_is_left_as_it_was_and_explained_as_before(name: str
 @pytest.mark.parametrize("name", ["windows", "window attention", "transformer layer", "einsum", "cat of channels"])
 def test_operations_of_many_kinds_are_repeated(name: str, runs: list[int]) -> None:
     model = network(name)
-    method = FullGrad(model)
+    method = FullGrad(model, graphed=True)
     for seed in range(CALLS):
         images = small_images() + torch.randn(small_images().shape, generator=torch.Generator().manual_seed(seed))
         map_ = method.attribute(images, 0)
         num_runs = len(runs)
         torch.testing.assert_close(map_, expected(model, images, 0), rtol=0, atol=1e-6 * float(map_.abs().max()))
         del runs[num_runs:]
-    assert len(runs) == repeated_runs.SECOND + 2
+    assert len(runs) == OWN
 
 
 @pytest.mark.slow
@@ -125,10 +127,10 @@ def test_networks_of_torchvision_are_repeated(name: str, runs: list[int]) -> Non
     torch.manual_seed(0)
     side = {"image_size": 64} if name.startswith("vit") else {}
     model = randomised(get_model(name, weights=None, **side))
-    method = FullGrad(model)
+    method = FullGrad(model, graphed=True)
     maps = [method.attribute(torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(seed)), 1) for seed in range(CALLS)]
-    assert len(runs) == repeated_runs.SECOND + 2
-    for seed in range(repeated_runs.SECOND, CALLS):
+    assert len(runs) == OWN
+    for seed in range(4, CALLS):
         of_code = expected(model, torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(seed)))
         torch.testing.assert_close(maps[seed], of_code, rtol=0, atol=1e-6 * float(of_code.max()))
 
@@ -151,6 +153,9 @@ def of_a_checkpoint(model: Small) -> None:
     model.load_state_dict({name: tensor + 1 for name, tensor in model.state_dict().items()})
 
 
+SimpleCounter = type("SimpleCounter", (), {"__module__": "elsewhere", "__init__": lambda self, n: setattr(self, "numerator", n)})
+
+
 class WithVariable(nn.Module):
     """Its function has a variable, as torchmetrics' wrappers have."""
 
@@ -164,9 +169,15 @@ class WithVariable(nn.Module):
 
         self.change = change
         self.function = lambda y: y.relu() + factor
+        self.other = SimpleCounter(1)
 
     def forward(self, y: Tensor) -> Tensor:
-        return self.function(y)
+        return self.function(y) + self.other.numerator
+
+
+class Doubled(WithVariable):
+    def forward(self, y: Tensor) -> Tensor:
+        return super().forward(y) * y
 
 
 CHANGES: dict[str, Callable[[Small], object]] = {
@@ -181,6 +192,8 @@ CHANGES: dict[str, Callable[[Small], object]] = {
     "a module's option": lambda model: setattr(model.stem, "padding", (1, 1)),
     "a method": lambda model: setattr(model, "forward", lambda x: model.head(model.stem(x).mean((2, 3)))),
     "a function's variable": lambda model: model.part.change(-3.0),
+    "a class": lambda model: setattr(model.part, "__class__", Doubled),
+    "an object of another package": lambda model: setattr(model.part.other, "numerator", 3),
     "a hook": lambda model: model.part.register_forward_hook(lambda module, args, output: output * 2),
     "the precision": lambda model: model.double(),
     "the order in memory": lambda model: model.to(memory_format=torch.channels_last),
@@ -213,8 +226,8 @@ def test_settings_of_the_method_may_change() -> None:
 @pytest.mark.parametrize("target", [None, 2, [0, 3, 1], torch.tensor([1, 1, 3]), np.array([3, 2, 1])])
 def test_each_call_has_its_own_target(target: Any, runs: list[int]) -> None:
     model = Small()
-    method = FullGrad(model)
-    for seed in range(repeated_runs.SECOND):
+    method = FullGrad(model, graphed=True)
+    for seed in range(4):
         method.attribute(drawn(seed), target)
     num_runs = len(runs)
     other = None if target is None else [3, 0, 2]
@@ -235,7 +248,7 @@ def test_errors_stay_the_same() -> None:
 
 def test_batches_of_other_kinds_have_recordings_of_their_own() -> None:
     model = Small()
-    method = FullGrad(model)
+    method = FullGrad(model, graphed=True)
     kinds: dict[str, Callable[[Tensor], Tensor]] = {
         "plain": lambda x: x,
         "channels last": lambda x: x.to(memory_format=torch.channels_last),
@@ -263,26 +276,26 @@ def test_additional_arguments_and_several_images_are_inputs(runs: list[int]) -> 
             return self.one(a, weights) + self.one(b)
 
     model = Pair()
-    method = FullGrad(model)
+    method = FullGrad(model, graphed=True)
     for seed in range(CALLS):
         arguments = (drawn(seed), drawn(seed + 50)), 1, torch.rand(3, generator=torch.Generator().manual_seed(seed))
         maps = method.attribute(*arguments)
         num_runs = len(runs)
-        for map_, of_code in zip(maps, FullGrad(model, graphed=False).attribute(*arguments), strict=True):
+        for map_, of_code in zip(maps, FullGrad(model).attribute(*arguments), strict=True):
             torch.testing.assert_close(map_, of_code)
         del runs[num_runs:]
-    assert len(runs) == repeated_runs.SECOND + 2
+    assert len(runs) == OWN
 
 
 def test_versions_of_fullgrad_are_repeated(runs: list[int]) -> None:
     model = Small(nn.SiLU())
     for method, of_code in (
-        (SimpleFullGrad(model), SimpleFullGrad(model, graphed=False)),
-        (FullGrad(model, implicit=False, psi="positive"), FullGrad(model, implicit=False, psi="positive", graphed=False)),
+        (SimpleFullGrad(model, graphed=True), SimpleFullGrad(model)),
+        (FullGrad(model, implicit=False, psi="positive", graphed=True), FullGrad(model, implicit=False, psi="positive")),
     ):
         runs.clear()
         maps = [method.attribute(drawn(seed), 1) for seed in range(CALLS)]
-        assert len(runs) == repeated_runs.SECOND + 2
+        assert len(runs) == OWN
         for seed, map_ in enumerate(maps):
             assert torch.equal(map_, of_code.attribute(drawn(seed), 1))
 
@@ -296,12 +309,13 @@ def test_autocast_is_recorded_below_it() -> None:
     torch.testing.assert_close(method.attribute(drawn(5), 1), expected(model, drawn(5)))
 
 
-def test_random_numbers_of_torch_are_drawn_anew_and_the_state_stays(runs: list[int]) -> None:
-    class Noisy(nn.Module):
-        def forward(self, y: Tensor) -> Tensor:
-            return y * nn.functional.dropout(torch.ones_like(y), 0.5)
+class AlwaysDropping(nn.Module):
+    def forward(self, y: Tensor) -> Tensor:
+        return y * nn.functional.dropout(torch.ones_like(y), 0.5)
 
-    model = Small(Noisy())
+
+def test_random_numbers_of_torch_are_drawn_anew_and_the_state_stays(runs: list[int]) -> None:
+    model = Small(AlwaysDropping())
     method = recorded(model)
     for seed in (1, 2):
         num_runs = len(runs)
@@ -350,6 +364,20 @@ class ByPython(nn.Module):
         return y if random.random() < 0.5 else y * 2
 
 
+class ByWeights(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.ones(2))
+
+    def forward(self, y: Tensor) -> Tensor:
+        return y * self.weights.tolist()[0]
+
+
+class ByGenerator(nn.Module):
+    def forward(self, y: Tensor) -> Tensor:
+        return y + torch.randn(y.shape[1:], generator=torch.Generator().manual_seed(1))
+
+
 class ByMask(nn.Module):
     def forward(self, y: Tensor) -> Tensor:
         return y / y[y > 0].max()
@@ -365,13 +393,13 @@ class ByIterator(nn.Module):
         return self.function(y)
 
 
-OWN_CODE = [Branching, ByNumPy, ByArray, ByList, ByPython, ByMask, ByIterator]
+OWN_CODE = [Branching, ByNumPy, ByArray, ByList, ByWeights, ByGenerator, ByPython, ByMask, ByIterator]
 
 
 @pytest.mark.parametrize("part", OWN_CODE)
 def test_code_that_reads_more_than_its_inputs_runs_at_every_call(part: type[nn.Module], runs: list[int]) -> None:
     model = Small(part())
-    method = FullGrad(model)
+    method = FullGrad(model, graphed=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of incomplete terms
         for seed in range(CALLS):
@@ -392,15 +420,76 @@ class Selector:
         return output[:, self.index]
 
 
+class Cut(nn.Module):
+    """A network whose argument says how many columns count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own = Small()
+
+    def forward(self, x: Tensor, number: Tensor) -> Tensor:
+        if number.is_sparse_csr:
+            return self.own(x, number.to_dense().sum(1))
+        return self.own(x[..., : number.tolist()[0]])
+
+
+def test_arguments_that_python_reads_are_read_at_every_call() -> None:
+    model = Cut()
+    method = FullGrad(model, graphed=True)
+    for number in (8, 8, 8, 8, 5, 6):
+        arguments = drawn(0), 1, torch.tensor([number])
+        assert torch.equal(method.attribute(*arguments), FullGrad(model).attribute(*arguments))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+def test_arguments_without_strides_are_no_error() -> None:
+    model = Cut()
+    arguments = drawn(0), 1, torch.eye(3).to_sparse_csr()
+    assert torch.equal(FullGrad(model, graphed=True).attribute(*arguments), FullGrad(model).attribute(*arguments))
+
+
+def test_checks_inside_an_operation_stay() -> None:
+    class Inverted(nn.Module):
+        def forward(self, y: Tensor) -> Tensor:
+            return torch.linalg.inv(y)
+
+    method = recorded(Small(Inverted()).double())
+    with torch.no_grad():
+        method.model.stem.weight.zero_()
+    with pytest.raises(RuntimeError, match="singular"):
+        method.attribute(drawn(5).double(), 1)
+
+
+def test_no_source_of_a_recording_stays_in_memory() -> None:
+    from torch.fx.graph_module import _loader
+
+    before = len(_loader.eval_cache)
+    recorded(Small()).attribute(drawn(5), 1)
+    assert len(_loader.eval_cache) == before
+
+
+def test_threads_keep_the_random_state(runs: list[int]) -> None:
+    model = Small(nn.Sequential(nn.ReLU(), AlwaysDropping()))
+    method = recorded(model)
+    num_runs, before = len(runs), torch.get_rng_state()
+    threads = [Thread(target=lambda: [method.attribute(drawn(5), 1) for _ in range(20)]) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(runs) < num_runs + 10
+    assert torch.equal(before, torch.get_rng_state())
+
+
 def test_functions_of_the_user_run_at_every_call(runs: list[int]) -> None:
     model, selector = Small(), Selector()
-    method = FullGrad(model)
+    method = FullGrad(model, graphed=True)
     for seed in range(CALLS):
         selector.index = seed % 3
         assert torch.equal(method.attribute(drawn(seed), selector), expected(model, drawn(seed), seed % 3))
     for settings in ({"psi": lambda term: term.sum(1)}, {"layout": lambda term, tensor: None}):
         runs.clear()
-        method = FullGrad(model, **settings)
+        method = FullGrad(model, graphed=True, **settings)
         for seed in range(CALLS):
             method.attribute(drawn(seed), 1)
         assert len(runs) == CALLS
@@ -409,7 +498,7 @@ def test_functions_of_the_user_run_at_every_call(runs: list[int]) -> None:
 def test_hooks_of_the_user_run_at_every_call() -> None:
     model, seen = Small(), []
     model.part.register_forward_hook(lambda module, args, output: seen.append(1))
-    method = FullGrad(model)
+    method = FullGrad(model, graphed=True)
     for seed in range(CALLS):
         method.attribute(drawn(seed), 1)
     assert len(seen) == CALLS
@@ -436,16 +525,17 @@ def test_a_change_outside_the_model_is_found_at_the_next_check(factor: list[floa
     for seed in (5, 6, 7):
         method.attribute(drawn(seed), 1)
     num_runs = len(runs)
-    with pytest.warns(UserWarning, match="own code now gives other maps.*graphed=False"):
+    with pytest.warns(UserWarning, match="own code now gives other maps.*graphed=True"):
         map_ = method.attribute(drawn(8), 1)
     assert torch.equal(map_, expected(model, drawn(8)))
     for seed in (9, 10):
-        assert torch.equal(method.attribute(drawn(seed), 1), expected(model, drawn(seed)))
-    assert len(runs) > num_runs + 2
+        for n in (3, 2):  # another kind of batch, too
+            assert torch.equal(method.attribute(drawn(seed, n), 1), expected(model, drawn(seed, n)))
+    assert len(runs) > num_runs + 4
 
 
 def test_no_more_kinds_are_remembered_than_stated() -> None:
-    method = FullGrad(Small())
+    method = FullGrad(Small(), graphed=True)
     for n in range(1, 2 * repeated_runs.MAX_KINDS):
         method.attribute(drawn(0, n), 1)
     assert len(method._repeated._runs) == repeated_runs.MAX_KINDS
@@ -453,7 +543,7 @@ def test_no_more_kinds_are_remembered_than_stated() -> None:
 
 def test_large_batches_on_a_cpu_are_not_recorded(monkeypatch: pytest.MonkeyPatch, runs: list[int]) -> None:
     monkeypatch.setattr("fg_lightning.fullgrad.term_map.BLOCK", 128)
-    method = FullGrad(Small())
+    method = FullGrad(Small(), graphed=True)
     for seed in range(CALLS):
         method.attribute(drawn(seed), 1)
     assert len(runs) == CALLS

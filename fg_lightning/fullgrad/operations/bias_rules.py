@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fg_lightning.fullgrad.linearization import Bias, BiasRule, Deferred, Pointwise, linearize, reads_overwritten
 from fg_lightning.fullgrad.operation import Operation, tensors_in
+from fg_lightning.fullgrad.torch_internals import unrecorded
 
 
 @reads_overwritten(lambda op: _overwrites_a_constant(op) or _combines(op))
@@ -57,8 +58,12 @@ def sum_of(first_sign: int, second_sign: int, *, alpha_on: int) -> BiasRule:
         scale = (first_sign, second_sign)[i] * (op.kwargs.get("alpha", 1) if i == alpha_on else 1)
         y = op.outputs[0]
         operand = operands[i]
-        constant = op.value(operand).to(y.dtype) if isinstance(operand, Tensor) else torch.tensor(operand, dtype=y.dtype)
-        return [Bias("explicit", _finite(scale * constant.to(y.device)))]
+        if isinstance(operand, Tensor):
+            constant = op.value(operand).to(y.device, y.dtype)
+        else:
+            with unrecorded():  # a constant rather than a copy from the CPU in each repetition
+                constant = torch.tensor(operand, dtype=y.dtype, device=y.device)
+        return [Bias("explicit", _finite(constant if scale == 1 else scale * constant))]
 
     return reads_overwritten(_overwrites_a_constant)(rule)
 

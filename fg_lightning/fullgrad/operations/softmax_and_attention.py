@@ -77,22 +77,23 @@ def _attention(op: Operation, mask: Tensor | None, causal: bool, dropout: float,
 
     def implicit(q: Tensor, k: Tensor, v: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
         keys, values = (t if shared_by == 1 else t.repeat_interleave(shared_by, -3) for t in (k, v))
-        scores = scale * q @ keys.mT
+
+        def flat(t: Tensor) -> Tensor:
+            return t.expand(*y.shape[:-2], *t.shape[-2:]).reshape(-1, *t.shape[-2:])
+
+        scores = torch.baddbmm(q.new_empty(()), flat(q), flat(keys).mT, beta=0, alpha=scale)
         masked = scores
         if causal:
             masked = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -math.inf)
         elif mask is not None:
+            mask = flat(mask.expand(*mask.shape[:-2], *scores.shape[-2:]))
             masked = scores.masked_fill(~mask, -math.inf) if mask.dtype is torch.bool else scores + mask
         weights = masked.softmax(-1)
         if mask is not None:  # a query that is masked from all keys has no weights and output 0
             weights = weights.masked_fill(masked == -math.inf, 0)
         weighted = weights * scores
-
-        def flat(t: Tensor) -> Tensor:
-            return t.expand(*y.shape[:-2], *t.shape[-2:]).reshape(-1, *t.shape[-2:])
-
-        own = weighted.sum(-1, keepdim=True) * y
-        bias = torch.baddbmm(flat(own), flat(weighted), flat(values), beta=degree, alpha=-degree).view_as(y)
+        own = weighted.sum(-1, keepdim=True) * flat(y)
+        bias = torch.baddbmm(own, weighted, flat(values), beta=degree, alpha=-degree).view(y.shape)
         return bias if linear_in_v else bias + y
 
     operands = (op.value(q), op.value(k), op.value(v), op.result())
