@@ -72,6 +72,8 @@ class Selection:
             return self._check(scores)
         indices = self._indices(scores)
         self.target = indices.squeeze(1)
+        if scores.ndim == 2:
+            return self._check(scores.gather(1, indices).squeeze(1))
         with unrecorded():
             strides = torch.tensor([math.prod(scores.shape[i + 1 :]) for i in range(1, scores.ndim)], device=scores.device)
         places = (indices * strides).sum(1, keepdim=True)
