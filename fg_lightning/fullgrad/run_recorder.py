@@ -113,12 +113,9 @@ class RunRecorder(DispatchMode):
         if any(tag in tags for tag in READS_VALUES) and (function is not INDEX or _has_mask(args)):
             raise CannotRecord(f"{function} reads values of tensors")
         self._is_random |= torch.Tag.nondeterministic_seeded in tags
-        found_args, found_kwargs = map_aggregate(
-            (args, kwargs), lambda item: self._find(item) if isinstance(item, Tensor) else item
-        )
-        if writes_by_schema(function) and any(
-            self._memories[_memory(t)].outlives for t in written_operands(function, args, kwargs)
-        ):
+        found_args, found_kwargs = map_aggregate((args, kwargs), self._find_or_keep)
+        written = written_operands(function, args, kwargs) if writes_by_schema(function) else []
+        if any(self._memories[_memory(tensor)].outlives for tensor in written):
             raise CannotRecord(f"{function} writes to a tensor that the run did not make")
         return None if torch.Tag.inplace_view in tags else self._graph.call_function(function, found_args, found_kwargs)
 
@@ -148,7 +145,7 @@ class RunRecorder(DispatchMode):
 
     def _enter_results(self, node: fx.Node | None, result: Any) -> None:
         """Gives the results of a call their nodes. A call that only returned what is known, such as `detach`, leaves the graph."""
-        if node is None or result is None or result == ():
+        if node is None or returns_nothing(node.target):
             return
         is_new = False
         for number, item in enumerate(result) if isinstance(result, (tuple, list)) else [(None, result)]:

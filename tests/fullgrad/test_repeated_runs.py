@@ -373,9 +373,12 @@ class ByWeights(nn.Module):
         return y * self.weights.tolist()[0]
 
 
+GENERATOR = torch.Generator()
+
+
 class ByGenerator(nn.Module):
     def forward(self, y: Tensor) -> Tensor:
-        return y + torch.randn(y.shape[1:], generator=torch.Generator().manual_seed(1))
+        return y + torch.randn(y.shape[1:], generator=GENERATOR.manual_seed(1))
 
 
 class ByMask(nn.Module):
