@@ -175,7 +175,7 @@ def test_a_missing_word_is_named_as_in_the_help(capsys):
     [
         (["watch", "x", "--port", "abc"], "--port abc: expected a whole number"),
         (["roar", "--data", "nowhere.Data"], "--data nowhere.Data: No module named 'nowhere'"),
-        (["roar", "--data", "Data"], "--data Data: expected an import path such as my_package.Name"),
+        (["roar", "--data", "NowhereData"], "--data NowhereData: expected an import path such as my_package.Name"),
         (["roar", "--model", "os.path"], "--model os.path: it is neither a class nor a function"),
         (["roar", "--data.foo", "1"], "--data: Option 'foo' is not accepted without a class; give the class"),
         (["roar", "--fractions", "0.5"], "--fractions 0.5: expected a list such as [a,b]"),

@@ -118,6 +118,7 @@ def requested_indices(requested: Any, num_images: int) -> Tensor:
         if requested.is_floating_point() or requested.dtype is torch.bool:
             raise TypeError(f"target must hold class indices, integers, but is a tensor of {requested.dtype}")
         requested = requested.detach().long()
+        requested = requested.clone() if requested.is_inference() else requested  # autograd has to keep it
         return requested.expand(num_images)[:, None] if requested.numel() == 1 else requested.reshape(len(requested), -1)
     if isinstance(requested, int) and not isinstance(requested, bool):
         return torch.full((num_images, 1), requested)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fg_lightning import full_gradients
+from fg_lightning import FullGrad, full_gradients
 from tests.helpers.random_networks import CLASSES, images
 
 # torch itself says so when forward-mode differentiation is first used.
@@ -208,3 +208,15 @@ X = torch.rand(3, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 def test_bad_input_is_refused_with_what_is_wrong(model: Any, x: Any, target: Any, error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
         full_gradients(model, x, target)
+
+
+def test_labels_made_in_inference_mode_are_targets() -> None:
+    with torch.inference_mode():
+        labels = torch.tensor([1, 0])
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    x = torch.rand(2, 3, 2, 2)
+    for graphed in (False, True):
+        method = FullGrad(model, graphed=graphed)
+        for _ in range(3):
+            with torch.inference_mode():
+                assert torch.equal(method.attribute(x, labels), FullGrad(model).attribute(x, [1, 0]))
