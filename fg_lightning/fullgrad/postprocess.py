@@ -58,11 +58,11 @@ class Rescaling:
         return sums / expand_like(span + EPSILON, sums)
 
 
-Factors = tuple[Float[Tensor, "n _ *s"], Union[Float[Tensor, " _"], None]]
+Factors = tuple[Float[Tensor, "n _ ..."], Union[Float[Tensor, " _"], None]]
 """A term as a tensor and a factor for each of its channels. None: the factors are 1."""
 
 
-def rescale_together(psi: Rescaling, groups: Sequence[Sequence[Factors]]) -> list[Float[Tensor, "n *s"]]:
+def rescale_together(psi: Rescaling, groups: Sequence[Sequence[Factors]]) -> list[Float[Tensor, "n ..."]]:
     """The sum of psi of the terms of each group, in about as many calls as for one term.
 
     The terms of a group have planes of one size. The extremes of all groups are compared together.
