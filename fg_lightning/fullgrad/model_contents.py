@@ -74,7 +74,12 @@ def _value_of(cell: CellType) -> Any:
 
 def _place(tensor: Tensor) -> tuple[Any, ...]:
     """Where a tensor has its values, and how it reads them."""
-    return memory_of(tensor), tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
+    return memory_of(tensor), *view_of_memory(tensor)
+
+
+def view_of_memory(tensor: Tensor) -> tuple[Any, ...]:
+    """How a tensor reads its memory. Two tensors that read the same memory in the same way are equal."""
+    return tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype, tensor.is_conj(), tensor.is_neg()
 
 
 def memory_of(tensor: Tensor) -> int | None:

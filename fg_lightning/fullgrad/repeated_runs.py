@@ -6,9 +6,9 @@ first two runs are recorded and must agree. Every later run of the model's code 
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -27,8 +27,10 @@ from fg_lightning.fullgrad.torch_internals import has_hooks, is_watched
 MAX_KINDS = 8
 """Largest number of kinds of batches that are remembered. The oldest is forgotten first."""
 
-FIRST, SECOND = 1, 2
-"""Calls that are recorded. Recording takes as long as a few maps."""
+logger = logging.getLogger(__name__)
+
+Repeat = Callable[[Sequence[Tensor]], tuple[Tensor, ...]]
+"""Computes the results of a recorded run for other inputs."""
 
 Draw = Callable[[Batch], Sequence[Tensor]]
 """Runs the model's own code without reading values. Returns the results that a repetition computes."""
@@ -94,7 +96,7 @@ class RepeatedRun:
         self._contents: ModelContents | None = None
         self._sizes: torch.Size | None = None
         self._recording: Recording | None = None
-        self._repeat: Callable[[Sequence[Tensor]], tuple[Tensor, ...]] | None = None
+        self._repeat: Repeat | None = None
 
     def is_outdated(self) -> bool:
         """Whether the model holds other objects than when its run was recorded."""
@@ -125,25 +127,27 @@ class RepeatedRun:
             return
         with ONE_THREAD:
             try:
-                self._record_or_check(batch, run, results, draw)
-            except CannotRecord:
+                if self._recording is None:
+                    self._recording = self._record(batch, run, draw)
+                elif self._repeat is None:
+                    self._repeat = self._verify(self._recording, self._record(batch, run, draw), batch, results)
+                elif not _agree(self._repeat(self._flatten(batch)), results):
+                    self._turn_off()
+                    warn_once(self._model, "repeated", OUTDATED)
+            except CannotRecord as reason:
+                logger.info("FullGrad does not repeat runs of this network: %s", reason)
                 self._is_refused = True
                 self._recording = self._repeat = self._contents = None
 
-    def _record_or_check(self, batch: Batch, run: Run, results: Sequence[Tensor], draw: Draw) -> None:
-        if self.num_calls == FIRST:
-            self._recording = self._record(batch, run, draw)
-        elif self.num_calls == SECOND:
-            self._verify(self._record(batch, run, draw), batch, results)
-        elif self._repeat is not None and not _agree(self._repeat(self._flatten(batch)), results):
-            self._turn_off()
-            warn_once(self._model, "repeated", OUTDATED)
-
     def _record(self, batch: Batch, run: Run, draw: Draw) -> Recording:
         """Raises CannotRecord if a repetition could differ from a run of the model's code."""
+        if has_hooks(self._model):
+            raise CannotRecord("it has hooks, whose effects a repetition would leave out")
+        if run.reads_values:
+            raise CannotRecord("its code turns values of tensors into Python's or NumPy's")
         contents = run.constants.contents()
-        if contents is None or contents.may_change_unseen() or has_hooks(self._model) or run.reads_values:
-            raise CannotRecord("the results may depend on something that changes unseen")
+        if contents is None or contents.may_change_unseen():
+            raise CannotRecord("it holds arrays, random generators or variables of functions, which may change unseen")
         if run.sizes == () and batch.target is not None:
             raise CannotRecord("a target was given although there is no choice")
         self._contents, self._sizes = contents, run.sizes
@@ -157,18 +161,20 @@ class RepeatedRun:
         except Exception as error:  # the run before raised none, so the recorder is the cause
             raise CannotRecord(f"the run failed under the recorder: {error}") from error
 
-    def _verify(self, recording: Recording, batch: Batch, results: Sequence[Tensor]) -> None:
-        """Raises CannotRecord if two runs differ in more than their inputs, or the recording gives other results."""
-        if self._recording is None or not self._recording.equals(recording):
+    def _verify(self, first: Recording, second: Recording, batch: Batch, results: Sequence[Tensor]) -> Repeat:
+        """What repeats a recording. Raises CannotRecord if the two differ, or a repetition gives other results."""
+        if not first.equals(second):
             raise CannotRecord("two runs had other operations or constants")
         inputs = self._flatten(batch)
-        repeat: Callable[[Sequence[Tensor]], tuple[Tensor, ...]] = recording.repeat
+        repeat: Repeat = second.repeat
         if inputs[0].is_cuda:
-            with suppress(CannotRecord):
-                repeat = capture(recording, inputs)
+            try:
+                repeat = capture(second, inputs)
+            except CannotRecord as reason:
+                logger.info("FullGrad repeats runs of this network without a CUDA graph: %s", reason)
         if not _agree(repeat(inputs), results):
             raise CannotRecord("the recorded operations give other results")
-        self._repeat = repeat
+        return repeat
 
     def _flatten(self, batch: Batch) -> list[Tensor]:
         """The inputs of the recording: images, arguments and the indices of the target, without gaps or overlaps in memory."""

@@ -19,6 +19,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_aggregate
 
 from fg_lightning.fullgrad.function_facts import PLAIN
+from fg_lightning.fullgrad.model_contents import view_of_memory
 from fg_lightning.fullgrad.operation import tensors_in
 from fg_lightning.fullgrad.preserve_model import random_state
 from fg_lightning.fullgrad.torch_internals import (
@@ -40,7 +41,7 @@ LITERALS = {bool, int, float, complex, str, type(None), torch.dtype, torch.devic
 """Types of arguments that are part of an operation, besides tensors and lists."""
 
 READS_VALUES = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
-"""Torch's marks of operations whose result, as Python or other operations see it, depends on values."""
+"""Torch's marks of operations that give values of tensors to Python, or whose results have shapes that depend on values."""
 
 
 class CannotRecord(RuntimeError):
@@ -192,8 +193,7 @@ def _memory(tensor: Tensor) -> int:
 
 def _place(tensor: Tensor) -> tuple[Any, ...]:
     """The memory of a tensor, and how the tensor reads it."""
-    how = tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype, tensor.is_conj(), tensor.is_neg()
-    return _memory(tensor), *how
+    return _memory(tensor), *view_of_memory(tensor)
 
 
 def _has_mask(args: tuple[Any, ...]) -> bool:

@@ -75,8 +75,8 @@ class FullGrad(Attribution):
             and keeps the memory of one map. It pays for small batches, and on a GPU; on a CPU, batches with terms of more than
             262,144 numbers a thread are not repeated. Weights may change in place. If the model gets other tensors, modules or
             attributes, its code runs again. It also runs in calls 1, 2, 4, 8 ..., to check the recording, and at every call if it
-            has hooks or reads values in Python. Whatever else the code depends on, such as global variables, must not change.
-            Default: False.
+            has hooks or reads values in Python; the logger of this package tells why, at level INFO. Whatever else the code depends
+            on, such as global variables, must not change. Default: False.
 
     Raises:
         TypeError: if the model is not a torch.nn.Module.
@@ -134,12 +134,10 @@ class FullGrad(Attribution):
             additional_forward_args: further arguments of the model's forward after the images, one value or a tuple. Default: none.
 
         Returns:
-            Maps [N, 1, *S], at least 0 (except for psi="signed"). Their unit is that of psi: a sum of terms, each rescaled to [0,
-            1].
+            Maps [N, 1, *S], at least 0 (except for psi="signed"), in the unit of psi: a sum of terms, each rescaled to [0, 1].
             For a tuple of images, a tuple of maps: each has its image's input term and the bias terms that lie on this image. If
-                the
-            model combines images place by place, for example by a sum or a concatenation of channels, later terms lie on all of
-            them.
+            the model combines images place by place, for example by a sum or a concatenation of channels, later terms lie on all
+            of them.
 
         Raises:
             TypeError: if the images are not floating-point, or the target is of an unknown kind.
@@ -177,7 +175,8 @@ class FullGrad(Attribution):
         """The maps of images that are run together.
 
         Two checks are made if terms are asked for, and otherwise in runs 1, 2, 4, 8 and so on of the network, because they take
-        time: whether the terms add up, with a warning if not, and whether constants that the model makes mix its samples.
+        time: whether the terms add up, with a warning if not, and whether constants that the model makes mix its samples. If
+        `graphed`, other runs are recorded and repeated.
         """
         is_due = is_check_due(self.model, (self.reading, self.is_complete)) or sum_terms
         repeated = None if sum_terms else self._find_repeated(batch)

@@ -7,6 +7,7 @@ import pickle
 import random
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from itertools import count
 from threading import Thread
 from typing import Any
@@ -27,7 +28,7 @@ from tests.helpers.random_networks import randomised
 from tests.test_undisturbed import NETWORKS
 
 CALLS = 7
-OWN = 3 + repeated_runs.SECOND  # runs of the model's own code: calls 1, 2 and 4, and the recordings
+OWN = 5  # runs of the model's own code: calls 1, 2 and 4, and two that are recorded
 
 
 @pytest.fixture
@@ -498,13 +499,27 @@ def test_functions_of_the_user_run_at_every_call(runs: list[int]) -> None:
         assert len(runs) == CALLS
 
 
-def test_hooks_of_the_user_run_at_every_call() -> None:
+def test_hooks_of_the_user_run_at_every_call(caplog: pytest.LogCaptureFixture) -> None:
     model, seen = Small(), []
     model.part.register_forward_hook(lambda module, args, output: seen.append(1))
     method = FullGrad(model, graphed=True)
-    for seed in range(CALLS):
-        method.attribute(drawn(seed), 1)
+    with caplog.at_level("INFO"):
+        for seed in range(CALLS):
+            method.attribute(drawn(seed), 1)
     assert len(seen) == CALLS
+    assert [record.message for record in caplog.records] == [
+        "FullGrad does not repeat runs of this network: it has hooks, whose effects a repetition would leave out"
+    ]
+
+
+def test_an_error_before_the_recordings_does_not_end_them(runs: list[int]) -> None:
+    method = FullGrad(Small(), graphed=True)
+    for target in (9, 1, 9, 1, 1, 1):
+        with pytest.raises(TargetError) if target == 9 else nullcontext():
+            method.attribute(drawn(0), target)
+    num_runs = len(runs)
+    method.attribute(drawn(1), 1)  # the seventh call
+    assert len(runs) == num_runs
 
 
 FACTOR = [1.0]
